@@ -1,0 +1,48 @@
+/*
+ * One skeleton for every device.  machine/pc.c holds the ordered array of them; creation, reset,
+ * save, restore and listing walk that same array.  virtio/rng.c is the template to copy.
+ *
+ * A device is handed what it needs (struct device_env) and nothing else: it never includes engine/
+ * or machine/.  All of its functions run with the bus lock held.
+ */
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+
+#include "bus/bus.h"
+#include "host/loop.h"
+
+struct pci_host;
+
+struct device_env {
+    struct bus *bus;
+    struct loop *loop;
+    struct pci_host *pci;         /* NULL before the host bridge exists */
+    struct irq_line *isa_irq;     /* 24 lines (GSI): to the 8259 pair (0-15) and the I/O APIC (0-23) */
+    /* The machine's reaction to a guest's wish: enum machine_event of this header. */
+    void (*event)(void *opaque, int event);
+    void *event_opaque;
+};
+
+enum machine_event {
+    MACHINE_POWEROFF, /* ACPI S5 */
+    MACHINE_RESET,    /* reset register, keyboard controller pulse, 0xCF9 */
+    MACHINE_PANIC,    /* pvpanic: the guest kernel says it has crashed */
+};
+
+struct device {
+    const char *name;
+    const struct device_class *class;
+    void *state; /* the device's own structure, allocated by create */
+};
+
+struct device_class {
+    const char *type;
+    /* Allocates state into dev->state and maps its ranges.  `config` is the class's own. 0/-errno. */
+    int (*create)(struct device *dev, const struct device_env *env, const void *config);
+    void (*reset)(struct device *dev);
+    void (*destroy)(struct device *dev);
+    /* The bytes that make up the saved state, a plain struct with no pointers, at state+offset. */
+    size_t save_offset, save_size;
+    void (*post_restore)(struct device *dev); /* re-arm timers, re-drive lines; may be NULL */
+};

@@ -1,0 +1,48 @@
+/*
+ * The one seam between a VM and what executes its instructions.
+ *
+ * An engine is a const table of functions.  It owns the vCPUs' execution and nothing else: RAM is
+ * memory/, everything that is not RAM leaves through bus/, the architecture is cpu/.
+ */
+#pragma once
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#include "cpu/cpu.h"
+
+enum engine_exit {
+    ENGINE_EXIT_REQUEST,  /* REQ_EXIT was set */
+    ENGINE_EXIT_HALT,     /* HLT with nothing pending: call engine_vcpu_wait or sleep until a request */
+    ENGINE_EXIT_SHUTDOWN, /* triple fault */
+    ENGINE_EXIT_ERROR,    /* the engine cannot go on; vcpu->error says why in one sentence */
+};
+
+struct engine_config {
+    struct memory *memory;
+    struct bus *bus;
+    unsigned n_cpus;
+    uint64_t code_cache_bytes; /* soft: 0 = default */
+    uint32_t log_items;        /* enum engine_log */
+};
+enum engine_log { ENGINE_LOG_TRANSLATE = 1, ENGINE_LOG_EXC = 2, ENGINE_LOG_IRQ = 4, ENGINE_LOG_DEVICE = 8 };
+
+struct engine;
+
+struct engine_ops {
+    const char *name;
+    /* Can this host run it?  true, or false with one sentence in why[size]. */
+    bool (*probe)(char *why, size_t size);
+    int (*create)(struct engine **out, const struct engine_config *config);
+    void (*destroy)(struct engine *e);
+    /* The architectural state of vCPU i; valid while it is not running. */
+    struct cpu *(*vcpu)(struct engine *e, unsigned i);
+    /* Runs vCPU i on the calling thread until an exit.  `error` (size 256) is set for ERROR. */
+    enum engine_exit (*run)(struct engine *e, unsigned i, char *error);
+    /* Makes vCPU i notice cpu->request soon; any thread. */
+    void (*kick)(struct engine *e, unsigned i);
+    void (*stats)(struct engine *e, FILE *out); /* --stats */
+};
+
+extern const struct engine_ops engine_soft;
+extern const struct engine_ops engine_kvm;

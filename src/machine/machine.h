@@ -1,0 +1,36 @@
+/*
+ * The computer: memory, bus, event loop, the ordered array of devices, and the tables that
+ * describe them to the guest.  pc.c shows the whole machine.
+ */
+#pragma once
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "devices/device.h"
+
+struct machine_config {
+    uint64_t memory_bytes;
+    unsigned n_cpus;
+    const char *kernel_path, *initrd_path, *append; /* initrd, append may be NULL */
+    /* Console: bytes the guest writes leave through output; input arrives by machine_console_input. */
+    void (*console_output)(void *opaque, const void *data, size_t len);
+    void *console_opaque;
+};
+
+struct machine;
+struct cpu;
+
+int machine_create(struct machine **out, const struct machine_config *config, char *error, size_t error_size);
+void machine_destroy(struct machine *m);
+struct memory *machine_memory(struct machine *m);
+struct bus *machine_bus(struct machine *m);
+struct loop *machine_loop(struct machine *m);
+/* Connects vCPU i: gives it its local APIC, and its boot state (BSP: kernel entry; APs: wait for
+ * SIPI).  `kick` is called, lock held or not, after cpu->request was set. */
+int machine_attach_cpu(struct machine *m, struct cpu *cpu, unsigned i, void (*kick)(void *opaque, unsigned i), void *opaque);
+/* Bytes typed; returns how many were taken (the rest: try again when on_space is called). */
+size_t machine_console_input(struct machine *m, const void *data, size_t len);
+void machine_set_console_space(struct machine *m, void (*on_space)(void *opaque), void *opaque);
+void machine_reset(struct machine *m);
+/* Called (lock held) for poweroff, reset, panic. */
+void machine_set_event(struct machine *m, void (*event)(void *opaque, int event), void *opaque);

@@ -1,0 +1,48 @@
+/*
+ * Guest-physical memory.
+ *
+ * All RAM is one memfd, mapped so that hva = memory->base + gpa for every gpa that is RAM: one
+ * addition translates.  The 32-bit PCI hole is a gap in that mapping, not RAM moved elsewhere:
+ *
+ *      gpa 0                low_size <= 3 GiB      4 GiB            4 GiB + high_size
+ *      |------- RAM --------|...... hole ..........|------- RAM ------|
+ *
+ * Accesses outside RAM are the bus's business (bus/bus.h).
+ */
+#pragma once
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define MEMORY_HOLE_START 0xC0000000ull /* first gpa that is never low RAM (3 GiB) */
+#define MEMORY_HOLE_END 0x100000000ull  /* where high RAM begins (4 GiB) */
+
+struct memory {
+    uint8_t *base;      /* hva of gpa 0 */
+    uint64_t size;      /* bytes of RAM in total */
+    uint64_t low_size;  /* bytes below the hole */
+    uint64_t high_size; /* bytes from 4 GiB up */
+    uint64_t end;       /* one past the last RAM gpa */
+    int fd;             /* the memfd; offset in the file = gpa for low RAM, gpa - hole for high RAM */
+};
+
+/* Allocates `size` bytes of zeroed guest RAM (a multiple of 4096, >= 1 MiB).  0 or -errno. */
+int memory_create(struct memory **out, uint64_t size);
+void memory_destroy(struct memory *m);
+
+static inline bool memory_is_ram(const struct memory *m, uint64_t gpa, uint64_t len)
+{
+    return (gpa < m->low_size && len <= m->low_size - gpa) ||
+           (gpa >= MEMORY_HOLE_END && gpa < m->end && len <= m->end - gpa);
+}
+
+/* The hva of [gpa, gpa+len) or NULL unless all of it is RAM. */
+static inline void *memory_hva(const struct memory *m, uint64_t gpa, uint64_t len)
+{
+    return memory_is_ram(m, gpa, len) ? m->base + gpa : NULL;
+}
+
+/* Copies; -EFAULT (and nothing copied) unless all of the range is RAM.  These tell nobody about
+ * writes: use dma_write of bus/bus.h where translated code may live in the page. */
+int memory_read(const struct memory *m, uint64_t gpa, void *buf, size_t len);
+int memory_write(struct memory *m, uint64_t gpa, const void *buf, size_t len);
