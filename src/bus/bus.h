@@ -36,6 +36,8 @@ struct bus {
     struct memory *memory;
     struct bus_range *ranges[BUS_SPACES][BUS_MAX_RANGES]; /* sorted by base */
     unsigned n_ranges[BUS_SPACES];
+    struct bus_range *last[BUS_SPACES]; /* the range hit last; guarded by lock */
+    pthread_key_t initiator;            /* per thread: the vCPU that it runs */
     /* Called for each message-signalled interrupt (a write to 0xFEExxxxx).  Set by the machine. */
     void (*msi)(void *opaque, uint64_t address, uint32_t data);
     void *msi_opaque;
@@ -50,6 +52,12 @@ void bus_destroy(struct bus *bus);
 /* Maps; -EBUSY on overlap, -ENOSPC when the table is full.  The caller keeps *range alive. */
 int bus_map(struct bus *bus, enum bus_space space, struct bus_range *range);
 void bus_unmap(struct bus *bus, enum bus_space space, struct bus_range *range);
+
+/* Says which vCPU the calling thread's accesses come from (what the bus ID pins say on hardware); a
+ * thread that never says so speaks for vCPU 0.  Every local APIC is at the same address, so its
+ * handler asks. */
+void bus_set_initiator(struct bus *bus, unsigned cpu);
+unsigned bus_initiator(const struct bus *bus);
 
 /* One access of 1, 2, 4 or 8 bytes; takes the lock.  Unmapped: reads as all ones. */
 uint64_t bus_read(struct bus *bus, enum bus_space space, uint64_t addr, unsigned size);

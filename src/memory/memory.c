@@ -1,0 +1,117 @@
+#include "memory/memory.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+enum { PAGE = 4096 };
+#define MIB (1ull << 20)
+#define HUGE_PAGE (2 * MIB)
+
+static uint64_t min_u64(uint64_t a, uint64_t b)
+{
+    return a < b ? a : b;
+}
+
+/* Reserves [0, end) and a guard page behind it, aligned so that the kernel can back it by huge
+ * pages (file offset and address must agree modulo 2 MiB; both start at a multiple). */
+static int reserve(struct memory *m)
+{
+    size_t want = m->end + PAGE, slack = HUGE_PAGE;
+    uint8_t *p = mmap(NULL, want + slack, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (p == MAP_FAILED)
+        return -errno;
+    size_t head = -(uintptr_t)p & (HUGE_PAGE - 1);
+    m->base = p + head;
+    if (head)
+        munmap(p, head);
+    if (slack - head)
+        munmap(m->base + want, slack - head);
+    return 0;
+}
+
+static int map_piece(const struct memory *m, uint64_t gpa, uint64_t size, uint64_t file_offset)
+{
+    if (!size)
+        return 0;
+    void *p = mmap(m->base + gpa, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE | MAP_FIXED, m->fd,
+                   (off_t)file_offset);
+    if (p == MAP_FAILED)
+        return -errno;
+    /* A wish: kernels without huge pages for shared memory say no, and nothing is lost. */
+    (void)madvise(p, size, MADV_HUGEPAGE);
+    return 0;
+}
+
+static int create_file(struct memory *m)
+{
+    m->fd = memfd_create("guise-ram", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    if (m->fd < 0)
+        return -errno;
+    if (ftruncate(m->fd, (off_t)m->size) < 0)
+        return -errno;
+    /* Whoever is handed the file (a migration, a helper process) cannot take pages from under us. */
+    if (fcntl(m->fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0)
+        return -errno;
+    return 0;
+}
+
+int memory_create(struct memory **out, uint64_t size)
+{
+    if (size < MIB || size % PAGE || size > (1ull << 46))
+        return -EINVAL;
+    struct memory *m = calloc(1, sizeof(*m));
+    if (!m)
+        return -ENOMEM;
+    m->fd = -1;
+    m->size = size;
+    m->low_size = min_u64(size, MEMORY_HOLE_START);
+    m->high_size = size - m->low_size;
+    m->end = m->high_size ? MEMORY_HOLE_END + m->high_size : m->low_size;
+
+    int err = create_file(m);
+    if (!err)
+        err = reserve(m);
+    if (!err)
+        err = map_piece(m, 0, m->low_size, 0);
+    if (!err)
+        err = map_piece(m, MEMORY_HOLE_END, m->high_size, m->low_size);
+    if (err) {
+        memory_destroy(m);
+        return err;
+    }
+    *out = m;
+    return 0;
+}
+
+void memory_destroy(struct memory *m)
+{
+    if (!m)
+        return;
+    if (m->base)
+        munmap(m->base, m->end + PAGE);
+    if (m->fd >= 0)
+        close(m->fd);
+    free(m);
+}
+
+int memory_read(const struct memory *m, uint64_t gpa, void *buf, size_t len)
+{
+    const void *p = memory_hva(m, gpa, len);
+    if (!p)
+        return -EFAULT;
+    memcpy(buf, p, len);
+    return 0;
+}
+
+int memory_write(struct memory *m, uint64_t gpa, const void *buf, size_t len)
+{
+    void *p = memory_hva(m, gpa, len);
+    if (!p)
+        return -EFAULT;
+    memcpy(p, buf, len);
+    return 0;
+}
