@@ -1,0 +1,71 @@
+# A thin face on Meson.  Every target installs what it needs (Debian packages, by sudo when not root).
+#
+#   make                      build/guise, a release build
+#   make run                  a root shell in a virtual machine with Debian's kernel
+#   make run CMD='uname -a'   one command in it; make returns its status
+#   make test | bench | fuzz | lint | install [PREFIX=/usr/local] [DESTDIR=]
+#   make BUILD=debug|asan|cov any of these with another kind of build, in build-debug and so on
+#   make clean                removes the builds (downloads stay in ~/.cache/guise)
+
+BUILD ?= release
+PREFIX ?= /usr/local
+CMD ?=
+ENGINE ?= auto
+RUN_OPTIONS ?=
+
+directory_release = build
+directory = $(or $(directory_$(BUILD)),build-$(BUILD))
+guise = $(directory)/guise
+
+options_release = --buildtype=release -Db_ndebug=false -Doptimization=2 -Ddebug=true
+options_debug = --buildtype=debug
+options_asan = --buildtype=debugoptimized -Db_sanitize=address,undefined -Db_lundef=false
+options_cov = --buildtype=debug -Db_coverage=true
+ifeq ($(options_$(BUILD)),)
+$(error there is no BUILD=$(BUILD); choose release, debug, asan or cov)
+endif
+
+.PHONY: all setup run test bench fuzz lint install coverage clean
+.DEFAULT_GOAL = all
+
+all: $(directory)/build.ninja
+	@ninja -C $(directory) $(if $(VERBOSE),-v,--quiet)
+
+$(directory)/build.ninja: | setup
+	@meson setup $(directory) --prefix=$(PREFIX) $(options_$(BUILD)) >$(directory).log || { cat $(directory).log; exit 1; }
+	@mv $(directory).log $(directory)/setup.log
+
+setup:
+	@scripts/setup.sh build $(if $(filter cov,$(BUILD)),cov)
+
+run: all
+	@scripts/setup.sh guest
+	@GUISE=$(guise) scripts/run-guest.sh $(if $(CMD),'$(subst ','\'',$(CMD))') -- --engine $(ENGINE) $(RUN_OPTIONS)
+
+test: all
+	@scripts/setup.sh test guest
+	@tests/run.sh $(directory)
+
+bench: all
+	@scripts/setup.sh guest bench
+	@bench/run.sh
+
+fuzz: all
+	@scripts/setup.sh test
+	@tests/fuzz.sh $(directory)
+
+lint: all
+	@scripts/setup.sh lint
+	@scripts/lint.sh $(directory)
+
+# Installed files are built for where they go: another PREFIX reconfigures.
+install: all
+	@meson configure $(directory) --prefix=$(PREFIX)
+	@DESTDIR=$(DESTDIR) meson install -C $(directory) --quiet
+
+coverage:
+	@$(MAKE) --no-print-directory BUILD=cov test
+	@gcovr --root . --object-directory build-cov --filter src/ --print-summary
+
+clean:
+	rm -rf build build-debug build-asan build-cov

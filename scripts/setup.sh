@@ -1,0 +1,63 @@
+#!/bin/sh
+# Installs what a part of the project needs, and nothing that is there already.
+#
+#   scripts/setup.sh GROUP...     groups: build test lint bench guest cov
+#
+# As root with apt-get, else with sudo apt-get.  Prints nothing when there is nothing to do.
+set -eu
+
+packages() {
+    case $1 in
+    build) echo gcc libc6-dev make meson ninja-build pkg-config libzydis-dev libcmocka-dev scdoc ;;
+    test) echo libcmocka-dev procps python3-minimal ;;
+    guest) echo cpio xz-utils zstd ;;
+    lint) echo clang-format clang-tidy clang cppcheck mandoc shellcheck ;;
+    bench) echo qemu-system-x86 cpio zstd time ;;
+    cov) echo gcovr ;;
+    *)
+        echo "setup.sh: there is no group '$1' (build test lint bench guest cov)" >&2
+        return 2
+        ;;
+    esac
+}
+
+installed() {
+    [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]
+}
+
+if ! command -v apt-get >/dev/null; then
+    echo "setup.sh: this is not a Debian system (no apt-get): install the packages listed in $0 by hand" >&2
+    exit 1
+fi
+
+missing=
+for group; do
+    list=$(packages "$group")
+    for package in $list; do
+        installed "$package" || missing="$missing $package"
+    done
+done
+[ -n "$missing" ] || exit 0
+
+echo "installing:$missing" >&2
+as_root=
+if [ "$(id -u)" != 0 ]; then
+    if ! command -v sudo >/dev/null; then
+        echo "setup.sh: not root, and there is no sudo; as root run: apt-get install$missing" >&2
+        exit 1
+    fi
+    as_root="sudo -n"
+    # With a terminal sudo may ask for the password.
+    [ -t 0 ] && as_root=sudo
+fi
+export DEBIAN_FRONTEND=noninteractive
+install() {
+    # shellcheck disable=SC2086 # both are lists of words
+    $as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0 -o APT::Install-Suggests=0 \
+        install --no-install-recommends -y $missing >&2 </dev/null
+}
+# The lists of packages may be absent or old: then fetch them and try again.
+if [ -z "$(find /var/lib/apt/lists -name '*Packages*' -print -quit 2>/dev/null)" ] || ! install; then
+    $as_root apt-get -qq update >&2 </dev/null
+    install
+fi

@@ -1,0 +1,43 @@
+/*
+ * Character backends: the host's end of a serial line.
+ *
+ *      stdio        the terminal (raw; Ctrl-] then q leaves) or whatever stdin and stdout are
+ *      null         output vanishes, nothing is ever typed
+ *      file:PATH    output is appended to a file, which is created if need be; no input
+ *      socket:PATH  a listening Unix socket, one client at a time; without one, output vanishes
+ *
+ * Every function but chr_open and chr_close is called with the loop's lock held; the input function
+ * is called on the loop's thread, lock held.  Output is never dropped while there is somebody to take
+ * it: when the reader is slow and the buffer is full, chr_write waits, and the guest with it.
+ */
+#pragma once
+#include <stdbool.h>
+#include <stddef.h>
+
+struct chr;
+struct loop;
+
+/*
+ * Opens `spec`.  0 or -errno with one sentence in err[n].  A terminal becomes raw here.  Call it before any
+ * thread is started: it blocks SIGTSTP and SIGCONT in the calling thread, for the new threads to
+ * inherit, and handles them in the loop.
+ */
+int chr_open(struct chr **out, const char *spec, struct loop *loop, char *err, size_t n);
+
+/* Bytes that the guest sent. */
+void chr_write(struct chr *chr, const void *data, size_t len);
+
+/* Who gets what is typed.  fn returns how many bytes it took; if not all, the rest is kept and fn is
+ * called again with it after chr_resume_input. */
+void chr_set_input(struct chr *chr, size_t (*fn)(void *opaque, const void *data, size_t len), void *opaque);
+void chr_resume_input(struct chr *chr);
+
+/* Ctrl-] q was typed (the loop has then been stopped with loop_stop). */
+bool chr_user_left(const struct chr *chr);
+
+/* Ctrl-] reaches the guise process: this chr is a terminal. */
+bool chr_is_terminal(const struct chr *chr);
+
+/* Writes out what is buffered, restores the terminal, frees.  chr may be NULL.  A reader that takes
+ * nothing for ten seconds is given up, with a message. */
+void chr_close(struct chr *chr);

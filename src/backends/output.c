@@ -1,0 +1,216 @@
+#include "backends/output.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "backends/ring.h"
+#include "base/log.h"
+
+#define QUEUE_BYTES (1u << 20)
+#define GIVE_UP_SECONDS 10
+
+struct output {
+    pthread_mutex_t lock;  /* guards everything below; never held across write(2) */
+    pthread_cond_t wake;   /* to the thread: data, closing */
+    pthread_cond_t change; /* from the thread: space, progress, idle */
+    struct ring ring;
+    int fd;
+    bool writing; /* the thread is inside write(2) with ring's front */
+    bool closing;
+    bool abandoned; /* output_flush has waited in vain, and said so */
+    pthread_t thread;
+    char name[108];
+};
+
+/* One write, unlocked: only the thread drops from the ring, so its front stays valid. */
+static ssize_t write_some(int fd, const uint8_t *data, size_t len)
+{
+    ssize_t n;
+
+    for (;;) {
+        n = write(fd, data, len);
+        if (n >= 0)
+            return n;
+        if (errno == EAGAIN) /* somebody else made the descriptor non-blocking */
+            poll(&(struct pollfd){.fd = fd, .events = POLLOUT}, 1, -1);
+        else if (errno != EINTR)
+            return -errno;
+    }
+}
+
+/* The reader has gone or the disk is full: there is nobody to keep the bytes for. */
+static void give_up(struct output *o, int error)
+{
+    if (o->fd >= 0 && !(error == EPIPE || error == ECONNRESET))
+        log_say("writing to %s failed (%s): what the guest prints from here on is lost", o->name, strerror(error));
+    o->fd = -1;
+    ring_drop(&o->ring, o->ring.len);
+}
+
+static void *writer(void *opaque)
+{
+    struct output *o = opaque;
+
+    pthread_mutex_lock(&o->lock);
+    for (;;) {
+        const uint8_t *data;
+        size_t len = ring_front(&o->ring, &data);
+        int fd = o->fd;
+        if (len == 0) {
+            if (o->closing)
+                break;
+            pthread_cond_wait(&o->wake, &o->lock);
+            continue;
+        }
+        o->writing = true;
+        pthread_mutex_unlock(&o->lock);
+        ssize_t n = write_some(fd, data, len);
+        pthread_mutex_lock(&o->lock);
+        o->writing = false;
+        if (n >= 0)
+            ring_drop(&o->ring, (size_t)n);
+        else
+            give_up(o, (int)-n);
+        pthread_cond_broadcast(&o->change);
+    }
+    pthread_mutex_unlock(&o->lock);
+    return NULL;
+}
+
+/* Signals are the business of the threads that were there before. */
+static int start_quiet_thread(struct output *o)
+{
+    sigset_t all, old;
+
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+    int r = pthread_create(&o->thread, NULL, writer, o);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    return -r;
+}
+
+int output_create(struct output **out, int fd, const char *name)
+{
+    struct output *o = calloc(1, sizeof(*o));
+    pthread_condattr_t monotonic;
+    int r;
+
+    if (!o)
+        return -ENOMEM;
+    r = ring_create(&o->ring, QUEUE_BYTES);
+    if (r)
+        goto no_ring;
+    o->fd = fd;
+    snprintf(o->name, sizeof(o->name), "%s", name);
+    pthread_mutex_init(&o->lock, NULL);
+    pthread_condattr_init(&monotonic);
+    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+    pthread_cond_init(&o->wake, &monotonic);
+    pthread_cond_init(&o->change, &monotonic);
+    pthread_condattr_destroy(&monotonic);
+    r = start_quiet_thread(o);
+    if (r)
+        goto no_thread;
+    *out = o;
+    return 0;
+
+no_thread:
+    ring_destroy(&o->ring);
+no_ring:
+    free(o);
+    return r;
+}
+
+void output_write(struct output *o, const void *data, size_t len)
+{
+    const uint8_t *from = data;
+
+    pthread_mutex_lock(&o->lock);
+    while (len && o->fd >= 0) {
+        size_t n = ring_put(&o->ring, from, len);
+        from += n;
+        len -= n;
+        pthread_cond_signal(&o->wake);
+        if (len)
+            pthread_cond_wait(&o->change, &o->lock);
+    }
+    pthread_mutex_unlock(&o->lock);
+}
+
+void output_attach(struct output *o, int fd)
+{
+    pthread_mutex_lock(&o->lock);
+    o->fd = fd;
+    pthread_mutex_unlock(&o->lock);
+}
+
+void output_detach(struct output *o)
+{
+    pthread_mutex_lock(&o->lock);
+    while (o->writing)
+        pthread_cond_wait(&o->change, &o->lock);
+    o->fd = -1;
+    ring_drop(&o->ring, o->ring.len);
+    pthread_cond_broadcast(&o->change);
+    pthread_mutex_unlock(&o->lock);
+}
+
+/* Waits until the ring is empty.  false: no byte was taken for GIVE_UP_SECONDS. */
+static bool drain(struct output *o)
+{
+    struct timespec until;
+    size_t before = o->ring.len;
+
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_sec += GIVE_UP_SECONDS;
+    while (!o->abandoned && (o->ring.len || o->writing)) {
+        if (pthread_cond_timedwait(&o->change, &o->lock, &until) == ETIMEDOUT)
+            return false;
+        if (o->ring.len != before) {
+            before = o->ring.len;
+            clock_gettime(CLOCK_MONOTONIC, &until);
+            until.tv_sec += GIVE_UP_SECONDS;
+        }
+    }
+    return true;
+}
+
+void output_flush(struct output *o)
+{
+    pthread_mutex_lock(&o->lock);
+    bool drained = drain(o);
+    size_t left = o->ring.len;
+    if (!drained)
+        o->abandoned = true;
+    pthread_mutex_unlock(&o->lock);
+    if (!drained)
+        log_say("nobody has read from %s for %d seconds: %zu bytes of the guest's output are lost", o->name,
+                GIVE_UP_SECONDS, left);
+}
+
+void output_destroy(struct output *o)
+{
+    if (!o)
+        return;
+    output_flush(o);
+    pthread_mutex_lock(&o->lock);
+    o->closing = true;
+    pthread_cond_signal(&o->wake);
+    pthread_mutex_unlock(&o->lock);
+    if (o->abandoned)
+        pthread_cancel(o->thread); /* it is inside write(2) or poll(2), where the lock is not held */
+    pthread_join(o->thread, NULL);
+    pthread_cond_destroy(&o->change);
+    pthread_cond_destroy(&o->wake);
+    pthread_mutex_destroy(&o->lock);
+    ring_destroy(&o->ring);
+    free(o);
+}

@@ -1,0 +1,36 @@
+#include "base/log.h"
+
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <string.h>
+#include <termios.h>
+#include <unistd.h>
+
+static bool stderr_is_raw(void)
+{
+    struct termios t;
+
+    return tcgetattr(STDERR_FILENO, &t) == 0 && !(t.c_oflag & OPOST);
+}
+
+void log_say(const char *format, ...)
+{
+    static const char prefix[] = "guise: ";
+    char line[1024];
+    bool raw = stderr_is_raw();
+    size_t used = (size_t)snprintf(line, sizeof(line), "%s%s", raw ? "\r\n" : "", prefix);
+    va_list ap;
+
+    va_start(ap, format);
+    int body = vsnprintf(line + used, sizeof(line) - used - 2, format, ap);
+    va_end(ap);
+    if (body > 0)
+        used = strlen(line);
+    if (raw)
+        line[used++] = '\r';
+    line[used++] = '\n';
+    /* Nobody is left to tell if stderr itself is gone. */
+    if (write(STDERR_FILENO, line, used) < 0)
+        return;
+}

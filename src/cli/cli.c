@@ -1,0 +1,63 @@
+/* What the sub-commands share: finding, parsing, explaining. */
+#include "cli/cli.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "base/error.h"
+#include "base/log.h"
+
+const struct command *cli_find(const char *name)
+{
+    for (const struct command *c = cli_commands; c->name; c++)
+        if (strcmp(c->name, name) == 0)
+            return c;
+    return NULL;
+}
+
+void cli_explain(const struct command *c)
+{
+    printf("usage: guise %s %s\n\n%s.\n", c->name, c->usage, c->summary);
+    if (c->options->name) {
+        putchar('\n');
+        options_help(c->options, stdout);
+    }
+    if (c->details)
+        printf("\n%s", c->details);
+}
+
+/* stdout may be a full disk: what was printed has to arrive. */
+int cli_flush(void)
+{
+    if (fflush(stdout) == 0 && !ferror(stdout))
+        return STATUS_OK;
+    log_say("standard output cannot be written");
+    return STATUS_FAILED;
+}
+
+int cli_usage_error(const struct command *self, const char *sentence)
+{
+    log_say("%s (see `guise help%s%s`)", sentence, self ? " " : "", self ? self->name : "");
+    return STATUS_USAGE;
+}
+
+int cli_parse(const struct command *self, int argc, char **argv, void *out, int max_operands, int *status)
+{
+    char err[ERROR_SIZE];
+
+    for (int i = 1; i < argc && strcmp(argv[i], "--") != 0; i++) {
+        if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0) {
+            cli_explain(self);
+            *status = cli_flush();
+            return -1;
+        }
+    }
+    int operands = options_parse(self->options, argc, argv, out, err, sizeof(err));
+    if (operands > max_operands)
+        error_set(err, sizeof(err), 0, "'%s' is one word too many", argv[1 + max_operands]);
+    if (operands < 0 || operands > max_operands) {
+        *status = cli_usage_error(self, err);
+        return -1;
+    }
+    return operands;
+}

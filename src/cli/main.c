@@ -1,0 +1,113 @@
+/*
+ * guise: the command line.  main() shows the order in which things happen; the table below is the list
+ * of everything that the command can do.
+ */
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/error.h"
+#include "base/log.h"
+#include "cli/cli.h"
+#include "cli/version.h"
+
+static int help_main(const struct command *self, int argc, char **argv);
+static int version_main(const struct command *self, int argc, char **argv);
+
+static const struct option_spec no_options[] = {{0}};
+
+const struct command cli_commands[] = {
+    {"run", "run a virtual machine in this terminal", "--kernel FILE [OPTION]...",
+     "The guest's serial console is this terminal (Ctrl-] then q leaves), or stdin and stdout.\n"
+     "Exit status: 0 the guest powered off, 1 it crashed or guise could not go on, 2 wrong usage,\n"
+     "6 --timeout passed, 7 this host cannot.\n",
+     run_options, NULL, run_main},
+    {"doctor", "say what this host offers to virtual machines, and why", "[--json]",
+     "Exit status: 0 if virtual machines can run here, 7 if not.\n", doctor_options, NULL, doctor_main},
+    {"completion", "print a completion script for a shell", "bash|zsh|fish",
+     "For the running shell:  source <(guise completion bash)\n", completion_options, "bash zsh fish",
+     completion_main},
+    {"help", "explain a command", "[COMMAND]", NULL, no_options, NULL, help_main},
+    {"version", "print the version", "", NULL, no_options, NULL, version_main},
+    {0},
+};
+
+static void overview(FILE *out)
+{
+    fputs("guise runs unmodified operating systems in virtual machines, with or without /dev/kvm.\n\n"
+          "usage: guise COMMAND [OPTION]...\n\n",
+          out);
+    for (const struct command *c = cli_commands; c->name; c++)
+        fprintf(out, "  %-12s%s\n", c->name, c->summary);
+    fputs("\n`guise help COMMAND` explains a command; `man guise` explains more.\n", out);
+}
+
+static int help_main(const struct command *self, int argc, char **argv)
+{
+    char err[ERROR_SIZE];
+    int status;
+    int operands = cli_parse(self, argc, argv, NULL, 1, &status);
+
+    if (operands < 0)
+        return status;
+    if (operands == 0) {
+        overview(stdout);
+        return cli_flush();
+    }
+    const struct command *c = cli_find(argv[1]);
+    if (!c) {
+        error_set(err, sizeof(err), 0, "there is no command '%s'", argv[1]);
+        return cli_usage_error(NULL, err);
+    }
+    cli_explain(c);
+    return cli_flush();
+}
+
+static int version_main(const struct command *self, int argc, char **argv)
+{
+    int status;
+
+    if (cli_parse(self, argc, argv, NULL, 0, &status) < 0)
+        return status;
+    printf("guise %s\n", GUISE_VERSION);
+    return cli_flush();
+}
+
+/* A descriptor 0, 1 or 2 that is closed would be taken by the first file that is opened. */
+static int open_standard_descriptors(void)
+{
+    for (int fd = 0; fd <= 2; fd++)
+        if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", fd == 0 ? O_RDONLY : O_WRONLY) != fd)
+            return -1;
+    return 0;
+}
+
+static const struct command *find_or_alias(const char *word)
+{
+    if (strcmp(word, "--help") == 0 || strcmp(word, "-h") == 0)
+        return cli_find("help");
+    if (strcmp(word, "--version") == 0)
+        return cli_find("version");
+    return cli_find(word);
+}
+
+int main(int argc, char **argv)
+{
+    char err[ERROR_SIZE];
+
+    if (open_standard_descriptors() < 0)
+        return STATUS_FAILED;
+    signal(SIGPIPE, SIG_IGN); /* a reader that leaves is an error of write(2), handled where it happens */
+    if (argc < 2) {
+        overview(stderr);
+        return STATUS_USAGE;
+    }
+    const struct command *c = find_or_alias(argv[1]);
+    if (!c) {
+        error_set(err, sizeof(err), 0, "there is no command '%s'", argv[1]);
+        return cli_usage_error(NULL, err);
+    }
+    return c->main(c, argc - 1, argv + 1);
+}
