@@ -1,0 +1,20 @@
+/* Fibonacci by plain recursion: calls and returns. */
+#include "bench.h"
+
+static __attribute__((noinline, noclone)) unsigned long fib(unsigned n)
+{
+    if (n < 2)
+        return n;
+    unsigned long x = fib(n - 1);
+    unsigned long y = fib(n - 2);
+    __asm__ volatile("" : "+r"(x), "+r"(y)); /* keeps both calls: no loop with an accumulator */
+    return x + y;
+}
+
+int main(void)
+{
+    double start = now();
+    unsigned long x = fib(38);
+    report("fib", now() - start, x);
+    return 0;
+}
