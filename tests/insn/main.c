@@ -1,0 +1,405 @@
+/*
+ * insn-diff: instructions on the real CPU against an engine.
+ *
+ *      insn-diff [--engine soft|native] [--seed N] [--rounds N] [--sequences N] [--invalid N]   fixed amount
+ *      insn-diff --fuzz [--seconds N] [--seed N]                                                until stopped
+ *      insn-diff --one SPEC [--cpl 0|3]                                                         one failing case again
+ */
+#include <getopt.h>
+#include <inttypes.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "insn.h"
+
+struct options {
+    const struct backend *engine;
+    uint64_t seed;
+    unsigned rounds, sequences, invalid, seconds, show;
+    bool fuzz, quiet;
+    const char *one, *only;
+};
+
+/* Failures with the same mnemonic and the same first difference are one group. */
+#define MAX_GROUPS 4096
+struct group {
+    char key[64];
+    uint32_t count;
+    char sample[2][1536];
+};
+
+struct session {
+    struct options o;
+    struct forms forms;
+    struct xstate_layout layout;
+    struct batch *batch;
+    struct runner *cpu, *engine;
+    struct group *group;
+    uint32_t n_groups;
+    uint64_t executed, same, failed, undefined, no_oracle, executes_though_rejected, ud_differs_there;
+    uint64_t undefined_by_mnemonic[ZYDIS_MNEMONIC_MAX_VALUE + 1];
+    uint8_t rejected[4][256]; /* by map and opcode byte: executes though Zydis rejects it */
+    struct timespec start;
+};
+
+static double elapsed(const struct session *s)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)(now.tv_sec - s->start.tv_sec) + (double)(now.tv_nsec - s->start.tv_nsec) / 1e9;
+}
+
+/* ---- reporting ----------------------------------------------------------------------------------------- */
+static void spec(const struct test *t, char *out, size_t size)
+{
+    int n = snprintf(out, size, "%" PRIx64 ":", t->addr);
+    for (unsigned k = 0; k < t->len; k++)
+        n += snprintf(out + n, size - (size_t)n, "%02x", t->code[k]);
+    snprintf(out + n, size - (size_t)n, ":%" PRIx64 ":%u:%u", t->seed, t->mode, t->kind);
+}
+
+static struct group *find_group(struct session *s, const char *key)
+{
+    for (uint32_t n = 0; n < s->n_groups; n++)
+        if (!strcmp(s->group[n].key, key))
+            return &s->group[n];
+    if (s->n_groups == MAX_GROUPS)
+        return NULL;
+    struct group *g = &s->group[s->n_groups++];
+    snprintf(g->key, sizeof g->key, "%s", key);
+    return g;
+}
+
+static void failure(struct session *s, const struct test *t, unsigned cpl, const char *what)
+{
+    char key[64], line[256], code[320];
+    const char *name = t->form != UINT32_MAX ? ZydisMnemonicGetString(s->forms.form[t->form].mnemonic)
+                       : t->kind == TEST_INVALID ? "(invalid)" : "(sequence)";
+    int field = (int)strcspn(what, ":");
+    snprintf(key, sizeof key, "%s%.*s", name, field > 40 ? 40 : field, what);
+    if (t->form != UINT32_MAX)
+        s->forms.form[t->form].failures++;
+    struct group *g = find_group(s, key);
+    if (!g)
+        return;
+    unsigned n = g->count++;
+    if (n >= 2)
+        return;
+    disassemble(&s->forms.decoder, t, line, sizeof line);
+    spec(t, code, sizeof code);
+    snprintf(g->sample[n], sizeof g->sample[n], "cpl%u %s | %s |%.900s\n      insn-diff --one %s --cpl %u", cpl, line,
+             mem_mode_name[t->mode], what, code, cpl);
+}
+
+static int by_count(const void *a, const void *b)
+{
+    uint32_t x = ((const struct group *)a)->count, y = ((const struct group *)b)->count;
+    return x < y ? 1 : x > y ? -1 : 0;
+}
+
+static void report_forms(struct session *s)
+{
+    unsigned out[OUT_REASONS] = {0}, covered = 0, failed = 0, missed = 0;
+    for (uint32_t n = 0; n < s->forms.n; n++) {
+        struct form *f = &s->forms.form[n];
+        bool is_ud = f->mnemonic == ZYDIS_MNEMONIC_UD0 || f->mnemonic == ZYDIS_MNEMONIC_UD1 || f->mnemonic == ZYDIS_MNEMONIC_UD2;
+        if (f->out == IN_SCOPE && f->runs && !f->not_ud && !is_ud)
+            f->out = OUT_HOST_LACKS;
+        out[f->out]++;
+        if (f->out == IN_SCOPE) {
+            covered += f->runs != 0;
+            missed += f->runs == 0;
+        }
+        failed += f->failures != 0;
+    }
+    printf("forms covered: %u, left out: %u", covered, s->forms.n - covered - missed);
+    for (unsigned n = 1; n < OUT_REASONS; n++)
+        printf("%s %u %s", n == 1 ? " (" : ",", out[n], left_out_reason[n]);
+    printf(")\n");
+    if (missed)
+        printf("forms not reached: %u\n", missed);
+    if (failed)
+        printf("forms with a difference: %u\n", failed);
+}
+
+static void report(struct session *s)
+{
+    qsort(s->group, s->n_groups, sizeof *s->group, by_count);
+    for (uint32_t n = 0; n < s->n_groups && n < s->o.show; n++) {
+        printf("DIFFERS %u x %s\n", s->group[n].count, s->group[n].key);
+        for (unsigned k = 0; k < 2 && s->group[n].sample[k][0]; k++)
+            printf("    %s\n", s->group[n].sample[k]);
+    }
+    for (unsigned n = 0; n <= ZYDIS_MNEMONIC_MAX_VALUE; n++)
+        if (s->undefined_by_mnemonic[n])
+            printf("undefined flags differ (no failure): %s %" PRIu64 "\n", ZydisMnemonicGetString(n), s->undefined_by_mnemonic[n]);
+    report_forms(s);
+    printf("rejected by Zydis, executed by this CPU, not held against the engine: %" PRIu64 " encodings", s->executes_though_rejected);
+    for (unsigned map = 0; map < 4; map++)
+        for (unsigned op = 0; op < 256; op++)
+            if (s->rejected[map][op])
+                printf(" %s%02x", (const char *[]){"", "0f", "0f38", "0f3a"}[map], op);
+    printf(" (different there: %" PRIu64 ")\n", s->ud_differs_there);
+    double t = elapsed(s);
+    printf("%" PRIu64 " executions in %.1f s (%.0f per second), seed %#" PRIx64 ", no oracle (endless or system call) %" PRIu64
+           ", undefined flags differ %" PRIu64 ", groups of failures %u\n",
+           s->executed, t, (double)s->executed / t, s->o.seed, s->no_oracle, s->undefined, s->n_groups);
+    printf("%" PRIu64 " passed, %" PRIu64 " failed\n", s->same, s->failed);
+    fflush(stdout);
+}
+
+/* ---- running ------------------------------------------------------------------------------------------- */
+static void note_rejected(struct session *s, const struct test *t, bool differs)
+{
+    unsigned n = 0;
+    while (n + 3 < t->len && (strchr("\x66\xf2\xf3\xf0\x2e\x36\x3e\x26\x64\x65\x67", t->code[n]) || (t->code[n] & 0xf0) == 0x40))
+        n++;
+    unsigned map = t->code[n] != 0x0f ? 0 : t->code[n + 1] == 0x38 ? 2 : t->code[n + 1] == 0x3a ? 3 : 1;
+    s->rejected[map][t->code[n + (map == 0 ? 0 : map == 1 ? 1 : 2)]] = 1;
+    s->executes_though_rejected++;
+    s->ud_differs_there += differs;
+}
+
+static void judge(struct session *s, const struct test *t, const struct result *cpu, const struct result *other, unsigned cpl)
+{
+    char what[4096];
+    enum verdict v = compare(t, cpu, other, cpl, &s->layout, what, sizeof what);
+    s->executed++;
+    if (t->form != UINT32_MAX && v != NO_ORACLE) {
+        struct form *f = &s->forms.form[t->form];
+        f->runs++;
+        f->not_ud += cpu->vector != 6 || cpu->out.rip != t->addr;
+    }
+    if (v != NO_ORACLE && t->kind == TEST_INVALID && !(cpu->vector == 6 || (cpu->vector == 13 && t->len > 15) ||
+                                                       (cpu->vector == 14 && v == SAME))) {
+        note_rejected(s, t, v != SAME);
+        return;
+    }
+    switch (v) {
+    case NO_ORACLE:
+        s->no_oracle++;
+        break;
+    case SAME_BUT_UNDEFINED_FLAGS:
+        s->undefined++;
+        if (t->form != UINT32_MAX)
+            s->undefined_by_mnemonic[s->forms.form[t->form].mnemonic]++;
+        s->same++;
+        break;
+    case SAME:
+        s->same++;
+        break;
+    case DIFFERENT:
+        s->failed++;
+        failure(s, t, cpl, what);
+    }
+}
+
+static bool flush_batch(struct session *s)
+{
+    struct batch *b = s->batch;
+    if (!b->n)
+        return true;
+    runner_start(s->cpu, 3);
+    runner_start(s->engine, 3);
+    struct result *cpu = runner_finish(s->cpu), *other = runner_finish(s->engine);
+    for (unsigned pass = 0; pass < 2; pass++) {
+        if (!cpu || !other) {
+            fprintf(stderr, "insn-diff: a test process could not be started again\n");
+            return false;
+        }
+        for (uint32_t n = 0; n < b->n; n++)
+            if (pass == 0 || !b->test[n].cpl3_only)
+                judge(s, &b->test[n], &cpu[n], &other[n], pass ? 0 : 3);
+        if (pass || !s->o.engine->has_cpl0)
+            break;
+        runner_start(s->engine, 0);
+        other = runner_finish(s->engine);
+    }
+    b->n = 0;
+    return true;
+}
+
+static bool push(struct session *s, uint64_t addr, const uint8_t *code, unsigned len, enum test_kind kind, unsigned mode,
+                 uint64_t seed, uint32_t form)
+{
+    struct test *t = &s->batch->test[s->batch->n];
+    t->addr = addr, t->len = (uint8_t)len, t->kind = kind, t->mode = (uint8_t)mode, t->seed = seed, t->form = form;
+    memcpy(t->code, code, len);
+    if (!test_fill(t, &s->forms.decoder, &s->layout))
+        return true;
+    return ++s->batch->n < BATCH || flush_batch(s);
+}
+
+static bool push_form(struct session *s, uint32_t index, enum mem_mode mode, uint64_t seed)
+{
+    struct rng r = {seed};
+    uint8_t code[192];
+    for (unsigned attempt = 0; attempt < 60; attempt++) {
+        uint64_t addr = code_place(&r, 6);
+        unsigned len = form_encode(&s->forms, &s->forms.form[index], &r, addr, mode, code);
+        if (len)
+            return push(s, addr, code, len, TEST_FORM, mode, rng_next(&r), index);
+    }
+    return true;
+}
+
+static bool push_sequence(struct session *s, uint64_t seed)
+{
+    struct rng r = {seed};
+    uint8_t code[256];
+    uint64_t addr = code_place(&r, 24);
+    unsigned len = sequence_encode(&s->forms, &r, addr, code);
+    return len == 0 || len > CODE_MAX ||
+           push(s, addr, code, len, TEST_SEQUENCE, rng_percent(&r, 85) ? rng_below(&r, 3) : rng_below(&r, MEM_MODES),
+                rng_next(&r), UINT32_MAX);
+}
+
+static bool push_invalid(struct session *s, uint64_t seed)
+{
+    struct rng r = {seed};
+    uint8_t code[192];
+    uint64_t addr = CODE_LOW + rng_below(&r, (uint32_t)PAGE * 2 - 128);
+    for (unsigned attempt = 0; attempt < 30; attempt++) {
+        unsigned len = invalid_encode(&s->forms, &r, addr, code);
+        if (len)
+            return push(s, addr, code, len, TEST_INVALID, MEM_ALIGNED, rng_next(&r), UINT32_MAX);
+    }
+    return true;
+}
+
+static uint64_t seed_of(const struct session *s, uint64_t a, uint64_t b)
+{
+    struct rng r = {s->o.seed ^ a * 0x9e3779b97f4a7c15ull ^ b << 40};
+    return rng_next(&r);
+}
+
+static bool selected(const struct session *s, const struct form *f)
+{
+    return f->out == IN_SCOPE && (!s->o.only || !strcmp(s->o.only, ZydisMnemonicGetString(f->mnemonic)));
+}
+
+/* Every form: `rounds` register instances, or every memory mode `rounds`/4 + 1 times. */
+static bool run_fixed(struct session *s)
+{
+    for (uint32_t n = 0; n < s->forms.n; n++) {
+        const struct form *f = &s->forms.form[n];
+        bool mem = f->mem_size != 0;
+        unsigned times = mem ? MEM_MODES * (s->o.rounds / 4 + 1) : s->o.rounds;
+        for (unsigned k = 0; selected(s, f) && k < times; k++)
+            if (!push_form(s, n, mem ? k % MEM_MODES : MEM_ALIGNED, seed_of(s, n, k)))
+                return false;
+    }
+    for (uint32_t n = 0; n < s->o.sequences; n++)
+        if (!push_sequence(s, seed_of(s, n, 1u << 20)))
+            return false;
+    for (uint32_t n = 0; n < s->o.invalid; n++)
+        if (!push_invalid(s, seed_of(s, n, 1u << 21)))
+            return false;
+    return flush_batch(s);
+}
+
+static bool run_fuzz(struct session *s)
+{
+    struct rng r = {s->o.seed};
+    double next = 10;
+    while (!s->o.seconds || elapsed(s) < s->o.seconds) {
+        uint32_t form = rng_below(&r, s->forms.n), how = rng_below(&r, 10);
+        uint64_t seed = rng_next(&r);
+        bool ok = how == 0 ? push_invalid(s, seed) : how < 6 ? push_sequence(s, seed)
+                  : !selected(s, &s->forms.form[form]) ? true
+                  : push_form(s, form, s->forms.form[form].mem_size ? rng_below(&r, MEM_MODES) : MEM_ALIGNED, seed);
+        if (!ok)
+            return false;
+        if (elapsed(s) > next) {
+            printf("%" PRIu64 " executions, %" PRIu64 " failed, %.0f s\n", s->executed, s->failed, elapsed(s));
+            fflush(stdout);
+            next += 10;
+        }
+    }
+    return flush_batch(s);
+}
+
+static bool run_one(struct session *s)
+{
+    uint8_t code[CODE_MAX];
+    unsigned len = 0, mode, kind, byte;
+    uint64_t seed;
+    char *p;
+    uint64_t addr = strtoull(s->o.one, &p, 16);
+    for (p += *p == ':'; len < CODE_MAX && sscanf(p, "%2x", &byte) == 1 && *p != ':'; p += 2)
+        code[len++] = (uint8_t)byte;
+    if (sscanf(p, ":%" SCNx64 ":%u:%u", &seed, &mode, &kind) != 3 || mode >= MEM_MODES) {
+        fprintf(stderr, "insn-diff: not a case: %s\n", s->o.one);
+        return false;
+    }
+    push(s, addr, code, len, kind, mode, seed, UINT32_MAX);
+    const struct test *t = &s->batch->test[0];
+    char line[512];
+    disassemble(&s->forms.decoder, t, line, sizeof line);
+    printf("%s\n", line);
+    for (unsigned n = 0; n < 16; n++)
+        printf("r%-2u %016" PRIx64 "%s", n, t->in.gpr[n], n % 4 == 3 ? "\n" : "  ");
+    printf("rip %#" PRIx64 " rflags %#" PRIx64 " fs %#" PRIx64 " gs %#" PRIx64 "\n", t->in.rip, t->in.rflags, t->in.fs_base, t->in.gs_base);
+    return flush_batch(s);
+}
+
+/* ---- set-up ---------------------------------------------------------------------------------------------- */
+static int parse(struct options *o, int argc, char **argv)
+{
+    static const struct option longs[] = {
+        {"engine", 1, 0, 'e'}, {"seed", 1, 0, 's'}, {"rounds", 1, 0, 'r'}, {"sequences", 1, 0, 'q'}, {"invalid", 1, 0, 'i'},
+        {"seconds", 1, 0, 't'}, {"fuzz", 0, 0, 'f'}, {"one", 1, 0, '1'}, {"only", 1, 0, 'm'}, {"show", 1, 0, 'n'}, {0},
+    };
+    for (int c; (c = getopt_long(argc, argv, "", longs, NULL)) != -1;) {
+        uint64_t v = optarg ? strtoull(optarg, NULL, 0) : 0;
+        switch (c) {
+        case 'e': o->engine = !strcmp(optarg, "native") ? &backend_native : o->engine; break;
+        case 's': o->seed = v; break;
+        case 'r': o->rounds = (unsigned)v; break;
+        case 'q': o->sequences = (unsigned)v; break;
+        case 'i': o->invalid = (unsigned)v; break;
+        case 't': o->seconds = (unsigned)v; break;
+        case 'n': o->show = (unsigned)v; break;
+        case 'f': o->fuzz = true; break;
+        case '1': o->one = optarg; break;
+        case 'm': o->only = optarg; break;
+        default: return -1;
+        }
+    }
+    return optind == argc ? 0 : -1;
+}
+
+int main(int argc, char **argv)
+{
+    static struct session s; /* large */
+    s.o = (struct options){.engine = BACKEND_DEFAULT, .rounds = 8, .sequences = 100000, .invalid = 20000, .show = 200, .seed = 1};
+    if (parse(&s.o, argc, argv)) {
+        fprintf(stderr, "usage: insn-diff [--engine soft|native] [--seed N] [--rounds N] [--sequences N] [--invalid N] "
+                        "[--only MNEMONIC] [--show GROUPS] [--fuzz [--seconds N]] [--one CASE]\n");
+        return 2;
+    }
+    signal(SIGPIPE, SIG_IGN);
+    xstate_layout_init(&s.layout);
+    s.batch = shared_alloc(sizeof *s.batch);
+    s.group = calloc(MAX_GROUPS, sizeof *s.group);
+    if (!s.batch || !s.group || forms_enumerate(&s.forms)) {
+        fprintf(stderr, "insn-diff: no memory\n");
+        return 2;
+    }
+    int r = runner_create(&s.cpu, &backend_native, s.batch);
+    r = r ? r : runner_create(&s.engine, s.o.engine, s.batch);
+    if (r) {
+        fprintf(stderr, "insn-diff: a test process could not be set up: %s\n", strerror(-r));
+        return 2;
+    }
+    clock_gettime(CLOCK_MONOTONIC, &s.start);
+    bool ok = s.o.one ? run_one(&s) : s.o.fuzz ? run_fuzz(&s) : run_fixed(&s);
+    report(&s);
+    runner_destroy(s.cpu);
+    runner_destroy(s.engine);
+    forms_free(&s.forms);
+    return ok && !s.failed ? 0 : 1;
+}
