@@ -189,8 +189,10 @@ static int take_requests(struct vcpu *v)
         atomic_fetch_and(&c->request, ~(uint32_t)REQ_EXIT);
         return ENGINE_EXIT_REQUEST;
     }
-    if (request & (REQ_INIT | REQ_SIPI))
+    if (request & REQ_INIT || (request & REQ_SIPI && c->wait_sipi))
         action = take_reset_request(v);
+    else if (request & REQ_SIPI) /* not waited for: ignored */
+        atomic_fetch_and(&c->request, ~(uint32_t)REQ_SIPI);
     if (action == VCPU_GO_ON && c->wait_sipi) {
         /* Nothing but SIPI matters now; left set, the others would keep the caller from sleeping. */
         atomic_fetch_and(&c->request, ~(uint32_t)(REQ_NMI | REQ_IRQ | REQ_WINDOW | REQ_FLUSH));
