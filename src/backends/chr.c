@@ -89,7 +89,7 @@ static const struct chr_kind *find_kind(const char *spec, const char **path)
     *path = spec[len] ? spec + len + 1 : NULL;
     for (size_t i = 0; i < sizeof(kinds) / sizeof(kinds[0]); i++)
         if (strlen(kinds[i].name) == len && memcmp(kinds[i].name, spec, len) == 0)
-            return kinds[i].has_path == (*path && **path) ? &kinds[i] : NULL;
+            return (kinds[i].has_path ? *path && **path : !*path) ? &kinds[i] : NULL;
     return NULL;
 }
 
