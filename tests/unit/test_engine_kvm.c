@@ -8,6 +8,7 @@
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -66,6 +67,10 @@ __asm__(".pushsection .rodata\n"
         "    hlt\n"
         "guest_spin:\n"
         "    inc %rbx\n    jmp guest_spin\n"
+        "guest_open:\n"
+        "    sti\n1:  inc %rbx\n    jmp 1b\n"
+        "guest_idle:\n"
+        "    sti\n    hlt\n    jmp guest_idle\n"
         "guest_crash:\n"
         "    lidt guest_zero(%rip)\n    ud2\n"
         "guest_zero: .quad 0, 0\n"
@@ -83,7 +88,8 @@ __asm__(".pushsection .rodata\n"
         "guest_end:\n"
         ".popsection\n");
 extern const uint8_t guest_start[], guest_end[], guest_ports[], guest_memory[], guest_interrupts[], guest_nmi[],
-    guest_priority[], guest_msrs[], guest_spin[], guest_crash[], guest_simd[], guest_real[], handler_41[],
+    guest_priority[], guest_msrs[], guest_spin[], guest_open[],
+    guest_idle[], guest_crash[], guest_simd[], guest_real[], handler_41[],
     handler_42[], handler_nmi[], handler_gp[];
 
 struct record {
@@ -105,6 +111,10 @@ struct vm {
     void (*on_mark)(struct vm *vm, uint8_t value);
     _Atomic int pending; /* a vector, or 0 */
     uint64_t tpr, deadline, eois;
+    pthread_mutex_t lock; /* with `change`: guards taken, and puts a halted vCPU to sleep */
+    pthread_cond_t change;
+    unsigned taken;
+    bool lost;
 };
 
 /* --- the fake devices ---------------------------------------------------------------------------- */
@@ -458,6 +468,79 @@ static void an_access_under_way_is_finished_before_run_returns(void **state)
     vm_free(vm);
 }
 
+/* --- a device thread against the vCPU thread ------------------------------------------------------- */
+
+enum { STORM_ROUNDS = 2000 };
+
+static void count_interrupt(void *opaque, uint64_t offset, uint64_t value, unsigned size)
+{
+    struct vm *vm = opaque;
+    pthread_mutex_lock(&vm->lock);
+    vm->taken++;
+    pthread_cond_broadcast(&vm->change);
+    pthread_mutex_unlock(&vm->lock);
+}
+
+static const struct bus_ops count_ops = {NULL, count_interrupt};
+
+/* Raises one interrupt after another, each when the one before has been taken. */
+static void *storm(void *opaque)
+{
+    struct vm *vm = opaque;
+    for (unsigned round = 0; round < STORM_ROUNDS && !vm->lost; round++) {
+        struct timespec limit;
+        clock_gettime(CLOCK_REALTIME, &limit);
+        limit.tv_sec += 10;
+        pthread_mutex_lock(&vm->lock);
+        raise_irq(vm, 0x41);
+        pthread_cond_broadcast(&vm->change);
+        pthread_mutex_unlock(&vm->lock);
+        engine_kvm.kick(vm->engine, 0);
+        pthread_mutex_lock(&vm->lock);
+        while (vm->taken == round && !vm->lost)
+            vm->lost = pthread_cond_timedwait(&vm->change, &vm->lock, &limit) != 0;
+        pthread_mutex_unlock(&vm->lock);
+    }
+    atomic_fetch_or(&vm->cpu->request, REQ_EXIT);
+    pthread_mutex_lock(&vm->lock);
+    pthread_cond_broadcast(&vm->change);
+    pthread_mutex_unlock(&vm->lock);
+    engine_kvm.kick(vm->engine, 0);
+    return NULL;
+}
+
+static void run_against_storm(const uint8_t *entry)
+{
+    struct vm *vm = vm_new(1, entry);
+    pthread_t thread;
+    enum engine_exit exit;
+    pthread_mutex_init(&vm->lock, NULL);
+    pthread_cond_init(&vm->change, NULL);
+    vm->marks.ops = &count_ops;
+    assert_int_equal(pthread_create(&thread, NULL, storm, vm), 0);
+    while ((exit = run_cpu(vm, 0)) == ENGINE_EXIT_HALT) {
+        pthread_mutex_lock(&vm->lock);
+        while (!atomic_load(&vm->cpu->request))
+            pthread_cond_wait(&vm->change, &vm->lock);
+        pthread_mutex_unlock(&vm->lock);
+    }
+    pthread_join(thread, NULL);
+    assert_int_equal(exit, ENGINE_EXIT_REQUEST);
+    assert_false(vm->lost);
+    assert_int_equal(vm->taken, STORM_ROUNDS);
+    vm_free(vm);
+}
+
+static void no_interrupt_is_lost_on_a_busy_cpu(void **state)
+{
+    run_against_storm(guest_open);
+}
+
+static void no_interrupt_is_lost_on_a_halting_cpu(void **state)
+{
+    run_against_storm(guest_idle);
+}
+
 static void triple_fault_is_shutdown(void **state)
 {
     struct vm *vm = vm_new(1, guest_crash);
@@ -504,6 +587,8 @@ int main(void)
         cmocka_unit_test(apic_msrs_leave_and_unknown_ones_fault),
         cmocka_unit_test(a_kick_stops_a_spinning_guest_and_state_can_be_changed),
         cmocka_unit_test(an_access_under_way_is_finished_before_run_returns),
+        cmocka_unit_test(no_interrupt_is_lost_on_a_busy_cpu),
+        cmocka_unit_test(no_interrupt_is_lost_on_a_halting_cpu),
         cmocka_unit_test(triple_fault_is_shutdown),
         cmocka_unit_test(simd_state_survives_exits),
         cmocka_unit_test(init_and_sipi_start_another_cpu_in_real_mode),

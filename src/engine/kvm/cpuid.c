@@ -35,6 +35,10 @@ static const struct feature_leaf {
     {0x80000021, 0, A},
 };
 
+/* KVM's paravirtual features that work with no interrupt controller in KVM: clock sources (0, 3, 24),
+ * no I/O delay (1).  EOI, IPI and unhalt by hypercall would go to its own local APIC. */
+#define PV_FEATURES (1u << 0 | 1u << 1 | 1u << 3 | 1u << 24)
+
 /* Leaves with subleaves, and how many of these are asked for at most. */
 static const struct {
     uint32_t leaf, count;
@@ -87,6 +91,8 @@ static void filter(struct cpuid_regs *r, uint32_t leaf, uint32_t subleaf, const 
         if (!(components >> subleaf & 1))
             *r = (struct cpuid_regs){0};
     }
+    if (leaf == 0x40000001)
+        r->eax &= PV_FEATURES;
     if (leaf == 0x80000008) {
         struct kvm_cpuid_entry2 can = find_entry(supported, leaf, 0);
         if ((can.eax & 0xff) && (can.eax & 0xff) < (r->eax & 0xff))

@@ -134,6 +134,7 @@ static int exit_window(struct vcpu *v)
 
 static int exit_shutdown(struct vcpu *v)
 {
+    v->push_events = true; /* what led here must not linger if the machine is reset */
     return ENGINE_EXIT_SHUTDOWN;
 }
 
