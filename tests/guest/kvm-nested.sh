@@ -5,14 +5,15 @@
 #   kvm-nested.sh                        boots Linux in `guise run --engine kvm` and looks for its greeting
 #   kvm-nested.sh PROGRAM [ARGUMENT...]  runs PROGRAM (with its libraries) there; its status decides
 #
-# From the environment: GUISE (the command, build/guise), TIMEOUT (seconds in all, 600), SMP (the outer
-# machine's CPUs, 1), MEMORY (its MiB, 2048), INNER_CPUS (1), INNER_KERNEL (default: the outer one's),
-# INNER_APPEND, EXTRA (more files to put in the root directory), LOG (keep the outer console's output there).
+# From the environment: GUISE (the command, build/guise), TIMEOUT (seconds in all, 600), OUTER (the outer
+# machine's kernel: generic or backports), SMP (its CPUs, 1), MEMORY (its MiB, 2048), INNER_CPUS (1),
+# INNER_KERNEL (default: the outer one's), INNER_APPEND, EXTRA (more files to put in the root directory),
+# LOG (keep the outer console's output there).
 # The last line is "kvm-nested: passed" or "kvm-nested: FAILED ..."; status 0, 1, or 77: cannot be tried here.
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
-: "${GUISE:=$here/../../build/guise}" "${TIMEOUT:=600}" "${SMP:=1}" "${MEMORY:=2048}" "${INNER_CPUS:=1}"
+: "${GUISE:=$here/../../build/guise}" "${TIMEOUT:=600}" "${SMP:=1}" "${MEMORY:=2048}" "${OUTER:=generic}" "${INNER_CPUS:=1}"
 : "${INNER_KERNEL:=}" "${INNER_APPEND:=}" "${EXTRA:=}" "${LOG:=}"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -65,7 +66,7 @@ INIT
     pack "$work/inner.gz"
 }
 
-kernel=$("$here/../../scripts/guest-kernel.sh" generic) || skip "Debian's kernel cannot be had"
+kernel=$("$here/../../scripts/guest-kernel.sh" "$OUTER") || skip "Debian's kernel cannot be had"
 modules=$(ls -d "${kernel%/boot/*}"/lib/modules/*/kernel | head -n 1)
 
 if [ $# -gt 0 ]; then
@@ -86,7 +87,9 @@ put "$program" bin/under-test
 [ ! -f "$work/inner.gz" ] || { cp "$work/inner.gz" "$root/inner.gz"; cp "${INNER_KERNEL:-$kernel}" "$root/vmlinuz"; }
 for file in $EXTRA; do put "$file" "$(basename "$file")"; done
 for module in drivers/char/hw_random/rng-core virt/lib/irqbypass drivers/crypto/ccp/ccp arch/x86/kvm/kvm arch/x86/kvm/kvm-amd; do
-    [ ! -f "$modules/$module.ko" ] || { mkdir -p "$root/modules"; cp "$modules/$module.ko" "$root/modules"; }
+    mkdir -p "$root/modules"
+    [ ! -f "$modules/$module.ko" ] || cp "$modules/$module.ko" "$root/modules"
+    [ ! -f "$modules/$module.ko.xz" ] || xz -dc "$modules/$module.ko.xz" >"$root/modules/${module##*/}.ko"
 done
 cat >"$root/init" <<INIT
 #!/bin/sh
