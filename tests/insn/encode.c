@@ -301,15 +301,24 @@ struct plan {
     uint8_t at[16], n;
     unsigned len;
     bool x87, loop_ok;
+    uint8_t leaning;
 };
+
+/* Mostly integer code; some sequences lean to x87 and MMX, some to whatever there is. */
+static const struct form *choose_form(const struct forms *f, struct rng *r, unsigned leaning)
+{
+    const struct form *form = &f->form[rng_below(r, f->n)];
+    bool other = leaning == 9 || rng_percent(r, 20);
+    bool x87 = leaning == 8;
+    for (unsigned k = 0; k < 8000 && !other && !(x87 ? form->x87 : is_integer(form)); k++)
+        form = &f->form[rng_below(r, f->n)];
+    return form;
+}
 
 static bool add_body(const struct forms *f, struct rng *r, uint64_t addr, uint8_t *out, struct plan *p)
 {
     for (unsigned attempt = 0; attempt < 200; attempt++) {
-        const struct form *form = &f->form[rng_below(r, f->n)];
-        bool want_integer = rng_percent(r, 75);
-        for (unsigned k = 0; k < 4000 && want_integer && !is_integer(form); k++)
-            form = &f->form[rng_below(r, f->n)];
+        const struct form *form = choose_form(f, r, p->leaning);
         if (!fits_sequence(form))
             continue;
         enum mem_mode mode = rng_percent(r, 90) ? (enum mem_mode)rng_below(r, 3) : (enum mem_mode)rng_below(r, MEM_MODES);
@@ -317,10 +326,9 @@ static bool add_body(const struct forms *f, struct rng *r, uint64_t addr, uint8_
         struct insn i;
         if (!n || !insn_decode(&f->decoder, out + p->len, n, &i) || insn_left_out(&i))
             continue;
-        bool x87 = i.i.meta.isa_ext == ZYDIS_ISA_EXT_X87;
         if (insn_saves_x87_pointers(&i) && p->x87)
             continue;
-        p->x87 |= x87;
+        p->x87 |= form->x87;
         p->loop_ok &= !writes_rcx(&i);
         p->at[p->n++] = (uint8_t)p->len;
         p->len += n;
@@ -331,7 +339,7 @@ static bool add_body(const struct forms *f, struct rng *r, uint64_t addr, uint8_
 
 unsigned sequence_encode(const struct forms *f, struct rng *r, uint64_t addr, uint8_t *out)
 {
-    struct plan p = {.loop_ok = true};
+    struct plan p = {.loop_ok = true, .leaning = (uint8_t)rng_below(r, 10)};
     unsigned body = 2 + rng_below(r, 5), loop_at = 0;
     bool loop = rng_percent(r, 20);
     uint8_t skip[4][2], skips = 0;

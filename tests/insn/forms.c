@@ -181,6 +181,7 @@ static void form_describe(struct form *f, const struct insn *i, const uint8_t *b
     }
     for (unsigned n = 0; n < 2; n++)
         f->imm[n] = i->i.raw.imm[n].size / 8;
+    f->x87 = i->i.meta.isa_ext == ZYDIS_ISA_EXT_X87;
     f->relative = i->i.raw.imm[0].is_relative;
     for (unsigned n = 0; n < i->i.operand_count; n++) {
         const ZydisDecodedOperand *o = &i->op[n];
@@ -188,7 +189,6 @@ static void form_describe(struct form *f, const struct insn *i, const uint8_t *b
         f->rm_free |= o->encoding == ZYDIS_OPERAND_ENCODING_MODRM_RM;
         f->vvvv_free |= o->encoding == ZYDIS_OPERAND_ENCODING_NDSNDD;
         f->opcode_reg |= o->encoding == ZYDIS_OPERAND_ENCODING_OPCODE;
-        f->has_is4 |= o->encoding == ZYDIS_OPERAND_ENCODING_IS4;
         if (o->type == ZYDIS_OPERAND_TYPE_MEMORY) {
             f->vsib |= o->mem.type == ZYDIS_MEMOP_TYPE_VSIB;
             f->mem_size = f->mem_size ? f->mem_size : o->size / 8;
@@ -279,8 +279,9 @@ static int walk_legacy(struct forms *f)
         t.w = n >> 11 & 1;
         t.lock = n >> 12 & 1;
         t.rep = reps[n >> 13];
-        if ((t.map == 0 && is_prefix(t.opcode)) || (t.lock && t.map > 1))
-            continue;
+        bool escape = t.map == 1 && (t.opcode == 0x38 || t.opcode == 0x3a || t.opcode == 0x0f);
+        if ((t.map == 0 && is_prefix(t.opcode)) || escape || (t.lock && t.map > 1))
+            continue; /* 0F 0F is 3DNow!, which no CPU that guise runs on has */
         uint8_t head[12];
         unsigned len = 0;
         if (t.lock)
@@ -332,11 +333,22 @@ static int walk_evex(struct forms *f)
     return 0;
 }
 
-static bool host_is_amd(void)
+/* Encodings whose meaning depends on the CPU: Zydis is told what this one has. */
+static void decoder_init(ZydisDecoder *d)
 {
-    unsigned a, b, c, d;
-    __cpuid(0, a, b, c, d);
-    return b == 0x68747541 || b == 0x6f677948; /* Auth(enticAMD), Hygo(nGenuine) */
+    unsigned max, vendor, a, b, c, d7, c7, b7, c81 = 0, x;
+    __cpuid(0, max, vendor, a, b);
+    __cpuid_count(7, 0, a, b7, c7, d7);
+    __cpuid(0x80000001, a, b, c81, x);
+    c = max < 7 ? 0 : c7;
+    /* AMD gives 66h a meaning on near branches, Intel ignores it: Auth(enticAMD), Hygo(nGenuine). */
+    ZydisDecoderEnableMode(d, ZYDIS_DECODER_MODE_AMD_BRANCHES, vendor == 0x68747541 || vendor == 0x6f677948);
+    ZydisDecoderEnableMode(d, ZYDIS_DECODER_MODE_KNC, ZYAN_FALSE); /* collides with EVEX */
+    ZydisDecoderEnableMode(d, ZYDIS_DECODER_MODE_MPX, b7 >> 14 & 1); /* these are no-ops elsewhere */
+    ZydisDecoderEnableMode(d, ZYDIS_DECODER_MODE_CET, (c >> 7 | d7 >> 20) & 1);
+    ZydisDecoderEnableMode(d, ZYDIS_DECODER_MODE_CLDEMOTE, c >> 25 & 1);
+    ZydisDecoderEnableMode(d, ZYDIS_DECODER_MODE_LZCNT, c81 >> 5 & 1);
+    ZydisDecoderEnableMode(d, ZYDIS_DECODER_MODE_TZCNT, b7 >> 3 & 1);
 }
 
 int forms_enumerate(struct forms *f)
@@ -344,9 +356,7 @@ int forms_enumerate(struct forms *f)
     memset(f, 0, sizeof *f);
     if (ZYAN_FAILED(ZydisDecoderInit(&f->decoder, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64)))
         return -EINVAL;
-    /* KNC's instructions collide with EVEX; AMD gives 66h a meaning on near branches, Intel ignores it. */
-    ZydisDecoderEnableMode(&f->decoder, ZYDIS_DECODER_MODE_AMD_BRANCHES, host_is_amd());
-    ZydisDecoderEnableMode(&f->decoder, ZYDIS_DECODER_MODE_KNC, ZYAN_FALSE);
+    decoder_init(&f->decoder);
     int r = walk_legacy(f);
     r = r ? r : walk_vex(f);
     return r ? r : walk_evex(f);

@@ -159,7 +159,7 @@ struct insn { /* a decoded instruction */
 
 struct form {
     uint8_t encoding;              /* ZydisInstructionEncoding: LEGACY, VEX, EVEX */
-    bool p66, w, lock, has_modrm, is_mem, reg_free, rm_free, vvvv_free, opcode_reg, vsib, has_is4;
+    bool p66, w, lock, has_modrm, is_mem, reg_free, rm_free, vvvv_free, opcode_reg, vsib, x87;
     uint8_t rep;                   /* 0, F2, F3 */
     uint8_t map, opcode, modrm, pp, l, b, z, aaa; /* map: 0 one-byte, 1 0F, 2 0F38, 3 0F3A */
     uint8_t disp, imm[2];          /* sizes in bytes; disp only without modrm (moffs) */

@@ -137,6 +137,8 @@ static unsigned long home_fs, home_gs;
 
 BARE static void handler(int sig, siginfo_t *si, void *ctx)
 {
+    /* The kernel leaves RFLAGS.AC as the test had it, which would make this code trap. */
+    __asm__ volatile("pushfq; andl $~0x40000, (%%rsp); popfq" ::: "memory", "cc");
     unsigned long fs = _readfsbase_u64(), gs = _readgsbase_u64();
     _writefsbase_u64(home_fs);
     _writegsbase_u64(home_gs);

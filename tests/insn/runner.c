@@ -129,8 +129,8 @@ int runner_start(struct runner *r, unsigned cpl)
     return command(r, 0);
 }
 
-/* true: the reply came.  false: the child died or is stuck. */
-static bool wait_reply(struct runner *r)
+/* 1: the reply came.  0: the child is stuck.  -1: it died. */
+static int wait_reply(struct runner *r)
 {
     int status;
     for (;;) {
@@ -138,23 +138,22 @@ static bool wait_reply(struct runner *r)
         struct pollfd p = {.fd = r->from, .events = POLLIN};
         int n = poll(&p, 1, STUCK_MS);
         if (n > 0)
-            return read(r->from, &status, sizeof status) == sizeof status;
+            return read(r->from, &status, sizeof status) == sizeof status ? 1 : -1;
         if (n == 0 && *r->progress == before)
-            return false;
+            return 0;
     }
 }
 
 struct result *runner_finish(struct runner *r)
 {
-    while (!wait_reply(r)) {
+    for (int reply; (reply = wait_reply(r)) != 1;) {
         uint32_t at = *r->progress;
         siginfo_t info = {0};
-        waitid(P_PID, (id_t)r->pid, &info, WEXITED | WNOHANG | WNOWAIT);
-        bool exited = info.si_pid == r->pid;
+        waitid(P_PID, (id_t)r->pid, &info, WEXITED | WNOWAIT | (reply ? 0 : WNOHANG));
         struct result *res = &r->results[at];
         memset(res, 0, sizeof *res);
         res->status = RUN_DIED;
-        snprintf(res->note, sizeof res->note, exited ? "the %s process died (%s %d)" : "the %s process hangs", r->backend->name,
+        snprintf(res->note, sizeof res->note, reply ? "the %s process died (%s %d)" : "the %s process hangs", r->backend->name,
                  info.si_code == CLD_EXITED ? "status" : "signal", info.si_status);
         reap(r);
         if (spawn(r))

@@ -196,7 +196,7 @@ static void put16(uint8_t *p, uint16_t v) { memcpy(p, &v, 2); }
 static void fill_x87(struct rng *r, uint8_t *x)
 {
     uint32_t c = rng_below(r, 20);
-    uint16_t fcw = c < 13 ? 0x37f : c < 19 ? (uint16_t)(0x7f | rng_below(r, 16) << 8) : (uint16_t)(0x40 | (rng_next(r) & 0xf3f));
+    uint16_t fcw = c < 13 ? 0x37f : c < 18 ? (uint16_t)(0x7f | rng_below(r, 16) << 8) : (uint16_t)(0x40 | (rng_next(r) & 0xf3f));
     uint16_t fsw = (uint16_t)(rng_below(r, 8) << 11);
     if (rng_percent(r, 20))
         fsw |= rng_next(r) & 0x473f;
