@@ -411,7 +411,7 @@ unsigned invalid_encode(const struct forms *f, struct rng *r, uint64_t addr, uin
         for (unsigned k = 0; k < 3; k++)
             out[n++] = (uint8_t)rng_next(r);
     }
-    memset(out + n, 0x90, 16);
+    memset(out + n, 0xcc, 16); /* as it is in memory */
     if (insn_decode(&f->decoder, out, n + 16, &i))
         return 0;
     return n;

@@ -181,7 +181,8 @@ static void judge(struct session *s, const struct test *t, const struct result *
     if (t->form != UINT32_MAX && v != NO_ORACLE) {
         struct form *f = &s->forms.form[t->form];
         f->runs++;
-        f->not_ud += cpu->vector != 6 || cpu->out.rip != t->addr;
+        bool fetch = cpu->vector == 14 && cpu->error & 16 && cpu->out.rip == t->addr;
+        f->not_ud += !(cpu->vector == 6 && cpu->out.rip == t->addr) && !fetch;
     }
     if (v != NO_ORACLE && t->kind == TEST_INVALID && !(cpu->vector == 6 && cpu->out.rip == t->addr) && !too_long(s, t)) {
         note_rejected(s, t, v != SAME);
