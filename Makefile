@@ -3,7 +3,7 @@
 #   make                      build/guise, a release build
 #   make run                  a root shell in a virtual machine with Debian's kernel
 #   make run CMD='uname -a'   one command in it; make returns its status
-#   make test | bench | fuzz | lint | install [PREFIX=/usr/local] [DESTDIR=]
+#   make test | bench | fuzz | lint | format | install [PREFIX=/usr/local] [DESTDIR=]
 #   make BUILD=debug|asan|cov any of these with another kind of build, in build-debug and so on
 #   make clean                removes the builds (downloads stay in ~/.cache/guise)
 
@@ -25,7 +25,7 @@ ifeq ($(options_$(BUILD)),)
 $(error there is no BUILD=$(BUILD); choose release, debug, asan or cov)
 endif
 
-.PHONY: all setup run test bench fuzz lint install coverage clean
+.PHONY: all setup run test bench fuzz lint format install coverage clean
 .DEFAULT_GOAL = all
 
 all: $(directory)/build.ninja
@@ -57,6 +57,11 @@ fuzz: all
 lint: all
 	@scripts/setup.sh lint
 	@scripts/lint.sh $(directory)
+
+# Rewrites every source in the house style.
+format:
+	@scripts/setup.sh lint
+	@clang-format -i $$(git ls-files '*.c' '*.h')
 
 # Installed files are built for where they go: another PREFIX reconfigures.
 install: all

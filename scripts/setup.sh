@@ -9,10 +9,10 @@ set -eu
 packages() {
     case $1 in
     build) echo gcc libc6-dev make meson ninja-build pkg-config libzydis-dev libcmocka-dev scdoc ;;
-    test) echo libcmocka-dev procps python3-minimal ;;
-    guest) echo cpio xz-utils zstd ;;
+    test) echo libcmocka-dev python3 qemu-system-x86 busybox-static cpio gzip ;;
+    guest) echo gcc libc6-dev gzip xz-utils zstd ;;
     lint) echo clang-format clang-tidy clang cppcheck mandoc shellcheck ;;
-    bench) echo qemu-system-x86 cpio zstd time ;;
+    bench) echo gcc libc6-dev mawk ;;
     cov) echo gcovr ;;
     *)
         echo "setup.sh: there is no group '$1' (build test lint bench guest cov)" >&2

@@ -1,16 +1,16 @@
 #!/bin/bash
 # All tests: Meson's (unit, insn) and the guest scripts; the last line is "N passed, N failed".
 #
-#   tests/run.sh [BUILD-DIRECTORY] [SUITE...]     suites: unit insn guest layers; all unless told
+#   tests/run.sh [BUILD-DIRECTORY] [SUITE...]     suites: layers unit insn cli guest; all unless told
 #
-# A guest script (tests/guest/*.sh, executable) is run with GUISE set, prints "ok NAME" or "not ok NAME reason"
-# for each of its checks, and anything else as it likes; one that ends badly without a "not ok" line
-# counts as one failure.
+# A script (tests/cli/*.sh, tests/guest/*.sh, executable) is run with GUISE set.  It prints "ok NAME" or
+# "not ok NAME reason" for each of its checks, and anything else as it likes.  Without such a line it counts
+# as one check, by its exit status; 77 means that it cannot be tried here, and why is its last line.
 set -uo pipefail
 top=$(dirname "$(dirname "$(readlink -f "$0")")")
 build=$(readlink -f "${1:-$top/build}")
 shift $(($# > 0))
-suites=${*:-layers unit insn guest}
+suites=${*:-layers unit insn cli guest}
 logs=$build/test-logs
 mkdir -p "$logs"
 passed=0
@@ -54,23 +54,26 @@ for t in json.load(sys.stdin):
 ' "$1")
 }
 
-guest_script() { # FILE
+script() { # SUITE FILE
     local name log status=0 line bad=0 good=0
-    name=$(basename "$1" .sh)
-    log=$logs/guest-$name.log
-    timeout -k 10 "${GUEST_TIMEOUT:-600}" "$1" >"$log" 2>&1 </dev/null || status=$?
+    name=$1/$(basename "$2" .sh)
+    log=$logs/${name/\//-}.log
+    timeout -k 10 "${SCRIPT_TIMEOUT:-900}" "$2" >"$log" 2>&1 </dev/null || status=$?
+    if [ "$status" = 77 ]; then
+        echo "skip $name: $(tail -n 1 "$log")"
+        return
+    fi
     while IFS= read -r line; do
         case $line in
-        'ok '*) good=$((good + 1)) && pass "guest/$name: ${line#ok }" ;;
-        'not ok '*) bad=$((bad + 1)) && fail "guest/$name: ${line#not ok }" ;;
+        'ok '*) good=$((good + 1)) && pass "$name: ${line#ok }" ;;
+        'not ok '*) bad=$((bad + 1)) && fail "$name: ${line#not ok }" ;;
         esac
     done <"$log"
     if [ "$status" != 0 ] && [ "$bad" = 0 ]; then
-        fail "guest/$name" "exit status $status"
         bad=1
+        fail "$name" "exit status $status"
     elif [ "$((good + bad))" = 0 ]; then
-        fail "guest/$name" "it said nothing"
-        bad=1
+        pass "$name"
     fi
     [ "$bad" = 0 ] || tail -n 40 "$log" | sed 's/^/     /'
 }
@@ -81,11 +84,11 @@ fi
 for suite in unit insn; do
     if wants $suite; then meson_suite $suite; fi
 done
-if wants guest; then
-    for script in "$top"/tests/guest/*.sh; do
-        [ ! -x "$script" ] || guest_script "$script"
+for suite in cli guest; do
+    for file in "$top/tests/$suite"/*.sh; do
+        if wants $suite && [ -x "$file" ]; then script $suite "$file"; fi
     done
-fi
+done
 
 echo "$passed passed, $failed failed"
 [ "$failed" = 0 ]

@@ -30,11 +30,11 @@ struct option_spec {
     char letter;      /* the short name, or 0 */
     enum option_kind kind;
     size_t offset;
-    const char *value; /* how the help calls the value: "FILE", "SIZE"; NULL for a flag */
-    const char *help;  /* one line */
-    uint64_t min, max; /* OPTION_NUMBER; OPTION_SIZE when max is not 0 */
+    const char *value;               /* how the help calls the value: "FILE", "SIZE"; NULL for a flag */
+    const char *help;                /* one line */
+    uint64_t min, max;               /* OPTION_NUMBER; OPTION_SIZE when max is not 0 */
     const struct option_word *words; /* OPTION_CHOICE, OPTION_SET; ends with a NULL word */
-    const char *examples; /* words that completion offers for an OPTION_STRING, separated by spaces */
+    const char *examples;            /* words that completion offers for an OPTION_STRING, separated by spaces */
 };
 
 /*

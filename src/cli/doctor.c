@@ -13,7 +13,9 @@ struct doctor_arguments {
 };
 
 const struct option_spec doctor_options[] = {
-    {.name = "json", .kind = OPTION_FLAG, .offset = offsetof(struct doctor_arguments, json),
+    {.name = "json",
+     .kind = OPTION_FLAG,
+     .offset = offsetof(struct doctor_arguments, json),
      .help = "print one JSON document instead of a table"},
     {0},
 };
@@ -24,7 +26,8 @@ static const struct {
     const char *id, *title, *works, *why, *fix;
 } engines[] = {
     {&engine_kvm, "engine_kvm", "KVM engine", "/dev/kvm is there, and a guest really runs at speed",
-     "guests run in the software engine", "nothing has to be done; for KVM's speed use a host with hardware "
+     "guests run in the software engine",
+     "nothing has to be done; for KVM's speed use a host with hardware "
      "virtualization (or nested virtualization) and join the group that owns /dev/kvm"},
     {&engine_soft, "engine_soft", "software engine", "translates guests' code, needs no /dev/kvm",
      "without it and without KVM no guest can run", "see the lines above that say \"missing\""},

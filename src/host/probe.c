@@ -148,9 +148,10 @@ static void probe_cpu(struct probe_result *r)
 static void probe_cpu_base(struct probe_result *r)
 {
     static const struct cpu_bit bits[] = {
-        {"SSE3", 1, 0, 'c', 0},    {"SSSE3", 1, 0, 'c', 9},   {"CX16", 1, 0, 'c', 13},        {"SSE4.1", 1, 0, 'c', 19},
-        {"SSE4.2", 1, 0, 'c', 20}, {"MOVBE", 1, 0, 'c', 22},  {"POPCNT", 1, 0, 'c', 23},      {"XSAVE", 1, 0, 'c', 26},
-        {"BMI1", 7, 0, 'b', 3},    {"BMI2", 7, 0, 'b', 8},    {"LAHF", 0x80000001, 0, 'c', 0}, {"NX", 0x80000001, 0, 'd', 20},
+        {"SSE3", 1, 0, 'c', 0},    {"SSSE3", 1, 0, 'c', 9},         {"CX16", 1, 0, 'c', 13},
+        {"SSE4.1", 1, 0, 'c', 19}, {"SSE4.2", 1, 0, 'c', 20},       {"MOVBE", 1, 0, 'c', 22},
+        {"POPCNT", 1, 0, 'c', 23}, {"XSAVE", 1, 0, 'c', 26},        {"BMI1", 7, 0, 'b', 3},
+        {"BMI2", 7, 0, 'b', 8},    {"LAHF", 0x80000001, 0, 'c', 0}, {"NX", 0x80000001, 0, 'd', 20},
     };
     char absent[128];
 
@@ -178,8 +179,8 @@ static void probe_fsgsbase(struct probe_result *r)
 static void probe_simd(struct probe_result *r)
 {
     static const struct cpu_bit bits[] = {
-        {"AVX", 1, 0, 'c', 28},       {"AVX2", 7, 0, 'b', 5},      {"FMA", 1, 0, 'c', 12},   {"AES", 1, 0, 'c', 25},
-        {"SHA", 7, 0, 'b', 29},       {"AVX512F", 7, 0, 'b', 16},  {"VAES", 7, 0, 'c', 9},   {"GFNI", 7, 0, 'c', 8},
+        {"AVX", 1, 0, 'c', 28}, {"AVX2", 7, 0, 'b', 5},     {"FMA", 1, 0, 'c', 12}, {"AES", 1, 0, 'c', 25},
+        {"SHA", 7, 0, 'b', 29}, {"AVX512F", 7, 0, 'b', 16}, {"VAES", 7, 0, 'c', 9}, {"GFNI", 7, 0, 'c', 8},
     };
     char absent[128];
 
@@ -356,7 +357,7 @@ static int enter_namespaces(void)
 static void probe_namespaces(struct probe_result *r)
 {
     static const char *const outcomes[] = {
-        "user, PID, network, mount and IPC namespaces can be made", "user namespaces are refused",
+        "user, PID, network, mount and IPC namespaces can be made",       "user namespaces are refused",
         "user namespaces are limited to none (user.max_user_namespaces)", "a user namespace's id map is refused",
         "user namespaces can be made, others inside are refused",
     };
@@ -457,7 +458,8 @@ size_t host_probe(struct probe_result results[PROBE_MAX])
     size_t n = sizeof(probes) / sizeof(probes[0]);
 
     for (size_t i = 0; i < n; i++) {
-        results[i] = (struct probe_result){.id = probes[i].id, .title = probes[i].title, .required = probes[i].required};
+        results[i] = (struct probe_result){
+            .id = probes[i].id, .title = probes[i].title, .required = probes[i].required};
         probes[i].fn(&results[i]);
         if (results[i].level == PROBE_OK)
             results[i].why[0] = results[i].fix[0] = 0;

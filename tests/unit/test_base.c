@@ -20,11 +20,27 @@ static void sizes_need_a_unit_and_are_powers_of_1024(void **state)
         int result;
         uint64_t bytes;
     } cases[] = {
-        {"512M", 0, 512ull << 20}, {"2G", 0, 2ull << 30}, {"64MiB", 0, 64ull << 20}, {"1k", 0, 1024},
-        {"3t", 0, 3ull << 40}, {"1gib", 0, 1ull << 30}, {"0M", 0, 0},
-        {"512", -EINVAL, 0}, {"", -EINVAL, 0}, {"M", -EINVAL, 0}, {"512MB", -EINVAL, 0}, {"-1M", -EINVAL, 0},
-        {"+1M", -EINVAL, 0}, {" 1M", -EINVAL, 0}, {"1M ", -EINVAL, 0}, {"1.5G", -EINVAL, 0}, {"0x10M", -EINVAL, 0},
-        {"1MiBs", -EINVAL, 0}, {"1Mi", -EINVAL, 0}, {"99999999999999999999G", -ERANGE, 0}, {"16777216T", -ERANGE, 0},
+        {"512M", 0, 512ull << 20},
+        {"2G", 0, 2ull << 30},
+        {"64MiB", 0, 64ull << 20},
+        {"1k", 0, 1024},
+        {"3t", 0, 3ull << 40},
+        {"1gib", 0, 1ull << 30},
+        {"0M", 0, 0},
+        {"512", -EINVAL, 0},
+        {"", -EINVAL, 0},
+        {"M", -EINVAL, 0},
+        {"512MB", -EINVAL, 0},
+        {"-1M", -EINVAL, 0},
+        {"+1M", -EINVAL, 0},
+        {" 1M", -EINVAL, 0},
+        {"1M ", -EINVAL, 0},
+        {"1.5G", -EINVAL, 0},
+        {"0x10M", -EINVAL, 0},
+        {"1MiBs", -EINVAL, 0},
+        {"1Mi", -EINVAL, 0},
+        {"99999999999999999999G", -ERANGE, 0},
+        {"16777216T", -ERANGE, 0},
     };
 
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
@@ -88,14 +104,41 @@ struct values {
 static const struct option_word colours[] = {{"red", 1}, {"green", 2}, {"blue", 4}, {0}};
 static const struct option_spec specs[] = {
     {.name = "flag", .letter = 'f', .kind = OPTION_FLAG, .offset = offsetof(struct values, flag), .help = "a flag"},
-    {.name = "text", .letter = 't', .kind = OPTION_STRING, .offset = offsetof(struct values, text), .value = "TEXT", .help = "h"},
+    {.name = "text",
+     .letter = 't',
+     .kind = OPTION_STRING,
+     .offset = offsetof(struct values, text),
+     .value = "TEXT",
+     .help = "h"},
     {.name = "file", .kind = OPTION_FILE, .offset = offsetof(struct values, file), .value = "FILE", .help = "h"},
-    {.name = "size", .letter = 's', .kind = OPTION_SIZE, .offset = offsetof(struct values, size), .value = "SIZE", .help = "h",
-     .min = 1 << 20, .max = 1ull << 40},
-    {.name = "number", .kind = OPTION_NUMBER, .offset = offsetof(struct values, number), .value = "N", .min = 1, .max = 9, .help = "h"},
+    {.name = "size",
+     .letter = 's',
+     .kind = OPTION_SIZE,
+     .offset = offsetof(struct values, size),
+     .value = "SIZE",
+     .help = "h",
+     .min = 1 << 20,
+     .max = 1ull << 40},
+    {.name = "number",
+     .kind = OPTION_NUMBER,
+     .offset = offsetof(struct values, number),
+     .value = "N",
+     .min = 1,
+     .max = 9,
+     .help = "h"},
     {.name = "wait", .kind = OPTION_SECONDS, .offset = offsetof(struct values, ms), .value = "SECONDS", .help = "h"},
-    {.name = "choice", .kind = OPTION_CHOICE, .offset = offsetof(struct values, choice), .value = "COLOUR", .words = colours, .help = "h"},
-    {.name = "set", .kind = OPTION_SET, .offset = offsetof(struct values, set), .value = "COLOUR,...", .words = colours, .help = "h"},
+    {.name = "choice",
+     .kind = OPTION_CHOICE,
+     .offset = offsetof(struct values, choice),
+     .value = "COLOUR",
+     .words = colours,
+     .help = "h"},
+    {.name = "set",
+     .kind = OPTION_SET,
+     .offset = offsetof(struct values, set),
+     .value = "COLOUR,...",
+     .words = colours,
+     .help = "h"},
     {0},
 };
 
@@ -119,7 +162,8 @@ static void every_kind_of_option_reaches_its_field(void **state)
 {
     struct values v;
     char err[ERROR_SIZE], *operand;
-    int r = parse("--flag --text hello one --file=/x -s 2M --wait 1.5 --choice green --set red,blue two", &v, &operand, err);
+    int r = parse("--flag --text hello one --file=/x -s 2M --wait 1.5 --choice green --set red,blue two", &v, &operand,
+                  err);
 
     assert_int_equal(r, 2);
     assert_string_equal(operand, "one");

@@ -140,7 +140,8 @@ static bool comes(int fd, const char *text)
 
 static void wrong_specs_are_refused(void **state)
 {
-    static const char *const wrong[] = {"", "tty", "file", "file:", "socket", "stdio:x", "null:", "file:/nonexistent/x"};
+    static const char *const wrong[] = {
+        "", "tty", "file", "file:", "socket", "stdio:x", "null:", "file:/nonexistent/x"};
     pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
     struct loop *loop;
 
@@ -447,8 +448,13 @@ static void escape_q_leaves_and_restores(void **state)
     struct tty t;
 
     tty_start(&t);
-    assert_int_equal(write(t.master, "a\003\032\x1d\x1d" "b", 6), 6); /* Ctrl-C and Ctrl-Z are the guest's */
-    assert_true(comes(t.master, "a\003\032\x1d" "b"));
+    assert_int_equal(write(t.master,
+                           "a\003\032\x1d\x1d"
+                           "b",
+                           6),
+                     6); /* Ctrl-C and Ctrl-Z are the guest's */
+    assert_true(comes(t.master, "a\003\032\x1d"
+                                "b"));
     assert_int_equal(write(t.master, "\x1dx", 2), 2);
     assert_true(comes(t.master, "\x1dx"));
     assert_int_equal(write(t.master, "\x1d", 1), 1); /* the two keys may come apart */

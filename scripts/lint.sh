@@ -1,0 +1,59 @@
+#!/bin/bash
+# Everything that judges the sources without running them.  `make lint`; or scripts/lint.sh BUILD CHECK...
+#
+# Checks: layers format man shell cppcheck tidy.  The last line is "N passed, N failed".
+set -uo pipefail
+top=$(dirname "$(dirname "$(readlink -f "$0")")")
+build=$(readlink -f "${1:-$top/build}")
+shift $(($# > 0))
+cd "$top" || exit 1
+mapfile -t sources < <(git ls-files '*.c' '*.h')
+mapfile -t units < <(git ls-files 'src/*.c')
+mapfile -t scripts < <(git grep -l --untracked -E '^#!/bin/(ba)?sh' -- scripts tests bench .ci)
+checks=${*:-layers format man shell cppcheck tidy}
+passed=0
+failed=0
+
+layers() { tests/layers.sh; }
+
+format() { clang-format --dry-run -Werror "${sources[@]}"; }
+
+man() {
+    local page status=0 out
+    out=$(mktemp)
+    for page in docs/man/*.scd; do
+        scdoc <"$page" >"$out" || status=1
+        # STYLE messages are about scdoc's own output.
+        mandoc -T lint -W warning "$out" | sed "s|^|$page: |" | grep -v 'missing date' && status=1
+    done
+    rm -f "$out"
+    return $status
+}
+
+# SC2154: a variable that a sourced file sets.
+shell() { shellcheck -x -P "$top" -S warning -e SC2154 "${scripts[@]}"; }
+
+cppcheck_() {
+    cppcheck --quiet --error-exitcode=1 --std=c11 --enable=warning,performance,portability --inline-suppr \
+        --suppressions-list=scripts/cppcheck-suppressions.txt -j "$(nproc)" -I src -I "$build/src" src
+}
+
+tidy() {
+    printf '%s\n' "${units[@]}" | grep -Fx -f <(sed -n 's|.*"file": "\.\./\(.*\)".*|\1|p' "$build/compile_commands.json") |
+        xargs -P "$(nproc)" -n 4 clang-tidy --quiet -p "$build" 2>/dev/null
+}
+
+for check in $checks; do
+    name=$check
+    [ "$check" != cppcheck ] || name=cppcheck_
+    if output=$($name 2>&1); then
+        passed=$((passed + 1))
+        echo "ok   $check"
+    else
+        failed=$((failed + 1))
+        echo "FAIL $check"
+        printf '%s\n' "$output" | head -n 200 | sed 's/^/     /'
+    fi
+done
+echo "$passed passed, $failed failed"
+[ "$failed" = 0 ]
