@@ -93,6 +93,15 @@ static const struct chr_kind *find_kind(const char *spec, const char **path)
     return NULL;
 }
 
+int chr_check(const char *spec, char *err, size_t n)
+{
+    const char *path;
+
+    if (find_kind(spec, &path))
+        return 0;
+    return error_set(err, n, -EINVAL, "'%s' is not one of stdio, null, file:PATH, socket:PATH", spec);
+}
+
 int chr_open(struct chr **out, const char *spec, struct loop *loop, char *err, size_t n)
 {
     const char *path;
@@ -101,7 +110,7 @@ int chr_open(struct chr **out, const char *spec, struct loop *loop, char *err, s
     int r;
 
     if (!kind)
-        return error_set(err, n, -EINVAL, "'%s' is not one of stdio, null, file:PATH, socket:PATH", spec);
+        return chr_check(spec, err, n);
     chr = calloc(1, sizeof(*chr));
     if (!chr)
         return error_sys(err, n, -ENOMEM, "the console cannot be set up");
