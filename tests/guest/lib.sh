@@ -1,0 +1,71 @@
+# What the guest suites share: sourced by the scripts of tests/guest.
+#
+# A suite prints `ok NAME` or `not ok NAME REASON` for each check and ends with status 0 when all
+# were ok.  GUISE is the program under test; anything that takes `guise run`'s options will do.
+
+here=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
+top=$(dirname "$(dirname "$here")")
+. "$here/packages.sh"
+GUISE=${GUISE:-$top/build/guise}
+GUEST_OPTIONS=${GUEST_OPTIONS:-} # more options for every `guise run`, such as --engine soft
+failures=0
+work=$(mktemp -d "${TMPDIR:-/tmp}/guise-guest.XXXXXX")
+trap 'rm -rf "$work"' EXIT
+
+ok() { echo "ok $*"; }
+
+not_ok() # NAME REASON...
+{
+    failures=$((failures + 1))
+    echo "not ok $*"
+}
+
+finish() { exit $((failures > 0)); }
+
+# guest KERNEL INITRD APPEND SECONDS [OPTIONS]: the guest's console, carriage returns taken out, on
+# standard output; guise's exit status.  What guise itself says is in $work/stderr.
+guest()
+{
+    local kernel=$1 initrd=$2 append=$3 seconds=$4
+    shift 4
+    # shellcheck disable=SC2086 # GUEST_OPTIONS is a list of words
+    "$GUISE" run --kernel "$kernel" ${initrd:+--initrd "$initrd"} --append "$append" --timeout "$seconds" \
+        --no-reboot --serial stdio $GUEST_OPTIONS "$@" </dev/null 2>"$work/stderr" | tr -d '\r'
+    return "${PIPESTATUS[0]}"
+}
+
+# why STATUS: a failed run in words
+why()
+{
+    case $1 in
+    6) echo "time was up" ;;
+    *) echo "exit status $1: $(tail -n 1 "$work/stderr")" ;;
+    esac
+}
+
+# image OUT ARGS...: scripts/guest-image.sh, kept in the cache until this script, the image script
+# or a file that is added changes.
+image()
+{
+    local out=$1 key
+    shift
+    key=$(printf '%s\n' "$@" | sed -n 's/^\([^:]*\):.*/\1/p' | cat - <(echo "$top/scripts/guest-image.sh") |
+        xargs sha256sum 2>/dev/null | cat - <(echo "$@") | sha256sum | cut -c1-32)
+    if [ "$(cat "$out.key" 2>/dev/null)" != "$key" ] || [ ! -e "$out" ]; then
+        "$top/scripts/guest-image.sh" "${image_kind:-busybox}" "$out" "$@" >&2 || return 1
+        echo "$key" >"$out.key"
+    fi
+}
+
+# The initramfs of a directory tree, device nodes for a console added: on standard output.
+pack_tree()
+{
+    local tool=$work/mkcpio
+    [ -x "$tool" ] || gcc -std=gnu17 -D_GNU_SOURCE -O2 -o "$tool" "$here/mkcpio.c" || return 1
+    (cd "$1" && {
+        find . -mindepth 1 -type d -printf 'dir /%P %m 0 0\n'
+        printf 'nod /dev/console 600 0 0 c 5 1\n'
+        find . -mindepth 1 -type f ! -name '* *' -printf 'file /%P %p %m 0 0\n'
+        find . -mindepth 1 -type l ! -name '* *' -printf 'slink /%P %l 777 0 0\n'
+    } >"$work/list" && "$tool" "$work/list")
+}
