@@ -19,7 +19,7 @@ struct options {
     const struct backend *engine;
     uint64_t seed;
     unsigned rounds, sequences, invalid, seconds, show;
-    bool fuzz, quiet;
+    bool fuzz, left_out;
     const char *one, *only;
 };
 
@@ -117,12 +117,26 @@ static void report_forms(struct session *s)
     }
     printf("forms covered: %u, left out: %u", covered, s->forms.n - covered - missed);
     for (unsigned n = 1; n < OUT_REASONS; n++)
-        printf("%s %u %s", n == 1 ? " (" : ",", out[n], left_out_reason[n]);
+        printf("%s%u %s", n == 1 ? " (" : ", ", out[n], left_out_reason[n]);
     printf(")\n");
     if (missed)
         printf("forms not reached: %u\n", missed);
     if (failed)
         printf("forms with a difference: %u\n", failed);
+}
+
+/* Each mnemonic once per reason. */
+static void list_left_out(const struct session *s)
+{
+    for (unsigned reason = 1; reason < OUT_REASONS; reason++) {
+        const char *last = "";
+        printf("left out, %s:", left_out_reason[reason]);
+        for (unsigned m = 0; m <= ZYDIS_MNEMONIC_MAX_VALUE; m++)
+            for (uint32_t n = 0; n < s->forms.n; n++)
+                if (s->forms.form[n].out == reason && s->forms.form[n].mnemonic == m && last != ZydisMnemonicGetString(m))
+                    printf(" %s", last = ZydisMnemonicGetString(m));
+        printf("\n");
+    }
 }
 
 static void report(struct session *s)
@@ -137,6 +151,8 @@ static void report(struct session *s)
         if (s->undefined_by_mnemonic[n])
             printf("undefined flags differ (no failure): %s %" PRIu64 "\n", ZydisMnemonicGetString(n), s->undefined_by_mnemonic[n]);
     report_forms(s);
+    if (s->o.left_out)
+        list_left_out(s);
     printf("rejected by Zydis, executed by this CPU, not held against the engine: %" PRIu64 " encodings", s->executes_though_rejected);
     for (unsigned map = 0; map < 4; map++)
         for (unsigned op = 0; op < 256; op++)
@@ -255,7 +271,8 @@ static bool push_form(struct session *s, uint32_t index, enum mem_mode mode, uin
         bool x87 = s->forms.form[index].x87 && rng_percent(&r, 40);
         if (x87)
             code[len++] = 0x9b; /* fwait: where a pending x87 exception is reported */
-        return push(s, addr, code, len, TEST_FORM, mode, rng_next(&r), index);
+        return push(s, addr, code, len, TEST_FORM, mode, rng_next(&r), index) &&
+               push(s, addr, code, len, TEST_FORM, mode, rng_next(&r), index);
     }
     return true;
 }
@@ -365,7 +382,8 @@ static int parse(struct options *o, int argc, char **argv)
 {
     static const struct option longs[] = {
         {"engine", 1, 0, 'e'}, {"seed", 1, 0, 's'}, {"rounds", 1, 0, 'r'}, {"sequences", 1, 0, 'q'}, {"invalid", 1, 0, 'i'},
-        {"seconds", 1, 0, 't'}, {"fuzz", 0, 0, 'f'}, {"one", 1, 0, '1'}, {"only", 1, 0, 'm'}, {"show", 1, 0, 'n'}, {0},
+        {"seconds", 1, 0, 't'}, {"fuzz", 0, 0, 'f'}, {"one", 1, 0, '1'}, {"only", 1, 0, 'm'}, {"show", 1, 0, 'n'}, {"left-out", 0, 0, 'l'},
+        {0},
     };
     for (int c; (c = getopt_long(argc, argv, "", longs, NULL)) != -1;) {
         uint64_t v = optarg ? strtoull(optarg, NULL, 0) : 0;
@@ -380,6 +398,7 @@ static int parse(struct options *o, int argc, char **argv)
         case 'i': o->invalid = (unsigned)v; break;
         case 't': o->seconds = (unsigned)v; break;
         case 'n': o->show = (unsigned)v; break;
+        case 'l': o->left_out = true; break;
         case 'f': o->fuzz = true; break;
         case '1': o->one = optarg; break;
         case 'm': o->only = optarg; break;
@@ -395,7 +414,7 @@ int main(int argc, char **argv)
     s.o = (struct options){.engine = BACKEND_DEFAULT, .rounds = 8, .sequences = 100000, .invalid = 20000, .show = 200, .seed = 1};
     if (parse(&s.o, argc, argv)) {
         fprintf(stderr, "usage: insn-diff [--engine soft|native] [--seed N] [--rounds N] [--sequences N] [--invalid N] "
-                        "[--only MNEMONIC] [--show GROUPS] [--fuzz [--seconds N]] [--one CASE]\n");
+                        "[--only MNEMONIC] [--show GROUPS] [--left-out] [--fuzz [--seconds N]] [--one CASE]\n");
         return 2;
     }
     signal(SIGPIPE, SIG_IGN);
