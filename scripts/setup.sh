@@ -50,14 +50,23 @@ if [ "$(id -u)" != 0 ]; then
     # With a terminal sudo may ask for the password.
     [ -t 0 ] && as_root=sudo
 fi
-export DEBIAN_FRONTEND=noninteractive
+
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+apt() {
+    # shellcheck disable=SC2086 # a list of words, or none
+    $as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -o Dpkg::Use-Pty=0 -o Acquire::Retries=3 "$@" >>"$log" 2>&1 </dev/null
+}
 install() {
-    # shellcheck disable=SC2086 # both are lists of words
-    $as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0 -o APT::Install-Suggests=0 \
-        install --no-install-recommends -y $missing >&2 </dev/null
+    # shellcheck disable=SC2086
+    apt install --no-install-recommends -y $missing
 }
 # The lists of packages may be absent or old: then fetch them and try again.
 if [ -z "$(find /var/lib/apt/lists -name '*Packages*' -print -quit 2>/dev/null)" ] || ! install; then
-    $as_root apt-get -qq update >&2 </dev/null
-    install
+    : >"$log"
+    if ! apt update || ! install; then
+        cat "$log" >&2
+        echo "setup.sh: apt-get could not install:$missing" >&2
+        exit 1
+    fi
 fi

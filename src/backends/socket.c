@@ -120,7 +120,7 @@ int socket_open(struct socket_server **out, const char *path, struct loop *loop,
                       sizeof(s->address.sun_path) - 1);
         goto fail;
     }
-    strcpy(s->address.sun_path, path);
+    memcpy(s->address.sun_path, path, strlen(path) + 1);
     r = listen_at(s);
     if (r == 0)
         r = loop_fd_add(loop, s->listener, EPOLLIN, on_listener, s);
