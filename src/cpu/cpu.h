@@ -190,6 +190,7 @@ static inline bool cpu_64bit(const struct cpu *c) { return (c->efer & EFER_LMA) 
 int cpu_raise(struct cpu *cpu, unsigned vector);
 int cpu_raise_error(struct cpu *cpu, unsigned vector, uint32_t error);
 int cpu_raise_page_fault(struct cpu *cpu, uint64_t gva, uint32_t error);
+int cpu_raise_debug(struct cpu *cpu, uint32_t dr6); /* #DB that sets these bits of DR6 */
 
 /* --- page walk (walk.c), SDM 4.3-4.7 ---------------------------------------------------------- */
 /* Walks the guest's tables for one byte; checks all permissions for `access` at privilege `user`
@@ -264,6 +265,7 @@ struct cpuid_regs { uint32_t eax, ebx, ecx, edx; };
 void cpu_cpuid(const struct cpu *cpu, uint32_t leaf, uint32_t subleaf, struct cpuid_regs *out);
 /* Builds the guest's CPUID from the host's: what the host has, less what guise does not do. */
 int cpuid_table_create(struct cpuid_table **out, unsigned n_cpus, uint64_t tsc_khz);
+void cpuid_table_destroy(struct cpuid_table *t);
 uint64_t cpu_guest_tsc(const struct cpu *cpu);
 
 /* --- paravirtual clock (pvclock.c), KVM's MSRs 0x4b564d00/01 and 0x11/0x12 ------------------------ */
