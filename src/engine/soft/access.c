@@ -1,0 +1,438 @@
+/*
+ * Translating an instruction with a memory operand.
+ *
+ *     lea   A, [the guest's address]
+ *     rorx  B, A, 8
+ *     and   B, TLB_MASK
+ *     sub   A, gs:[B + tlb.tag]        ; offset in the page, or something huge
+ *     cmp   A, 4096 - size             ; one compare for a miss and for a page crossing
+ *     ja    slow
+ *     add   A, gs:[B + tlb.host]
+ *     insn  [A]                        ; the guest's own instruction
+ *
+ * The compare destroys the flags; where the guest needs them later they wait in C.  The slow path
+ * (mmu.c) either comes back to the instruction with a real address in A, or runs a second copy of it
+ * on a bounce buffer and commits that.
+ */
+#include "engine/soft/translate_int.h"
+
+void tail_begin(struct tail *t)
+{
+    t->e.p = t->e.start = t->bytes;
+}
+
+/* Guest register number of a Zydis general register, or NO_REG. */
+static unsigned gpr_of(ZydisRegister r)
+{
+    switch (ZydisRegisterGetClass(r)) {
+    case ZYDIS_REGCLASS_GPR8:
+        if (r >= ZYDIS_REGISTER_AH && r <= ZYDIS_REGISTER_BH)
+            return (unsigned)(r - ZYDIS_REGISTER_AH);
+        return r >= ZYDIS_REGISTER_SPL ? (unsigned)(r - ZYDIS_REGISTER_SPL) + RSP : (unsigned)(r - ZYDIS_REGISTER_AL);
+    case ZYDIS_REGCLASS_GPR16: return (unsigned)(r - ZYDIS_REGISTER_AX);
+    case ZYDIS_REGCLASS_GPR32: return (unsigned)(r - ZYDIS_REGISTER_EAX);
+    case ZYDIS_REGCLASS_GPR64: return (unsigned)(r - ZYDIS_REGISTER_RAX);
+    default: return NO_REG;
+    }
+}
+
+static bool is_high8(ZydisRegister r)
+{
+    return r >= ZYDIS_REGISTER_AH && r <= ZYDIS_REGISTER_BH;
+}
+
+uint32_t gpr_mask_of(const struct insn *in)
+{
+    uint32_t mask = 0;
+    for (unsigned i = 0; i < in->d.operand_count; i++)
+        if (in->op[i].type == ZYDIS_OPERAND_TYPE_REGISTER) {
+            unsigned r = gpr_of(in->op[i].reg.value);
+            if (r != NO_REG)
+                mask |= 1u << r;
+        }
+    return mask;
+}
+
+void choose_scratch(struct translator *t, uint32_t used)
+{
+    static const uint8_t pool[3] = { R11, R10, R9 };
+    unsigned a = 0;
+    while (a < 2 && used >> pool[a] & 1)
+        a++;
+    t->A = pool[a];
+    t->B = pool[(a + 1) % 3];
+    t->C = pool[(a + 2) % 3];
+}
+
+/* The host must keep what this instruction, or a later one in the block, reads. */
+void flags_guard(struct translator *t, const struct insn *in)
+{
+    t->flags_saved = in->live_before != 0;
+    if (t->flags_saved)
+        e_save_flags(&t->hot, t->C);
+}
+
+void tail_restore_flags(struct translator *t, struct tail *tail)
+{
+    if (t->flags_saved)
+        e_restore_flags(&tail->e, t->C);
+}
+
+static unsigned sreg_of(ZydisRegister r)
+{
+    switch (r) {
+    case ZYDIS_REGISTER_ES: return ES;
+    case ZYDIS_REGISTER_CS: return CS;
+    case ZYDIS_REGISTER_SS: return SS;
+    case ZYDIS_REGISTER_FS: return FS;
+    case ZYDIS_REGISTER_GS: return GS;
+    default: return DS;
+    }
+}
+
+bool insn_ea(struct translator *t, const struct insn *in, const ZydisDecodedOperand *op, struct ea *out)
+{
+    const struct ZydisDecodedOperandMem_ *m = &op->mem;
+    *out = (struct ea){ .base = NO_REG, .index = NO_REG, .disp = m->disp.has_displacement ? m->disp.value : 0,
+                        .segment = sreg_of(m->segment) };
+    out->addr32 = in->d.address_width == 32;
+    if (in->d.address_width == 16)
+        return false;
+    if (m->base == ZYDIS_REGISTER_RIP || m->base == ZYDIS_REGISTER_EIP) {
+        out->pc_relative = true;
+        out->disp += in->pc + in->d.length;
+    } else if (m->base != ZYDIS_REGISTER_NONE) {
+        out->base = gpr_of(m->base);
+    }
+    if (m->index != ZYDIS_REGISTER_NONE) {
+        out->index = gpr_of(m->index);
+        if (out->index == NO_REG)
+            return false; /* a vector index */
+        out->scale = (unsigned)__builtin_ctz(m->scale ? m->scale : 1);
+    }
+    out->stack = out->segment == SS;
+    return true;
+}
+
+/* The gva of block start + offset into a register. */
+void emit_pc(struct translator *t, unsigned reg, int64_t offset)
+{
+    if (t->mode & MODE_FIXED_PC) {
+        uint64_t pc = t->gva + (uint64_t)offset;
+        e_mov_imm(&t->hot, reg, t->mode & MODE_64 ? pc : (uint32_t)pc);
+        return;
+    }
+    e_load(&t->hot, reg, VOFF(code_base));
+    e_lea(&t->hot, (t->mode & MODE_64) != 0, reg, reg, NO_REG, 0, (int32_t)(t->page_offset + offset));
+}
+
+static uint32_t seg_base_offset(unsigned sreg)
+{
+    return (uint32_t)(offsetof(struct cpu, seg) + sreg * sizeof(struct segment) + offsetof(struct segment, base));
+}
+
+/* Computes a guest address: never touches flags, nor any register but `to` and `temp`. */
+void emit_ea(struct translator *t, const struct ea *ea, unsigned to, unsigned temp)
+{
+    struct emit *e = &t->hot;
+    bool wide = !ea->addr32;
+    if (ea->pc_relative) {
+        emit_pc(t, to, ea->disp);
+        if (ea->addr32)
+            e_mov(e, false, to, to);
+    } else if ((int32_t)ea->disp != ea->disp) { /* moffs */
+        e_mov_imm(e, to, (uint64_t)ea->disp);
+        if (ea->addr32)
+            e_mov(e, false, to, to);
+    } else {
+        unsigned base = ea->base, index = ea->index;
+        if (base == EA_SLOT) {
+            e_load(e, to, SCRATCH_SLOT);
+            base = to;
+        } else if (base != NO_REG && is_stolen(base)) {
+            e_load(e, to, GPR_OFFSET(base));
+            base = to;
+        }
+        if (index != NO_REG && is_stolen(index)) {
+            e_load(e, temp, GPR_OFFSET(index));
+            index = temp;
+        }
+        if (!(base == to && index == NO_REG && ea->disp == 0 && wide)) {
+            if (base != NO_REG && index == NO_REG && ea->disp == 0)
+                e_mov(e, wide, to, base);
+            else
+                e_lea(e, wide, to, base, index, ea->scale, (int32_t)ea->disp);
+        }
+    }
+    bool has_base = ea->segment == FS || ea->segment == GS || ((t->mode & MODE_SEGMENTED) && !(t->mode & MODE_64));
+    if (!has_base)
+        return;
+    e_load(e, temp, seg_base_offset(ea->segment));
+    e_lea(e, (t->mode & MODE_64) != 0, to, to, temp, 0, 0);
+}
+
+struct site *new_site(struct translator *t, const struct insn *in, uint32_t *index)
+{
+    struct engine *e = t->engine;
+    *index = e->n_sites++;
+    struct site *s = &e->sites[*index];
+    *s = (struct site){ .block = t->b, .pc = in->pc, .len = in->d.length };
+    return s;
+}
+
+static uint32_t tlb_offset(const struct translator *t, bool write)
+{
+    return (uint32_t)(offsetof(struct soft_vcpu, tlb) +
+                      ((t->mode & MODE_MMU) * 2 + write) * TLB_SIZE * sizeof(struct tlb_entry));
+}
+
+static void emit_slow_path(struct translator *t, const struct insn *in, struct site *s, uint32_t index, uint32_t tlb,
+                           const struct tail *tail)
+{
+    struct emit *c = &t->cold;
+    e_gs_base(c, 0x03, true, t->A, t->B, tlb); /* add A, tag: the gva again */
+    e_store(c, t->A, VOFF(slow_ea));
+    if (t->flags_saved)
+        e_store(c, t->C, VOFF(slow_flags));
+    e_store_imm32(c, VOFF(site), index);
+    e_gs_jump(c, VOFF(glue_slow));
+    /* landing: the address is real */
+    uint32_t landing = e_offset(c);
+    e_load(c, t->A, VOFF(slow_host));
+    if (t->flags_saved)
+        e_load(c, t->C, VOFF(slow_flags));
+    e_jmp(c, s->resume);
+    s->resume = landing;
+    /* the same instruction on the bounce buffer */
+    s->bounce = e_offset(c);
+    add_map(t, s->bounce, in);
+    e_load(c, t->A, VOFF(slow_host));
+    if (t->flags_saved)
+        e_load(c, t->C, VOFF(slow_flags));
+    e_bytes(c, tail->bytes, (unsigned)(tail->e.p - tail->e.start));
+    if (s->access & SITE_WRITE) {
+        e_store_imm32(c, VOFF(site), index);
+        e_gs_jump(c, VOFF(glue_commit));
+    } else {
+        e_jmp(c, s->next);
+    }
+}
+
+void emit_access(struct translator *t, const struct insn *in, const struct ea *ea, unsigned access, unsigned size,
+                 const struct tail *tail)
+{
+    struct emit *e = &t->hot;
+    uint32_t index;
+    struct site *s = new_site(t, in, &index);
+    uint32_t tlb = tlb_offset(t, (access & SITE_WRITE) != 0);
+    s->access = (uint8_t)(access | (t->flags_saved ? SITE_FLAGS : 0) | (ea->stack ? SITE_STACK : 0));
+    s->size = (uint16_t)size;
+    emit_ea(t, ea, t->A, t->B);
+    e_rorx(e, t->B, t->A, 8);
+    e_alu_imm(e, false, 4, t->B, TLB_MASK);
+    e_gs_base(e, 0x2b, true, t->A, t->B, tlb); /* sub */
+    e_alu_imm(e, true, 7, t->A, 4096 - size);
+    uint32_t slow = e_jcc(e, 7 /* above */, 0);
+    e_gs_base(e, 0x03, true, t->A, t->B, tlb + 8); /* add */
+    s->resume = e_offset(e);
+    e_bytes(e, tail->bytes, (unsigned)(tail->e.p - tail->e.start));
+    s->next = e_offset(e);
+    e_patch(e, slow, e_offset(&t->cold));
+    emit_slow_path(t, in, s, index, tlb, tail);
+}
+
+static bool has_high8(const struct insn *in)
+{
+    for (unsigned i = 0; i < in->d.operand_count; i++)
+        if (in->op[i].type == ZYDIS_OPERAND_TYPE_REGISTER && is_high8(in->op[i].reg.value))
+            return true;
+    return false;
+}
+
+static unsigned opcode_length(const ZydisDecodedInstruction *d)
+{
+    switch (d->opcode_map) {
+    case ZYDIS_OPCODE_MAP_DEFAULT: return 1;
+    case ZYDIS_OPCODE_MAP_0F: return 2;
+    case ZYDIS_OPCODE_MAP_0F0F: return 2;
+    default: return 3;
+    }
+}
+
+/* Prefixes that change the operation: segment overrides and address size are spent. */
+static void copy_prefixes(struct emit *e, const struct insn *in)
+{
+    for (unsigned i = 0; i < in->d.raw.prefix_count; i++) {
+        uint8_t p = in->d.raw.prefixes[i].value;
+        if (p == 0x66 || p == 0xf2 || p == 0xf3 || p == 0xf0)
+            e8(e, p);
+    }
+}
+
+/* Prefix, REX/VEX/EVEX and opcode bytes with the address register's high bit in B and no index. */
+static void copy_opcode(struct emit *e, const struct insn *in, unsigned addr)
+{
+    const ZydisDecodedInstruction *d = &in->d;
+    const uint8_t *b = in->bytes;
+    unsigned high = addr >> 3;
+    switch (d->encoding) {
+    case ZYDIS_INSTRUCTION_ENCODING_VEX:
+    case ZYDIS_INSTRUCTION_ENCODING_XOP: {
+        unsigned at = d->encoding == ZYDIS_INSTRUCTION_ENCODING_XOP ? d->raw.xop.offset : d->raw.vex.offset;
+        if (b[at] == 0xc5) {
+            e8(e, 0xc4);
+            e8(e, (b[at + 1] & 0x80) | 0x40 | (high ? 0 : 0x20) | 1);
+            e8(e, b[at + 1] & 0x7f);
+            e8(e, b[at + 2]);
+        } else {
+            e8(e, b[at]);
+            e8(e, (b[at + 1] & 0x9f) | 0x40 | (high ? 0 : 0x20));
+            e8(e, b[at + 2]);
+            e8(e, b[at + 3]);
+        }
+        return;
+    }
+    case ZYDIS_INSTRUCTION_ENCODING_EVEX: {
+        unsigned at = d->raw.evex.offset;
+        e8(e, 0x62);
+        e8(e, (b[at + 1] & 0x9f) | 0x40 | (high ? 0 : 0x20));
+        e_bytes(e, b + at + 2, 3);
+        return;
+    }
+    default: {
+        copy_prefixes(e, in);
+        unsigned rex = (d->attributes & ZYDIS_ATTRIB_HAS_REX ? 0x40u | d->raw.rex.W << 3 | d->raw.rex.R << 2 : 0) |
+                       (high ? 0x41 : 0);
+        if (rex)
+            e8(e, rex);
+        unsigned n = opcode_length(d);
+        unsigned end = d->raw.modrm.offset;
+        if (d->opcode_map == ZYDIS_OPCODE_MAP_0F0F)
+            end = d->raw.modrm.offset;
+        e_bytes(e, b + end - n, n);
+    }
+    }
+}
+
+void copy_insn_with_address(struct emit *e, const struct insn *in, unsigned addr_reg)
+{
+    const ZydisDecodedInstruction *d = &in->d;
+    unsigned addr = addr_reg;
+    bool borrow = d->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY && has_high8(in);
+    if (borrow) { /* AH..BH cannot be named beside a REX prefix: use rdi for the address */
+        addr = RDI;
+        e_store(e, RDI, GPR_OFFSET(RDI));
+        e_mov(e, true, RDI, addr_reg);
+    }
+    copy_opcode(e, in, addr);
+    e8(e, (in->bytes[d->raw.modrm.offset] & 0x38) | (addr & 7));
+    unsigned rest = d->raw.modrm.offset + 1;
+    rest += (in->bytes[d->raw.modrm.offset] >> 6) != 3 && (in->bytes[d->raw.modrm.offset] & 7) == 4; /* SIB */
+    rest += d->raw.disp.size / 8;
+    e_bytes(e, in->bytes + rest, d->length - rest);
+    if (borrow)
+        e_load(e, RDI, GPR_OFFSET(RDI));
+}
+
+void copy_insn_plain(struct emit *e, const struct insn *in)
+{
+    e_bytes(e, in->bytes, in->d.length);
+}
+
+/* The guest's r9-r11 as register operands: loaded before and stored after the instruction. */
+static void stolen_loads(struct emit *e, const struct insn *in)
+{
+    for (unsigned i = 0; i < in->d.operand_count; i++) {
+        const ZydisDecodedOperand *op = &in->op[i];
+        if (op->type != ZYDIS_OPERAND_TYPE_REGISTER)
+            continue;
+        unsigned r = gpr_of(op->reg.value);
+        if (r == NO_REG || !is_stolen(r))
+            continue;
+        bool pure_write = op->size >= 32 && op->actions == ZYDIS_OPERAND_ACTION_WRITE;
+        if (!pure_write)
+            e_load(e, r, GPR_OFFSET(r));
+    }
+}
+
+static void stolen_stores(struct emit *e, const struct insn *in)
+{
+    for (unsigned i = 0; i < in->d.operand_count; i++) {
+        const ZydisDecodedOperand *op = &in->op[i];
+        if (op->type != ZYDIS_OPERAND_TYPE_REGISTER || !(op->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE))
+            continue;
+        unsigned r = gpr_of(op->reg.value);
+        if (r != NO_REG && is_stolen(r))
+            e_store(e, r, GPR_OFFSET(r));
+    }
+}
+
+static void masked_access(struct site *s, const struct insn *in, const ZydisDecodedOperand *mem)
+{
+    if (in->d.encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX && in->d.avx.mask.reg != ZYDIS_REGISTER_NONE &&
+        in->d.avx.mask.reg != ZYDIS_REGISTER_K0) {
+        s->mask_kind = MASK_K;
+        s->mask_reg = (uint8_t)(in->d.avx.mask.reg - ZYDIS_REGISTER_K0);
+        s->element = (uint8_t)(mem->element_size / 8);
+        return;
+    }
+    switch (in->d.mnemonic) {
+    case ZYDIS_MNEMONIC_VMASKMOVPS: case ZYDIS_MNEMONIC_VMASKMOVPD:
+    case ZYDIS_MNEMONIC_VPMASKMOVD: case ZYDIS_MNEMONIC_VPMASKMOVQ: {
+        ZydisRegister r = in->op[1].reg.value;
+        s->mask_kind = MASK_VEC_SIGN;
+        s->mask_reg = (uint8_t)ZydisRegisterGetId(r);
+        bool quad = in->d.mnemonic == ZYDIS_MNEMONIC_VMASKMOVPD || in->d.mnemonic == ZYDIS_MNEMONIC_VPMASKMOVQ;
+        s->element = quad ? 8 : 4;
+        return;
+    }
+    default:
+        return;
+    }
+}
+
+/* Anything without privilege: copied, with at most one memory operand rewritten. */
+void generic_insn(struct translator *t, const struct insn *in)
+{
+    const ZydisDecodedOperand *mem = NULL;
+    for (unsigned i = 0; i < in->d.operand_count; i++)
+        if (in->op[i].type == ZYDIS_OPERAND_TYPE_MEMORY && in->op[i].mem.type != ZYDIS_MEMOP_TYPE_AGEN)
+            mem = &in->op[i];
+    if (!mem) {
+        stolen_loads(&t->hot, in);
+        copy_insn_plain(&t->hot, in);
+        stolen_stores(&t->hot, in);
+        return;
+    }
+    struct ea ea;
+    if (!insn_ea(t, in, mem, &ea)) {
+        emit_helper(t, in, helper_legacy, true);
+        return;
+    }
+    choose_scratch(t, gpr_mask_of(in));
+    flags_guard(t, in);
+    struct tail tail;
+    tail_begin(&tail);
+    tail_restore_flags(t, &tail);
+    stolen_loads(&tail.e, in);
+    copy_insn_with_address(&tail.e, in, t->A);
+    stolen_stores(&tail.e, in);
+    unsigned access = (mem->actions & ZYDIS_OPERAND_ACTION_MASK_READ ? SITE_READ : 0) |
+                      (mem->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE ? SITE_WRITE : 0);
+    unsigned size = mem->size / 8;
+    uint32_t first = t->engine->n_sites;
+    emit_access(t, in, &ea, access ? access : SITE_READ, size ? size : 1, &tail);
+    masked_access(&t->engine->sites[first], in, mem);
+}
+
+struct site *emit_helper(struct translator *t, const struct insn *in, helper_fn *fn, bool ends)
+{
+    uint32_t index;
+    struct site *s = new_site(t, in, &index);
+    s->helper = fn;
+    e_store_imm32(&t->hot, VOFF(site), index);
+    e_gs_jump(&t->hot, VOFF(glue_helper));
+    s->next = e_offset(&t->hot);
+    t->ended |= ends;
+    return s;
+}

@@ -1,0 +1,341 @@
+/*
+ * The code cache and the index of blocks.
+ *
+ * Blocks are found by guest-physical address and mode, so that a change of address space throws nothing
+ * away.  Each page with translated code has a bitmap of 64-byte granules: a store to one of those
+ * drops the blocks that overlap it.  The cache is one memfd mapped twice, never writable and executable
+ * at one address.  When it is full everything goes at once: the working set is back within
+ * milliseconds, and nothing needs to know which block points where.
+ */
+#include "engine/soft/soft_int.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#define CODE_BYTES_DEFAULT (48u << 20)
+#define BLOCK_CODE_MAX (64u << 10) /* more than one block can need, in either half */
+
+static void *reserve(size_t bytes)
+{
+    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    return p == MAP_FAILED ? NULL : p;
+}
+
+static int map_code(struct code_cache *c, uint64_t bytes)
+{
+    c->size = (uint32_t)bytes;
+    c->fd = memfd_create("guise-code", MFD_CLOEXEC);
+    if (c->fd < 0 || ftruncate(c->fd, c->size) < 0)
+        return -errno;
+    c->rw = mmap(NULL, c->size, PROT_READ | PROT_WRITE, MAP_SHARED, c->fd, 0);
+    c->rx = mmap(NULL, c->size, PROT_READ | PROT_EXEC, MAP_SHARED, c->fd, 0);
+    if (c->rw == MAP_FAILED || c->rx == MAP_FAILED)
+        return -errno;
+    c->hot_end = c->size / 5 * 2 & ~4095u;
+    c->hot = 0;
+    c->cold = c->hot_end;
+    return 0;
+}
+
+int soft_cache_create(struct engine *e)
+{
+    uint64_t bytes = e->config.code_cache_bytes ? e->config.code_cache_bytes : CODE_BYTES_DEFAULT;
+    if (bytes < 4 * BLOCK_CODE_MAX)
+        bytes = 4 * BLOCK_CODE_MAX;
+    int rc = map_code(&e->cache, bytes);
+    if (rc)
+        return rc;
+    /* an estimate with room to spare: tables are reserved, touched only as far as used */
+    e->max_blocks = e->cache.size / 128;
+    e->max_sites = e->cache.size / 40;
+    e->max_exits = e->cache.size / 64;
+    e->max_maps = e->cache.size / 24;
+    e->blocks = reserve(e->max_blocks * sizeof(*e->blocks));
+    e->sites = reserve(e->max_sites * sizeof(*e->sites));
+    e->exits = reserve(e->max_exits * sizeof(*e->exits));
+    e->maps = reserve(e->max_maps * sizeof(*e->maps));
+    e->n_pages = e->config.memory->end >> 12;
+    e->hash = reserve(sizeof(*e->hash) << HASH_BITS);
+    e->page_blocks = reserve(e->n_pages * sizeof(*e->page_blocks));
+    e->code_granules = reserve(e->n_pages * sizeof(*e->code_granules));
+    if (!e->blocks || !e->sites || !e->exits || !e->maps || !e->hash || !e->page_blocks || !e->code_granules)
+        return -ENOMEM;
+    return 0;
+}
+
+static void release(void *p, size_t bytes)
+{
+    if (p)
+        munmap(p, bytes);
+}
+
+void soft_cache_destroy(struct engine *e)
+{
+    release(e->cache.rx, e->cache.size);
+    release(e->cache.rw, e->cache.size);
+    close(e->cache.fd);
+    release(e->blocks, e->max_blocks * sizeof(*e->blocks));
+    release(e->sites, e->max_sites * sizeof(*e->sites));
+    release(e->exits, e->max_exits * sizeof(*e->exits));
+    release(e->maps, e->max_maps * sizeof(*e->maps));
+    release(e->hash, sizeof(*e->hash) << HASH_BITS);
+    release(e->page_blocks, e->n_pages * sizeof(*e->page_blocks));
+    release(e->code_granules, e->n_pages * sizeof(*e->code_granules));
+}
+
+/* --- the index ------------------------------------------------------------------------------------ */
+
+static unsigned hash_of(uint64_t gpa, uint64_t gva, uint32_t mode)
+{
+    uint64_t h = (gpa ^ gva << 20 ^ (uint64_t)mode << 40) * 0x9e3779b97f4a7c15ull;
+    return (unsigned)(h >> (64 - HASH_BITS));
+}
+
+struct block *soft_block_find(struct engine *e, uint64_t gpa, uint64_t gva, uint32_t mode)
+{
+    uint64_t key = mode & MODE_FIXED_PC ? gva : gva & 4095;
+    for (struct block *b = e->hash[hash_of(gpa, key, mode)]; b; b = b->next_hash)
+        if (b->gpa == gpa && b->gva == key && b->mode == mode)
+            return b;
+    return NULL;
+}
+
+static bool cache_full(const struct engine *e)
+{
+    const struct code_cache *c = &e->cache;
+    return c->hot + BLOCK_CODE_MAX > c->hot_end || c->cold + BLOCK_CODE_MAX > c->size ||
+           e->n_blocks + 1 > e->max_blocks || e->n_sites + 1024 > e->max_sites || e->n_exits + 256 > e->max_exits ||
+           e->n_maps + 1024 > e->max_maps;
+}
+
+struct block *soft_block_alloc(struct engine *e)
+{
+    if (cache_full(e))
+        soft_cache_flush(e);
+    return &e->blocks[e->n_blocks++];
+}
+
+static uint64_t granules(uint64_t gpa, uint64_t len)
+{
+    unsigned first = gpa >> 6 & 63, last = (gpa + len - 1) >> 6 & 63;
+    return (~0ull >> (63 - (last - first))) << first;
+}
+
+/* A page that now holds code must be written through the slow path. */
+static void drop_write_entries(struct engine *e, uint64_t page)
+{
+    uint64_t host = (uint64_t)e->config.memory->base + (page << 12);
+    for (unsigned i = 0; i < e->n_cpus; i++)
+        for (unsigned mmu = 0; mmu < MMU_COUNT; mmu++)
+            for (unsigned k = 0; k < TLB_SIZE; k++)
+                if (e->vcpus[i]->tlb[mmu][1][k].host == host)
+                    e->vcpus[i]->tlb[mmu][1][k].tag = TLB_INVALID;
+}
+
+static void mark_page(struct engine *e, uint64_t gpa, uint64_t len)
+{
+    uint64_t page = gpa >> 12;
+    if (!e->code_granules[page])
+        drop_write_entries(e, page);
+    e->code_granules[page] |= granules(gpa, len);
+}
+
+static uint64_t first_part(const struct block *b)
+{
+    uint64_t room = 4096 - (b->gpa & 4095);
+    return b->length < room ? b->length : room;
+}
+
+void soft_block_insert(struct engine *e, struct block *b)
+{
+    struct block **head = &e->hash[hash_of(b->gpa, b->gva, b->mode)];
+    b->next_hash = *head;
+    *head = b;
+    uint64_t page = b->gpa >> 12;
+    if (page < e->n_pages) { /* code outside RAM (a ROM, or nothing) cannot change under us */
+        b->next_page = e->page_blocks[page];
+        e->page_blocks[page] = b;
+        mark_page(e, b->gpa, first_part(b));
+    }
+    if (b->gpa2 != UINT64_MAX && b->gpa2 >> 12 < e->n_pages) {
+        b->next_page2 = e->page_blocks[b->gpa2 >> 12];
+        e->page_blocks[b->gpa2 >> 12] = b;
+        mark_page(e, b->gpa2, b->length - first_part(b) ? b->length - first_part(b) : 1);
+    }
+}
+
+/* --- chaining -------------------------------------------------------------------------------------- */
+
+static void patch(struct engine *e, uint32_t at, uint32_t target)
+{
+    uint32_t rel = target - (at + 4);
+    memcpy(e->cache.rw + at, &rel, 4);
+}
+
+void soft_chain(struct engine *e, struct exit *x, struct block *to)
+{
+    patch(e, x->patch, x->poll ? to->entry_poll : to->entry);
+    x->to = to;
+    x->next_in = to->incoming;
+    to->incoming = x;
+    if (x->cross) {
+        x->next_cross = e->cross;
+        e->cross = x;
+    }
+}
+
+static void unlink_incoming(struct exit *x)
+{
+    struct exit **p = &x->to->incoming;
+    while (*p && *p != x)
+        p = &(*p)->next_in;
+    if (*p)
+        *p = x->next_in;
+}
+
+void soft_unchain_cross(struct engine *e)
+{
+    for (struct exit *x = e->cross; x; x = x->next_cross) {
+        if (!x->to)
+            continue;
+        patch(e, x->patch, x->stub);
+        unlink_incoming(x);
+        x->to = NULL;
+    }
+    e->cross = NULL;
+}
+
+static void drop_cross(struct engine *e, const struct block *b)
+{
+    for (struct exit **p = &e->cross; *p;)
+        if ((*p)->from == b || (*p)->to == NULL)
+            *p = (*p)->next_cross;
+        else
+            p = &(*p)->next_cross;
+}
+
+/* --- dropping --------------------------------------------------------------------------------------- */
+
+static void remove_from_page(struct engine *e, struct block *b, uint64_t page)
+{
+    struct block **p = &e->page_blocks[page];
+    while (*p && *p != b)
+        p = (*p)->gpa >> 12 == page ? &(*p)->next_page : &(*p)->next_page2;
+    if (*p)
+        *p = b->gpa >> 12 == page ? b->next_page : b->next_page2;
+    if (!e->page_blocks[page])
+        e->code_granules[page] = 0;
+}
+
+void soft_block_kill(struct engine *e, struct block *b)
+{
+    struct block **p = &e->hash[hash_of(b->gpa, b->gva, b->mode)];
+    while (*p && *p != b)
+        p = &(*p)->next_hash;
+    if (*p)
+        *p = b->next_hash;
+    if (b->gpa >> 12 < e->n_pages)
+        remove_from_page(e, b, b->gpa >> 12);
+    if (b->gpa2 != UINT64_MAX && b->gpa2 >> 12 < e->n_pages)
+        remove_from_page(e, b, b->gpa2 >> 12);
+    bool cross = false;
+    for (struct exit *x = b->incoming, *next; x; x = next) {
+        next = x->next_in;
+        patch(e, x->patch, x->stub);
+        x->to = NULL;
+        cross |= x->cross;
+    }
+    b->incoming = NULL;
+    for (unsigned i = 0; i < b->n_exits; i++) {
+        struct exit *x = &b->exits[i];
+        if (x->to) {
+            unlink_incoming(x);
+            patch(e, x->patch, x->stub);
+            x->to = NULL;
+            cross |= x->cross;
+        }
+    }
+    if (cross)
+        drop_cross(e, b);
+    b->dead = true;
+    for (unsigned i = 0; i < e->n_cpus; i++)
+        for (unsigned which = 0; which < 2; which++) {
+            struct ibtc_entry *t = e->vcpus[i]->ibtc[which];
+            const void *entry = soft_code(e, b->entry_indirect);
+            /* every gva that maps to it ends in the same 12 bits */
+            for (unsigned k = b->gpa & 4095; k < IBTC_SIZE; k += 4096)
+                if (t[k].entry == entry) {
+                    t[k].entry = soft_glue_ibtc_miss;
+                    t[k].tag = TLB_INVALID;
+                }
+        }
+    e->vcpus[0]->stats.invalidated++;
+}
+
+bool soft_invalidate(struct engine *e, uint64_t gpa, uint64_t len)
+{
+    bool any = false;
+    for (uint64_t page = gpa >> 12; page <= (gpa + len - 1) >> 12 && page < e->n_pages; page++) {
+        if (!e->code_granules[page])
+            continue;
+        for (struct block *b = e->page_blocks[page], *next; b; b = next) {
+            bool first = b->gpa >> 12 == page;
+            next = first ? b->next_page : b->next_page2;
+            uint64_t start = first ? b->gpa : page << 12;
+            uint64_t bytes = first ? first_part(b) : b->length - first_part(b);
+            if (start < gpa + len && gpa < start + bytes) {
+                soft_block_kill(e, b);
+                any = true;
+            }
+        }
+        /* granules are not given back until the page is empty: pages that mix code and data are few */
+    }
+    return any;
+}
+
+void soft_cache_flush(struct engine *e)
+{
+    memset(e->hash, 0, sizeof(*e->hash) << HASH_BITS);
+    for (uint32_t i = 0; i < e->n_blocks; i++) {
+        struct block *b = &e->blocks[i];
+        if (b->gpa >> 12 < e->n_pages) {
+            e->page_blocks[b->gpa >> 12] = NULL;
+            e->code_granules[b->gpa >> 12] = 0;
+        }
+        if (b->gpa2 != UINT64_MAX && b->gpa2 >> 12 < e->n_pages) {
+            e->page_blocks[b->gpa2 >> 12] = NULL;
+            e->code_granules[b->gpa2 >> 12] = 0;
+        }
+    }
+    e->n_blocks = e->n_sites = e->n_exits = e->n_maps = 0;
+    e->cross = NULL;
+    e->cache.hot = 0;
+    e->cache.cold = e->cache.hot_end;
+    for (unsigned i = 0; i < e->n_cpus; i++) {
+        soft_ibtc_flush(e->vcpus[i], 0);
+        soft_ibtc_flush(e->vcpus[i], 1);
+    }
+    e->vcpus[0]->stats.evictions++;
+}
+
+/* Blocks lie in the order of their numbers in both halves of the cache. */
+struct block *soft_block_of_host(struct engine *e, uint32_t at)
+{
+    bool cold = at >= e->cache.hot_end;
+    uint32_t low = 0, high = e->n_blocks;
+    while (low < high) {
+        uint32_t mid = low + (high - low) / 2;
+        const struct block *b = &e->blocks[mid];
+        if ((cold ? b->cold_end : b->hot_end) <= at)
+            low = mid + 1;
+        else
+            high = mid;
+    }
+    if (low == e->n_blocks)
+        return NULL;
+    struct block *b = &e->blocks[low];
+    return at >= (cold ? b->cold_start : b->hot_start) ? b : NULL;
+}

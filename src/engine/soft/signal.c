@@ -1,0 +1,126 @@
+/*
+ * Exceptions that the real CPU raises inside translated code.
+ *
+ * A copied instruction may divide by zero, be undefined on this CPU, meet an unmasked SIMD exception, or
+ * (a misaligned movaps) a protection fault: the kernel tells us by a signal.  The host's program
+ * counter says which guest instruction it was, the registers are the guest's own, and the exception is
+ * injected into the guest.  A signal anywhere else is a bug of ours and takes the default action.
+ */
+#include "engine/soft/soft_int.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/ucontext.h>
+
+/* The one piece of per-thread state: a signal handler has no argument of ours. */
+static _Thread_local struct soft_vcpu *current;
+
+const void *soft_signal_fault(struct soft_vcpu *v);
+
+static const struct pc_map *find_map(const struct block *b, uint32_t at)
+{
+    const struct pc_map *best = NULL;
+    for (unsigned i = 0; i < b->n_map && b->map[i].host <= at; i++)
+        best = &b->map[i];
+    return best;
+}
+
+static void save_registers(struct soft_vcpu *v, const greg_t *r)
+{
+    static const int regs[16] = { REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI,
+                                  REG_R8, -1, -1, -1, REG_R12, REG_R13, REG_R14, REG_R15 };
+    for (unsigned i = 0; i < 16; i++)
+        if (regs[i] >= 0)
+            v->cpu.gpr[i] = (uint64_t)r[regs[i]];
+    v->cpu.rflags = (v->cpu.rflags & ~(uint32_t)FL_ARITH) | ((uint32_t)r[REG_EFL] & FL_ARITH);
+}
+
+static bool vector_of(int sig, const siginfo_t *info, const greg_t *r, struct soft_vcpu *v)
+{
+    v->signal_has_error = false;
+    switch (sig) {
+    case SIGILL: v->signal_vector = EXC_UD; return true;
+    case SIGFPE:
+        v->signal_vector = r[REG_TRAPNO] == EXC_MF ? EXC_MF : r[REG_TRAPNO] == EXC_XM ? EXC_XM : EXC_DE;
+        return true;
+    case SIGTRAP: v->signal_vector = EXC_DB; return true;
+    case SIGBUS:
+        v->signal_vector = EXC_AC;
+        v->signal_has_error = true;
+        return r[REG_TRAPNO] == EXC_AC;
+    case SIGSEGV: /* #GP: the address is right, its alignment is not; a #PF would be a bug of ours */
+        v->signal_vector = EXC_GP;
+        v->signal_has_error = true;
+        return r[REG_TRAPNO] == EXC_GP;
+    default: return false;
+    }
+}
+
+static void default_action(int sig)
+{
+    signal(sig, SIG_DFL); /* returning runs the instruction again */
+}
+
+static void handler(int sig, siginfo_t *info, void *context)
+{
+    ucontext_t *uc = context;
+    greg_t *r = uc->uc_mcontext.gregs;
+    struct soft_vcpu *v = current;
+    if (!v) {
+        default_action(sig);
+        return;
+    }
+    const struct code_cache *c = &v->engine->cache;
+    uint64_t at = (uint64_t)r[REG_RIP] - (uint64_t)c->rx;
+    struct block *b = at < c->size ? soft_block_of_host(v->engine, (uint32_t)at) : NULL;
+    const struct pc_map *m = b ? find_map(b, (uint32_t)at) : NULL;
+    if (!m || !vector_of(sig, info, r, v)) {
+        default_action(sig);
+        return;
+    }
+    v->stats.signals++;
+    save_registers(v, r);
+    v->cpu.rip = soft_site_pc(v, b) + m->guest;
+    r[REG_RIP] = (greg_t)soft_glue_signal;
+    r[REG_RSP] = (greg_t)v->host_rsp;
+    r[REG_EFL] &= ~(greg_t)(FL_DF | FL_TF | FL_AC);
+}
+
+/* From glue, out of the handler: SIMD state is live again as the instruction left it. */
+const void *soft_signal_fault(struct soft_vcpu *v)
+{
+    if (v->signal_has_error)
+        cpu_raise_error(&v->cpu, v->signal_vector, 0);
+    else
+        cpu_raise(&v->cpu, v->signal_vector);
+    const void *next = soft_deliver(v);
+    soft_flags_out(v);
+    return next;
+}
+
+int soft_signals_install(void)
+{
+    static const int signals[] = { SIGILL, SIGFPE, SIGSEGV, SIGBUS, SIGTRAP };
+    struct sigaction sa = { .sa_sigaction = handler, .sa_flags = SA_SIGINFO | SA_ONSTACK };
+    sigemptyset(&sa.sa_mask);
+    for (unsigned i = 0; i < sizeof(signals) / sizeof(signals[0]); i++)
+        if (sigaction(signals[i], &sa, NULL) < 0)
+            return -errno;
+    return 0;
+}
+
+void soft_signals_thread(struct soft_vcpu *v)
+{
+    if (current == v)
+        return;
+    current = v;
+    size_t bytes = 128u << 10;
+    void *stack = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (stack == MAP_FAILED)
+        return;
+    stack_t ss = { .ss_sp = stack, .ss_size = bytes };
+    sigaltstack(&ss, NULL);
+}

@@ -1,0 +1,386 @@
+/*
+ * Helpers that see the guest's SIMD state: the xsave family, gathers, scatters, byte-masked stores, and
+ * the x87 environment.
+ *
+ * The state is edited in v->xsave, in the standard format, while parked.  x87 instruction and data
+ * pointers are the host's addresses after an instruction ran in the code cache: they are never shown to
+ * the guest, which reads zeros (docs/QUIRKS.md).
+ */
+#include "engine/soft/helpers.h"
+
+#include <cpuid.h>
+#include <string.h>
+
+enum { C_X87 = 1, C_SSE = 2, C_AVX = 4, C_K = 0x20, C_ZMM_HI256 = 0x40, C_HI16_ZMM = 0x80 };
+#define XSAVE_HEADER 512
+#define XSAVE_EXTENDED 576
+
+static const void *done(struct soft_vcpu *v, const struct site *s)
+{
+    if (s->block->dead || v->poll || (v->mode & MODE_TF)) {
+        uint64_t pc = v->cpu.rip + s->len;
+        v->cpu.rip = v->mode & MODE_64 ? pc : (uint32_t)pc;
+        if (v->mode & MODE_TF) {
+            cpu_raise(&v->cpu, EXC_DB);
+            v->cpu.exc.dr6 = 1u << 14;
+            return soft_deliver(v);
+        }
+        return soft_next(v);
+    }
+    return soft_code(v->engine, s->next);
+}
+
+static const void *raise(struct soft_vcpu *v, unsigned vector)
+{
+    if (vector == EXC_GP)
+        cpu_raise_error(&v->cpu, vector, 0);
+    else
+        cpu_raise(&v->cpu, vector);
+    return soft_deliver(v);
+}
+
+static uint64_t linear(const struct soft_vcpu *v, uint64_t gva) { return v->mode & MODE_64 ? gva : (uint32_t)gva; }
+
+static int access_memory(struct soft_vcpu *v, uint64_t gva, void *buf, unsigned n, bool write)
+{
+    bool user = v->cpu.cpl == 3;
+    gva = linear(v, gva);
+    if ((v->mode & MODE_64) && !(cpu_canonical(&v->cpu, gva) && cpu_canonical(&v->cpu, gva + n - 1)))
+        return cpu_raise_error(&v->cpu, EXC_GP, 0);
+    return write ? cpu_write(&v->cpu, gva, buf, n, user) : cpu_read(&v->cpu, gva, buf, n, user);
+}
+
+/* --- xsave and fxsave --------------------------------------------------------------------------------- */
+
+struct component {
+    uint32_t offset, size;
+    bool aligned; /* to 64 in the compacted format */
+};
+
+static struct component component(unsigned i)
+{
+    uint32_t a, b, c, d;
+    __cpuid_count(0xd, i, a, b, c, d);
+    return (struct component){ .offset = b, .size = a, .aligned = c & 2 };
+}
+
+void soft_xsave_layout(struct engine *e)
+{
+    for (unsigned i = 2; i < 8; i++)
+        if (e->xcr0 >> i & 1) {
+            struct component c = component(i);
+            e->xs_offset[i] = c.offset;
+            e->xs_size[i] = c.size;
+            e->xs_aligned[i] = c.aligned;
+        }
+}
+
+static unsigned standard_extent(const struct engine *e, uint64_t mask)
+{
+    unsigned end = XSAVE_EXTENDED;
+    for (unsigned i = 2; i < 8; i++)
+        if (mask >> i & 1 && e->xs_offset[i] + e->xs_size[i] > end)
+            end = e->xs_offset[i] + e->xs_size[i];
+    return end;
+}
+
+static unsigned compact_extent(const struct engine *e, uint64_t mask)
+{
+    unsigned end = XSAVE_EXTENDED;
+    for (unsigned i = 2; i < 8; i++)
+        if (mask >> i & 1) {
+            if (e->xs_aligned[i])
+                end = (end + 63) & ~63u;
+            end += e->xs_size[i];
+        }
+    return end;
+}
+
+static void hide_pointers(uint8_t *area)
+{
+    memset(area + 8, 0, 16); /* FIP and FDP, with their selectors */
+}
+
+#define XINSN(name, insn)                                                                                              \
+    static void name(void *area, uint64_t mask)                                                                        \
+    {                                                                                                                  \
+        __asm__ volatile(insn " (%0)" :: "r"(area), "a"((uint32_t)mask), "d"((uint32_t)(mask >> 32)) : "memory");     \
+    }
+XINSN(do_xsave, "xsave")
+XINSN(do_xsave64, "xsave64")
+XINSN(do_xsavec, "xsavec")
+XINSN(do_xsavec64, "xsavec64")
+XINSN(do_xrstor, "xrstor")
+XINSN(do_xrstor64, "xrstor64")
+XINSN(do_fxsave, "fxsave")
+XINSN(do_fxsave64, "fxsave64")
+XINSN(do_fxrstor, "fxrstor")
+XINSN(do_fxrstor64, "fxrstor64")
+
+static uint32_t mxcsr_mask(void) { return 0x2ffff; }
+
+static bool bad_mxcsr(const uint8_t *area)
+{
+    uint32_t mxcsr;
+    memcpy(&mxcsr, area + 24, 4);
+    return mxcsr & ~mxcsr_mask();
+}
+
+static bool nonzero(const uint8_t *p, unsigned n)
+{
+    for (unsigned i = 0; i < n; i++)
+        if (p[i])
+            return true;
+    return false;
+}
+
+/* The #GP conditions of XRSTOR (SDM 13.8.1, 13.12). */
+static bool bad_header(const struct soft_vcpu *v, const uint8_t *area, uint64_t rfbm)
+{
+    uint64_t bv, comp;
+    memcpy(&bv, area + XSAVE_HEADER, 8);
+    memcpy(&comp, area + XSAVE_HEADER + 8, 8);
+    if (comp >> 63) {
+        uint64_t format = comp & ~(1ull << 63);
+        if ((format & ~v->cpu.xcr0) || (bv & ~format) || nonzero(area + XSAVE_HEADER + 16, 48))
+            return true;
+        return (rfbm & bv & (C_SSE | C_AVX)) && bad_mxcsr(area);
+    }
+    if ((bv & ~v->cpu.xcr0) || nonzero(area + XSAVE_HEADER + 8, 16))
+        return true;
+    return (rfbm & (C_SSE | C_AVX)) && bad_mxcsr(area);
+}
+
+static const void *fx(struct soft_vcpu *v, const struct site *s, unsigned kind, bool wide)
+{
+    uint8_t *area = v->bounce_buffer;
+    if (v->helper_ea & 15)
+        return raise(v, EXC_GP);
+    if (access_memory(v, v->helper_ea, area, 512, false))
+        return soft_deliver(v);
+    if (kind == XS_FXSAVE) {
+        if (wide)
+            do_fxsave64(area, 0);
+        else
+            do_fxsave(area, 0);
+        hide_pointers(area);
+        return access_memory(v, v->helper_ea, area, 512, true) ? soft_deliver(v) : done(v, s);
+    }
+    if (bad_mxcsr(area))
+        return raise(v, EXC_GP);
+    if (wide)
+        do_fxrstor64(area, 0);
+    else
+        do_fxrstor(area, 0);
+    return done(v, s);
+}
+
+static const void *save(struct soft_vcpu *v, const struct site *s, unsigned kind, bool wide, uint64_t rfbm)
+{
+    uint8_t *area = v->bounce_buffer;
+    bool compact = kind == XS_XSAVEC;
+    unsigned size = compact ? compact_extent(v->engine, rfbm) : standard_extent(v->engine, rfbm);
+    if (access_memory(v, v->helper_ea, area, size, false))
+        return soft_deliver(v);
+    /* xsaveopt may write everything, and must: what it would leave out is judged by our address */
+    void (*insn)(void *, uint64_t) = compact ? (wide ? do_xsavec64 : do_xsavec) : (wide ? do_xsave64 : do_xsave);
+    insn(area, rfbm);
+    if (rfbm & C_X87)
+        hide_pointers(area);
+    return access_memory(v, v->helper_ea, area, size, true) ? soft_deliver(v) : done(v, s);
+}
+
+static const void *restore(struct soft_vcpu *v, const struct site *s, bool wide, uint64_t rfbm)
+{
+    uint8_t *area = v->bounce_buffer;
+    uint64_t comp, bv;
+    if (access_memory(v, v->helper_ea, area, XSAVE_EXTENDED, false))
+        return soft_deliver(v);
+    memcpy(&bv, area + XSAVE_HEADER, 8);
+    memcpy(&comp, area + XSAVE_HEADER + 8, 8);
+    if (bad_header(v, area, rfbm))
+        return raise(v, EXC_GP);
+    uint64_t want = rfbm & bv;
+    unsigned size = comp >> 63 ? compact_extent(v->engine, comp & v->engine->xcr0) : standard_extent(v->engine, want);
+    if (size > XSAVE_EXTENDED &&
+        access_memory(v, v->helper_ea + XSAVE_EXTENDED, area + XSAVE_EXTENDED, size - XSAVE_EXTENDED, false))
+        return soft_deliver(v);
+    if (wide)
+        do_xrstor64(area, rfbm);
+    else
+        do_xrstor(area, rfbm);
+    return done(v, s);
+}
+
+const void *helper_xstate(struct soft_vcpu *v, const struct site *s)
+{
+    struct cpu *c = &v->cpu;
+    unsigned kind = s->arg & XS_KIND;
+    bool wide = s->arg & XS_64;
+    if (!v->fpu_live)
+        soft_fpu_unpark(v);
+    if (kind == XS_FXSAVE || kind == XS_FXRSTOR)
+        return c->cr0 & (CR0_EM | CR0_TS) ? raise(v, EXC_NM) : fx(v, s, kind, wide);
+    if (!(c->cr4 & CR4_OSXSAVE))
+        return raise(v, EXC_UD);
+    if (c->cr0 & CR0_TS)
+        return raise(v, EXC_NM);
+    if (v->helper_ea & 63)
+        return raise(v, EXC_GP);
+    uint64_t rfbm = ((uint32_t)c->gpr[RAX] | c->gpr[RDX] << 32) & c->xcr0;
+    return kind == XS_XRSTOR ? restore(v, s, wide, rfbm) : save(v, s, kind, wide, rfbm);
+}
+
+/* fnstenv (28 or 14 bytes) and fnsave (108 or 94): pointers hidden */
+const void *helper_x87_env(struct soft_vcpu *v, const struct site *s)
+{
+    uint8_t *buf = v->bounce_buffer;
+    bool small = s->arg2 == 2, whole = (s->arg & 0xff) == 1;
+    if (v->cpu.cr0 & (CR0_EM | CR0_TS))
+        return raise(v, EXC_NM);
+    if (!v->fpu_live)
+        soft_fpu_unpark(v);
+    unsigned size = (small ? 14 : 28) + (whole ? 80 : 0);
+    if (access_memory(v, v->helper_ea, buf, size, false) || access_memory(v, v->helper_ea, buf, size, true))
+        return soft_deliver(v);
+    if (whole && small)
+        __asm__ volatile("data16 fnsave (%0)" :: "r"(buf) : "memory");
+    else if (whole)
+        __asm__ volatile("fnsave (%0)" :: "r"(buf) : "memory");
+    else if (small)
+        __asm__ volatile("data16 fnstenv (%0)" :: "r"(buf) : "memory");
+    else
+        __asm__ volatile("fnstenv (%0)" :: "r"(buf) : "memory");
+    if (small)
+        memset(buf + 6, 0, 8);
+    else
+        memset(buf + 12, 0, 16);
+    access_memory(v, v->helper_ea, buf, size, true);
+    return done(v, s);
+}
+
+/* --- vector registers in the parked state ------------------------------------------------------------------ */
+
+static uint8_t *part(struct soft_vcpu *v, unsigned bit, unsigned offset, unsigned size)
+{
+    uint64_t bv;
+    memcpy(&bv, v->xsave + XSAVE_HEADER, 8);
+    if (!(bv >> bit & 1)) {
+        memset(v->xsave + offset, 0, size);
+        bv |= 1ull << bit;
+        memcpy(v->xsave + XSAVE_HEADER, &bv, 8);
+    }
+    return v->xsave + offset;
+}
+
+/* Copies up to 64 bytes of vector register n out of (or into) the parked state. */
+static void vector_copy(struct soft_vcpu *v, unsigned n, uint8_t *buf, unsigned bytes, bool set)
+{
+    const struct engine *e = v->engine;
+    for (unsigned at = 0; at < bytes; at += 16) {
+        uint8_t *p;
+        if (n >= 16)
+            p = part(v, 7, e->xs_offset[7], e->xs_size[7]) + (n - 16) * 64 + at;
+        else if (at == 0)
+            p = part(v, 1, 160, 256) + n * 16;
+        else if (at == 16)
+            p = part(v, 2, e->xs_offset[2], e->xs_size[2]) + n * 16;
+        else
+            p = part(v, 6, e->xs_offset[6], e->xs_size[6]) + n * 32 + at - 32;
+        if (set)
+            memcpy(p, buf + at, 16);
+        else
+            memcpy(buf + at, p, 16);
+    }
+}
+
+static uint64_t *mask_register(struct soft_vcpu *v, unsigned k)
+{
+    const struct engine *e = v->engine;
+    return (uint64_t *)(void *)(part(v, 5, e->xs_offset[5], e->xs_size[5]) + 8 * k);
+}
+
+/* --- gathers and scatters ---------------------------------------------------------------------------------------
+ * site: arg  data register | mask register << 8 | index register << 16
+ *       arg2 element bytes | index bytes << 8 | scale << 16 | flags
+ *       imm  displacement; helper_ea: base (segment base included)
+ *       size elements; mask_kind MASK_K (AVX-512) or MASK_VEC_SIGN (AVX2); access SITE_WRITE: scatter */
+
+static bool element_active(struct soft_vcpu *v, const struct site *s, unsigned i, const uint8_t *mask, unsigned element)
+{
+    if (s->mask_kind == MASK_K)
+        return *mask_register(v, s->arg >> 8 & 0xff) >> i & 1;
+    return mask[(i + 1) * element - 1] >> 7;
+}
+
+static void element_done(struct soft_vcpu *v, const struct site *s, unsigned i, uint8_t *mask, unsigned element)
+{
+    if (s->mask_kind == MASK_K)
+        *mask_register(v, s->arg >> 8 & 0xff) &= ~(1ull << i);
+    else
+        memset(mask + i * element, 0, element);
+}
+
+const void *helper_gather(struct soft_vcpu *v, const struct site *s)
+{
+    unsigned data_reg = s->arg & 0xff, mask_reg = s->arg >> 8 & 0xff, index_reg = s->arg >> 16 & 0xff;
+    unsigned element = s->arg2 & 0xff, index_bytes = s->arg2 >> 8 & 0xff, scale = s->arg2 >> 16 & 0xff;
+    unsigned width = s->element; /* vector bytes that the destination is defined for */
+    bool scatter = s->access & SITE_WRITE, avx2 = s->mask_kind == MASK_VEC_SIGN;
+    uint8_t data[64] = { 0 }, mask[64] = { 0 }, index[64] = { 0 };
+    soft_fpu_park(v);
+    vector_copy(v, data_reg, data, 64, false);
+    vector_copy(v, index_reg, index, 64, false);
+    if (avx2)
+        vector_copy(v, mask_reg, mask, 32, false);
+    int rc = 0;
+    for (unsigned i = 0; i < s->size && !rc; i++) {
+        if (!element_active(v, s, i, mask, element))
+            continue;
+        int64_t offset = 0;
+        if (index_bytes == 4) {
+            int32_t narrow;
+            memcpy(&narrow, index + 4 * i, 4);
+            offset = narrow;
+        } else {
+            memcpy(&offset, index + 8 * i, 8);
+        }
+        uint64_t gva = v->helper_ea + (uint64_t)offset * scale + s->imm;
+        rc = access_memory(v, gva, data + i * element, element, scatter);
+        if (!rc)
+            element_done(v, s, i, mask, element);
+    }
+    if (!scatter) {
+        if (!rc) /* the part above the destination's width is zeroed */
+            memset(data + width, 0, sizeof(data) - width);
+        vector_copy(v, data_reg, data, v->engine->xcr0 & C_ZMM_HI256 ? 64 : 32, true);
+    }
+    if (avx2) {
+        if (!rc)
+            memset(mask, 0, sizeof(mask));
+        vector_copy(v, mask_reg, mask, !rc && (v->engine->xcr0 & C_ZMM_HI256) ? 64 : 32, true);
+    } else if (!rc) {
+        *mask_register(v, mask_reg) = 0;
+    }
+    return rc ? soft_deliver(v) : done(v, s);
+}
+
+/* maskmovq (arg 0) and [v]maskmovdqu (1): bytes whose mask byte has its sign bit go to [helper_ea] */
+const void *helper_maskmov(struct soft_vcpu *v, const struct site *s)
+{
+    uint8_t data[16], mask[16];
+    unsigned n = (s->arg & 0xff) ? 16 : 8;
+    soft_fpu_park(v);
+    if (n == 16) {
+        vector_copy(v, s->arg2 & 0xff, data, 16, false);
+        vector_copy(v, s->arg2 >> 8 & 0xff, mask, 16, false);
+    } else {
+        uint8_t *x87 = part(v, 0, 32, 128); /* x87 is in use: an MMX register is an argument */
+        memcpy(data, x87 + 16 * (s->arg2 & 7), 8);
+        memcpy(mask, x87 + 16 * (s->arg2 >> 8 & 7), 8);
+    }
+    for (unsigned i = 0; i < n; i++)
+        if (mask[i] & 0x80 && access_memory(v, v->helper_ea + i, &data[i], 1, true))
+            return soft_deliver(v);
+    return done(v, s);
+}

@@ -1,0 +1,285 @@
+/*
+ * The software engine's inside: data structures shared by its files.
+ *
+ * Reading order: run.c (the loop), translate.c (a block), access.c (a memory operand), mmu.c (the
+ * slow path), glue.c (the few lines of assembly between translated code and C).
+ *
+ * Host registers while translated code runs:
+ *   rax..rdi, r8, r12..r15   the guest's, one to one; rsp holds the guest's stack pointer (a gva)
+ *   r9, r10, r11             scratch; the guest's own live in cpu.gpr[] (least used by compilers)
+ *   arithmetic flags         the guest's; DF is always clear, the guest's DF is in cpu.rflags
+ *   x87/SSE/AVX state        the guest's
+ *   gs base                  struct soft_vcpu
+ */
+#pragma once
+#include <stdatomic.h>
+#include <stddef.h>
+
+#include "engine/soft/soft.h"
+#include "memory/memory.h"
+#include "bus/bus.h"
+
+/* --- soft MMU ----------------------------------------------------------------------------------
+ * One direct-mapped TLB for reads and one for writes per MMU index.  An entry hits when
+ * gva - tag <= 4096 - size; host + (gva - tag) is then the address. */
+enum mmu_index { MMU_USER, MMU_KERNEL, MMU_KERNEL_AC /* SMAP off or RFLAGS.AC: user pages too */, MMU_COUNT };
+#define TLB_BITS 11
+#define TLB_SIZE (1u << TLB_BITS)
+#define TLB_MASK ((TLB_SIZE - 1) << 4) /* of gva >> 8: byte offset of the entry */
+#define TLB_INVALID 0x8000000000000000ull /* no canonical gva is within a page of it */
+
+struct tlb_entry {
+    uint64_t tag;  /* gva of the page, or TLB_INVALID */
+    uint64_t host; /* hva of the page */
+};
+
+/* Which entries are in use, so that a flush touches only those. */
+#define DIRTY_MAX 512
+struct dirty_list {
+    unsigned n; /* > DIRTY_MAX: overflowed, flush everything */
+    uint16_t index[DIRTY_MAX];
+};
+
+/* Executable translations, used by block lookup in C only. */
+#define ITLB_SIZE 256
+struct itlb_entry {
+    uint64_t tag, gpa;
+    bool global;
+};
+
+/* Indirect branch target cache: jumped through without a compare; the target block checks `tag`. */
+#define IBTC_SIZE 65536
+struct ibtc_entry {
+    const void *entry; /* a block's indirect entry, or the miss routine */
+    uint64_t tag;      /* the target's gva */
+};
+
+/* --- blocks ------------------------------------------------------------------------------------ */
+/* What selects a translation besides its address; v->mode is the current value. */
+enum {
+    MODE_MMU = 3,          /* enum mmu_index */
+    MODE_CPL0 = 1 << 2,
+    MODE_64 = 1 << 3,      /* 64-bit code; else 32-bit (or 16-bit) */
+    MODE_16 = 1 << 4,
+    MODE_TF = 1 << 5,      /* one instruction a block, then #DB */
+    MODE_SEGMENTED = 1 << 6, /* not flat: add segment bases and check limits */
+    MODE_FPU_TRAP = 1 << 7, /* CR0.EM/TS, CR4.OSFXSR or XCR0 make some SIMD instruction trap */
+    MODE_BREAK = 1 << 8,   /* DR7 has an instruction breakpoint */
+    MODE_STACK16 = 1 << 9, /* SS.B clear outside 64-bit mode */
+    MODE_FIXED_PC = 1 << 10, /* translation bound to its gva (kernel), else position independent */
+};
+
+struct block;
+struct site;
+struct soft_vcpu;
+
+/* A direct branch out of a block. */
+struct exit {
+    struct block *from, *to; /* to: NULL while unchained */
+    struct exit *next_in;    /* list of to->incoming */
+    struct exit *next_cross; /* list of chained exits that leave their page */
+    int32_t target;          /* guest pc relative to from's start */
+    uint32_t patch;          /* code offset of the rel32 */
+    uint32_t stub;           /* code offset that the rel32 points to when unchained */
+    bool poll;               /* chain to the polling entry (backward branches, after sti) */
+    bool cross;
+};
+
+struct block {
+    uint64_t gpa;     /* of its first byte */
+    uint64_t gva;     /* with MODE_FIXED_PC, else its offset in the page */
+    uint64_t gpa2;    /* second page when the last instruction straddles, else UINT64_MAX */
+    uint32_t mode;
+    uint16_t length;  /* guest bytes */
+    uint16_t n_insns;
+    uint32_t entry, entry_poll, entry_indirect; /* code offsets */
+    uint32_t hot_start, hot_end, cold_start, cold_end;
+    struct block *next_hash, *next_page, *next_page2;
+    struct exit *exits;
+    unsigned n_exits;
+    struct exit *incoming;
+    struct pc_map *map; /* n_map entries sorted by host offset */
+    unsigned n_map;
+    bool dead;
+};
+
+struct pc_map {
+    uint32_t host; /* code offset where the instruction begins */
+    uint16_t guest; /* offset in the block */
+    uint16_t insn_len;
+};
+
+typedef const void *helper_fn(struct soft_vcpu *v, const struct site *s);
+
+/* A place where translated code enters C: a memory access or an instruction done by a helper. */
+struct site {
+    struct block *block;
+    helper_fn *helper;   /* NULL for memory accesses */
+    uint16_t pc;         /* instruction's offset in the block */
+    uint8_t len;         /* its length */
+    uint8_t access;      /* SITE_* */
+    uint16_t size;       /* bytes */
+    uint8_t mask_kind, mask_reg, element; /* masked accesses: see mmu.c */
+    uint32_t resume;     /* code offsets: landing with v->slow_host real */
+    uint32_t bounce;     /* running on the bounce buffer */
+    uint32_t next;       /* after the instruction */
+    uint32_t arg, arg2;  /* a helper's own */
+    uint64_t imm;
+};
+enum { SITE_READ = 1, SITE_WRITE = 2, SITE_FLAGS = 4 /* flags in v->slow_flags */, SITE_STACK = 8 /* #SS */, SITE_DEAD_FLAGS = 16 };
+enum { MASK_NONE, MASK_K, MASK_VEC_SIGN, MASK_BYTES_SIGN, MASK_MMX };
+
+/* --- code cache --------------------------------------------------------------------------------- */
+struct code_cache {
+    int fd;
+    uint8_t *rx, *rw; /* two mappings of one memfd */
+    uint32_t size;
+    uint32_t hot, cold; /* next free byte of the half that runs often, and of slow paths and exits */
+    uint32_t hot_end;   /* = where the cold half starts */
+};
+
+struct stats {
+    uint64_t blocks, insns, guest_bytes, flushes, evictions, invalidated;
+    uint64_t slow_read, slow_write, slow_cross, slow_mmio, slow_code, tlb_flush, tlb_flush_page, cr3_writes;
+    uint64_t helpers, exits, ibtc_miss, ibtc_insert, chained, faults, interrupts, exceptions[32], polls, halts, signals;
+    uint64_t walks, enters;
+};
+
+#define BOUNCE_SIZE 8192
+#define HASH_BITS 16
+
+struct soft_vcpu {
+    struct cpu cpu; /* first: gpr[] at gs:0 */
+    _Atomic uint32_t poll; /* non-zero: leave at the next polling block entry */
+    uint32_t mode;
+    uint64_t code_base; /* gva of the page being executed, for position-independent blocks */
+    uint64_t host_rsp;
+    struct soft_vcpu *self;
+    const void *next;   /* where glue jumps after restoring the guest's registers */
+    uint64_t slow_ea, slow_host, slow_flags;
+    uint32_t site;      /* index of the site or exit being served */
+    uint16_t arith;     /* lahf/seto image */
+    uint8_t fpu_live;   /* guest SIMD state is in the host's registers */
+    uint64_t helper_ea;
+    /* glue entry points, reached by jmp gs:[...] */
+    const void *glue_slow, *glue_commit, *glue_helper, *glue_exit, *glue_ibtc_miss, *glue_poll;
+
+    /* mmu.c */
+    struct {
+        bool active;
+        uint64_t gva;
+        unsigned size;
+        uint8_t pad;
+        uint64_t active_bytes[2]; /* masked stores: bytes to commit */
+        bool masked;
+    } bounce;
+
+    struct tlb_entry tlb[MMU_COUNT][2][TLB_SIZE];
+    struct dirty_list dirty[MMU_COUNT][2];
+    struct itlb_entry itlb[MMU_COUNT][ITLB_SIZE];
+    struct ibtc_entry ibtc[2][IBTC_SIZE]; /* user, kernel */
+    struct dirty_list ibtc_dirty[2];
+    uint64_t exec_bloom[64];   /* pages with IBTC entries, by page number mod 4096 */
+    uint64_t large_bloom[2];   /* 2 MB and 1 GB regions that TLB entries came from, by number mod 64 */
+    uint8_t bounce_buffer[BOUNCE_SIZE] __attribute__((aligned(4096)));
+    uint8_t xsave[8192] __attribute__((aligned(64)));
+
+    struct engine *engine;
+    struct translator *translator;
+    struct stats stats;
+    char error[256];
+    bool failed, shutdown;
+    /* filled by the signal handler */
+    uint8_t signal_vector;
+    bool signal_has_error;
+};
+
+struct engine {
+    struct engine_config config;
+    unsigned n_cpus;
+    struct soft_vcpu **vcpus;
+    struct code_cache cache;
+    struct block **hash;        /* 1 << HASH_BITS */
+    struct block **page_blocks; /* by gpa >> 12 up to memory->end: blocks with code in the page */
+    uint64_t n_pages;
+    uint64_t *code_granules;    /* by page: 64 bits, one for each 64 bytes that hold translated code */
+    struct site *sites;
+    uint32_t n_sites, max_sites;
+    struct exit *exits;
+    uint32_t n_exits, max_exits;
+    struct pc_map *maps;
+    uint32_t n_maps, max_maps;
+    struct block *blocks;
+    uint32_t n_blocks, max_blocks;
+    struct exit *cross;         /* chained exits that leave their page */
+    uint64_t xcr0;              /* SIMD components saved and restored */
+    uint32_t xs_offset[8], xs_size[8]; /* of components 2-7 in the standard format (CPUID 0xD) */
+    bool xs_aligned[8];
+    struct cpuid_table *cpuid;
+    /* pages dirtied by DMA, handled by the vCPU at its next poll */
+    pthread_mutex_t dma_lock;
+    uint64_t dma_pages[256];
+    unsigned n_dma; /* > 256: everything */
+};
+
+static inline struct soft_vcpu *vcpu_of(struct cpu *cpu) { return (struct soft_vcpu *)cpu; }
+
+/* Flags: cpu.rflags is right in helpers and in the run loop, v->arith while translated code runs. */
+static inline void soft_flags_in(struct soft_vcpu *v)
+{
+    v->cpu.rflags = (v->cpu.rflags & ~(uint32_t)FL_ARITH) | ((v->arith >> 8) & (FL_ARITH & 0xff)) | (v->arith & 1u) << 11;
+}
+static inline void soft_flags_out(struct soft_vcpu *v)
+{
+    v->arith = (uint16_t)(((v->cpu.rflags & FL_ARITH & 0xff) | 2) << 8 | (v->cpu.rflags >> 11 & 1));
+}
+
+/* --- run.c --- */
+void soft_fpu_park(struct soft_vcpu *v);   /* guest SIMD state to v->xsave, host defaults in */
+void soft_fpu_unpark(struct soft_vcpu *v);
+const void *soft_next(struct soft_vcpu *v);  /* code to run at cpu.rip, or the way out to the loop */
+const void *soft_deliver(struct soft_vcpu *v); /* deliver cpu.exc, then soft_next */
+void soft_update_mode(struct soft_vcpu *v);
+uint64_t soft_site_pc(const struct soft_vcpu *v, const struct block *b);
+void soft_fail(struct soft_vcpu *v, const char *why); /* the engine cannot go on */
+
+/* --- glue.c --- */
+void soft_enter(struct soft_vcpu *v);
+extern const char soft_leave[], soft_glue_slow[], soft_glue_commit[], soft_glue_helper[], soft_glue_exit[],
+    soft_glue_ibtc_miss[], soft_glue_poll[], soft_glue_signal[];
+
+/* --- mmu.c --- */
+void soft_tlb_init(struct soft_vcpu *v);
+extern const struct cpu_engine_ops soft_cpu_ops;
+int soft_translate_exec(struct soft_vcpu *v, uint64_t gva, uint64_t *gpa, bool *global);
+void soft_ibtc_flush(struct soft_vcpu *v, unsigned which);
+void soft_ibtc_insert(struct soft_vcpu *v, uint64_t gva, const struct block *b);
+
+/* --- cache.c --- */
+int soft_cache_create(struct engine *e);
+void soft_cache_destroy(struct engine *e);
+struct block *soft_block_find(struct engine *e, uint64_t gpa, uint64_t gva, uint32_t mode);
+struct block *soft_block_alloc(struct engine *e); /* NULL: full, flush and try again */
+void soft_block_insert(struct engine *e, struct block *b);
+void soft_block_kill(struct engine *e, struct block *b);
+void soft_cache_flush(struct engine *e);
+void soft_chain(struct engine *e, struct exit *x, struct block *to);
+void soft_unchain_cross(struct engine *e);
+/* Drops translations that overlap [gpa, gpa+len); true when any was. */
+bool soft_invalidate(struct engine *e, uint64_t gpa, uint64_t len);
+struct block *soft_block_of_host(struct engine *e, uint32_t code_offset);
+static inline const void *soft_code(const struct engine *e, uint32_t offset) { return e->cache.rx + offset; }
+
+/* --- translate.c --- */
+struct translator *soft_translator_create(void);
+void soft_translator_destroy(struct translator *t);
+/* Translates the block at cpu.rip, already known to be executable at gpa.  NULL: exception recorded
+ * in cpu.exc (fetch fault in the second page). */
+struct block *soft_translate(struct soft_vcpu *v, uint64_t gva, uint64_t gpa);
+
+/* --- simd.c --- */
+void soft_xsave_layout(struct engine *e);
+
+/* --- signal.c --- */
+int soft_signals_install(void);
+void soft_signals_thread(struct soft_vcpu *v); /* alternate stack, current vCPU */

@@ -1,0 +1,371 @@
+/*
+ * From guest bytes to a block of host code.
+ *
+ * A block is a run of instructions inside one guest page (only its last may straddle), ended by a
+ * control transfer, by an instruction that may change what follows (privileged ones), or by its
+ * length.  Layout in the code cache:
+ *
+ *     entry_indirect:  compare the wanted gva with the IBTC tag; set code_base when position independent
+ *     entry_poll:      leave when something waits for this vCPU
+ *     entry:           the instructions
+ *
+ * Three entries, so that each way in pays only for what it needs: a forward branch in the page jumps
+ * to `entry`, a backward one to `entry_poll`, returns and computed jumps to `entry_indirect`.
+ */
+#include "engine/soft/translate_int.h"
+
+#include <stdlib.h>
+
+enum { CC_NONE = -1 };
+
+struct translator *soft_translator_create(void)
+{
+    struct translator *t = calloc(1, sizeof(*t));
+    if (!t)
+        return NULL;
+    ZydisDecoderInit(&t->decoder64, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64);
+    ZydisDecoderInit(&t->decoder32, ZYDIS_MACHINE_MODE_LONG_COMPAT_32, ZYDIS_STACK_WIDTH_32);
+    return t;
+}
+
+void soft_translator_destroy(struct translator *t)
+{
+    free(t);
+}
+
+/* --- flag liveness ------------------------------------------------------------------------------ */
+
+enum { F_CF = 1, F_PF = 2, F_AF = 4, F_ZF = 8, F_SF = 16, F_OF = 32, F_ALL = 63 };
+
+static uint8_t flag_bits(ZydisAccessedFlagsMask f)
+{
+    return (f & ZYDIS_CPUFLAG_CF ? F_CF : 0) | (f & ZYDIS_CPUFLAG_PF ? F_PF : 0) | (f & ZYDIS_CPUFLAG_AF ? F_AF : 0) |
+           (f & ZYDIS_CPUFLAG_ZF ? F_ZF : 0) | (f & ZYDIS_CPUFLAG_SF ? F_SF : 0) | (f & ZYDIS_CPUFLAG_OF ? F_OF : 0);
+}
+
+/* Flags that the instruction surely overwrites.  "Undefined" counts only where real CPUs are known to
+ * write; shifts by a count that may be zero write nothing. */
+static uint8_t flags_killed(const struct insn *in)
+{
+    const ZydisAccessedFlags *f = in->d.cpu_flags;
+    if (!f)
+        return 0;
+    uint8_t sure = flag_bits(f->modified | f->set_0 | f->set_1);
+    switch (in->d.mnemonic) {
+    case ZYDIS_MNEMONIC_AND: case ZYDIS_MNEMONIC_OR: case ZYDIS_MNEMONIC_XOR: case ZYDIS_MNEMONIC_TEST:
+    case ZYDIS_MNEMONIC_ADD: case ZYDIS_MNEMONIC_SUB: case ZYDIS_MNEMONIC_CMP: case ZYDIS_MNEMONIC_NEG:
+        return F_ALL;
+    case ZYDIS_MNEMONIC_SHL: case ZYDIS_MNEMONIC_SHR: case ZYDIS_MNEMONIC_SAR:
+        if (in->op[1].type == ZYDIS_OPERAND_TYPE_IMMEDIATE && (in->op[1].imm.value.u & 31))
+            return in->op[0].size >= 32 ? F_ALL : 0;
+        return 0;
+    case ZYDIS_MNEMONIC_ROL: case ZYDIS_MNEMONIC_ROR: case ZYDIS_MNEMONIC_RCL: case ZYDIS_MNEMONIC_RCR:
+    case ZYDIS_MNEMONIC_SHLD: case ZYDIS_MNEMONIC_SHRD:
+    case ZYDIS_MNEMONIC_SCASB: case ZYDIS_MNEMONIC_SCASW: case ZYDIS_MNEMONIC_SCASD: case ZYDIS_MNEMONIC_SCASQ:
+    case ZYDIS_MNEMONIC_CMPSB: case ZYDIS_MNEMONIC_CMPSW: case ZYDIS_MNEMONIC_CMPSQ:
+        return 0;
+    default:
+        return sure & (uint8_t)~flag_bits(f->undefined);
+    }
+}
+
+static void flag_liveness(struct translator *t)
+{
+    uint8_t live = F_ALL;
+    for (unsigned i = t->n_insns; i-- > 0;) {
+        struct insn *in = &t->insns[i];
+        in->live_after = live;
+        live &= (uint8_t)~flags_killed(in);
+        if (in->d.cpu_flags)
+            live |= flag_bits(in->d.cpu_flags->tested);
+        in->live_before = live;
+    }
+}
+
+/* --- decoding ------------------------------------------------------------------------------------ */
+
+static bool decode_at(struct translator *t, struct insn *in, unsigned pc, unsigned available)
+{
+    const ZydisDecoder *d = t->mode & MODE_64 ? &t->decoder64 : &t->decoder32;
+    in->bytes = t->code + pc;
+    in->pc = (uint16_t)pc;
+    return ZYAN_SUCCESS(ZydisDecoderDecodeFull(d, in->bytes, available, &in->d, in->op));
+}
+
+/* What the CPU makes of bytes that are no instruction: #UD, or #GP when longer than 15 bytes.  It is
+ * decoded as one that ends the block; helper_undefined raises it. */
+static void undefined_insn(struct insn *in)
+{
+    memset(&in->d, 0, sizeof(in->d));
+    in->d.mnemonic = ZYDIS_MNEMONIC_INVALID;
+    in->d.length = 1;
+    unsigned n = 0;
+    while (n < 15 && (in->bytes[n] == 0x66 || in->bytes[n] == 0x67 || in->bytes[n] == 0xf2 || in->bytes[n] == 0xf3 ||
+                      in->bytes[n] == 0xf0 || in->bytes[n] == 0x2e || in->bytes[n] == 0x36 || in->bytes[n] == 0x3e ||
+                      in->bytes[n] == 0x26 || in->bytes[n] == 0x64 || in->bytes[n] == 0x65))
+        n++;
+    if (n == 15)
+        in->d.length = 16; /* too long: #GP(0) */
+}
+
+/* Reads the guest's bytes up to the end of the page; the second page only if the first instruction
+ * needs it.  false: a fetch fault is recorded. */
+static bool decode_block(struct translator *t, uint64_t gpa, unsigned max_insns)
+{
+    struct engine *e = t->engine;
+    unsigned room = 4096 - t->page_offset;
+    const uint8_t *ram = memory_hva(e->config.memory, gpa, room);
+    t->code_len = room;
+    if (ram)
+        memcpy(t->code, ram, room);
+    else
+        memset(t->code, 0xff, room);
+    memset(t->code + room, 0, 16);
+    t->n_insns = 0;
+    unsigned pc = 0;
+    while (t->n_insns < max_insns && pc < room) {
+        struct insn *in = &t->insns[t->n_insns];
+        bool ok = decode_at(t, in, pc, room - pc > 15 ? 15 : room - pc);
+        if (!ok && room - pc < 15) {
+            if (t->n_insns > 0)
+                break; /* the straddling instruction gets its own block */
+            uint64_t next_gpa;
+            uint64_t next = t->gva + room;
+            if (!(t->mode & MODE_64))
+                next = (uint32_t)next;
+            if (soft_translate_exec(t->v, next, &next_gpa, NULL)) {
+                /* the fault belongs to an instruction that is only complete with the second page, unless
+                 * it is undefined already; the CPU raises the page fault in either case */
+                return false;
+            }
+            const uint8_t *more = memory_hva(e->config.memory, next_gpa, 16);
+            if (more)
+                memcpy(t->code + room, more, 16);
+            else
+                memset(t->code + room, 0xff, 16);
+            t->b->gpa2 = next_gpa;
+            ok = decode_at(t, in, 0, 15);
+        }
+        if (!ok)
+            undefined_insn(in);
+        t->n_insns++;
+        pc += in->d.length;
+        if (!ok || insn_ends_block(in))
+            break;
+    }
+    return true;
+}
+
+/* --- exits ---------------------------------------------------------------------------------------- */
+
+void add_map(struct translator *t, uint32_t host, const struct insn *in)
+{
+    struct engine *e = t->engine;
+    e->maps[e->n_maps++] = (struct pc_map){ .host = host, .guest = in->pc, .insn_len = in->d.length };
+}
+
+void emit_indirect(struct translator *t)
+{
+    struct emit *e = &t->hot;
+    unsigned which = (t->mode & MODE_MMU) != MMU_USER;
+    e_movzx16(e, R10, R11);
+    e_lea(e, false, R10, R10, R10, 0, 0);
+    e_gs_index8(e, 0xff, false, 4, R10, (uint32_t)offsetof(struct soft_vcpu, ibtc[which][0].entry));
+}
+
+static bool in_page(const struct translator *t, int64_t target)
+{
+    int64_t offset = (int64_t)t->page_offset + target;
+    return offset >= 0 && offset < 4096;
+}
+
+/* A direct branch to block start + target; cc < 0: always. */
+void emit_exit(struct translator *t, int64_t target, int cc)
+{
+    struct engine *en = t->engine;
+    struct emit *e = &t->hot;
+    if (!(t->mode & MODE_64))
+        target = (int32_t)((uint32_t)(t->gva + (uint64_t)target)) - (int64_t)(int32_t)(uint32_t)t->gva;
+    bool cross = !in_page(t, target) || t->b->gpa2 != UINT64_MAX;
+    bool poll = t->poll_after || target <= (int64_t)t->insns[t->n_insns - 1].pc;
+    if (cross && !(t->mode & MODE_FIXED_PC)) {
+        /* another page in position-independent code: by address, through the IBTC */
+        uint32_t skip = 0;
+        if (cc >= 0)
+            skip = e_jcc(e, (unsigned)cc ^ 1, 0);
+        emit_pc(t, R11, target);
+        emit_indirect(t);
+        if (cc >= 0)
+            e_patch(e, skip, e_offset(e));
+        return;
+    }
+    uint32_t index = en->n_exits++;
+    struct exit *x = &en->exits[index];
+    *x = (struct exit){ .from = t->b, .target = (int32_t)target, .poll = poll, .cross = cross };
+    x->stub = e_offset(&t->cold);
+    e_store_imm32(&t->cold, VOFF(site), index);
+    e_gs_jump(&t->cold, VOFF(glue_exit));
+    x->patch = cc < 0 ? e_jmp(e, x->stub) : e_jcc(e, (unsigned)cc, x->stub);
+}
+
+/* --- the block -------------------------------------------------------------------------------------- */
+
+static void emit_prologue(struct translator *t)
+{
+    struct emit *e = &t->hot;
+    struct block *b = t->b;
+    bool live = t->n_insns && t->insns[0].live_before;
+    unsigned which = (t->mode & MODE_MMU) != MMU_USER;
+    b->entry_indirect = e_offset(e);
+    if (live)
+        e_save_flags(e, R9);
+    e_gs_index8(e, 0x3b, true, R11, R10, (uint32_t)offsetof(struct soft_vcpu, ibtc[which][0].tag)); /* cmp */
+    uint32_t miss = e_jcc(e, 5, 0);
+    e_patch(e, miss, e_offset(&t->cold));
+    if (live)
+        e_restore_flags(&t->cold, R9);
+    e_gs_jump(&t->cold, VOFF(glue_ibtc_miss));
+    if (live)
+        e_restore_flags(e, R9);
+    if (!(t->mode & MODE_FIXED_PC)) {
+        if (t->page_offset)
+            e_lea(e, true, R11, R11, NO_REG, 0, -(int32_t)t->page_offset);
+        e_store(e, R11, VOFF(code_base));
+    }
+    b->entry_poll = e_offset(e);
+    if (live)
+        e_save_flags(e, R9);
+    e_gs(e, 0x83, false, 7, VOFF(poll)); /* cmp dword gs:[poll], 0 */
+    e8(e, 0);
+    uint32_t out = e_jcc(e, 5, e_offset(&t->cold));
+    (void)out;
+    if (live)
+        e_restore_flags(&t->cold, R9);
+    uint32_t index;
+    struct site *s = new_site(t, &t->insns[0], &index);
+    s->len = 0;
+    e_store_imm32(&t->cold, VOFF(site), index);
+    e_gs_jump(&t->cold, VOFF(glue_poll));
+    if (live)
+        e_restore_flags(e, R9);
+    b->entry = e_offset(e);
+}
+
+static bool is_simd(const struct insn *in)
+{
+    for (unsigned i = 0; i < in->d.operand_count; i++) {
+        if (in->op[i].type != ZYDIS_OPERAND_TYPE_REGISTER)
+            continue;
+        switch (ZydisRegisterGetClass(in->op[i].reg.value)) {
+        case ZYDIS_REGCLASS_X87: case ZYDIS_REGCLASS_MMX: case ZYDIS_REGCLASS_XMM: case ZYDIS_REGCLASS_YMM:
+        case ZYDIS_REGCLASS_ZMM: case ZYDIS_REGCLASS_MASK:
+            return true;
+        default:
+            break;
+        }
+    }
+    return in->d.meta.isa_set == ZYDIS_ISA_SET_X87 || in->d.mnemonic == ZYDIS_MNEMONIC_LDMXCSR ||
+           in->d.mnemonic == ZYDIS_MNEMONIC_STMXCSR || in->d.mnemonic == ZYDIS_MNEMONIC_EMMS;
+}
+
+/* Which rule of "device not available" an instruction falls under. */
+static uint32_t simd_kind(const struct insn *in)
+{
+    if (in->d.encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX)
+        return 4;
+    if (in->d.encoding == ZYDIS_INSTRUCTION_ENCODING_VEX)
+        return 3;
+    if (in->d.meta.isa_set == ZYDIS_ISA_SET_X87)
+        return in->d.mnemonic == ZYDIS_MNEMONIC_FWAIT ? 5 : 0;
+    for (unsigned i = 0; i < in->d.operand_count; i++)
+        if (in->op[i].type == ZYDIS_OPERAND_TYPE_REGISTER &&
+            ZydisRegisterGetClass(in->op[i].reg.value) == ZYDIS_REGCLASS_XMM)
+            return 2;
+    return in->d.mnemonic == ZYDIS_MNEMONIC_LDMXCSR || in->d.mnemonic == ZYDIS_MNEMONIC_STMXCSR ? 2 : 1;
+}
+
+static void translate_insn(struct translator *t, const struct insn *in)
+{
+    add_map(t, e_offset(&t->hot), in);
+    t->flags_saved = false;
+    if (t->mode & MODE_BREAK)
+        emit_helper(t, in, helper_break, false);
+    if ((t->mode & MODE_FPU_TRAP) && is_simd(in)) {
+        struct site *s = emit_helper(t, in, helper_fpu_check, false);
+        s->arg = simd_kind(in);
+    }
+    special_fn *fn = special_for(in);
+    if (fn)
+        fn(t, in);
+    else
+        generic_insn(t, in);
+}
+
+static void translate_body(struct translator *t)
+{
+    struct insn *last = NULL;
+    bool stop = false;
+    t->ended = t->shadow = false;
+    for (unsigned i = 0; i < t->n_insns && !t->ended && !stop; i++) {
+        stop = t->shadow;
+        t->poll_after |= stop;
+        last = &t->insns[i];
+        translate_insn(t, last);
+    }
+    if (!t->ended) {
+        if (t->mode & MODE_TF)
+            emit_helper(t, last, helper_single_step, true);
+        else
+            emit_exit(t, last->pc + last->d.length, CC_NONE);
+    }
+}
+
+static int map_order(const void *a, const void *b)
+{
+    const struct pc_map *x = a, *y = b;
+    return x->host < y->host ? -1 : x->host > y->host;
+}
+
+struct block *soft_translate(struct soft_vcpu *v, uint64_t gva, uint64_t gpa)
+{
+    struct engine *e = v->engine;
+    struct translator *t = v->translator;
+    struct block *b = soft_block_alloc(e);
+    t->v = v;
+    t->engine = e;
+    t->b = b;
+    t->mode = v->mode;
+    t->gva = gva;
+    t->page_offset = gva & 4095;
+    t->poll_after = false;
+    *b = (struct block){ .gpa = gpa, .gva = v->mode & MODE_FIXED_PC ? gva : t->page_offset, .gpa2 = UINT64_MAX,
+                         .mode = v->mode };
+    if (!decode_block(t, gpa, v->mode & (MODE_TF | MODE_BREAK) ? 1 : BLOCK_MAX_INSNS)) {
+        e->n_blocks--;
+        return NULL;
+    }
+    flag_liveness(t);
+    struct insn *last = &t->insns[t->n_insns - 1];
+    b->n_insns = (uint16_t)t->n_insns;
+    b->length = (uint16_t)(last->pc + last->d.length);
+    b->map = &e->maps[e->n_maps];
+    b->exits = &e->exits[e->n_exits];
+    t->hot = (struct emit){ .p = e->cache.rw + e->cache.hot, .start = e->cache.rw };
+    t->cold = (struct emit){ .p = e->cache.rw + e->cache.cold, .start = e->cache.rw };
+    b->hot_start = e->cache.hot;
+    b->cold_start = e->cache.cold;
+    emit_prologue(t);
+    translate_body(t);
+    b->hot_end = e_offset(&t->hot);
+    b->cold_end = e_offset(&t->cold);
+    b->n_exits = e->n_exits - (uint32_t)(b->exits - e->exits);
+    b->n_map = e->n_maps - (uint32_t)(b->map - e->maps);
+    qsort(b->map, b->n_map, sizeof(*b->map), map_order);
+    e->cache.hot = (b->hot_end + 15) & ~15u;
+    e->cache.cold = b->cold_end;
+    v->stats.blocks++;
+    v->stats.insns += t->n_insns;
+    v->stats.guest_bytes += b->length;
+    soft_block_insert(e, b);
+    return b;
+}

@@ -1,0 +1,104 @@
+/* The translator's inside: the state of one block under translation (translate.c, access.c, special.c). */
+#pragma once
+#include <Zydis/Zydis.h>
+#include <stdbool.h>
+
+#include "engine/soft/soft_int.h"
+#include "engine/soft/emit.h"
+
+#define BLOCK_MAX_INSNS 48
+#define TAIL_MAX 160
+
+struct insn {
+    ZydisDecodedInstruction d;
+    ZydisDecodedOperand op[ZYDIS_MAX_OPERAND_COUNT];
+    const uint8_t *bytes;
+    uint16_t pc;          /* offset in the block */
+    uint8_t live_before;  /* FLAG_* needed at its start: by it or later */
+    uint8_t live_after;
+};
+
+/* A memory operand in the guest's terms.  The scratch slot (cpu.rip, which C sets when it is entered)
+ * can serve as a base. */
+enum { EA_SLOT = 17 };
+struct ea {
+    unsigned base, index; /* guest register or NO_REG; base also EA_SLOT */
+    unsigned scale;       /* shift count */
+    int64_t disp;
+    bool pc_relative;     /* disp is relative to the block's start */
+    unsigned segment;     /* enum sreg; only those with a base matter */
+    bool addr32;          /* truncate to 32 bits before adding the segment base */
+    bool stack;           /* faults are #SS */
+};
+
+/* Host bytes that run with the host address in register A, emitted for the fast path and again for
+ * the bounce buffer: so nothing in them is relative to their own place. */
+struct tail {
+    struct emit e;
+    uint8_t bytes[TAIL_MAX];
+};
+
+struct translator {
+    ZydisDecoder decoder64, decoder32;
+    struct soft_vcpu *v;
+    struct engine *engine;
+    struct block *b;
+    struct emit hot, cold;
+    uint8_t code[64 + 4096]; /* guest bytes of the block */
+    unsigned code_len;
+    struct insn insns[BLOCK_MAX_INSNS];
+    unsigned n_insns;
+    uint32_t mode;
+    uint64_t gva;
+    unsigned page_offset;
+    unsigned A, B, C; /* scratch roles for the instruction at hand: address, temporary, flags */
+    bool flags_saved; /* in C */
+    bool ended;
+    bool shadow;      /* the instruction before was sti: end after this one */
+    bool poll_after;  /* the block's ending exits go to polling entries */
+};
+
+#define GPR_OFFSET(r) ((uint32_t)(offsetof(struct cpu, gpr) + 8 * (r)))
+#define VOFF(field) ((uint32_t)offsetof(struct soft_vcpu, field))
+#define CPUOFF(field) ((uint32_t)offsetof(struct cpu, field))
+
+static inline bool is_stolen(unsigned reg) { return reg >= R9 && reg <= R11; }
+#define SCRATCH_SLOT GPR_OFFSET(16) /* cpu.rip */
+
+/* access.c */
+void tail_begin(struct tail *t);
+bool insn_ea(struct translator *t, const struct insn *in, const ZydisDecodedOperand *op, struct ea *out);
+void emit_ea(struct translator *t, const struct ea *ea, unsigned to, unsigned temp);
+void choose_scratch(struct translator *t, uint32_t used_mask);
+void flags_guard(struct translator *t, const struct insn *in);
+/* `tail` must begin by tail_restore_flags when flags were guarded. */
+void emit_access(struct translator *t, const struct insn *in, const struct ea *ea, unsigned access, unsigned size,
+                 const struct tail *tail);
+void tail_restore_flags(struct translator *t, struct tail *tail);
+uint32_t gpr_mask_of(const struct insn *in);
+struct site *new_site(struct translator *t, const struct insn *in, uint32_t *index);
+void emit_pc(struct translator *t, unsigned reg, int64_t offset);
+/* Ends an instruction by a C helper; `ends` when control does not come back to this block here. */
+struct site *emit_helper(struct translator *t, const struct insn *in, helper_fn *fn, bool ends);
+void copy_insn_with_address(struct emit *e, const struct insn *in, unsigned addr_reg);
+void copy_insn_plain(struct emit *e, const struct insn *in);
+void generic_insn(struct translator *t, const struct insn *in);
+
+/* translate.c */
+void emit_exit(struct translator *t, int64_t target, int cc);
+void emit_indirect(struct translator *t); /* target gva in r11 */
+void add_map(struct translator *t, uint32_t host, const struct insn *in);
+
+/* special.c: a translator for each mnemonic that is not simply copied; NULL: generic_insn */
+typedef void special_fn(struct translator *t, const struct insn *in);
+special_fn *special_for(const struct insn *in);
+bool insn_ends_block(const struct insn *in);
+
+/* helpers.c */
+helper_fn helper_undefined, helper_string, helper_hlt, helper_in, helper_out, helper_cpuid, helper_rdtsc, helper_msr,
+    helper_cr_read, helper_cr_write, helper_dr, helper_iret, helper_syscall, helper_sysret, helper_sysenter,
+    helper_sysexit, helper_int, helper_pushf, helper_popf, helper_cli, helper_sti, helper_load_segment,
+    helper_far, helper_far_ret, helper_descriptor_table, helper_descriptor_load, helper_query, helper_swapgs,
+    helper_invlpg, helper_invpcid, helper_fsgsbase, helper_xsetbv, helper_xgetbv, helper_xstate, helper_stac,
+    helper_clts_lmsw, helper_wbinvd, helper_store_system, helper_enter, helper_single_step, helper_fpu_check, helper_gp0,
+    helper_gather, helper_break, helper_ac_check, helper_legacy, helper_pusha, helper_bound;
