@@ -44,7 +44,8 @@ append="console=ttyS0 quiet loglevel=0 panic=-1"
 if [ -z "$cmd" ]; then
     if [ -t 0 ]; then
         size=$(stty size)
-        append="$append guise.rows=${size% *} guise.cols=${size#* } guise.term=${TERM:-linux}"
+        append="$append guise.term=${TERM:-linux}"
+        [ "$size" = "0 0" ] || append="$append guise.rows=${size% *} guise.cols=${size#* }"
     fi
     exec "$guise" run --kernel "$kernel" --initrd "$image" --append "$append" --memory 512M --no-reboot "$@"
 fi
