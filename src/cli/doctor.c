@@ -1,6 +1,7 @@
 /* `guise doctor`: what this host offers, why that matters, and what to do about what is missing. */
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/error.h"
 #include "cli/cli.h"
@@ -23,14 +24,27 @@ const struct option_spec doctor_options[] = {
 /* In the order in which --engine auto tries them. */
 static const struct {
     const struct engine_ops *ops;
+    const char *device; /* what it needs, or NULL */
     const char *id, *title, *works, *why, *fix;
 } engines[] = {
-    {&engine_kvm, "engine_kvm", "KVM engine", "/dev/kvm is there, and a guest really runs at speed",
-     "guests run in the software engine",
-     "nothing has to be done; for KVM's speed use a host with hardware "
-     "virtualization (or nested virtualization) and join the group that owns /dev/kvm"},
-    {&engine_soft, "engine_soft", "software engine", "translates guests' code, needs no /dev/kvm",
-     "without it and without KVM no guest can run", "see the lines above that say \"missing\""},
+    {
+        .ops = &engine_kvm,
+        .device = "/dev/kvm",
+        .id = "engine_kvm",
+        .title = "KVM engine",
+        .works = "/dev/kvm is there, and a guest really runs on it at speed",
+        .why = "guests run in the software engine",
+        .fix = "nothing has to be done; for KVM's speed use a host with hardware virtualization (or nested "
+               "virtualization) and join the group that owns /dev/kvm",
+    },
+    {
+        .ops = &engine_soft,
+        .id = "engine_soft",
+        .title = "software engine",
+        .works = "translates guests' code, needs no /dev/kvm",
+        .why = "without it and without KVM no guest can run",
+        .fix = "see the lines above that say \"missing\"",
+    },
 };
 #define N_ENGINES (sizeof(engines) / sizeof(engines[0]))
 
@@ -47,7 +61,8 @@ static const struct engine_ops *probe_engines(struct probe_result *results)
             best = best ? best : engines[i].ops;
             continue;
         }
-        r->level = PROBE_MISSING;
+        /* A /dev/kvm that is there and does not serve is worth another word than none. */
+        r->level = engines[i].device && access(engines[i].device, F_OK) == 0 ? PROBE_LIMITED : PROBE_MISSING;
         snprintf(r->why, sizeof(r->why), "%s", engines[i].why);
         snprintf(r->fix, sizeof(r->fix), "%s", engines[i].fix);
     }

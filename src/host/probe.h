@@ -17,7 +17,7 @@ struct probe_result {
     const char *title; /* for people */
     bool required;     /* MISSING: the software engine cannot run here */
     enum probe_level level;
-    char found[160]; /* what there is */
+    char found[256]; /* what there is */
     char why[256];   /* unless OK: what follows from that */
     char fix[256];   /* unless OK: what to do about it */
 };
