@@ -1,5 +1,6 @@
 #!/bin/bash
 # `guise run` from outside: exit statuses, streams, the terminal, `make run`'s script.
+# shellcheck disable=SC2086 # GUEST_OPTIONS is a list of words
 set -u
 . "$(dirname "$0")/lib.sh"
 export GUISE
@@ -13,7 +14,6 @@ status()
 {
     local name=$1 wanted=$2 pattern=$3 got
     shift 3
-    # shellcheck disable=SC2086
     "$GUISE" run --kernel "$kernel" $GUEST_OPTIONS "$@" </dev/null >"$work/stdout" 2>"$work/stderr"
     got=$?
     if [ $got != "$wanted" ]; then
@@ -25,41 +25,44 @@ status()
     fi
 }
 
-command() { echo "guise.cmd=$(printf '%s\n' "$*" | base64 -w0)"; }
+in_guest() { echo "guise.cmd=$(printf '%s\n' "$*" | base64 -w0)"; }
 
-status "powering off is 0" 0 "" --initrd "$initrd" --append "$quiet $(command true)" --timeout 60
-status "a reset under --no-reboot is 0" 0 "" --initrd "$initrd" --append "$quiet $(command reboot -f)" --no-reboot --timeout 60
+status "powering off is 0" 0 "" --initrd "$initrd" --append "$quiet $(in_guest true)" --timeout 60
+status "a reset under --no-reboot is 0" 0 "" --initrd "$initrd" --append "$quiet $(in_guest reboot -f)" --no-reboot --timeout 60
 status "a panic is 1" 1 "panic" --initrd "$initrd" --append "$quiet rdinit=/none" --no-reboot --timeout 60
-status "a triple fault is 1" 1 "triple fault" --initrd "$initrd" --append "$quiet reboot=t $(command reboot -f)" --no-reboot --timeout 60
-status "--timeout is 6" 6 "" --initrd "$initrd" --append "$quiet $(command sleep 1000)" --timeout 3
-status "a reset without --no-reboot boots again" 6 "" --initrd "$initrd" --append "$quiet $(command 'echo again; reboot -f')" --timeout 20
+status "a triple fault is 1" 1 "triple fault" --initrd "$initrd" --append "$quiet reboot=t $(in_guest reboot -f)" --no-reboot --timeout 60
+status "--timeout is 6" 6 "" --initrd "$initrd" --append "$quiet $(in_guest sleep 1000)" --timeout 3
+status "a reset without --no-reboot boots again" 6 "" --initrd "$initrd" --append "$quiet $(in_guest 'echo again; reboot -f')" --timeout 20
 if [ "$(grep -c again "$work/stdout")" -ge 2 ]; then ok "and again"; else not_ok "and again" "$(head -c 200 "$work/stdout")"; fi
-status "statistics and log" 0 "" --initrd "$initrd" --append "$quiet $(command true)" --timeout 90 --stats --log exc,irq,device --log-file "$work/log"
+status "statistics and log" 0 "" --initrd "$initrd" --append "$quiet $(in_guest true)" --timeout 90 --stats --log exc,irq,device --log-file "$work/log"
 if [ "$(wc -l <"$work/stderr")" -ge 5 ] && [ -s "$work/log" ]; then ok "are written"; else not_ok "are written" "$(wc -l "$work/stderr" "$work/log")"; fi
 
-status "a file as the serial line" 0 "" --initrd "$initrd" --append "$quiet $(command echo to the file)" --serial "file:$work/serial" --timeout 60
+status "a file as the serial line" 0 "" --initrd "$initrd" --append "$quiet $(in_guest echo to the file)" --serial "file:$work/serial" --timeout 60
 if grep -q '^to the file' "$work/serial" && [ ! -s "$work/stdout" ]; then ok "has the output"; else not_ok "has the output" "$(head -c 100 "$work/serial")"; fi
 
 # What is piped in is typed; what comes out is byte for byte.
-piped=$(printf 'echo $((6 * 7))-typed\nexit\n' | timeout 90 "$GUISE" run --kernel "$kernel" --initrd "$initrd" --append "$quiet" --timeout 60 2>"$work/stderr")
+piped=$(printf 'echo $((6 * 7))-typed\nexit\n' | timeout 90 "$GUISE" run --kernel "$kernel" --initrd "$initrd" --append "$quiet" --timeout 60 $GUEST_OPTIONS 2>"$work/stderr")
 case $piped in *42-typed*) ok "stdin is typed" ;; *) not_ok "stdin is typed" "$piped" ;; esac
 # shellcheck disable=SC2016 # for the guest
-script=$(GUISE=$GUISE "$top/scripts/run-guest.sh" 'i=0; while [ $i -lt 3000 ]; do echo "line $i of many"; i=$((i + 1)); done; printf "\001\377end"; exit 42' 2>"$work/stderr" | sha256sum; exit "${PIPESTATUS[0]}")
+script=$(GUISE=$GUISE "$top/scripts/run-guest.sh" 'i=0; while [ $i -lt 3000 ]; do echo "line $i of many"; i=$((i + 1)); done; printf "\001\377end"; exit 42' -- $GUEST_OPTIONS 2>"$work/stderr" | sha256sum; exit "${PIPESTATUS[0]}")
 got=$?
 want=$({ for ((i = 0; i < 3000; i++)); do echo "line $i of many"; done; printf '\001\377end'; } | sha256sum)
 if [ "$got" = 42 ]; then ok "run-guest.sh returns the command's status"; else not_ok "run-guest.sh returns the command's status" "$got: $(tail -n 1 "$work/stderr")"; fi
 if [ "$script" = "$want" ]; then ok "output arrives byte for byte"; else not_ok "output arrives byte for byte" "another checksum"; fi
 
 # In a terminal: a shell, its settings afterwards.
-python3 - "$GUISE" run --kernel "$kernel" --initrd "$initrd" --append "$quiet" --timeout 60 <<'EOF'
-import os, pty, select, signal, sys, termios, time
+python3 - "$GUISE" run --kernel "$kernel" --initrd "$initrd" --append "$quiet" --timeout 60 $GUEST_OPTIONS <<'EOF'
+import fcntl, os, pty, select, signal, struct, sys, termios, time
+
+TIOCGPTN = 0x80045430
 
 def session(end):
     """Starts guise in a terminal, waits for the prompt, lets end() act; returns (status, settings restored)."""
     pid, fd = pty.fork()
     if pid == 0:
         os.execv(sys.argv[1], sys.argv[1:])
-    slave = os.open(os.ptsname(fd), os.O_RDWR | os.O_NOCTTY)
+    number = struct.unpack("i", fcntl.ioctl(fd, TIOCGPTN, bytes(4)))[0]
+    slave = os.open(f"/dev/pts/{number}", os.O_RDWR | os.O_NOCTTY)
     seen = b""
 
     def until(text, seconds=60):
