@@ -231,6 +231,15 @@ void emit_access(struct translator *t, const struct insn *in, const struct ea *e
     e_rorx(e, t->B, t->A, 8);
     e_alu_imm(e, false, 4, t->B, TLB_MASK);
     e_gs_base(e, 0x2b, true, t->A, t->B, tlb); /* sub */
+    uint32_t misaligned = 0;
+    if ((t->mode & MODE_ALIGN) && size > 1 && !(size & (size - 1))) {
+        s->align = (uint8_t)(size - 1);
+        e_rex(e, false, 0, 0, t->A); /* test A, size - 1 */
+        e8(e, 0xf7);
+        e8(e, 0xc0 | (t->A & 7));
+        e32(e, size - 1);
+        misaligned = e_jcc(e, 5, 0);
+    }
     e_alu_imm(e, true, 7, t->A, 4096 - size);
     uint32_t slow = e_jcc(e, 7 /* above */, 0);
     e_gs_base(e, 0x03, true, t->A, t->B, tlb + 8); /* add */
@@ -238,6 +247,8 @@ void emit_access(struct translator *t, const struct insn *in, const struct ea *e
     e_bytes(e, tail->bytes, (unsigned)(tail->e.p - tail->e.start));
     s->next = e_offset(e);
     e_patch(e, slow, e_offset(&t->cold));
+    if (misaligned)
+        e_patch(e, misaligned, e_offset(&t->cold));
     emit_slow_path(t, in, s, index, tlb, tail);
 }
 
@@ -367,13 +378,34 @@ static void stolen_stores(struct emit *e, const struct insn *in)
     }
 }
 
+static bool packs_elements(ZydisMnemonic m)
+{
+    switch (m) {
+    case ZYDIS_MNEMONIC_VCOMPRESSPD: case ZYDIS_MNEMONIC_VCOMPRESSPS: case ZYDIS_MNEMONIC_VPCOMPRESSB:
+    case ZYDIS_MNEMONIC_VPCOMPRESSW: case ZYDIS_MNEMONIC_VPCOMPRESSD: case ZYDIS_MNEMONIC_VPCOMPRESSQ:
+    case ZYDIS_MNEMONIC_VEXPANDPD: case ZYDIS_MNEMONIC_VEXPANDPS: case ZYDIS_MNEMONIC_VPEXPANDB:
+    case ZYDIS_MNEMONIC_VPEXPANDW: case ZYDIS_MNEMONIC_VPEXPANDD: case ZYDIS_MNEMONIC_VPEXPANDQ:
+        return true;
+    default:
+        return false;
+    }
+}
+
 static void masked_access(struct site *s, const struct insn *in, const ZydisDecodedOperand *mem)
 {
     if (in->d.encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX && in->d.avx.mask.reg != ZYDIS_REGISTER_NONE &&
         in->d.avx.mask.reg != ZYDIS_REGISTER_K0) {
+        const struct ZydisDecodedInstructionAvx_ *avx = &in->d.avx;
         s->mask_kind = MASK_K;
         s->mask_reg = (uint8_t)(in->d.avx.mask.reg - ZYDIS_REGISTER_K0);
         s->element = (uint8_t)(mem->element_size / 8);
+        if (avx->broadcast.mode != ZYDIS_BROADCAST_MODE_INVALID) {
+            s->element = (uint8_t)s->size;
+            s->arg = 1;
+            s->arg2 = s->size ? avx->vector_length / 8 / s->size : 1;
+        } else if (packs_elements(in->d.mnemonic)) {
+            s->arg = 2;
+        }
         return;
     }
     switch (in->d.mnemonic) {

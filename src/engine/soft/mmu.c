@@ -264,6 +264,10 @@ const void *soft_slow(struct soft_vcpu *v)
         cpu_raise_error(&v->cpu, s->access & SITE_STACK ? EXC_SS : EXC_GP, 0);
         return access_fault(v, s);
     }
+    if (gva & s->align) {
+        cpu_raise_error(&v->cpu, EXC_AC, 0);
+        return access_fault(v, s);
+    }
     if (s->mask_kind)
         return slow_bounce(v, s, gva);
     if ((gva & 4095) + s->size > 4096) {

@@ -83,6 +83,8 @@ void soft_update_mode(struct soft_vcpu *v)
         mode |= MODE_SEGMENTED;
     if (!(mode & MODE_64))
         mode |= MODE_FIXED_PC;
+    if (c->cpl == 3 && (c->rflags & FL_AC) && (c->cr0 & CR0_AM))
+        mode |= MODE_ALIGN;
     if (c->rflags & FL_TF)
         mode |= MODE_TF;
     if (c->dr7 & 0xff)
@@ -291,6 +293,7 @@ static bool take_requests(struct soft_vcpu *v, enum engine_exit *exit)
         return false;
     }
     if (v->shutdown) {
+        v->shutdown = false;
         *exit = ENGINE_EXIT_SHUTDOWN;
         return false;
     }

@@ -65,7 +65,7 @@ enum {
     MODE_SEGMENTED = 1 << 6, /* not flat: add segment bases and check limits */
     MODE_FPU_TRAP = 1 << 7, /* CR0.EM/TS, CR4.OSFXSR or XCR0 make some SIMD instruction trap */
     MODE_BREAK = 1 << 8,   /* DR7 has an instruction breakpoint */
-    MODE_STACK16 = 1 << 9, /* SS.B clear outside 64-bit mode */
+    MODE_ALIGN = 1 << 9,   /* CPL 3 with CR0.AM and RFLAGS.AC: misaligned accesses raise #AC */
     MODE_FIXED_PC = 1 << 10, /* translation bound to its gva (kernel), else position independent */
 };
 
@@ -119,6 +119,7 @@ struct site {
     uint8_t len;         /* its length */
     uint8_t access;      /* SITE_* */
     uint16_t size;       /* bytes */
+    uint8_t align;       /* address bits that must be zero, with MODE_ALIGN */
     uint8_t mask_kind, mask_reg, element; /* masked accesses: see mmu.c */
     uint32_t resume;     /* code offsets: landing with v->slow_host real */
     uint32_t bounce;     /* running on the bounce buffer */
