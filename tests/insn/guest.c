@@ -254,7 +254,7 @@ static void run_test(struct guest *g, const struct test *t, struct result *r)
     memcpy(c->gpr, t->in.gpr, sizeof c->gpr);
     c->rip = t->in.rip;
     c->rflags = (uint32_t)t->in.rflags;
-    c->cr2 = 0, c->halted = 0, c->irq_shadow = 0, c->nmi_blocked = 0;
+    c->cr2 = 0, c->halted = 0, c->irq_shadow = 0, c->nmi_blocked = 0, c->delivering = 0;
     set_cpl(g, g->cpl);
     c->seg[FS].base = t->in.fs_base, c->seg[GS].base = t->in.gs_base;
     memcpy(g->fpu, t->in.xstate, 464); /* not the words beyond, which are the engine's or reserved */
@@ -267,6 +267,9 @@ static void run_test(struct guest *g, const struct test *t, struct result *r)
     } else {
         r->status = exit == ENGINE_EXIT_REQUEST ? RUN_TIMEOUT : RUN_ODD;
         snprintf(r->note, sizeof r->note, "exit %s at rip %#llx%s%.40s", ends[exit], (unsigned long long)c->rip, *error ? ": " : "", error);
+        init_cpu(g); /* the next test begins from known ground */
+        build_tables(g);
+        enter_level(g, g->cpl);
     }
     arena_collect(&g->view, t, r);
 }

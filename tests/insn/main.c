@@ -23,12 +23,15 @@ struct options {
     const char *one, *only;
 };
 
-/* Failures with the same mnemonic and the same first difference are one group. */
-#define MAX_GROUPS 4096
+/* Failures that differ in the same way are one group; each keeps a few samples of different mnemonics. */
+#define MAX_GROUPS 512
+#define SAMPLES 8
+#define NO_MNEMONIC (ZYDIS_MNEMONIC_MAX_VALUE + 1) /* sequences; +1: invalid encodings */
 struct group {
     char key[64];
-    uint32_t count;
-    char sample[2][1536];
+    uint32_t count, n_samples;
+    uint32_t by_mnemonic[ZYDIS_MNEMONIC_MAX_VALUE + 3];
+    char sample[SAMPLES][1024];
 };
 
 struct session {
@@ -73,25 +76,62 @@ static struct group *find_group(struct session *s, const char *key)
     return g;
 }
 
-static void failure(struct session *s, const struct test *t, unsigned cpl, const char *what)
+/* "xmm7: cpu ..." -> "xmm"; exceptions keep both vectors; flags after a fault are a class of their own. */
+static void group_key(const struct result *cpu, const struct result *other, const char *what, char *key, size_t size)
+{
+    int n = 0;
+    if (other->status != RUN_OK)
+        snprintf(key, size, "%.60s", what);
+    else if (cpu->vector != other->vector)
+        snprintf(key, size, "vector: cpu %u, engine %u", cpu->vector, other->vector);
+    else if (cpu->vector != 3 && strstr(what, " rflags:") == what)
+        snprintf(key, size, "rflags at a fault");
+    else {
+        while (what[n + 1] && !strchr(":,;0123456789", what[n + 1]))
+            n++;
+        snprintf(key, size, "%.*s%s", n, what + 1, cpu->vector == 3 ? "" : " at a fault");
+    }
+}
+
+static const char *name_of(unsigned mnemonic)
+{
+    return mnemonic == NO_MNEMONIC ? "(sequence)" : mnemonic == NO_MNEMONIC + 1 ? "(invalid)" : ZydisMnemonicGetString(mnemonic);
+}
+
+static void failure(struct session *s, const struct test *t, const struct result *cpu, const struct result *other, unsigned cpl,
+                    const char *what)
 {
     char key[64], line[256], code[320];
-    const char *name = t->form != UINT32_MAX ? ZydisMnemonicGetString(s->forms.form[t->form].mnemonic)
-                       : t->kind == TEST_INVALID ? "(invalid)" : "(sequence)";
-    int field = (int)strcspn(what, ":");
-    snprintf(key, sizeof key, "%s%.*s", name, field > 40 ? 40 : field, what);
-    if (t->form != UINT32_MAX)
+    unsigned mnemonic = t->kind == TEST_INVALID ? NO_MNEMONIC + 1 : NO_MNEMONIC;
+    if (t->form != UINT32_MAX) {
         s->forms.form[t->form].failures++;
+        mnemonic = s->forms.form[t->form].mnemonic;
+    }
+    group_key(cpu, other, what, key, sizeof key);
     struct group *g = find_group(s, key);
     if (!g)
         return;
-    unsigned n = g->count++;
-    if (n >= 2)
+    g->count++;
+    if (g->by_mnemonic[mnemonic]++ && t->form != UINT32_MAX)
+        return;
+    if (g->n_samples == SAMPLES)
         return;
     disassemble(&s->forms.decoder, t, line, sizeof line);
     spec(t, code, sizeof code);
-    snprintf(g->sample[n], sizeof g->sample[n], "cpl%u %s | %s |%.900s\n      insn-diff --one %s --cpl %u", cpl, line,
+    snprintf(g->sample[g->n_samples++], sizeof g->sample[0], "cpl%u %s | %s |%.400s\n        insn-diff --one %s --cpl %u", cpl, line,
              mem_mode_name[t->mode], what, code, cpl);
+}
+
+static void print_group(const struct group *g)
+{
+    printf("DIFFERS %u x %s\n   ", g->count, g->key);
+    unsigned listed = 0;
+    for (unsigned n = 0; n <= NO_MNEMONIC + 1; n++)
+        if (g->by_mnemonic[n] && listed++ < 60)
+            printf(" %s:%u", name_of(n), g->by_mnemonic[n]);
+    printf("%s\n", listed > 60 ? " ..." : "");
+    for (unsigned k = 0; k < g->n_samples; k++)
+        printf("    %s\n", g->sample[k]);
 }
 
 static int by_count(const void *a, const void *b)
@@ -142,11 +182,8 @@ static void list_left_out(const struct session *s)
 static void report(struct session *s)
 {
     qsort(s->group, s->n_groups, sizeof *s->group, by_count);
-    for (uint32_t n = 0; n < s->n_groups && n < s->o.show; n++) {
-        printf("DIFFERS %u x %s\n", s->group[n].count, s->group[n].key);
-        for (unsigned k = 0; k < 2 && s->group[n].sample[k][0]; k++)
-            printf("    %s\n", s->group[n].sample[k]);
-    }
+    for (uint32_t n = 0; n < s->n_groups && n < s->o.show; n++)
+        print_group(&s->group[n]);
     for (unsigned n = 0; n <= ZYDIS_MNEMONIC_MAX_VALUE; n++)
         if (s->undefined_by_mnemonic[n])
             printf("undefined flags differ (no failure): %s %" PRIu64 "\n", ZydisMnemonicGetString(n), s->undefined_by_mnemonic[n]);
@@ -219,7 +256,7 @@ static void judge(struct session *s, const struct test *t, const struct result *
         break;
     case DIFFERENT:
         s->failed++;
-        failure(s, t, cpl, what);
+        failure(s, t, cpu, other, cpl, what);
     }
 }
 

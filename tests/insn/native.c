@@ -137,8 +137,9 @@ static unsigned long home_fs, home_gs;
 
 BARE static void handler(int sig, siginfo_t *si, void *ctx)
 {
-    /* The kernel leaves RFLAGS.AC as the test had it, which would make this code trap. */
-    __asm__ volatile("pushfq; andl $~0x40000, (%%rsp); popfq" ::: "memory", "cc");
+    /* The kernel leaves RFLAGS.AC as the test had it, which would make this code trap; sigreturn does not
+     * load NT and ID, so what this code has is what the next test gets. */
+    __asm__ volatile("pushfq; andl $~0x244000, (%%rsp); popfq" ::: "memory", "cc");
     unsigned long fs = _readfsbase_u64(), gs = _readgsbase_u64();
     _writefsbase_u64(home_fs);
     _writegsbase_u64(home_gs);
