@@ -32,7 +32,27 @@ static const struct feature_leaf {
     {0x80000001, 0, C | D, {.edx = 1u << 9}},
     {0x80000007, 0, D},
     {0x80000008, 0, B},
-    {0x80000021, 0, A},
+    {0x80000021, 0, A | C},
+};
+
+/*
+ * Speculation is the one subject on which cpu_cpuid() cannot speak here.  Under the translator a guest's
+ * mitigations protect nothing, and it is told that it needs none; under KVM its code runs on the real
+ * predictors, so what it may switch and what it is immune to are the host's, as KVM reports them.
+ */
+#define BIT(n) (1u << (n))
+static const struct {
+    uint32_t leaf, subleaf;
+    struct cpuid_regs bits;
+} speculation[] = {
+    /* MD_CLEAR, SPEC_CTRL, STIBP, L1D_FLUSH, ARCH_CAPABILITIES, SSBD */
+    {0x7, 0, {.edx = BIT(10) | BIT(26) | BIT(27) | BIT(28) | BIT(29) | BIT(31)}},
+    /* PSFD, IPRED_CTRL, RRSBA_CTRL, DDPD_U, BHI_CTRL, MCDT_NO */
+    {0x7, 2, {.edx = 0x3f}},
+    /* IBPB, IBRS, STIBP and their modes, SSBD, VIRT_SSBD, SSB_NO, PSFD, BTC_NO, IBPB_RET */
+    {0x80000008, 0, {.ebx = 0x770fd000}},
+    /* VERW_CLEAR, automatic IBRS, SBPB, IBPB_BRTYPE, SRSO_NO, SRSO_USER_KERNEL_NO; TSA_SQ_NO, TSA_L1_NO */
+    {0x80000021, 0, {.eax = BIT(5) | BIT(8) | 0xfu << 27, .ecx = BIT(1) | BIT(2)}},
 };
 
 /* KVM's paravirtual features that work with no interrupt controller in KVM: clock sources (0, 3, 24),
@@ -76,6 +96,27 @@ static void apply_mask(struct cpuid_regs *r, const struct feature_leaf *f, const
         r->edx &= can->edx | f->always.edx;
 }
 
+static uint32_t choose(uint32_t ours, uint32_t kvms, uint32_t bits)
+{
+    return (ours & ~bits) | (kvms & bits);
+}
+
+static void set_speculation(struct cpuid_regs *r, uint32_t leaf, uint32_t subleaf, const struct cpuid_list *supported)
+{
+    for (unsigned i = 0; i < sizeof(speculation) / sizeof(speculation[0]); i++) {
+        const struct cpuid_regs *bits = &speculation[i].bits;
+        if (speculation[i].leaf != leaf || speculation[i].subleaf != subleaf)
+            continue;
+        struct kvm_cpuid_entry2 can = find_entry(supported, leaf, subleaf);
+        r->eax = choose(r->eax, can.eax, bits->eax);
+        r->ebx = choose(r->ebx, can.ebx, bits->ebx);
+        r->ecx = choose(r->ecx, can.ecx, bits->ecx);
+        r->edx = choose(r->edx, can.edx, bits->edx);
+    }
+    if (leaf == 0x7 && subleaf == 0 && find_entry(supported, 0x7, 2).edx && r->eax < 2)
+        r->eax = 2; /* or nobody looks at subleaf 2 */
+}
+
 static void filter(struct cpuid_regs *r, uint32_t leaf, uint32_t subleaf, const struct cpuid_list *supported)
 {
     for (unsigned i = 0; i < sizeof(feature_leaves) / sizeof(feature_leaves[0]); i++) {
@@ -85,6 +126,7 @@ static void filter(struct cpuid_regs *r, uint32_t leaf, uint32_t subleaf, const 
         struct kvm_cpuid_entry2 can = find_entry(supported, leaf, subleaf);
         apply_mask(r, f, &can);
     }
+    set_speculation(r, leaf, subleaf, supported);
     if (leaf == 0xd && subleaf >= 2) { /* a state component that XCR0 will not take has no place in the area */
         struct kvm_cpuid_entry2 can = find_entry(supported, 0xd, 0), super = find_entry(supported, 0xd, 1);
         uint64_t components = ((uint64_t)can.edx << 32 | can.eax) | ((uint64_t)super.edx << 32 | super.ecx);

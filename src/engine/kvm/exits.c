@@ -76,6 +76,7 @@ static int exit_rdmsr(struct vcpu *v)
     uint64_t value = 0;
     bool good;
     v->unfinished = true;
+    c->cpl = 0; /* or the access would not have come this far; struct cpu may be stale */
     if (msr_is_apic(run->msr.index))
         good = c->irq->read_msr(c->irq_opaque, run->msr.index, &value);
     else
@@ -102,6 +103,7 @@ static int exit_wrmsr(struct vcpu *v)
     uint32_t index = run->msr.index;
     bool good;
     v->unfinished = true;
+    v->cpu.cpl = 0; /* as above */
     if (msr_is_apic(index))
         good = write_apic_msr(v, index, run->msr.data);
     else

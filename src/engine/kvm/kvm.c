@@ -179,7 +179,8 @@ static void kvm_destroy(struct engine *engine)
     for (unsigned i = 0; e->vcpus && i < e->config.n_cpus; i++)
         destroy_vcpu(e->vcpus[i]);
     free(e->vcpus);
-    free(e->cpuid);
+    if (e->cpuid)
+        cpuid_table_destroy(e->cpuid);
     if (e->vm >= 0)
         close(e->vm);
     if (e->kvm >= 0)

@@ -11,6 +11,7 @@
  */
 #pragma once
 #include <linux/kvm.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -59,7 +60,7 @@ struct vcpu {
     bool irq_check;     /* ask the interrupt controller before entering */
     bool ready;         /* KVM takes an interrupt now */
     bool paused;        /* left by REQ_EXIT: the guest is told that time passed */
-    pthread_t thread;   /* the one prepared for running this vCPU */
+    _Atomic(pthread_t) thread; /* the one prepared for running this vCPU */
     bool thread_known;
     _Atomic int running_tid; /* != 0 while in KVM_RUN: whom to signal; pairs with vcpu_kick */
     char error[256];
@@ -101,6 +102,7 @@ int vcpu_import(struct vcpu *v); /* 0, or -errno with v->error set */
 int vcpu_export(struct vcpu *v, bool full);
 int vcpu_set_apic_base(struct vcpu *v);
 int vcpu_set_tsc(struct vcpu *v);
+void vcpu_resume_clock(struct vcpu *v); /* the guest has been stopped for a while */
 
 /* --- cpuid.c --- */
 int vcpu_set_cpuid(struct vcpu *v); /* 0 or -errno */

@@ -8,6 +8,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "bus/bus.h"
 #include "engine/kvm/kvm_int.h"
 
 int vcpu_fail(struct vcpu *v, const char *format, ...)
@@ -33,7 +34,7 @@ static int prepare_thread(struct vcpu *v)
 {
     pthread_t self = pthread_self();
     sigset_t kick, mask;
-    if (v->thread_known && pthread_equal(v->thread, self))
+    if (v->thread_known && pthread_equal(atomic_load(&v->thread), self))
         return 0;
     sigemptyset(&kick);
     sigaddset(&kick, KVM_KICK_SIGNAL);
@@ -47,7 +48,7 @@ static int prepare_thread(struct vcpu *v)
     memcpy(m.head.sigset, &mask, 8);
     if (ioctl(v->fd, KVM_SET_SIGNAL_MASK, &m))
         return -errno;
-    v->thread = self;
+    atomic_store(&v->thread, self);
     v->thread_known = true;
     return 0;
 }
@@ -67,10 +68,13 @@ static void swallow_kick(void)
  * cpu->request, then publishes running_tid, then calls KVM_RUN, which reads immediate_exit.  A kick
  * before the clearing is seen in cpu->request; one after it makes KVM_RUN return at once, or, if that
  * has begun, finds running_tid and interrupts it.  A signal too late stays pending and only makes the
- * next KVM_RUN return early once.
+ * next KVM_RUN return early once.  The vCPU's own thread (a device that it has just touched) need do
+ * nothing: it looks at cpu->request before it enters the guest.
  */
 void vcpu_kick(struct vcpu *v)
 {
+    if (pthread_equal(atomic_load(&v->thread), pthread_self()))
+        return;
     atomic_fetch_add_explicit(&v->kicks, 1, memory_order_relaxed);
     __atomic_store_n(&v->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
     int tid = atomic_load(&v->running_tid);
@@ -219,7 +223,7 @@ static int run_once(struct vcpu *v)
 {
     __atomic_store_n(&v->run->immediate_exit, 0, __ATOMIC_SEQ_CST);
     int action = take_requests(v);
-    if (action != VCPU_GO_ON)
+    if (action != VCPU_GO_ON || atomic_load(&v->cpu.request))
         return action;
     v->unfinished = false;
     atomic_store(&v->running_tid, gettid());
@@ -252,10 +256,11 @@ enum engine_exit vcpu_run(struct vcpu *v)
     int err = prepare_thread(v);
     if (err)
         return vcpu_fail(v, "this thread cannot run a virtual CPU: %s", strerror(-err));
+    bus_set_initiator(v->cpu.bus, v->cpu.index);
     if (vcpu_import(v))
         return ENGINE_EXIT_ERROR;
     if (v->paused)
-        ioctl(v->fd, KVM_KVMCLOCK_CTRL, 0); /* or the guest's watchdogs count the pause; fails without pvclock */
+        vcpu_resume_clock(v);
     v->paused = false;
     v->irq_check = true;
     int action;

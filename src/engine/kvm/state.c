@@ -5,8 +5,8 @@
 
 #include "engine/kvm/kvm_int.h"
 
-#define MSR_TSC_ADJUST 0x3b
 #define MSR_APIC_BASE 0x1b
+#define MSR_PV_TIME 0x4b564d01
 
 #define FIELD(index, name) {index, offsetof(struct cpu, name), false}
 #define OPTIONAL(index, name) {index, offsetof(struct cpu, name), true}
@@ -49,7 +49,7 @@ const struct msr_field kvm_msr_fields[] = {
     OPTIONAL(0x209, mtrr_mask[4]),
     /* Last: writing these makes KVM write guest memory, with the TSC already right. */
     OPTIONAL(0x4b564d00, kvmclock_wall),
-    OPTIONAL(0x4b564d01, kvmclock_system_time),
+    OPTIONAL(MSR_PV_TIME, kvmclock_system_time),
 };
 const unsigned kvm_n_msr_fields = sizeof(kvm_msr_fields) / sizeof(kvm_msr_fields[0]);
 _Static_assert(sizeof(kvm_msr_fields) / sizeof(kvm_msr_fields[0]) <= VCPU_MSRS, "VCPU_MSRS is too small");
@@ -261,6 +261,17 @@ int vcpu_import(struct vcpu *v)
     v->known = st;
     v->everything = v->push_events = false;
     return 0;
+}
+
+/* KVM keeps the guest's time page; whoever stopped the guest may have written it too (cpu/pvclock.c), so
+ * KVM is made to write it anew, and to tell the guest's watchdogs of the pause. */
+void vcpu_resume_clock(struct vcpu *v)
+{
+    struct one_msr m = {.head.nmsrs = 1, .entry[0] = {.index = MSR_PV_TIME, .data = v->cpu.kvmclock_system_time}};
+    if (!(v->cpu.kvmclock_system_time & 1)) /* not in use */
+        return;
+    ioctl(v->fd, KVM_SET_MSRS, &m);
+    ioctl(v->fd, KVM_KVMCLOCK_CTRL, 0);
 }
 
 /* KVM shows CPUID's APIC bit by its own copy of APIC_BASE. */
