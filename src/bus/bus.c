@@ -119,7 +119,10 @@ static uint64_t read_locked(struct bus *bus, enum bus_space space, uint64_t addr
     struct bus_range *r = find(bus, space, addr, size);
     if (r) {
         r->reads++;
-        return r->ops->read ? r->ops->read(r->opaque, addr - r->base, size) & size_mask(size) : size_mask(size);
+        uint64_t value = r->ops->read ? r->ops->read(r->opaque, addr - r->base, size) & size_mask(size) : size_mask(size);
+        if (bus->trace)
+            bus->trace(bus->trace_opaque, r, false, addr - r->base, value, size);
+        return value;
     }
     if (size <= 1)
         return size_mask(size);
@@ -135,6 +138,8 @@ static void write_locked(struct bus *bus, enum bus_space space, uint64_t addr, u
         r->writes++;
         if (r->ops->write)
             r->ops->write(r->opaque, addr - r->base, value & size_mask(size), size);
+        if (bus->trace)
+            bus->trace(bus->trace_opaque, r, true, addr - r->base, value & size_mask(size), size);
         return;
     }
     if (size <= 1)

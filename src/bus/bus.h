@@ -44,6 +44,9 @@ struct bus {
     /* Called before DMA writes [gpa, gpa+len): the engine drops translations of it.  Set by engine. */
     void (*dma_dirty)(void *opaque, uint64_t gpa, uint64_t len);
     void *dma_dirty_opaque;
+    /* Called after each access that reached a device, lock held; NULL unless accesses are logged. */
+    void (*trace)(void *opaque, const struct bus_range *range, bool write, uint64_t offset, uint64_t value, unsigned size);
+    void *trace_opaque;
 };
 
 int bus_create(struct bus **out, struct memory *memory);

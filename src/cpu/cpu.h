@@ -176,6 +176,7 @@ struct cpu {
     const struct cpuid_table *cpuid;
     uint64_t tsc_khz;
     void (*log)(struct cpu *cpu, const char *item, const char *format, ...); /* NULL unless --log */
+    void *log_opaque; /* of whoever set log */
 };
 
 enum { CPU_OK = 0, CPU_FAULT = 1, CPU_SHUTDOWN = 2 };

@@ -5,12 +5,13 @@
 #pragma once
 #include <stdbool.h>
 #include <stdint.h>
+#include <stdio.h>
 
 #include "devices/device.h"
 
 struct machine_config {
-    uint64_t memory_bytes;
-    unsigned n_cpus;
+    uint64_t memory_bytes; /* rounded up to pages */
+    unsigned n_cpus;       /* 1..64 */
     const char *kernel_path, *initrd_path, *append; /* initrd, append may be NULL */
     /* Console: bytes the guest writes leave through output; input arrives by machine_console_input. */
     void (*console_output)(void *opaque, const void *data, size_t len);
@@ -20,6 +21,8 @@ struct machine_config {
 struct machine;
 struct cpu;
 
+/* Builds it and loads the kernel.  `config` is copied, the strings are kept by reference.  0, or -errno
+ * with one sentence in error. */
 int machine_create(struct machine **out, const struct machine_config *config, char *error, size_t error_size);
 void machine_destroy(struct machine *m);
 struct memory *machine_memory(struct machine *m);
@@ -28,9 +31,18 @@ struct loop *machine_loop(struct machine *m);
 /* Connects vCPU i: gives it its local APIC, and its boot state (BSP: kernel entry; APs: wait for
  * SIPI).  `kick` is called, lock held or not, after cpu->request was set. */
 int machine_attach_cpu(struct machine *m, struct cpu *cpu, unsigned i, void (*kick)(void *opaque, unsigned i), void *opaque);
+
+/* Below: bus lock held. */
+
 /* Bytes typed; returns how many were taken (the rest: try again when on_space is called). */
 size_t machine_console_input(struct machine *m, const void *data, size_t len);
 void machine_set_console_space(struct machine *m, void (*on_space)(void *opaque), void *opaque);
-void machine_reset(struct machine *m);
+/* Hands over what the guest wrote and was held back to make larger pieces. */
+void machine_console_flush(struct machine *m);
+/* Power-on again with the same kernel; no vCPU runs.  0, or -errno with a sentence: the kernel's file
+ * cannot be read any more. */
+int machine_reset(struct machine *m, char *error, size_t error_size);
 /* Called (lock held) for poweroff, reset, panic. */
 void machine_set_event(struct machine *m, void (*event)(void *opaque, int event), void *opaque);
+/* Accesses by range, most used first. */
+void machine_stats(struct machine *m, FILE *out);

@@ -1,0 +1,200 @@
+/* Building, booting and resetting the machine: everything that walks the array of pc.c. */
+#include "machine/machine.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "cpu/cpu.h"
+#include "devices/lapic.h"
+#include "devices/uart16550.h"
+#include "machine/pc.h"
+#include "memory/memory.h"
+
+#define PAGE 4096ull
+
+__attribute__((format(printf, 4, 5))) static int fail(char *error, size_t size, int err, const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    if (size)
+        vsnprintf(error, size, format, args);
+    va_end(args);
+    return err;
+}
+
+static void forward_event(void *opaque, int event)
+{
+    struct machine *m = opaque;
+    if (m->event)
+        m->event(m->event_opaque, event);
+}
+
+static int open_file(const char *path, const char *what, int *fd, char *error, size_t n)
+{
+    *fd = open(path, O_RDONLY | O_CLOEXEC);
+    return *fd < 0 ? fail(error, n, -errno, "cannot open the %s %s: %s", what, path, strerror(errno)) : 0;
+}
+
+static int load(struct machine *m, char *error, size_t n)
+{
+    const struct boot_source source = {.kernel_path = m->config.kernel_path, .kernel_fd = m->kernel_fd,
+                                       .initrd_fd = m->initrd_fd, .append = m->config.append};
+    return boot_load(m->memory, &source, &m->platform, &m->entry, error, n);
+}
+
+static int build(struct machine *m, char *error, size_t n)
+{
+    const struct machine_config *c = &m->config;
+    const char *failed = NULL;
+
+    if (!c->n_cpus || c->n_cpus > BOOT_MAX_CPUS)
+        return fail(error, n, -EINVAL, "a machine has 1 to %u CPUs, not %u", BOOT_MAX_CPUS, c->n_cpus);
+    int err = open_file(c->kernel_path, "kernel", &m->kernel_fd, error, n);
+    if (!err && c->initrd_path)
+        err = open_file(c->initrd_path, "initrd", &m->initrd_fd, error, n);
+    if (err)
+        return err;
+    err = memory_create(&m->memory, (c->memory_bytes + PAGE - 1) & ~(PAGE - 1));
+    if (err)
+        return fail(error, n, err, "cannot reserve %llu MiB of memory for the guest: %s",
+                    (unsigned long long)c->memory_bytes >> 20, strerror(-err));
+    err = bus_create(&m->bus, m->memory);
+    if (!err)
+        err = loop_create(&m->loop, &m->bus->lock);
+    if (err)
+        return fail(error, n, err, "cannot set up the machine: %s", strerror(-err));
+    m->env.event = forward_event;
+    m->env.event_opaque = m;
+    err = pc_build(m, &failed);
+    if (err)
+        return fail(error, n, err, "cannot set up the machine's device \"%s\": %s", failed, strerror(-err));
+    pc_describe(m, &m->platform);
+    return load(m, error, n);
+}
+
+int machine_create(struct machine **out, const struct machine_config *config, char *error, size_t error_size)
+{
+    struct machine *m = calloc(1, sizeof *m);
+    if (!m)
+        return fail(error, error_size, -ENOMEM, "out of memory");
+    m->config = *config;
+    m->kernel_fd = m->initrd_fd = -1;
+    int err = build(m, error, error_size);
+    if (err) {
+        machine_destroy(m);
+        return err;
+    }
+    *out = m;
+    return 0;
+}
+
+void machine_destroy(struct machine *m)
+{
+    if (!m)
+        return;
+    for (unsigned i = PARTS; i-- > 0;)
+        if (m->parts[i].state)
+            m->parts[i].class->destroy(&m->parts[i]);
+    if (m->loop)
+        loop_destroy(m->loop);
+    if (m->bus)
+        bus_destroy(m->bus);
+    if (m->memory)
+        memory_destroy(m->memory);
+    if (m->initrd_fd >= 0)
+        close(m->initrd_fd);
+    if (m->kernel_fd >= 0)
+        close(m->kernel_fd);
+    free(m);
+}
+
+struct memory *machine_memory(struct machine *m) { return m->memory; }
+struct bus *machine_bus(struct machine *m) { return m->bus; }
+struct loop *machine_loop(struct machine *m) { return m->loop; }
+
+/* --- processors -------------------------------------------------------------------------------------- */
+
+static void power_on(struct machine *m, unsigned i)
+{
+    cpu_reset(m->cpus[i]);
+    if (i == 0)
+        boot_set_cpu(&m->entry, m->cpus[i]);
+}
+
+int machine_attach_cpu(struct machine *m, struct cpu *cpu, unsigned i, void (*kick)(void *opaque, unsigned i),
+                       void *opaque)
+{
+    if (i >= m->config.n_cpus)
+        return -EINVAL;
+    m->cpus[i] = cpu;
+    lapic_attach_cpu(m->parts[PART_LAPIC].state, i, cpu, kick, opaque);
+    power_on(m, i);
+    return 0;
+}
+
+int machine_reset(struct machine *m, char *error, size_t error_size)
+{
+    for (unsigned i = 0; i < PARTS; i++)
+        m->parts[i].class->reset(&m->parts[i]);
+    if (m->bus->dma_dirty) { /* the kernel is about to be written over itself */
+        m->bus->dma_dirty(m->bus->dma_dirty_opaque, 0, m->memory->low_size);
+        if (m->memory->high_size)
+            m->bus->dma_dirty(m->bus->dma_dirty_opaque, MEMORY_HOLE_END, m->memory->high_size);
+    }
+    int err = load(m, error, error_size);
+    for (unsigned i = 0; i < m->config.n_cpus && !err; i++)
+        if (m->cpus[i])
+            power_on(m, i);
+    return err;
+}
+
+void machine_set_event(struct machine *m, void (*event)(void *opaque, int event), void *opaque)
+{
+    m->event = event;
+    m->event_opaque = opaque;
+}
+
+/* --- console ------------------------------------------------------------------------------------------- */
+
+size_t machine_console_input(struct machine *m, const void *data, size_t len)
+{
+    return uart16550_input(m->parts[PART_COM1].state, data, len);
+}
+
+void machine_set_console_space(struct machine *m, void (*on_space)(void *opaque), void *opaque)
+{
+    uart16550_set_space(m->parts[PART_COM1].state, on_space, opaque);
+}
+
+void machine_console_flush(struct machine *m)
+{
+    uart16550_flush(m->parts[PART_COM1].state);
+}
+
+/* --- statistics ------------------------------------------------------------------------------------------ */
+
+static int by_use(const void *a, const void *b)
+{
+    const struct bus_range *x = *(struct bus_range *const *)a, *y = *(struct bus_range *const *)b;
+    uint64_t used_x = x->reads + x->writes, used_y = y->reads + y->writes;
+    return used_x < used_y ? 1 : used_x > used_y ? -1 : 0;
+}
+
+void machine_stats(struct machine *m, FILE *out)
+{
+    const struct bus_range *all[BUS_SPACES * BUS_MAX_RANGES];
+    size_t n = 0;
+
+    for (unsigned space = 0; space < BUS_SPACES; space++)
+        for (unsigned i = 0; i < m->bus->n_ranges[space]; i++)
+            all[n++] = m->bus->ranges[space][i];
+    qsort(all, n, sizeof *all, by_use);
+    fprintf(out, "device accesses    base          reads         writes\n");
+    for (size_t i = 0; i < n && all[i]->reads + all[i]->writes; i++)
+        fprintf(out, "  %-14s 0x%-8llx %12llu %12llu\n", all[i]->name, (unsigned long long)all[i]->base,
+                (unsigned long long)all[i]->reads, (unsigned long long)all[i]->writes);
+}

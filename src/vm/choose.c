@@ -1,0 +1,48 @@
+/* Which engine runs a VM. */
+#include <string.h>
+
+#include "base/log.h"
+#include "vm/vm_int.h"
+
+/* In the order in which "auto" tries them. */
+static const struct engine_ops *const engines[] = {&engine_kvm, &engine_soft};
+#define ENGINES (sizeof engines / sizeof *engines)
+
+static const struct engine_ops *choose_auto(char *why, size_t size)
+{
+    char first[256] = "", reason[256];
+
+    for (size_t i = 0; i < ENGINES; i++) {
+        if (engines[i]->probe(reason, sizeof reason)) {
+            if (i == 0)
+                log_say("running on the %s engine", engines[i]->name);
+            else
+                log_say("running on the %s engine (%s: %s)", engines[i]->name, engines[0]->name, first);
+            return engines[i];
+        }
+        if (i == 0)
+            memcpy(first, reason, sizeof first);
+    }
+    snprintf(why, size, "no engine works on this host: %s", reason);
+    return NULL;
+}
+
+const struct engine_ops *vm_choose_engine(const struct vm_config *config, char *why, size_t size)
+{
+    char reason[256] = "";
+
+    if (config->engine_ops)
+        return config->engine_ops;
+    if (!config->engine || !strcmp(config->engine, "auto"))
+        return choose_auto(why, size);
+    for (size_t i = 0; i < ENGINES; i++) {
+        if (strcmp(config->engine, engines[i]->name))
+            continue;
+        if (engines[i]->probe(reason, sizeof reason))
+            return engines[i];
+        snprintf(why, size, "the %s engine does not work on this host: %s", config->engine, reason);
+        return NULL;
+    }
+    snprintf(why, size, "there is no engine \"%s\"", config->engine);
+    return NULL;
+}

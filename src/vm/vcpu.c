@@ -1,0 +1,119 @@
+/*
+ * vCPU threads.  The run loop of a vCPU is vcpu_main; everything asynchronous reaches it through
+ * cpu->request followed by a kick.
+ */
+#include <errno.h>
+#include <linux/futex.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "vm/vm_int.h"
+
+/* Sleeps until a request is there.  No wake-up is lost: the kicker sets request, then looks at sleeping; we
+ * set sleeping, then the kernel looks at request (both orders sequentially consistent). */
+static void vcpu_wait(struct vcpu *v)
+{
+    uint64_t before = clock_ns();
+
+    atomic_store(&v->sleeping, true);
+    while (!atomic_load(&v->cpu->request))
+        syscall(SYS_futex, &v->cpu->request, FUTEX_WAIT_PRIVATE, 0, NULL, NULL, 0);
+    atomic_store(&v->sleeping, false);
+    v->idle_ns += clock_ns() - before;
+}
+
+void vm_kick(void *opaque, unsigned i)
+{
+    struct vm *vm = opaque;
+    struct vcpu *v = &vm->vcpus[i];
+
+    vm->ops->kick(vm->engine, i);
+    if (atomic_load(&v->sleeping))
+        syscall(SYS_futex, &v->cpu->request, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
+}
+
+static void crashed(struct vcpu *v)
+{
+    pthread_mutex_lock(&v->vm->bus->lock);
+    vm_end(v->vm, VM_CRASHED, "the guest crashed: triple fault on CPU %u", v->index);
+    pthread_mutex_unlock(&v->vm->bus->lock);
+}
+
+static void failed(struct vcpu *v, const char *error)
+{
+    pthread_mutex_lock(&v->vm->bus->lock);
+    vm_end(v->vm, VM_FAILED, "the %s engine cannot go on with CPU %u: %s", v->vm->ops->name, v->index, error);
+    pthread_mutex_unlock(&v->vm->bus->lock);
+}
+
+static void *vcpu_main(void *opaque)
+{
+    struct vcpu *v = opaque;
+    struct vm *vm = v->vm;
+    char error[256] = "";
+
+    while (!atomic_load(&vm->stop)) {
+        enum engine_exit exit = vm->ops->run(vm->engine, v->index, error);
+        v->exits++;
+        switch (exit) {
+        case ENGINE_EXIT_REQUEST:
+            break;
+        case ENGINE_EXIT_HALT:
+            vcpu_wait(v);
+            break;
+        case ENGINE_EXIT_SHUTDOWN:
+            crashed(v);
+            return NULL;
+        case ENGINE_EXIT_ERROR:
+            failed(v, error);
+            return NULL;
+        }
+    }
+    return NULL;
+}
+
+/* Signals are the event loop's; a vCPU thread takes only those that its own instructions cause. */
+static void block_signals(sigset_t *old)
+{
+    static const int synchronous[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP};
+    sigset_t set;
+
+    sigfillset(&set);
+    for (size_t i = 0; i < sizeof synchronous / sizeof *synchronous; i++)
+        sigdelset(&set, synchronous[i]);
+    pthread_sigmask(SIG_BLOCK, &set, old);
+}
+
+int vcpus_start(struct vm *vm)
+{
+    sigset_t old;
+    int err = 0;
+
+    atomic_store(&vm->stop, false);
+    block_signals(&old);
+    for (vm->n_started = 0; vm->n_started < vm->config->n_cpus; vm->n_started++) {
+        struct vcpu *v = &vm->vcpus[vm->n_started];
+        err = pthread_create(&v->thread, NULL, vcpu_main, v);
+        if (err)
+            break;
+        char name[16];
+        snprintf(name, sizeof name, "vcpu%u", v->index & 0xff);
+        pthread_setname_np(v->thread, name);
+    }
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    return -err;
+}
+
+void vcpus_stop(struct vm *vm)
+{
+    atomic_store(&vm->stop, true);
+    for (unsigned i = 0; i < vm->n_started; i++) {
+        atomic_fetch_or(&vm->vcpus[i].cpu->request, REQ_EXIT);
+        vm_kick(vm, i);
+    }
+    for (unsigned i = 0; i < vm->n_started; i++)
+        pthread_join(vm->vcpus[i].thread, NULL);
+    vm->n_started = 0;
+}

@@ -1,0 +1,283 @@
+/*
+ * The life of a VM: set up in order, run until something ends it, take down in reverse.
+ *
+ *   vm_run   setup -> [ threads start -> event loop -> threads stop -> reset? ]* -> statistics -> teardown
+ */
+#include "vm/vm.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <unistd.h>
+
+#include "base/log.h"
+#include "memory/memory.h"
+#include "vm/vm_int.h"
+
+/* --- how it ends: the first reason is kept ------------------------------------------------------------ */
+
+static void record(struct vm *vm, enum vm_end end, const char *format, va_list args)
+{
+    if (vm->ended)
+        return;
+    vm->ended = true;
+    vm->result->end = end;
+    vsnprintf(vm->result->reason, sizeof vm->result->reason, format, args);
+}
+
+void vm_end(struct vm *vm, enum vm_end end, const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    record(vm, end, format, args);
+    va_end(args);
+    if (vm->loop)
+        loop_stop(vm->loop);
+}
+
+static void machine_event(void *opaque, int event)
+{
+    struct vm *vm = opaque;
+
+    if (event == MACHINE_RESET && !vm->config->no_reboot) {
+        vm->reset = true;
+        loop_stop(vm->loop);
+    } else if (event == MACHINE_RESET) {
+        vm_end(vm, VM_RESET, "the guest reset the machine");
+    } else if (event == MACHINE_POWEROFF) {
+        vm_end(vm, VM_POWEROFF, "the guest powered off");
+    } else {
+        vm_end(vm, VM_CRASHED, "the guest's kernel panicked (reported through pvpanic)");
+    }
+}
+
+static void timed_out(void *opaque)
+{
+    struct vm *vm = opaque;
+    vm_end(vm, VM_TIMEOUT, "the guest still ran after %g s", (double)vm->config->timeout_ms / 1000);
+}
+
+static void signalled(void *opaque, uint32_t events)
+{
+    struct vm *vm = opaque;
+    struct signalfd_siginfo info;
+
+    if (read(vm->signal_fd, &info, sizeof info) != sizeof info)
+        return;
+    vm->result->signal = (int)info.ssi_signo;
+    vm_end(vm, VM_SIGNAL, "ended by signal %u (%s)", info.ssi_signo, strsignal((int)info.ssi_signo));
+}
+
+/* --- console --------------------------------------------------------------------------------------------- */
+
+static void console_output(void *opaque, const void *data, size_t len)
+{
+    struct vm *vm = opaque;
+    if (vm->chr)
+        chr_write(vm->chr, data, len);
+}
+
+static size_t console_input(void *opaque, const void *data, size_t len)
+{
+    struct vm *vm = opaque;
+    return machine_console_input(vm->machine, data, len);
+}
+
+static void console_space(void *opaque)
+{
+    struct vm *vm = opaque;
+    chr_resume_input(vm->chr);
+}
+
+/* --- set-up, in order --------------------------------------------------------------------------------------- */
+
+static int setup_machine(struct vm *vm, char *error, size_t n)
+{
+    const struct vm_config *c = vm->config;
+    const struct machine_config config = {
+        .memory_bytes = c->memory_bytes, .n_cpus = c->n_cpus, .kernel_path = c->kernel_path,
+        .initrd_path = c->initrd_path, .append = c->append, .console_output = console_output, .console_opaque = vm,
+    };
+    int err = machine_create(&vm->machine, &config, error, n);
+
+    if (err)
+        return err;
+    vm->bus = machine_bus(vm->machine);
+    vm->loop = machine_loop(vm->machine);
+    machine_set_event(vm->machine, machine_event, vm);
+    return 0;
+}
+
+static int setup_cpu(struct vm *vm, unsigned i)
+{
+    struct vcpu *v = &vm->vcpus[i];
+
+    *v = (struct vcpu){.vm = vm, .index = i, .cpu = vm->ops->vcpu(vm->engine, i)};
+    if (!v->cpu->cpuid) {
+        int err = vm->cpuid ? 0 : cpuid_table_create(&vm->cpuid, vm->config->n_cpus, host_tsc_khz());
+        if (err)
+            return err;
+        v->cpu->cpuid = vm->cpuid;
+    }
+    vm_log_attach(vm, v->cpu);
+    return machine_attach_cpu(vm->machine, v->cpu, i, vm_kick, vm);
+}
+
+static int setup_engine(struct vm *vm, char *error, size_t n)
+{
+    const struct engine_config config = {.memory = machine_memory(vm->machine), .bus = vm->bus,
+                                         .n_cpus = vm->config->n_cpus, .log_items = vm->config->log_items};
+    int err = vm->ops->create(&vm->engine, &config);
+
+    if (err) {
+        vm->engine = NULL;
+        snprintf(error, n, "cannot start the %s engine: %s", vm->ops->name, strerror(-err));
+        return err;
+    }
+    for (unsigned i = 0; i < vm->config->n_cpus && !err; i++)
+        err = setup_cpu(vm, i);
+    if (err)
+        snprintf(error, n, "cannot set up the guest's CPUs: %s", strerror(-err));
+    return err;
+}
+
+/* SIGPIPE is blocked as well: a reader of our output that went away is an error of write(2). */
+static int setup_signals(struct vm *vm, char *error, size_t n)
+{
+    sigset_t set;
+
+    sigemptyset(&set);
+    sigaddset(&set, SIGINT);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGHUP);
+    vm->signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+    sigaddset(&set, SIGPIPE);
+    pthread_sigmask(SIG_BLOCK, &set, NULL);
+    int err = vm->signal_fd < 0 ? -errno : loop_fd_add(vm->loop, vm->signal_fd, EPOLLIN, signalled, vm);
+    if (err)
+        snprintf(error, n, "cannot watch for signals: %s", strerror(-err));
+    return err;
+}
+
+static void arm_timeout(struct vm *vm)
+{
+    loop_timer_init(&vm->timeout, timed_out, vm);
+    if (vm->config->timeout_ms)
+        loop_timer_set(vm->loop, &vm->timeout, vm->start_ns + vm->config->timeout_ms * 1000000);
+}
+
+static int setup(struct vm *vm, char *error, size_t n)
+{
+    int err = setup_machine(vm, error, n);
+
+    if (!err)
+        err = vm_log_open(vm, error, n);
+    if (!err)
+        err = setup_engine(vm, error, n);
+    if (!err)
+        err = setup_signals(vm, error, n);
+    if (!err)
+        err = chr_open(&vm->chr, vm->config->serial ? vm->config->serial : "null", vm->loop, error, n);
+    if (err)
+        return err;
+    pthread_mutex_lock(&vm->bus->lock);
+    machine_set_console_space(vm->machine, console_space, vm);
+    chr_set_input(vm->chr, console_input, vm);
+    arm_timeout(vm);
+    pthread_mutex_unlock(&vm->bus->lock);
+    return 0;
+}
+
+/* --- the run --------------------------------------------------------------------------------------------------- */
+
+/* Runs vCPUs and loop until the run ends or the guest resets. */
+static void run_once(struct vm *vm)
+{
+    int err = vcpus_start(vm);
+    pthread_mutex_lock(&vm->bus->lock);
+    if (err)
+        vm_end(vm, VM_FAILED, "cannot start the CPUs' threads: %s", strerror(-err));
+    while (!vm->ended && !vm->reset) {
+        pthread_mutex_unlock(&vm->bus->lock);
+        loop_run(vm->loop);
+        pthread_mutex_lock(&vm->bus->lock);
+        if (chr_user_left(vm->chr))
+            vm_end(vm, VM_USER_LEFT, "left by Ctrl-] q");
+    }
+    pthread_mutex_unlock(&vm->bus->lock);
+    vcpus_stop(vm);
+}
+
+static void run(struct vm *vm)
+{
+    char error[256];
+
+    for (;;) {
+        run_once(vm);
+        pthread_mutex_lock(&vm->bus->lock);
+        machine_console_flush(vm->machine);
+        if (!vm->ended && machine_reset(vm->machine, error, sizeof error))
+            vm_end(vm, VM_FAILED, "cannot start the machine again: %s", error);
+        vm->reset = false;
+        bool ended = vm->ended;
+        pthread_mutex_unlock(&vm->bus->lock);
+        if (ended)
+            return;
+    }
+}
+
+static void print_stats(struct vm *vm)
+{
+    double seconds = (double)(clock_ns() - vm->start_ns) / 1e9;
+
+    fprintf(stderr, "guise: statistics of %.3f s\n", seconds);
+    for (unsigned i = 0; i < vm->config->n_cpus; i++) {
+        const struct vcpu *v = &vm->vcpus[i];
+        fprintf(stderr, "cpu %u: idle %.3f s, %llu exits to the run loop\n", i, (double)v->idle_ns / 1e9,
+                (unsigned long long)v->exits);
+    }
+    vm->ops->stats(vm->engine, stderr);
+    machine_stats(vm->machine, stderr);
+}
+
+static void teardown(struct vm *vm)
+{
+    if (vm->chr)
+        chr_close(vm->chr);
+    vm->chr = NULL;
+    if (vm->config->stats && vm->engine && vm->start_ns)
+        print_stats(vm);
+    if (vm->signal_fd >= 0)
+        close(vm->signal_fd);
+    if (vm->engine)
+        vm->ops->destroy(vm->engine);
+    cpuid_table_destroy(vm->cpuid);
+    vm_log_close(vm);
+    machine_destroy(vm->machine);
+}
+
+enum vm_end vm_run(const struct vm_config *config, struct vm_result *result)
+{
+    struct vm vm = {.config = config, .result = result, .signal_fd = -1, .start_ns = clock_ns()};
+    sigset_t signals;
+    char error[512] = "";
+
+    *result = (struct vm_result){.end = VM_FAILED};
+    if (!config->n_cpus || config->n_cpus > VM_MAX_CPUS) {
+        snprintf(result->reason, sizeof result->reason, "a machine has 1 to %u CPUs, not %u", VM_MAX_CPUS, config->n_cpus);
+        return result->end;
+    }
+    vm.ops = vm_choose_engine(config, result->reason, sizeof result->reason);
+    if (!vm.ops)
+        return result->end = VM_UNAVAILABLE;
+    pthread_sigmask(SIG_BLOCK, NULL, &signals);
+    if (setup(&vm, error, sizeof error))
+        snprintf(result->reason, sizeof result->reason, "%s", error);
+    else
+        run(&vm);
+    teardown(&vm);
+    pthread_sigmask(SIG_SETMASK, &signals, NULL);
+    return result->end;
+}

@@ -1,0 +1,46 @@
+/*
+ * One VM = one process: configuration and life cycle.
+ *
+ * The calling thread becomes the event loop; each vCPU is a thread.  The first cause that ends the run
+ * is kept; a guest's reset, unless no_reboot, starts the machine again in place.
+ */
+#pragma once
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+struct engine_ops;
+
+struct vm_config {
+    const char *kernel_path, *initrd_path, *append; /* the latter two may be NULL */
+    uint64_t memory_bytes;
+    unsigned n_cpus;
+    const char *engine;                 /* "auto", "soft" or "kvm" */
+    const struct engine_ops *engine_ops; /* not NULL: this one, without a choice or a word about it */
+    const char *serial;                 /* as backends/chr.h */
+    bool no_reboot;
+    uint64_t timeout_ms; /* 0: none */
+    bool stats;          /* print where time went, on stderr, at the end */
+    uint32_t log_items;  /* enum engine_log */
+    const char *log_path; /* NULL: stderr */
+};
+
+enum vm_end {
+    VM_POWEROFF,    /* the guest switched itself off */
+    VM_RESET,       /* it reset, under no_reboot */
+    VM_USER_LEFT,   /* Ctrl-] q */
+    VM_CRASHED,     /* triple fault, or a panic reported through pvpanic */
+    VM_FAILED,      /* guise could not go on, or the configuration could not be set up */
+    VM_TIMEOUT,
+    VM_UNAVAILABLE, /* this host has no engine that works */
+    VM_SIGNAL,      /* SIGINT, SIGTERM or SIGHUP */
+};
+
+struct vm_result {
+    enum vm_end end;
+    int signal;       /* for VM_SIGNAL */
+    char reason[512]; /* one sentence, without a final full stop */
+};
+
+/* Runs the VM until it ends.  Returns result->end. */
+enum vm_end vm_run(const struct vm_config *config, struct vm_result *result);

@@ -1,0 +1,66 @@
+/* Shared inside vm/. */
+#pragma once
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <sys/signalfd.h>
+
+#include "backends/chr.h"
+#include "engine/engine.h"
+#include "host/loop.h"
+#include "machine/machine.h"
+#include "vm/vm.h"
+
+#define VM_MAX_CPUS 64u
+
+struct vm;
+
+struct vcpu {
+    struct vm *vm;
+    unsigned index;
+    struct cpu *cpu;
+    pthread_t thread;
+    _Atomic bool sleeping;  /* in futex_wait, or about to be; pairs with vm_kick: request, then sleeping */
+    uint64_t idle_ns, exits; /* the vCPU thread's own */
+};
+
+struct vm {
+    const struct vm_config *config;
+    struct vm_result *result;
+    struct machine *machine;
+    struct bus *bus;
+    struct loop *loop;
+    struct chr *chr;
+    const struct engine_ops *ops;
+    struct engine *engine;
+    struct cpuid_table *cpuid; /* made here if the engine has none of its own */
+    FILE *log;
+    struct vcpu vcpus[VM_MAX_CPUS];
+    unsigned n_started;
+    _Atomic bool stop; /* vCPU threads return; set before REQ_EXIT, read after every exit */
+    bool ended;        /* result is final; guarded by the bus lock */
+    bool reset;        /* the guest wants a reset; guarded by the bus lock */
+    int signal_fd;
+    sigset_t old_signals;
+    struct loop_timer timeout;
+    uint64_t start_ns;
+};
+
+/* Records how the run ends, if nothing has yet, and stops the event loop.  Bus lock held. */
+__attribute__((format(printf, 3, 4))) void vm_end(struct vm *vm, enum vm_end end, const char *format, ...);
+
+/* --- threads (vcpu.c) ------------------------------------------------------------------------------- */
+int vcpus_start(struct vm *vm);
+void vcpus_stop(struct vm *vm); /* bus lock not held */
+/* For machine_attach_cpu; any thread. */
+void vm_kick(void *vm, unsigned i);
+
+/* --- engines (choose.c) ------------------------------------------------------------------------------ */
+/* The engine for the configuration; says on stderr what "auto" took.  NULL with a sentence in why. */
+const struct engine_ops *vm_choose_engine(const struct vm_config *config, char *why, size_t size);
+
+/* --- clock and log (tsc.c, log.c) ---------------------------------------------------------------------- */
+uint64_t host_tsc_khz(void);
+int vm_log_open(struct vm *vm, char *error, size_t size);
+void vm_log_attach(struct vm *vm, struct cpu *cpu);
+void vm_log_close(struct vm *vm);
