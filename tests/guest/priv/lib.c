@@ -108,6 +108,12 @@ void skip(const char *reason)
     print("\n");
 }
 
+bool on_tcg(void)
+{
+    struct cpuid c = cpuid(0x40000000, 0);
+    return (cpuid(1, 0).c >> 31 & 1) && c.b == 0x54474354 && c.c == 0x43544743; /* "TCGTCGTCGTCG" */
+}
+
 /* Power off by reset: 0xcf9 where a chipset has it, the keyboard controller, then a triple fault. */
 static void __attribute__((noreturn)) finish(void)
 {
@@ -285,7 +291,10 @@ void lib_main(void)
     for (const struct test *t = tests; t->name; t++) {
         current = t->name;
         failed = skipped = false;
-        t->run();
+        if (t->tcg && on_tcg())
+            skip(t->tcg);
+        else
+            t->run();
         if (failed || skipped)
             continue;
         print("ok ");

@@ -20,6 +20,7 @@ typedef uint64_t u64;
 struct test {
     const char *name;
     void (*run)(void);
+    const char *tcg; /* what QEMU's TCG does wrong here: the test is left out on it */
 };
 extern const struct test tests[];
 
@@ -120,6 +121,7 @@ void fail(const char *file, int line, const char *text, u64 got, u64 wanted);
             fail(__FILE__, __LINE__, "error code of " #t, t_->error, (error_));     \
     } while (0)
 #define EXPECT_NONE(t) EXPECT_EQ((t)->vector, NONE)
+bool on_tcg(void);
 void skip(const char *reason); /* what the processor does not offer: the test counts as ok */
 
 void print(const char *text);
