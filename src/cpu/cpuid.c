@@ -32,7 +32,8 @@
 #define L7_EBX_KEEP (BIT(0) | BIT(3) | BIT(5) | BIT(6) | BIT(7) | BIT(8) | BIT(9) | BIT(10) | BIT(13) | BIT(16) | \
     BIT(17) | BIT(18) | BIT(19) | BIT(20) | BIT(21) | BIT(23) | BIT(24) | BIT(28) | BIT(29) | BIT(30) | BIT(31))
 /* VBMI UMIP VBMI2 GFNI VAES VPCLMULQDQ VNNI BITALG VPOPCNTDQ RDPID MOVDIRI */
-#define L7_ECX_KEEP (BIT(1) | BIT(2) | BIT(6) | BIT(8) | BIT(9) | BIT(10) | BIT(11) | BIT(12) | BIT(14) | BIT(22) | BIT(27))
+#define L7_ECX_KEEP (BIT(1) | BIT(2) | BIT(6) | BIT(8) | BIT(9) | BIT(10) | BIT(11) | BIT(12) | BIT(14) | BIT(22) | \
+    BIT(27))
 /* FSRM VP2INTERSECT SERIALIZE AVX512_FP16 */
 #define L7_EDX_KEEP (BIT(4) | BIT(8) | BIT(14) | BIT(23))
 /* AVX_VNNI AVX512_BF16 FZRM FSRS FSRC */
@@ -169,6 +170,7 @@ static void add_limits(struct cpuid_table *t)
     uint32_t least = t->amd ? 0xd : 0x16, most = t->amd ? 0x10 : 0x1f;
     basic->eax = basic->eax < least ? least : basic->eax > most ? most : basic->eax;
     extended->eax = t->amd ? 0x80000021 : 0x80000008;
+    find(t, 7, 0)->eax = host_cpuid(7, 0).eax ? 1 : 0; /* the last subleaf shown */
     t->phys_bits = sizes->eax & 0xff;
     if (t->phys_bits > 48)
         t->phys_bits = 48; /* what the translator's tables are laid out for */

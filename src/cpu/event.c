@@ -314,7 +314,8 @@ int cpu_deliver_nmi(struct cpu *cpu)
 
 int cpu_soft_interrupt(struct cpu *cpu, unsigned vector, enum exc_kind kind, uint64_t next_rip)
 {
-    bool icebp = kind == EXC_HARD; /* int1: privileged as an exception is, its faults are external */
+    /* int1 (icebp) is as privileged as an exception: no DPL check, and its faults are external. */
+    bool icebp = kind == EXC_HARD || (kind == EXC_SOFT_TRAP && vector == EXC_DB);
     struct event ev = {.vector = vector, .kind = kind, .ext = icebp, .dpl_checked = !icebp, .rip = next_rip,
                        .rflags = cpu->rflags};
     if (cpu_v86(cpu) && kind == EXC_SOFT_INT && cpu_iopl(cpu) < 3)
@@ -339,7 +340,9 @@ static int take_interrupt(struct cpu *cpu, bool blocked, bool *delivered)
     if (!cpu->irq || !cpu->irq->pending || !cpu->irq->pending(cpu->irq_opaque))
         return CPU_OK;
     if (blocked || !(cpu->rflags & FL_IF)) {
-        atomic_fetch_or(&cpu->request, REQ_WINDOW);
+        /* In HLT with IF clear no window can open before an NMI: do not keep the sleeper awake. */
+        if (!cpu->halted)
+            atomic_fetch_or(&cpu->request, REQ_WINDOW);
         return CPU_OK;
     }
     int vector = cpu->irq->acknowledge(cpu->irq_opaque);
@@ -369,6 +372,8 @@ int cpu_take_events(struct cpu *cpu, bool *delivered)
             *delivered = true;
         }
     }
+    if (cpu->wait_sipi) /* everything else is blocked (SDM 8.4.2) and would only keep the thread awake */
+        atomic_fetch_and(&cpu->request, ~(uint32_t)(REQ_NMI | REQ_IRQ | REQ_WINDOW));
     if (*delivered || cpu->wait_sipi)
         return CPU_OK;
 
@@ -377,6 +382,7 @@ int cpu_take_events(struct cpu *cpu, bool *delivered)
     cpu->irq_shadow = 0;
     if ((request & REQ_NMI) && !blocked && !cpu->nmi_blocked) {
         atomic_fetch_and(&cpu->request, ~(uint32_t)REQ_NMI);
+        atomic_fetch_or(&cpu->request, REQ_IRQ); /* one may have waited for IF through HLT */
         *delivered = true;
         return cpu_deliver_nmi(cpu);
     }

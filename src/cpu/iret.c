@@ -183,7 +183,9 @@ static int iret_protected(struct cpu *cpu, unsigned size)
     if (cpu->rflags & FL_NT) {
         if (cpu_long_mode(cpu))
             return cpu_raise_error(cpu, EXC_GP, 0);
-        return task_switch(cpu, 0, TASK_IRET, cpu->rip, 0, NULL);
+        /* The left task goes on after this IRET: one byte, and a prefix when its size is not CS's. */
+        unsigned length = 1 + ((size == 4) != !!(cpu->seg[CS].attr & SEG_DB));
+        return task_switch(cpu, 0, TASK_IRET, cpu->rip + length, 0, NULL);
     }
     if (read_frame(cpu, &stack, size, &f))
         return CPU_FAULT;

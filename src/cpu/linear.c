@@ -19,20 +19,28 @@ struct span {
 
 void cpu_copy(void *to, const void *from, size_t len)
 {
-    /* One move each for the sizes of operands: a guest relies on their being indivisible. */
-    switch (len) {
-    case 8:
-        *(volatile u64_any *)to = *(const volatile u64_any *)from;
+    uint8_t *t = to;
+    const uint8_t *f = from;
+    if (len > 128) {
+        __asm__ volatile("rep movsb" : "+D"(t), "+S"(f), "+c"(len) : : "memory");
         return;
-    case 4:
-        *(volatile u32_any *)to = *(const volatile u32_any *)from;
-        return;
-    case 2:
-        *(volatile u16_any *)to = *(const volatile u16_any *)from;
-        return;
-    default:
-        __asm__ volatile("rep movsb" : "+D"(to), "+S"(from), "+c"(len) : : "memory");
     }
+    /* One move each for the sizes of operands: a guest relies on their being indivisible.  And for
+     * frames and descriptors: rep movsb takes longer to start than these take. */
+    for (; len >= 8; t += 8, f += 8, len -= 8)
+        *(volatile u64_any *)t = *(const volatile u64_any *)f;
+    if (len & 4) {
+        *(volatile u32_any *)t = *(const volatile u32_any *)f;
+        t += 4;
+        f += 4;
+    }
+    if (len & 2) {
+        *(volatile u16_any *)t = *(const volatile u16_any *)f;
+        t += 2;
+        f += 2;
+    }
+    if (len & 1)
+        *(volatile uint8_t *)t = *(const volatile uint8_t *)f;
 }
 
 static int translate(struct cpu *cpu, uint64_t gva, unsigned access, bool user, struct translation *out)
@@ -260,7 +268,7 @@ static uint64_t load_value(const uint8_t *p, unsigned size)
 int stack_peek(struct cpu *cpu, const struct stack *s, unsigned skip, unsigned n, unsigned size, uint64_t *out)
 {
     uint8_t buf[16 * 8];
-    uint64_t gva;
+    uint64_t gva = 0;
     if (!stack_wraps(s, skip, n * size)) {
         if (stack_address(cpu, s, skip, n * size, &gva) || cpu_read(cpu, gva, buf, n * size, s->user))
             return CPU_FAULT;
@@ -278,7 +286,7 @@ int stack_peek(struct cpu *cpu, const struct stack *s, unsigned skip, unsigned n
 
 static int stack_push_wrapped(struct cpu *cpu, const struct stack *s, unsigned n, unsigned size, const uint64_t *value)
 {
-    uint64_t gva;
+    uint64_t gva = 0;
     for (unsigned pass = 0; pass < 2; pass++) { /* nothing is written unless all of it can be */
         for (unsigned i = 0; i < n; i++) {
             if (stack_address(cpu, s, -(int64_t)((i + 1) * size), size, &gva))
@@ -292,7 +300,7 @@ static int stack_push_wrapped(struct cpu *cpu, const struct stack *s, unsigned n
 
 int stack_push(struct cpu *cpu, struct stack *s, unsigned n, unsigned size, const uint64_t *value)
 {
-    uint64_t gva, frame[48];
+    uint64_t gva = 0, frame[48];
     int64_t delta = -(int64_t)(n * size);
     if (stack_wraps(s, delta, n * size)) {
         if (stack_push_wrapped(cpu, s, n, size, value))

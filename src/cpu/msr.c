@@ -148,7 +148,10 @@ static bool write_pat(struct cpu *cpu, const struct msr *m, uint32_t index, uint
 
 static bool write_mtrr_fixed(struct cpu *cpu, const struct msr *m, uint32_t index, uint64_t value)
 {
-    return valid_types(value, MTRR_TYPES) && write_field(cpu, m, index, value);
+    if (!valid_types(value, MTRR_TYPES))
+        return false;
+    *field(cpu, m, index) = value;
+    return true;
 }
 
 static bool write_mtrr_def(struct cpu *cpu, const struct msr *m, uint32_t index, uint64_t value)
@@ -180,9 +183,10 @@ static bool write_mtrr_variable(struct cpu *cpu, const struct msr *m, uint32_t i
 }
 
 /* --- the table ---------------------------------------------------------------------------------------- */
-#define FIELD(name, bits) .read = read_field, .write = write_field, .value = (bits), .offset = offsetof(struct cpu, name)
+#define STORED(name, writer) .read = read_field, .write = writer, .offset = offsetof(struct cpu, name)
+#define FIELD(name, bits) .read = read_field, .write = write_field, .value = (bits), \
+    .offset = offsetof(struct cpu, name)
 #define ADDRESS(name) .read = read_field, .write = write_address, .offset = offsetof(struct cpu, name)
-#define STORED(name, writer) .read = read_field, .write = writer, .value = ALL_BITS, .offset = offsetof(struct cpu, name)
 #define CONSTANT(number) .read = read_constant, .value = (number)
 #define TUNING(number) .read = read_constant, .write = write_ignored, .value = (number)
 

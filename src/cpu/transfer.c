@@ -209,6 +209,48 @@ static int jump_gate(struct cpu *cpu, uint16_t selector, const struct desc *d)
     return CPU_OK;
 }
 
+/* Bytes of a ModRM operand in memory (SDM vol. 2, tables 2-1 and 2-2), ModRM included. */
+static unsigned modrm_length(const uint8_t *p, bool wide_address)
+{
+    unsigned mod = p[0] >> 6, rm = p[0] & 7;
+    if (!wide_address)
+        return 1 + (mod == 1 ? 1 : mod == 2 || (mod == 0 && rm == 6) ? 2 : 0);
+    unsigned sib = rm == 4, base = sib ? p[1] & 7 : rm;
+    return 1 + sib + (mod == 1 ? 1 : mod == 2 || (mod == 0 && base == 5) ? 4 : 0);
+}
+
+/* The length of the far jump at rip: JMP ptr16:16/32 (EA) or JMP m16:16/32 (FF /5), with its prefixes. */
+static int jump_length(struct cpu *cpu, unsigned *length)
+{
+    bool big = cpu->seg[CS].attr & SEG_DB, wide_operand = big, wide_address = big;
+    uint8_t code[15 + 6] = {0};
+    unsigned n = 0;
+    for (; n < 15; n++) {
+        if (cpu_fetch(cpu, (uint32_t)(cpu->seg[CS].base + cpu->rip + n), &code[n], 1))
+            return CPU_FAULT;
+        if (code[n] == 0xea || code[n] == 0xff)
+            break;
+        wide_operand = code[n] == 0x66 ? !big : wide_operand;
+        wide_address = code[n] == 0x67 ? !big : wide_address;
+    }
+    if (n == 15)
+        return cpu_raise_error(cpu, EXC_GP, 0);
+    for (unsigned i = 1; code[n] == 0xff && i < 3; i++)
+        if (cpu_fetch(cpu, (uint32_t)(cpu->seg[CS].base + cpu->rip + n + i), &code[n + i], 1))
+            return CPU_FAULT;
+    *length = n + 1 + (code[n] == 0xea ? (wide_operand ? 6 : 4) : modrm_length(&code[n + 1], wide_address));
+    return CPU_OK;
+}
+
+/* A task left by a jump goes on after the jump when somebody switches back to it. */
+static int jump_task(struct cpu *cpu, uint16_t selector, const struct desc *d)
+{
+    unsigned length = 0;
+    if (jump_length(cpu, &length))
+        return CPU_FAULT;
+    return transfer_task(cpu, selector, d, TASK_JUMP, cpu->rip + length);
+}
+
 int cpu_far_jump(struct cpu *cpu, uint16_t selector, uint64_t offset, unsigned size)
 {
     struct desc d;
@@ -227,7 +269,7 @@ int cpu_far_jump(struct cpu *cpu, uint16_t selector, uint64_t offset, unsigned s
     if (!desc_segment(&d) && is_call_gate(cpu, &d))
         return jump_gate(cpu, selector, &d);
     if (!desc_segment(&d) && is_task(cpu, &d))
-        return transfer_task(cpu, selector, &d, TASK_JUMP, cpu->rip);
+        return jump_task(cpu, selector, &d);
     if (!desc_code(&d))
         return cpu_raise_error(cpu, EXC_GP, sel_error(selector, 0));
     if (check_direct(cpu, selector, &d, &cs) || code_check_target(cpu, &cs, offset, sel_error(selector, 0)) ||

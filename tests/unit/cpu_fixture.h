@@ -28,6 +28,9 @@ struct fixture {
 
 static inline uint64_t *at(struct fixture *f, uint64_t gpa) { return (uint64_t *)(f->memory->base + gpa); }
 
+/* TSS fields are not aligned. */
+static inline void set64(struct fixture *f, uint64_t gpa, uint64_t value) { memcpy(f->memory->base + gpa, &value, 8); }
+
 static inline void set_descriptor(struct fixture *f, uint16_t selector, uint32_t base, uint32_t limit, uint16_t attr)
 {
     uint64_t d = (limit & 0xffff) | (uint64_t)(base & 0xffffff) << 16 | (uint64_t)(attr & 0xff) << 40 |
@@ -116,8 +119,8 @@ static inline void enter_long(struct fixture *f)
         if (i != CS)
             c->seg[i] = (struct segment){KDATA, 0xc93, 0xffffffff, 0};
     c->tr = (struct segment){TSS_SEL, 0x8b, 0x67, TSS_AT};
-    *(uint64_t *)(f->memory->base + TSS_AT + 4) = STACK0;
-    *(uint64_t *)(f->memory->base + TSS_AT + 0x24) = IST1;
+    set64(f, TSS_AT + 4, STACK0);
+    set64(f, TSS_AT + 0x24, IST1);
     for (unsigned v = 0; v < 256; v++)
         set_gate64(f, v, KCODE64, 0x21000 + 16 * v, v == 3 || v == 0x80 ? 0xee : 0x8e, 0);
     c->cpl = 0;

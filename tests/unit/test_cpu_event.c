@@ -120,7 +120,7 @@ static void nested_faults(void **state)
 
     enter_long(f);
     set_gate64(f, EXC_PF, KCODE64, 0x5000, 0x8e, 2); /* IST2 = 0: pushing page-faults inside #PF */
-    *at(f, TSS_AT + 0x2c) = 0x200000000ull;
+    set64(f, TSS_AT + 0x2c, 0x200000000ull);
     cpu_raise_page_fault(&f->cpu, 0x123, 0);
     assert_ok(cpu_deliver(&f->cpu));
     assert_true(f->cpu.rip == 0x21000 + 16 * EXC_DF);

@@ -181,7 +181,8 @@ static void msr_rules(void **state)
         }
         assert_ok(cpu_wrmsr(c, writes[i].index, writes[i].value));
         assert_ok(cpu_rdmsr(c, writes[i].index, &value));
-        assert_true(value == writes[i].value || (writes[i].index == 0xc0000080 && value == (writes[i].value | EFER_LMA)));
+        uint64_t expected = writes[i].value | (writes[i].index == 0xc0000080 ? EFER_LMA : 0);
+        assert_true(value == expected);
     }
     c->cpl = 3;
     assert_fault(cpu_rdmsr(c, 0x10, &value), EXC_GP, 0);

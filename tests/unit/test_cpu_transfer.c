@@ -267,7 +267,16 @@ static void task_switches(void **state)
     assert_ok(cpu_iret(&f->cpu, 4));
     assert_true(f->cpu.rip == CODE_AT + 7 && f->cpu.gpr[RSP] == STACK1 && f->cpu.tr.selector == TSS_SEL);
     assert_false(*at(f, GDT_AT + TSS2_SEL) >> 41 & 1);
-    /* #DF through a task gate gets its error code on the new task's stack */
+    /* a jump away and back: jmp far [disp32] is six bytes */
+    memcpy(at(f, f->cpu.rip), (uint8_t[]){0xff, 0x2d, 0, 0, 0, 0}, 6);
+    assert_ok(cpu_far_jump(&f->cpu, TSS2_SEL, 0, 4));
+    assert_true(f->cpu.tr.selector == TSS2_SEL && !(f->cpu.rflags & FL_NT));
+    memcpy(at(f, f->cpu.rip), (uint8_t[]){0xea, 0, 0, 0, 0, TSS_SEL, 0}, 7);
+    assert_ok(cpu_far_jump(&f->cpu, TSS_SEL, 0, 4));
+    assert_true(f->cpu.rip == CODE_AT + 7 + 6 && f->cpu.tr.selector == TSS_SEL);
+    assert_false(*at(f, GDT_AT + TSS2_SEL) >> 41 & 1);
+    f->cpu.gpr[RSP] = STACK1;
+    /* #GP through a task gate gets its error code on the new task's stack */
     *at(f, IDT_AT + 8 * EXC_GP) = (uint64_t)TSS2_SEL << 16 | 0x85ull << 40;
     *(uint32_t *)(two + 0x20) = 0x6000;
     *(uint32_t *)(two + 0x38) = 0x9000;

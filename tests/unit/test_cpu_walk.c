@@ -36,7 +36,8 @@ static struct map build(struct fixture *f, enum mode mode, uint64_t upper, uint6
     c->cr4 = mode == MODE_32 ? 0 : mode == MODE_PSE ? CR4_PSE : CR4_PAE;
     c->efer = mode >= MODE_4K ? EFER_LME | EFER_LMA : 0;
     uint64_t frame = mode == MODE_1G ? 0 : 0x200000, small = 0x5000;
-    m.page = mode == MODE_PSE ? 4 << 20 : mode == MODE_PAE_2M || mode == MODE_2M ? 2 << 20 : mode == MODE_1G ? 1 << 30 : 4096;
+    static const uint64_t pages[MODES] = {4096, 4 << 20, 4096, 2 << 20, 4096, 2 << 20, 1 << 30};
+    m.page = pages[mode];
     switch (mode) {
     case MODE_32:
         m.upper = (uint32_t *)at(f, PML4_AT) + 1;
