@@ -7,12 +7,14 @@
 #include "engine/soft/soft_int.h"
 
 #include <asm/prctl.h>
+#include <cpuid.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 /* --- SIMD state ------------------------------------------------------------------------------------ */
@@ -420,6 +422,26 @@ static uint64_t host_xcr0(void)
     return ((uint64_t)d << 32 | a) & 0xe7; /* x87, SSE, AVX, AVX-512 */
 }
 
+/* The host's TSC frequency: as the hypervisor below says, or measured against the clock. */
+static uint64_t measure_tsc_khz(void)
+{
+    uint32_t a, b, c, d;
+    __cpuid(0x40000000, a, b, c, d);
+    if (a >= 0x40000010 && a < 0x40000100) {
+        __cpuid(0x40000010, a, b, c, d);
+        if (a > 100000)
+            return a;
+    }
+    struct timespec t0, t1;
+    clock_gettime(CLOCK_MONOTONIC_RAW, &t0);
+    uint64_t tsc0 = __builtin_ia32_rdtsc(), ns;
+    do {
+        clock_gettime(CLOCK_MONOTONIC_RAW, &t1);
+        ns = (uint64_t)(t1.tv_sec - t0.tv_sec) * 1000000000ull + (uint64_t)(t1.tv_nsec - t0.tv_nsec);
+    } while (ns < 20000000);
+    return (__builtin_ia32_rdtsc() - tsc0) * 1000000 / ns;
+}
+
 static void vcpu_glue(struct soft_vcpu *v)
 {
     v->self = v;
@@ -451,6 +473,8 @@ static int vcpu_create(struct engine *e, unsigned i)
     v->cpu.memory = e->config.memory;
     v->cpu.bus = e->config.bus;
     v->cpu.ops = &soft_cpu_ops;
+    v->cpu.cpuid = e->cpuid;
+    v->cpu.tsc_khz = e->tsc_khz;
     vcpu_glue(v);
     fpu_initial(v);
     soft_tlb_init(v);
@@ -482,8 +506,10 @@ static int soft_create(struct engine **out, const struct engine_config *config)
     e->xcr0 = host_xcr0();
     soft_xsave_layout(e);
     pthread_mutex_init(&e->dma_lock, NULL);
+    e->tsc_khz = measure_tsc_khz();
     e->vcpus = calloc(e->n_cpus, sizeof(*e->vcpus));
-    int rc = e->vcpus ? soft_cache_create(e) : -ENOMEM;
+    int rc = e->vcpus ? cpuid_table_create(&e->cpuid, e->n_cpus, e->tsc_khz) : -ENOMEM;
+    rc = rc ? rc : soft_cache_create(e);
     for (unsigned i = 0; !rc && i < e->n_cpus; i++)
         rc = vcpu_create(e, i);
     if (!rc)

@@ -217,6 +217,7 @@ struct engine {
     uint32_t xs_offset[8], xs_size[8]; /* of components 2-7 in the standard format (CPUID 0xD) */
     bool xs_aligned[8];
     struct cpuid_table *cpuid;
+    uint64_t tsc_khz;
     /* pages dirtied by DMA, handled by the vCPU at its next poll */
     pthread_mutex_t dma_lock;
     uint64_t dma_pages[256];

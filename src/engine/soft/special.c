@@ -488,7 +488,7 @@ static void sp_lea(struct translator *t, const struct insn *in)
     unsigned to = in->op[0].size == 64 && !is_stolen(reg) && !ea.addr32 && ea.base != reg && ea.index != reg ? reg : R11;
     emit_ea(t, &ea, to, R10);
     t->mode = mode;
-    if (to == reg)
+    if (to == reg && !is_stolen(reg))
         return;
     switch (in->op[0].size) {
     case 64:
