@@ -5,15 +5,16 @@
 #   kvm-nested.sh                        boots Linux in `guise run --engine kvm` and looks for its greeting
 #   kvm-nested.sh PROGRAM [ARGUMENT...]  runs PROGRAM (with its libraries) there; its status decides
 #
-# From the environment: GUISE (the command, build/guise), TIMEOUT (seconds in all, 600), OUTER (the outer
-# machine's kernel: generic or backports), SMP (its CPUs, 1), MEMORY (its MiB, 2048), INNER_CPUS (1),
-# INNER_KERNEL (default: the outer one's), INNER_APPEND, EXTRA (more files to put in the root directory),
-# LOG (keep the outer console's output there).
+# From the environment: GUISE (the command, build/guise), TIMEOUT (seconds in all, 600), QEMU
+# (qemu-system-x86_64), OUTER (the outer machine's kernel: generic or backports), SMP (its CPUs, 1), MEMORY
+# (its MiB, 2048), INNER_CPUS (1), INNER_KERNEL (default: the outer one's), INNER_APPEND, EXTRA (more files
+# to put in the root directory), LOG (keep the outer console's output there).
 # The last line is "kvm-nested: passed" or "kvm-nested: FAILED ..."; status 0, 1, or 77: cannot be tried here.
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
-: "${GUISE:=$here/../../build/guise}" "${TIMEOUT:=600}" "${SMP:=1}" "${MEMORY:=2048}" "${OUTER:=generic}" "${INNER_CPUS:=1}"
+: "${GUISE:=$here/../../build/guise}" "${TIMEOUT:=600}" "${QEMU:=qemu-system-x86_64}"
+: "${OUTER:=generic}" "${SMP:=1}" "${MEMORY:=2048}" "${INNER_CPUS:=1}"
 : "${INNER_KERNEL:=}" "${INNER_APPEND:=}" "${EXTRA:=}" "${LOG:=}"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -22,8 +23,8 @@ trap 'exit 1' HUP INT TERM
 skip() { echo "kvm-nested: skipped: $*"; exit 77; }
 fail() { echo "kvm-nested: FAILED: $*"; exit 1; }
 
-for tool in qemu-system-x86_64 cpio gzip dpkg-deb ldd; do
-    command -v $tool >/dev/null || skip "no $tool here (packages qemu-system-x86 and cpio)"
+for tool in "$QEMU" cpio gzip dpkg-deb ldd; do
+    command -v "$tool" >/dev/null || skip "no $tool here (packages qemu-system-x86 and cpio)"
 done
 busybox=$(command -v busybox) || skip "no busybox here (package busybox-static)"
 ! ldd "$busybox" >/dev/null 2>&1 || skip "busybox is not static (package busybox-static)"
@@ -77,6 +78,8 @@ else
     [ -x "$GUISE" ] || fail "no command $GUISE (run make first)"
     program=$GUISE
     inner_initrd
+    # Before version 10 QEMU's SVM lets the guest's XSETBV through, and KVM never learns of it.
+    "$QEMU" --version | grep -q 'version [1-9][0-9]' || INNER_APPEND="noxsave $INNER_APPEND"
     arguments="run --engine kvm --kernel /vmlinuz --initrd /inner.gz --memory 256M --cpus $INNER_CPUS --no-reboot"
     arguments="$arguments --stats --timeout $((TIMEOUT - 30)) --append \"console=ttyS0 panic=-1 $INNER_APPEND\""
 fi
@@ -108,7 +111,7 @@ chmod +x "$root/init"
 pack "$work/outer.gz"
 
 log=${LOG:-$work/log}
-timeout -k 5 "$TIMEOUT" qemu-system-x86_64 -M q35 -accel tcg -cpu max,+svm -smp "$SMP" -m "$MEMORY" \
+timeout -k 5 "$TIMEOUT" "$QEMU" -M q35 -accel tcg -cpu max,+svm -smp "$SMP" -m "$MEMORY" \
     -display none -serial stdio -no-reboot -kernel "$kernel" -initrd "$work/outer.gz" \
     -append "console=ttyS0 panic=-1 quiet" </dev/null | tr -d '\r' | tee "$log" || :
 
