@@ -14,7 +14,7 @@
 #define LEAST_MEMORY (32ull << 20)
 #define MOST_MEMORY (1ull << 40)
 #define DEFAULT_MEMORY (512ull << 20)
-#define MOST_CPUS 255 /* 8-bit APIC ids */
+#define MOST_CPUS 64 /* vm/ has as many threads */
 
 struct run_arguments {
     const char *kernel, *initrd, *append, *serial, *log_file;
@@ -72,6 +72,21 @@ const struct option_spec run_options[] = {
 };
 /* clang-format on */
 
+/* The software engine runs one virtual CPU so far.  Returns STATUS_OK, or another after saying why. */
+static int check_cpus(const struct command *self, const struct run_arguments *a)
+{
+    char why[ERROR_SIZE];
+
+    if (a->cpus == 1 || a->engine == ENGINE_KVM)
+        return STATUS_OK;
+    if (a->engine == ENGINE_SOFT)
+        return cli_usage_error(self, "--cpus: the software engine runs one virtual CPU, no more yet");
+    if (engine_kvm.probe(why, sizeof(why)))
+        return STATUS_OK;
+    log_say("more than one virtual CPU needs the KVM engine, which does not work here: %s", why);
+    return STATUS_UNAVAILABLE;
+}
+
 /* Ends the process by the signal that asked for it, so that a shell sees what happened. */
 static int end_by(int number)
 {
@@ -114,6 +129,9 @@ int run_main(const struct command *self, int argc, char **argv)
         return cli_usage_error(self, err);
     if (a.log_file && !a.log_items)
         return cli_usage_error(self, "--log-file without --log ITEM,... would stay empty");
+    status = check_cpus(self, &a);
+    if (status != STATUS_OK)
+        return status;
     const struct vm_config config = {
         .kernel_path = a.kernel,
         .initrd_path = a.initrd,

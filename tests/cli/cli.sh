@@ -45,6 +45,7 @@ refused "memory needs a unit" "the size 512 has no unit: write 512M or 512G" run
 refused "memory has a least value" "--memory" run --kernel x --memory 1K
 refused "cpus must be a number" "--cpus: 'two' is not a whole number" run --kernel x --cpus two
 refused "cpus must not be zero" "--cpus: 0 is not between 1 and" run --kernel x --cpus 0
+refused "the software engine runs one virtual CPU" "--cpus: the software engine runs one" run --kernel x --cpus 2 --engine soft
 refused "an engine must exist" "--engine: 'warp' is not one of auto, soft, kvm" run --kernel x --engine warp
 refused "a timeout must not be zero" "--timeout" run --kernel x --timeout 0
 refused "a serial line must lead somewhere" "'tape' is not one of stdio, null, file:PATH, socket:PATH" run --kernel x --serial tape
@@ -54,10 +55,13 @@ refused "operands are refused" "'image.img' is one word too many" run --kernel x
 refused "completion wants a shell" "name a shell: bash, zsh or fish" completion
 refused "completion knows three shells" "name a shell: bash, zsh or fish" completion tcsh
 
+# The first line may say which engine was taken.
 run run --kernel /nonexistent/vmlinuz
 check "a kernel that is not there is one sentence" eval '[ $status = 1 ] && says "/nonexistent/vmlinuz" && says "No such file" && quiet_out'
 run run --kernel "$0"
 check "a kernel that is none is one sentence" eval '[ $status = 1 ] && says "$0" && quiet_out'
+run run --kernel "$0" --serial socket:/nonexistent/console
+check "a serial line that cannot be is one sentence" eval '[ $status = 1 ] && quiet_out'
 
 for command in run doctor completion help version; do
     run help $command
