@@ -44,6 +44,7 @@ struct session {
     uint32_t n_groups;
     uint64_t executed, same, failed, undefined, no_oracle, executes_though_rejected, ud_differs_there;
     uint64_t undefined_by_mnemonic[ZYDIS_MNEMONIC_MAX_VALUE + 1];
+    bool differed[BATCH]; /* at CPL3 */
     uint8_t rejected[4][256]; /* by map and opcode byte: executes though Zydis rejects it */
     struct timespec start;
 };
@@ -108,6 +109,10 @@ static void failure(struct session *s, const struct test *t, const struct result
         mnemonic = s->forms.form[t->form].mnemonic;
     }
     group_key(cpu, other, what, key, sizeof key);
+    size_t n = (size_t)(t - s->batch->test);
+    if (cpl == 0 && !s->differed[n])
+        strncat(key, " (CPL0 only)", sizeof key - strlen(key) - 1);
+    s->differed[n] = cpl == 3;
     struct group *g = find_group(s, key);
     if (!g)
         return;
@@ -281,6 +286,7 @@ static bool flush_batch(struct session *s)
         runner_start(s->engine, 0);
         other = runner_finish(s->engine);
     }
+    memset(s->differed, 0, sizeof s->differed);
     b->n = 0;
     return true;
 }
@@ -349,13 +355,13 @@ static bool selected(const struct session *s, const struct form *f)
     return f->out == IN_SCOPE && (!s->o.only || !strcmp(s->o.only, ZydisMnemonicGetString(f->mnemonic)));
 }
 
-/* Every form: `rounds` register instances, or every memory mode `rounds`/4 + 1 times. */
+/* Every form: `rounds` register instances, or every memory mode `rounds`/4 times, rounded up. */
 static bool run_fixed(struct session *s)
 {
     for (uint32_t n = 0; n < s->forms.n; n++) {
         const struct form *f = &s->forms.form[n];
         bool mem = f->mem_size || f->is_mem;
-        unsigned times = mem ? MEM_MODES * (s->o.rounds / 4 + 1) : s->o.rounds;
+        unsigned times = mem ? MEM_MODES * ((s->o.rounds + 3) / 4) : s->o.rounds;
         for (unsigned k = 0; selected(s, f) && k < times; k++)
             if (!push_form(s, n, mem ? k % MEM_MODES : MEM_ALIGNED, seed_of(s, n, k)))
                 return false;
