@@ -22,7 +22,7 @@ enum { D_VALID = 0x80 };
 struct rtc {
     struct {
         int64_t offset_s;      /* guest's time of day - host's UTC */
-        uint64_t seen_s;       /* guest second up to which update and alarm flags were worked out */
+        int64_t seen_s;        /* guest second up to which update and alarm flags were worked out */
         uint64_t periodic_ns;  /* CLOCK_MONOTONIC: the last periodic tick worked out */
         uint64_t save_ns;
         uint8_t index, connected;
@@ -38,12 +38,20 @@ struct rtc {
 
 /* --- the clock ------------------------------------------------------------------------------------ */
 
-/* The guest's time of day in ns since 1970. */
-static uint64_t guest_time_ns(const struct rtc *s)
+/* The guest's time of day in seconds since 1970 (two digits of century: years 0 to 9999). */
+static int64_t guest_seconds(const struct rtc *s)
 {
     struct timespec ts;
     clock_gettime(CLOCK_REALTIME, &ts);
-    return (uint64_t)((int64_t)ts.tv_sec + s->saved.offset_s) * NS_PER_S + (uint64_t)ts.tv_nsec;
+    return (int64_t)((uint64_t)ts.tv_sec + (uint64_t)s->saved.offset_s);
+}
+
+/* How far the current second has come; the guest's and the host's begin together. */
+static uint64_t second_fraction(void)
+{
+    struct timespec ts;
+    clock_gettime(CLOCK_REALTIME, &ts);
+    return (uint64_t)ts.tv_nsec;
 }
 
 static uint8_t encode(const struct rtc *s, unsigned n)
@@ -70,7 +78,7 @@ static unsigned decode_hour(const struct rtc *s, uint8_t value)
     return decode(s, value & 0x7f) % 12 + (value & 0x80 ? 12 : 0);
 }
 
-static void show_time(struct rtc *s, uint64_t seconds)
+static void show_time(struct rtc *s, int64_t seconds)
 {
     time_t t = (time_t)seconds;
     struct tm tm;
@@ -99,8 +107,8 @@ static void take_time(struct rtc *s)
         .tm_year = (int)(decode(s, c[CMOS_CENTURY]) * 100 + decode(s, c[RTC_YEAR])) - 1900,
     };
     int64_t t = (int64_t)timegm(&tm);
-    s->saved.offset_s += t - (int64_t)(guest_time_ns(s) / NS_PER_S);
-    s->saved.seen_s = guest_time_ns(s) / NS_PER_S;
+    s->saved.offset_s = (int64_t)((uint64_t)s->saved.offset_s + (uint64_t)t - (uint64_t)guest_seconds(s));
+    s->saved.seen_s = guest_seconds(s);
 }
 
 /* Reset dividers stop the clock too; nothing that runs today keeps them so. */
@@ -121,10 +129,10 @@ static uint64_t period_ns(const struct rtc *s)
     return (NS_PER_S << (rate - 1)) / 32768;
 }
 
-static bool alarm_matches(const struct rtc *s, uint64_t second)
+static bool alarm_matches(const struct rtc *s, int64_t second)
 {
     const uint8_t *c = s->saved.cmos;
-    unsigned day_s = second % 86400;
+    unsigned day_s = (unsigned)((second % 86400 + 86400) % 86400);
     /* The two top bits set: any value matches. */
     return ((c[RTC_SECONDS_ALARM] & 0xc0) == 0xc0 || decode(s, c[RTC_SECONDS_ALARM]) == day_s % 60) &&
            ((c[RTC_MINUTES_ALARM] & 0xc0) == 0xc0 || decode(s, c[RTC_MINUTES_ALARM]) == day_s / 60 % 60) &&
@@ -144,14 +152,15 @@ static void update_irq(struct rtc *s)
 static void catch_up(struct rtc *s)
 {
     uint8_t *flags = &s->saved.cmos[RTC_C];
-    uint64_t now_s = guest_time_ns(s) / NS_PER_S, now = clock_ns(), period = period_ns(s);
+    int64_t now_s = guest_seconds(s);
+    uint64_t now = clock_ns(), period = period_ns(s);
 
     if (now_s < s->saved.seen_s) /* the host's clock was set back */
         s->saved.seen_s = now_s;
     if (updates_run(s) && now_s > s->saved.seen_s) {
         *flags |= C_UPDATE;
-        uint64_t first = now_s - s->saved.seen_s > 86400 ? now_s - 86400 : s->saved.seen_s;
-        for (uint64_t t = first + 1; t <= now_s && !(*flags & C_ALARM); t++)
+        int64_t day_ago = now_s - 86400, first = s->saved.seen_s < day_ago ? day_ago : s->saved.seen_s;
+        for (int64_t t = first + 1; t <= now_s && !(*flags & C_ALARM); t++)
             if (alarm_matches(s, t))
                 *flags |= C_ALARM;
     }
@@ -168,7 +177,7 @@ static void arm(struct rtc *s)
     uint8_t b = s->saved.cmos[RTC_B];
     uint64_t at = UINT64_MAX;
     if ((b & (B_UPDATE | B_ALARM)) && updates_run(s))
-        at = clock_ns() + NS_PER_S - guest_time_ns(s) % NS_PER_S;
+        at = clock_ns() + NS_PER_S - second_fraction();
     if ((b & B_PERIODIC) && period_ns(s) && s->saved.periodic_ns + period_ns(s) < at)
         at = s->saved.periodic_ns + period_ns(s);
     loop_timer_set(s->loop, &s->timer, at);
@@ -193,11 +202,11 @@ static uint8_t cmos_read(struct rtc *s, unsigned i)
 {
     uint8_t value;
     if (is_time(i) && updates_run(s))
-        show_time(s, guest_time_ns(s) / NS_PER_S);
+        show_time(s, guest_seconds(s));
     switch (i) {
     case RTC_A:
         value = s->saved.cmos[RTC_A];
-        return updates_run(s) && guest_time_ns(s) % NS_PER_S >= NS_PER_S - UIP_NS ? value | A_UIP : value;
+        return updates_run(s) && second_fraction() >= NS_PER_S - UIP_NS ? value | A_UIP : value;
     case RTC_C:
         catch_up(s);
         value = s->saved.cmos[RTC_C];
@@ -214,7 +223,7 @@ static void b_write(struct rtc *s, uint8_t value)
     uint8_t old = s->saved.cmos[RTC_B];
     catch_up(s);
     if (updates_run(s))
-        show_time(s, guest_time_ns(s) / NS_PER_S); /* what SET freezes */
+        show_time(s, guest_seconds(s)); /* what SET freezes */
     if (value & B_SET)
         value &= ~B_UPDATE; /* data sheet: SET clears UIE */
     s->saved.cmos[RTC_B] = value;
@@ -236,7 +245,7 @@ static void cmos_write(struct rtc *s, unsigned i, uint8_t value)
     } else if (i == RTC_C || i == RTC_D) {
         return; /* read-only */
     } else if (is_time(i) && updates_run(s)) {
-        show_time(s, guest_time_ns(s) / NS_PER_S);
+        show_time(s, guest_seconds(s));
         s->saved.cmos[i] = value;
         take_time(s);
         arm(s);
@@ -334,7 +343,7 @@ static int rtc_create(struct device *dev, const struct device_env *env, const vo
     s->saved.cmos[RTC_A] = A_RUNNING | 6; /* 1024 Hz, as every PC starts */
     s->saved.cmos[RTC_B] = B_24H;
     s->saved.cmos[RTC_D] = D_VALID;
-    s->saved.seen_s = guest_time_ns(s) / NS_PER_S;
+    s->saved.seen_s = guest_seconds(s);
     s->saved.periodic_ns = clock_ns();
     store_memory(s);
     rtc_reset(dev);
@@ -363,6 +372,8 @@ static void rtc_post_restore(struct device *dev)
 {
     struct rtc *s = dev->state;
     s->saved.index &= 0x7f;
+    if (s->saved.offset_s > INT64_MAX >> 20 || s->saved.offset_s < INT64_MIN >> 20)
+        s->saved.offset_s = 0; /* no guest can have set that: 10,000 years are 2^39 seconds */
     s->saved.periodic_ns += clock_ns() - s->saved.save_ns;
     catch_up(s);
     arm(s);

@@ -12,8 +12,6 @@
 
 /* Timers belong to devices and vCPUs, a number fixed when the machine is built, never by a guest. */
 #define MAX_TIMERS 4096
-/* Timers run before the lock is given to somebody else: a guest's shortest period cannot starve vCPUs. */
-#define TIMERS_PER_PASS 64
 #define EVENTS_PER_PASS 32
 
 enum { TAG_TIMER = 0, TAG_WAKE = 1, TAG_FIRST_FD = 2 };
@@ -31,6 +29,7 @@ struct loop {
     int epoll_fd, timer_fd, wake_fd;
     _Atomic bool stop;
     bool in_pass;      /* callbacks are running: the pass's end arms the timer once for all of them */
+    uint64_t pass_ns;  /* the time for which due timers are being run */
     uint64_t armed_ns; /* what timer_fd will expire at; UINT64_MAX: nothing */
     unsigned n_timers;
     struct loop_timer *heap[MAX_TIMERS]; /* binary heap, earliest first; a timer knows its place */
@@ -124,6 +123,10 @@ void loop_timer_set(struct loop *loop, struct loop_timer *t, uint64_t deadline_n
         loop_timer_cancel(loop, t);
         return;
     }
+    /* A timer runs once in a pass, so that one always in the past starves neither the others nor,
+     * since the lock is given up between passes, the vCPUs. */
+    if (loop->in_pass && deadline_ns <= loop->pass_ns)
+        deadline_ns = loop->pass_ns + 1;
     uint64_t before = t->deadline_ns;
     t->deadline_ns = deadline_ns;
     if (t->heap_index < 0) {
@@ -150,11 +153,9 @@ void loop_timer_cancel(struct loop *loop, struct loop_timer *t)
 
 static void run_timers(struct loop *loop)
 {
-    uint64_t now = clock_ns();
-    for (unsigned n = 0; n < TIMERS_PER_PASS && loop->n_timers; n++) {
+    loop->pass_ns = clock_ns();
+    while (loop->n_timers && loop->heap[0]->deadline_ns <= loop->pass_ns) {
         struct loop_timer *t = loop->heap[0];
-        if (t->deadline_ns > now)
-            break;
         heap_remove(loop, t);
         t->deadline_ns = UINT64_MAX;
         t->fn(t->opaque);
@@ -244,6 +245,7 @@ void loop_run(struct loop *loop)
         int n = epoll_wait(loop->epoll_fd, events, EVENTS_PER_PASS, -1);
         pthread_mutex_lock(loop->lock);
         loop->in_pass = true;
+        loop->pass_ns = 0; /* descriptors' callbacks may set what is due at once */
         for (int i = 0; i < n; i++)
             dispatch(loop, &events[i]);
         run_timers(loop);

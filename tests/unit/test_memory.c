@@ -1,0 +1,95 @@
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "board.h"
+
+static void low_memory_is_one_piece(void **state)
+{
+    struct memory *m;
+    assert_int_equal(memory_create(&m, 16 << 20), 0);
+    assert_int_equal(m->low_size, 16 << 20);
+    assert_int_equal(m->high_size, 0);
+    assert_int_equal(m->end, 16 << 20);
+    assert_true(memory_is_ram(m, 0, 16 << 20));
+    assert_false(memory_is_ram(m, 0, (16 << 20) + 1));
+    assert_false(memory_is_ram(m, UINT64_MAX, 2));
+    assert_ptr_equal(memory_hva(m, 4096, 8), m->base + 4096);
+    uint64_t zero = 1;
+    assert_int_equal(memory_read(m, (16 << 20) - 8, &zero, 8), 0);
+    assert_int_equal(zero, 0);
+    assert_int_equal(memory_write(m, (16 << 20) - 4, &zero, 8), -EFAULT);
+    memory_destroy(m);
+}
+
+static void memory_beyond_3_gib_moves_above_the_hole(void **state)
+{
+    struct memory *m;
+    uint32_t v = 0x12345678, w = 0;
+    assert_int_equal(memory_create(&m, 5ull << 30), 0);
+    assert_int_equal(m->low_size, 3ull << 30);
+    assert_int_equal(m->high_size, 2ull << 30);
+    assert_int_equal(m->end, 6ull << 30);
+    assert_false(memory_is_ram(m, MEMORY_HOLE_START, 1));
+    assert_false(memory_is_ram(m, MEMORY_HOLE_START - 1, 2));
+    assert_int_equal(memory_write(m, MEMORY_HOLE_END, &v, 4), 0);
+    assert_int_equal(pread(m->fd, &w, 4, 3ll << 30), 4); /* the file has no hole */
+    assert_int_equal(w, v);
+    memory_destroy(m);
+}
+
+static void sizes_that_make_no_sense_are_refused(void **state)
+{
+    struct memory *m;
+    assert_int_equal(memory_create(&m, 4096), -EINVAL);
+    assert_int_equal(memory_create(&m, (1 << 20) + 1), -EINVAL);
+    assert_int_equal(memory_create(&m, UINT64_MAX & ~4095ull), -EINVAL);
+}
+
+static void the_file_cannot_be_cut(void **state)
+{
+    struct memory *m;
+    assert_int_equal(memory_create(&m, 1 << 20), 0);
+    assert_int_equal(ftruncate(m->fd, 0), -1);
+    assert_int_equal(errno, EPERM);
+    memory_destroy(m);
+}
+
+static int died_of(struct memory *m, uint64_t gpa)
+{
+    int status;
+    pid_t child = fork();
+    if (child == 0) {
+        signal(SIGSEGV, SIG_DFL);
+        *(volatile uint8_t *)(m->base + gpa) = 1;
+        _exit(0);
+    }
+    waitpid(child, &status, 0);
+    return WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status) ? SIGSEGV /* ASan says so by exit */ : 0;
+}
+
+static void the_hole_and_the_page_behind_fault(void **state)
+{
+    struct memory *m;
+    assert_int_equal(memory_create(&m, 4ull << 30), 0);
+    assert_int_equal(died_of(m, 0), 0);
+    assert_int_equal(died_of(m, MEMORY_HOLE_START), SIGSEGV);
+    assert_int_equal(died_of(m, m->end - 1), 0);
+    assert_int_equal(died_of(m, m->end), SIGSEGV);
+    memory_destroy(m);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(low_memory_is_one_piece),
+        cmocka_unit_test(memory_beyond_3_gib_moves_above_the_hole),
+        cmocka_unit_test(sizes_that_make_no_sense_are_refused),
+        cmocka_unit_test(the_file_cannot_be_cut),
+        cmocka_unit_test(the_hole_and_the_page_behind_fault),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
