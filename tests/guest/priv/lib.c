@@ -192,7 +192,7 @@ static void make_tss(void)
     memset(tss.io_bitmap, 0xff, sizeof tss.io_bitmap);
     gdt[TSS / 8] = (limit & 0xffff) | (base & 0xffffff) << 16 | 0x89ull << 40 | (limit >> 16 & 15) << 48 | (base >> 24 & 0xff) << 56;
     gdt[TSS / 8 + 1] = base >> 32;
-    __asm__ volatile("ltr %w0" : : "r"(TSS));
+    __asm__ volatile("ltr %w0; lldt %w1" : : "r"(TSS), "r"(0)); /* after reset the LDT is all of 64 KiB at 0 */
 }
 
 void *pages_alloc(unsigned n, u64 align)
