@@ -6,6 +6,7 @@
  */
 #include "engine/soft/soft_int.h"
 
+#include <Zydis/Zydis.h>
 #include <asm/prctl.h>
 #include <cpuid.h>
 #include <errno.h>
@@ -184,6 +185,7 @@ const void *soft_helper(struct soft_vcpu *v)
     soft_flags_in(v);
     v->cpu.rip = soft_site_pc(v, s->block) + s->pc;
     v->stats.helpers++;
+    v->stats.by_mnemonic[s->mnemonic & 2047]++;
     const void *next = s->helper(v, s);
     if (!v->fpu_live && next != soft_leave)
         soft_fpu_unpark(v);
@@ -228,7 +230,7 @@ const void *soft_exit(struct soft_vcpu *v)
             soft_chain(e, x, b);
             v->stats.chained++;
             if (x->cross)
-                v->exec_bloom[b->gva >> 18 & 63] |= 1ull << (b->gva >> 12 & 63);
+                v->exec_bloom[b->gva >> 63][b->gva >> 18 & 63] |= 1ull << (b->gva >> 12 & 63);
         }
         next = enter_block(v, b);
     }
@@ -478,7 +480,7 @@ static int vcpu_create(struct engine *e, unsigned i)
     vcpu_glue(v);
     fpu_initial(v);
     soft_tlb_init(v);
-    v->translator = soft_translator_create();
+    v->translator = soft_translator_create(&v->cpu);
     return v->translator ? 0 : -ENOMEM;
 }
 
@@ -539,6 +541,23 @@ void *engine_soft_fpu(struct engine *e, unsigned i)
     return e->vcpus[i]->xsave;
 }
 
+/* The instructions most often done by a helper. */
+static void print_helpers(const struct stats *s, FILE *out)
+{
+    bool shown[2048] = { false };
+    for (unsigned n = 0; n < 24; n++) {
+        unsigned best = 0;
+        for (unsigned k = 1; k < 2048; k++)
+            if (!shown[k] && s->by_mnemonic[k] > s->by_mnemonic[best])
+                best = k;
+        if (!best || !s->by_mnemonic[best])
+            return;
+        shown[best] = true;
+        fprintf(out, "  helper %-14s %12llu\n", ZydisMnemonicGetString((ZydisMnemonic)best),
+                (unsigned long long)s->by_mnemonic[best]);
+    }
+}
+
 #define STAT(name) fprintf(out, "  %-14s %12llu\n", #name, (unsigned long long)s->name)
 static void soft_stats(struct engine *e, FILE *out)
 {
@@ -549,6 +568,7 @@ static void soft_stats(struct engine *e, FILE *out)
         STAT(slow_write); STAT(slow_cross); STAT(slow_mmio); STAT(slow_code); STAT(walks); STAT(tlb_flush);
         STAT(tlb_flush_page); STAT(cr3_writes); STAT(helpers); STAT(exits); STAT(chained); STAT(ibtc_miss);
         STAT(ibtc_insert); STAT(interrupts); STAT(polls); STAT(halts); STAT(signals);
+        print_helpers(s, out);
         for (unsigned k = 0; k < 32; k++)
             if (s->exceptions[k])
                 fprintf(out, "  exception %-4u %12llu\n", k, (unsigned long long)s->exceptions[k]);

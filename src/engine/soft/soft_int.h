@@ -34,7 +34,7 @@ struct tlb_entry {
 };
 
 /* Which entries are in use, so that a flush touches only those. */
-#define DIRTY_MAX 512
+#define DIRTY_MAX 2048
 struct dirty_list {
     unsigned n; /* > DIRTY_MAX: overflowed, flush everything */
     uint16_t index[DIRTY_MAX];
@@ -119,6 +119,7 @@ struct site {
     uint8_t len;         /* its length */
     uint8_t access;      /* SITE_* */
     uint16_t size;       /* bytes */
+    uint16_t mnemonic;   /* ZydisMnemonic, for --stats */
     uint8_t align;       /* address bits that must be zero, with MODE_ALIGN */
     uint8_t mask_kind, mask_reg, element; /* masked accesses: see mmu.c */
     uint32_t resume;     /* code offsets: landing with v->slow_host real */
@@ -144,6 +145,7 @@ struct stats {
     uint64_t slow_read, slow_write, slow_cross, slow_mmio, slow_code, tlb_flush, tlb_flush_page, cr3_writes;
     uint64_t helpers, exits, ibtc_miss, ibtc_insert, chained, faults, interrupts, exceptions[32], polls, halts, signals;
     uint64_t walks, enters;
+    uint64_t by_mnemonic[2048]; /* helper calls, by ZydisMnemonic */
 };
 
 #define BOUNCE_SIZE 8192
@@ -180,8 +182,9 @@ struct soft_vcpu {
     struct itlb_entry itlb[MMU_COUNT][ITLB_SIZE];
     struct ibtc_entry ibtc[2][IBTC_SIZE]; /* user, kernel */
     struct dirty_list ibtc_dirty[2];
-    uint64_t exec_bloom[64];   /* pages with IBTC entries, by page number mod 4096 */
-    uint64_t large_bloom[2];   /* 2 MB and 1 GB regions that TLB entries came from, by number mod 64 */
+    /* by half of the address space: */
+    uint64_t exec_bloom[2][64];  /* pages with IBTC entries, by page number mod 4096 */
+    uint64_t large_bloom[2][2];  /* 2 MB and 1 GB regions that TLB entries came from, by number mod 64 */
     uint8_t bounce_buffer[BOUNCE_SIZE] __attribute__((aligned(4096)));
     uint8_t xsave[8192] __attribute__((aligned(64)));
 
@@ -273,7 +276,7 @@ struct block *soft_block_of_host(struct engine *e, uint32_t code_offset);
 static inline const void *soft_code(const struct engine *e, uint32_t offset) { return e->cache.rx + offset; }
 
 /* --- translate.c --- */
-struct translator *soft_translator_create(void);
+struct translator *soft_translator_create(const struct cpu *cpu);
 void soft_translator_destroy(struct translator *t);
 /* Translates the block at cpu.rip, already known to be executable at gpa.  NULL: exception recorded
  * in cpu.exc (fetch fault in the second page). */

@@ -18,13 +18,14 @@
 
 enum { CC_NONE = -1 };
 
-struct translator *soft_translator_create(void)
+struct translator *soft_translator_create(const struct cpu *cpu)
 {
     struct translator *t = calloc(1, sizeof(*t));
     if (!t)
         return NULL;
     ZydisDecoderInit(&t->decoder64, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64);
     ZydisDecoderInit(&t->decoder32, ZYDIS_MACHINE_MODE_LONG_COMPAT_32, ZYDIS_STACK_WIDTH_32);
+    isa_init(t, cpu);
     return t;
 }
 
@@ -84,28 +85,22 @@ static void flag_liveness(struct translator *t)
 
 /* --- decoding ------------------------------------------------------------------------------------ */
 
-static bool decode_at(struct translator *t, struct insn *in, unsigned pc, unsigned available)
+static ZyanStatus decode_at(struct translator *t, struct insn *in, unsigned pc, unsigned available)
 {
     const ZydisDecoder *d = t->mode & MODE_64 ? &t->decoder64 : &t->decoder32;
     in->bytes = t->code + pc;
     in->pc = (uint16_t)pc;
-    return ZYAN_SUCCESS(ZydisDecoderDecodeFull(d, in->bytes, available, &in->d, in->op));
+    ZyanStatus status = ZydisDecoderDecodeFull(d, in->bytes, available, &in->d, in->op);
+    return ZYAN_SUCCESS(status) && !isa_has(t, in) ? ZYDIS_STATUS_DECODING_ERROR : status;
 }
 
-/* What the CPU makes of bytes that are no instruction: #UD, or #GP when longer than 15 bytes.  It is
+/* What the CPU makes of bytes that are no instruction: #UD, or #GP(0) when longer than 15 bytes.  It is
  * decoded as one that ends the block; helper_undefined raises it. */
-static void undefined_insn(struct insn *in)
+static void undefined_insn(struct insn *in, ZyanStatus status)
 {
     memset(&in->d, 0, sizeof(in->d));
     in->d.mnemonic = ZYDIS_MNEMONIC_INVALID;
-    in->d.length = 1;
-    unsigned n = 0;
-    while (n < 15 && (in->bytes[n] == 0x66 || in->bytes[n] == 0x67 || in->bytes[n] == 0xf2 || in->bytes[n] == 0xf3 ||
-                      in->bytes[n] == 0xf0 || in->bytes[n] == 0x2e || in->bytes[n] == 0x36 || in->bytes[n] == 0x3e ||
-                      in->bytes[n] == 0x26 || in->bytes[n] == 0x64 || in->bytes[n] == 0x65))
-        n++;
-    if (n == 15)
-        in->d.length = 16; /* too long: #GP(0) */
+    in->d.length = status == ZYDIS_STATUS_INSTRUCTION_TOO_LONG ? 16 : 1;
 }
 
 /* Reads the guest's bytes up to the end of the page; the second page only if the first instruction
@@ -125,32 +120,29 @@ static bool decode_block(struct translator *t, uint64_t gpa, unsigned max_insns)
     unsigned pc = 0;
     while (t->n_insns < max_insns && pc < room) {
         struct insn *in = &t->insns[t->n_insns];
-        bool ok = decode_at(t, in, pc, room - pc > 15 ? 15 : room - pc);
-        if (!ok && room - pc < 15) {
+        ZyanStatus status = decode_at(t, in, pc, room - pc > 15 ? 15 : room - pc);
+        if (status == ZYDIS_STATUS_NO_MORE_DATA) {
             if (t->n_insns > 0)
                 break; /* the straddling instruction gets its own block */
             uint64_t next_gpa;
             uint64_t next = t->gva + room;
             if (!(t->mode & MODE_64))
                 next = (uint32_t)next;
-            if (soft_translate_exec(t->v, next, &next_gpa, NULL)) {
-                /* the fault belongs to an instruction that is only complete with the second page, unless
-                 * it is undefined already; the CPU raises the page fault in either case */
+            if (soft_translate_exec(t->v, next, &next_gpa, NULL))
                 return false;
-            }
             const uint8_t *more = memory_hva(e->config.memory, next_gpa, 16);
             if (more)
                 memcpy(t->code + room, more, 16);
             else
                 memset(t->code + room, 0xff, 16);
             t->b->gpa2 = next_gpa;
-            ok = decode_at(t, in, 0, 15);
+            status = decode_at(t, in, 0, 15);
         }
-        if (!ok)
-            undefined_insn(in);
+        if (ZYAN_FAILED(status))
+            undefined_insn(in, status);
         t->n_insns++;
         pc += in->d.length;
-        if (!ok || insn_ends_block(in))
+        if (ZYAN_FAILED(status) || insn_ends_block(in))
             break;
     }
     return true;

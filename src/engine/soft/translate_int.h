@@ -40,6 +40,8 @@ struct tail {
 
 struct translator {
     ZydisDecoder decoder64, decoder32;
+    bool isa[ZYDIS_ISA_SET_MAX_VALUE + 1]; /* what the guest's CPU has: isa.c */
+    bool movdir64b, amd;
     struct soft_vcpu *v;
     struct engine *engine;
     struct block *b;
@@ -83,6 +85,10 @@ struct site *emit_helper(struct translator *t, const struct insn *in, helper_fn 
 void copy_insn_with_address(struct emit *e, const struct insn *in, unsigned addr_reg);
 void copy_insn_plain(struct emit *e, const struct insn *in);
 void generic_insn(struct translator *t, const struct insn *in);
+
+/* isa.c */
+void isa_init(struct translator *t, const struct cpu *cpu);
+bool isa_has(const struct translator *t, const struct insn *in);
 
 /* translate.c */
 void emit_exit(struct translator *t, int64_t target, int cc);
