@@ -2,12 +2,13 @@
 # Runs the KVM engine on a host without hardware virtualization: QEMU's TCG emulates an AMD CPU with
 # SVM, in it Debian's own kernel drives /dev/kvm, and there the program under test runs.
 #
-#   kvm-nested.sh                        boots Linux in `guise run --engine kvm` and looks for its greeting
+#   kvm-nested.sh                        runs the engine's unit test, then boots Linux in
+#                                        `guise run --engine kvm` and looks for its greeting
 #   kvm-nested.sh PROGRAM [ARGUMENT...]  runs PROGRAM (with its libraries) there; its status decides
 #
 # From the environment: GUISE (the command, build/guise), TIMEOUT (seconds in all, 600), QEMU
 # (qemu-system-x86_64), OUTER (the outer machine's kernel: generic or backports), SMP (its CPUs, 1), MEMORY
-# (its MiB, 2048), INNER_CPUS (1), INNER_KERNEL (default: the outer one's), INNER_APPEND, EXTRA (more files
+# (its MiB, 2048), INNER_CPUS (1), INNER_KERNEL (default: Debian's cloud kernel), INNER_APPEND, EXTRA (more files
 # to put in the root directory), LOG (keep the outer console's output there).
 # The last line is "kvm-nested: passed" or "kvm-nested: FAILED ..."; status 0, 1, or 77: cannot be tried here.
 set -eu
@@ -78,16 +79,19 @@ else
     [ -x "$GUISE" ] || fail "no command $GUISE (run make first)"
     program=$GUISE
     inner_initrd
+    [ -n "$INNER_KERNEL" ] || INNER_KERNEL=$("$here/../../scripts/guest-kernel.sh" cloud) || skip "Debian's kernel cannot be had"
+    unit=$(dirname "$GUISE")/tests/unit/test_engine_kvm
+    [ ! -x "$unit" ] || EXTRA="$EXTRA $unit"
     # Before version 10 QEMU's SVM lets the guest's XSETBV through, and KVM never learns of it.
     "$QEMU" --version | grep -q 'version [1-9][0-9]' || INNER_APPEND="noxsave $INNER_APPEND"
     arguments="run --engine kvm --kernel /vmlinuz --initrd /inner.gz --memory 256M --cpus $INNER_CPUS --no-reboot"
-    arguments="$arguments --stats --timeout $((TIMEOUT - 30)) --append \"console=ttyS0 panic=-1 $INNER_APPEND\""
+    arguments="$arguments --stats --timeout $((TIMEOUT - 30)) --append \"console=ttyS0 quiet panic=-1 $INNER_APPEND\""
 fi
 
 root=$work/outer
 skeleton
 put "$program" bin/under-test
-[ ! -f "$work/inner.gz" ] || { cp "$work/inner.gz" "$root/inner.gz"; cp "${INNER_KERNEL:-$kernel}" "$root/vmlinuz"; }
+[ ! -f "$work/inner.gz" ] || { cp "$work/inner.gz" "$root/inner.gz"; cp "$INNER_KERNEL" "$root/vmlinuz"; }
 for file in $EXTRA; do put "$file" "$(basename "$file")"; done
 for module in drivers/char/hw_random/rng-core virt/lib/irqbypass drivers/crypto/ccp/ccp arch/x86/kvm/kvm arch/x86/kvm/kvm-amd; do
     mkdir -p "$root/modules"
@@ -103,8 +107,10 @@ for module in rng-core irqbypass ccp kvm kvm-amd; do
     [ ! -f /modules/\$module.ko ] || insmod /modules/\$module.ko
 done
 [ -c /dev/kvm ] || echo "outer: no /dev/kvm"
-/bin/under-test $arguments </dev/null
-echo "outer: status \$?"
+status=0
+[ ! -x /test_engine_kvm ] || /test_engine_kvm </dev/null || status=\$?
+[ \$status != 0 ] || { /bin/under-test $arguments </dev/null; status=\$?; }
+echo "outer: status \$status"
 poweroff -f
 INIT
 chmod +x "$root/init"

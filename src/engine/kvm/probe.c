@@ -275,8 +275,8 @@ static bool probe_judge(struct probe *p, int err, uint64_t sum, const struct kvm
 {
     struct kvm_regs regs = {0};
     if (err == -EINTR)
-        return refuse(p, "this /dev/kvm emulates: 64-bit kernel code had not ended after %.0f ms that needs %.1f ms on the CPU itself",
-                      (double)r->guest_ns / 1e6, (double)r->native_ns / 1e6);
+        return refuse(p, "this /dev/kvm only emulates: kernel code that takes the CPU %.1f ms had not ended after %.0f ms",
+                      (double)r->native_ns / 1e6, (double)r->guest_ns / 1e6);
     if (err)
         return refuse(p, "KVM does not run 64-bit kernel code: %s", strerror(-err));
     if (p->run->exit_reason != KVM_EXIT_IO || p->run->io.port != PROBE_PORT)
@@ -285,8 +285,8 @@ static bool probe_judge(struct probe *p, int err, uint64_t sum, const struct kvm
     if (ioctl(p->vcpu, KVM_GET_REGS, &regs) || regs.rax != sum)
         return refuse(p, "KVM runs 64-bit kernel code with paging wrongly");
     if (r->guest_ns > PROBE_MIN_NS && r->guest_ns > PROBE_SLOWDOWN * r->native_ns)
-        return refuse(p, "this /dev/kvm emulates: 64-bit kernel code took %.0f ms that needs %.1f ms on the CPU itself",
-                      (double)r->guest_ns / 1e6, (double)r->native_ns / 1e6);
+        return refuse(p, "this /dev/kvm only emulates: kernel code that takes the CPU %.1f ms took %.0f ms",
+                      (double)r->native_ns / 1e6, (double)r->guest_ns / 1e6);
     return true;
 }
 
