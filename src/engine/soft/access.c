@@ -176,7 +176,8 @@ struct site *new_site(struct translator *t, const struct insn *in, uint32_t *ind
     struct engine *e = t->engine;
     *index = e->n_sites++;
     struct site *s = &e->sites[*index];
-    *s = (struct site){ .block = t->b, .pc = in->pc, .len = in->d.length };
+    *s = (struct site){ .block = t->b, .pc = in->pc, .len = in->d.length,
+                        .mnemonic = (uint16_t)in->d.mnemonic };
     return s;
 }
 

@@ -51,8 +51,20 @@ static bool user_mode(const struct soft_vcpu *v) { return v->cpu.cpl == 3; }
 
 static uint64_t linear(const struct soft_vcpu *v, uint64_t gva) { return v->mode & MODE_64 ? gva : (uint32_t)gva; }
 
+/* The host address of [gva, gva+n) when the TLB has it, as translated code would find it. */
+static uint8_t *tlb_hit(const struct soft_vcpu *v, uint64_t gva, unsigned n, unsigned write)
+{
+    const struct tlb_entry *t = &v->tlb[v->mode & MODE_MMU][write][gva >> 12 & (TLB_SIZE - 1)];
+    return gva - t->tag <= 4096 - n ? (uint8_t *)t->host + (gva - t->tag) : NULL;
+}
+
 static int data_read(struct soft_vcpu *v, uint64_t gva, void *buf, unsigned n)
 {
+    const uint8_t *hit = tlb_hit(v, linear(v, gva), n, 0);
+    if (hit) {
+        cpu_copy(buf, hit, n);
+        return 0;
+    }
     if ((v->mode & MODE_64) && !(cpu_canonical(&v->cpu, gva) && cpu_canonical(&v->cpu, gva + n - 1)))
         return cpu_raise_error(&v->cpu, EXC_GP, 0);
     return cpu_read(&v->cpu, linear(v, gva), buf, n, user_mode(v));
@@ -60,6 +72,11 @@ static int data_read(struct soft_vcpu *v, uint64_t gva, void *buf, unsigned n)
 
 static int data_write(struct soft_vcpu *v, uint64_t gva, const void *buf, unsigned n)
 {
+    uint8_t *hit = tlb_hit(v, linear(v, gva), n, 1);
+    if (hit) {
+        cpu_copy(hit, buf, n);
+        return 0;
+    }
     if ((v->mode & MODE_64) && !(cpu_canonical(&v->cpu, gva) && cpu_canonical(&v->cpu, gva + n - 1)))
         return cpu_raise_error(&v->cpu, EXC_GP, 0);
     return cpu_write(&v->cpu, linear(v, gva), buf, n, user_mode(v));

@@ -34,18 +34,18 @@ static void tlb_insert(struct soft_vcpu *v, unsigned mmu, unsigned write, uint64
 
 static void note_large(struct soft_vcpu *v, uint64_t gva, const struct translation *tr)
 {
+    unsigned half = gva >> 63;
     if (tr->page_size >= 1u << 30)
-        v->large_bloom[1] |= 1ull << (gva >> 30 & 63);
+        v->large_bloom[half][1] |= 1ull << (gva >> 30 & 63);
     else if (tr->page_size > 4096)
-        v->large_bloom[0] |= 1ull << (gva >> 21 & 63);
+        v->large_bloom[half][0] |= 1ull << (gva >> 21 & 63);
 }
 
 /* Enters a RAM page into the TLBs that its permissions allow.  A page that holds translated code stays
  * out of the write TLB, and a clean one too, so that its dirty bit is set by the walk. */
-static void tlb_fill(struct soft_vcpu *v, uint64_t gva, const struct translation *tr, uint8_t *page)
+static void tlb_fill(struct soft_vcpu *v, unsigned mmu, uint64_t gva, const struct translation *tr, uint8_t *page)
 {
     struct engine *e = v->engine;
-    unsigned mmu = mmu_of(v);
     tlb_insert(v, mmu, 0, gva, page, tr->global);
     bool may_write = tr->dirty && (tr->writable || (mmu != MMU_USER && !(v->cpu.cr0 & CR0_WP)));
     if (may_write && !e->code_granules[tr->gpa >> 12])
@@ -286,7 +286,7 @@ const void *soft_slow(struct soft_vcpu *v)
             return slow_bounce(v, s, gva);
         return slow_resume(v, s, p.hva);
     }
-    tlb_fill(v, gva, &tr, p.hva - (gva & 4095));
+    tlb_fill(v, mmu_of(v), gva, &tr, p.hva - (gva & 4095));
     return slow_resume(v, s, p.hva);
 }
 
@@ -372,9 +372,9 @@ void soft_ibtc_insert(struct soft_vcpu *v, uint64_t gva, const struct block *b)
     t->tag = gva;
     t->entry = soft_code(v->engine, b->entry_indirect);
     struct itlb_entry *it = &v->itlb[mmu_of(v)][gva >> 12 & (ITLB_SIZE - 1)];
-    if (!(which && it->global))
+    if (!which || !it->global)
         dirty_add(&v->ibtc_dirty[which], i);
-    v->exec_bloom[gva >> 18 & 63] |= 1ull << (gva >> 12 & 63);
+    v->exec_bloom[gva >> 63][gva >> 18 & 63] |= 1ull << (gva >> 12 & 63);
     v->stats.ibtc_insert++;
 }
 
@@ -389,7 +389,8 @@ static void ibtc_clear(struct ibtc_entry *t)
 static void ibtc_flush(struct soft_vcpu *v, unsigned which, bool globals_too)
 {
     struct dirty_list *d = &v->ibtc_dirty[which];
-    if (globals_too || d->n > DIRTY_MAX) {
+    /* no user entry is global: their list is complete unless it overflowed */
+    if ((globals_too && which) || d->n > DIRTY_MAX) {
         for (unsigned i = 0; i < IBTC_SIZE; i++)
             if (v->ibtc[which][i].tag != TLB_INVALID)
                 ibtc_clear(&v->ibtc[which][i]);
@@ -398,6 +399,9 @@ static void ibtc_flush(struct soft_vcpu *v, unsigned which, bool globals_too)
             ibtc_clear(&v->ibtc[which][d->index[i]]);
     }
     d->n = 0;
+    if (which == 0)
+        for (unsigned i = 0; i < 64; i++)
+            v->exec_bloom[0][i] = 0;
 }
 
 void soft_ibtc_flush(struct soft_vcpu *v, unsigned which)
@@ -434,9 +438,10 @@ static void flush_all(struct cpu *cpu, bool globals_too)
     ibtc_flush(v, 1, globals_too);
     if (globals_too) {
         soft_unchain_cross(v->engine);
-        v->large_bloom[0] = v->large_bloom[1] = 0;
+        for (unsigned half = 0; half < 2; half++)
+            v->large_bloom[half][0] = v->large_bloom[half][1] = 0;
         for (unsigned i = 0; i < 64; i++)
-            v->exec_bloom[i] = 0;
+            v->exec_bloom[0][i] = v->exec_bloom[1][i] = 0;
     }
 }
 
@@ -457,7 +462,7 @@ static void flush_region(struct soft_vcpu *v, uint64_t gva, unsigned shift)
 
 static bool bloom_has(const struct soft_vcpu *v, uint64_t gva)
 {
-    return v->exec_bloom[gva >> 18 & 63] >> (gva >> 12 & 63) & 1;
+    return v->exec_bloom[gva >> 63][gva >> 18 & 63] >> (gva >> 12 & 63) & 1;
 }
 
 static void flush_page(struct cpu *cpu, uint64_t gva)
@@ -473,19 +478,21 @@ static void flush_page(struct cpu *cpu, uint64_t gva)
         if (v->itlb[mmu][x].tag == page)
             v->itlb[mmu][x].tag = TLB_INVALID;
     }
-    bool large = v->large_bloom[0] >> (gva >> 21 & 63) & 1, huge = v->large_bloom[1] >> (gva >> 30 & 63) & 1;
+    unsigned half = gva >> 63;
+    bool large = v->large_bloom[half][0] >> (gva >> 21 & 63) & 1, huge = v->large_bloom[half][1] >> (gva >> 30 & 63) & 1;
     if (huge)
         flush_region(v, gva, 30);
     else if (large)
         flush_region(v, gva, 21);
     /* code that was reached through this page, or straddles into it */
-    if (large || huge || bloom_has(v, gva) || bloom_has(v, gva - 4096)) {
-        ibtc_flush(v, 0, true);
-        ibtc_flush(v, 1, true);
-        soft_unchain_cross(v->engine);
-        for (unsigned k = 0; k < 64; k++)
-            v->exec_bloom[k] = 0;
-    }
+    if (!large && !huge && !bloom_has(v, gva) && !bloom_has(v, gva - 4096))
+        return;
+    ibtc_flush(v, half, true);
+    if (half == 0)
+        return; /* only code in global pages is chained across pages: the kernel's */
+    soft_unchain_cross(v->engine);
+    for (unsigned k = 0; k < 64; k++)
+        v->exec_bloom[1][k] = 0;
 }
 
 static void address_space_changed(struct cpu *cpu, bool keep)
@@ -531,7 +538,13 @@ static int translate(struct cpu *cpu, uint64_t gva, unsigned access, bool user, 
         }
     }
     v->stats.walks++;
-    return cpu_walk(cpu, gva, access, user, out);
+    int rc = cpu_walk(cpu, gva, access, user, out);
+    if (rc || kind == ACCESS_EXEC || user != out->user)
+        return rc;
+    uint8_t *hva = memory_hva(v->engine->config.memory, out->gpa & ~4095ull, 4096);
+    if (hva)
+        tlb_fill(v, user ? MMU_USER : MMU_KERNEL, gva, out, hva);
+    return 0;
 }
 
 const struct cpu_engine_ops soft_cpu_ops = {

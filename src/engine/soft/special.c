@@ -172,6 +172,33 @@ static void load_operand_into(struct translator *t, const struct insn *in, const
                               unsigned size);
 static void sp_far(struct translator *t, const struct insn *in);
 
+/* Pushes the address of the next instruction. */
+static void emit_push_pc(struct translator *t, const struct insn *in, unsigned size)
+{
+    choose_scratch(t, 0);
+    flags_guard(t, in);
+    struct tail tail;
+    tail_begin(&tail);
+    tail_restore_flags(t, &tail);
+    uint64_t pc = t->gva + in->pc + in->d.length;
+    if (size == 8 && (t->mode & MODE_FIXED_PC) && (int64_t)pc == (int32_t)pc) {
+        e_mem(&tail.e, 0xc7, true, 0, t->A, NO_REG, 0, 0);
+        e32(&tail.e, (uint32_t)pc);
+    } else {
+        struct emit hot = t->hot;
+        t->hot = tail.e;
+        emit_pc(t, t->B, in->pc + in->d.length);
+        tail.e = t->hot;
+        t->hot = hot;
+        if (size == 2)
+            e8(&tail.e, 0x66);
+        e_mem(&tail.e, 0x89, size == 8, t->B, t->A, NO_REG, 0, 0);
+    }
+    e_lea(&tail.e, code64(t), RSP, RSP, NO_REG, 0, -(int)size);
+    struct ea ea = { .base = RSP, .index = NO_REG, .disp = -(int)size, .segment = SS, .addr32 = !code64(t), .stack = true };
+    emit_access(t, in, &ea, SITE_WRITE, size, &tail);
+}
+
 static void sp_call(struct translator *t, const struct insn *in)
 {
     const ZydisDecodedOperand *op = &in->op[0];
@@ -181,42 +208,14 @@ static void sp_call(struct translator *t, const struct insn *in)
     }
     unsigned size = code64(t) ? 8 : in->d.operand_width / 8;
     if (op->type == ZYDIS_OPERAND_TYPE_IMMEDIATE) {
-        emit_pc(t, R9, in->pc + in->d.length);
-        /* the return address sits in r9 through the check: flags may not use it */
-        e_store(&t->hot, R9, SCRATCH_SLOT); /* cpu.rip is free here */
-        struct insn copy = *in;
-        choose_scratch(t, 0);
-        flags_guard(t, &copy);
-        struct tail tail;
-        tail_begin(&tail);
-        tail_restore_flags(t, &tail);
-        e_load(&tail.e, t->B, SCRATCH_SLOT);
-        if (size == 2)
-            e8(&tail.e, 0x66);
-        e_mem(&tail.e, 0x89, size == 8, t->B, t->A, NO_REG, 0, 0);
-        e_lea(&tail.e, code64(t), RSP, RSP, NO_REG, 0, -(int)size);
-        struct ea ea = { .base = RSP, .index = NO_REG, .disp = -(int)size, .segment = SS, .addr32 = !code64(t), .stack = true };
-        emit_access(t, in, &ea, SITE_WRITE, size, &tail);
+        emit_push_pc(t, in, size);
         end_direct(t, in, branch_target(t, in), -1);
         t->ended = true;
         return;
     }
     load_operand_into(t, in, op, R11, size);
     e_store(&t->hot, R11, VOFF(helper_ea));
-    emit_pc(t, R11, in->pc + in->d.length);
-    e_store(&t->hot, R11, SCRATCH_SLOT);
-    choose_scratch(t, 0);
-    flags_guard(t, in);
-    struct tail tail;
-    tail_begin(&tail);
-    tail_restore_flags(t, &tail);
-    e_load(&tail.e, t->B, SCRATCH_SLOT);
-    if (size == 2)
-        e8(&tail.e, 0x66);
-    e_mem(&tail.e, 0x89, size == 8, t->B, t->A, NO_REG, 0, 0);
-    e_lea(&tail.e, code64(t), RSP, RSP, NO_REG, 0, -(int)size);
-    struct ea ea = { .base = RSP, .index = NO_REG, .disp = -(int)size, .segment = SS, .addr32 = !code64(t), .stack = true };
-    emit_access(t, in, &ea, SITE_WRITE, size, &tail);
+    emit_push_pc(t, in, size);
     e_load(&t->hot, R11, VOFF(helper_ea));
     end_indirect(t);
 }
