@@ -30,8 +30,8 @@ man() {
     return $status
 }
 
-# SC2154: a variable that a sourced file sets.
-shell() { shellcheck -x -P "$top" -S warning -e SC2154 "${scripts[@]}"; }
+# SC2154, SC2115: a variable that a sourced file sets, and never empty.
+shell() { shellcheck -x -P "$top" -S warning -e SC2154,SC2115 "${scripts[@]}"; }
 
 cppcheck_() {
     cppcheck --quiet --error-exitcode=1 --std=c11 --enable=warning,performance,portability --inline-suppr \

@@ -30,6 +30,7 @@ one_sentence() { [ "$(wc -l <"$work/err")" = 1 ] && grep -q '^guise: ' "$work/er
 
 # NAME SENTENCE ARGS...: refused with status 2, one sentence, nothing on stdout
 refused() {
+    # shellcheck disable=SC2034 # used by eval
     local name=$1 sentence=$2
     shift 2
     run "$@"
