@@ -119,7 +119,8 @@ static uint64_t read_locked(struct bus *bus, enum bus_space space, uint64_t addr
     struct bus_range *r = find(bus, space, addr, size);
     if (r) {
         r->reads++;
-        uint64_t value = r->ops->read ? r->ops->read(r->opaque, addr - r->base, size) & size_mask(size) : size_mask(size);
+        uint64_t value = r->ops->read ? r->ops->read(r->opaque, addr - r->base, size) : UINT64_MAX;
+        value &= size_mask(size);
         if (bus->trace)
             bus->trace(bus->trace_opaque, r, false, addr - r->base, value, size);
         return value;

@@ -45,7 +45,8 @@ struct bus {
     void (*dma_dirty)(void *opaque, uint64_t gpa, uint64_t len);
     void *dma_dirty_opaque;
     /* Called after each access that reached a device, lock held; NULL unless accesses are logged. */
-    void (*trace)(void *opaque, const struct bus_range *range, bool write, uint64_t offset, uint64_t value, unsigned size);
+    void (*trace)(void *opaque, const struct bus_range *range, bool write, uint64_t offset, uint64_t value,
+                  unsigned size);
     void *trace_opaque;
 };
 

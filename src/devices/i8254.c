@@ -23,7 +23,7 @@ struct channel {
     uint8_t latched;      /* bytes of `latch` still to be read: 0, 1 or 2 */
     uint8_t status_latched, status;
     uint8_t read_high, write_high, write_low; /* ACCESS_BOTH: which byte is next; low byte held */
-    uint32_t held;        /* what the counter shows while the gate is low in modes 0, 2, 3, 4 */
+    uint64_t held_ticks;  /* how far it had counted when the gate went low (modes 0, 2, 3, 4) */
     uint8_t stopped;
 };
 
@@ -49,6 +49,8 @@ static uint64_t ticks_to_ns(uint64_t ticks)
 
 static uint64_t channel_ticks(const struct channel *c, uint64_t now)
 {
+    if (c->stopped)
+        return c->held_ticks;
     return now <= c->load_ns ? 0 : (uint64_t)((unsigned __int128)(now - c->load_ns) * I8254_HZ / NS_PER_S);
 }
 
@@ -67,8 +69,6 @@ static uint32_t channel_count(const struct channel *c, uint64_t now)
 {
     if (!c->loaded)
         return 0;
-    if (c->stopped)
-        return c->held;
     if (!c->triggered)
         return c->reload % channel_modulus(c);
     uint64_t t = channel_ticks(c, now);
@@ -86,10 +86,9 @@ static bool channel_out(const struct channel *c, uint64_t now)
 {
     if (!c->loaded || !c->triggered)
         return c->mode != 0;
-    uint64_t t = c->stopped ? 0 : channel_ticks(c, now);
+    uint64_t t = channel_ticks(c, now);
     switch (c->mode) {
     case 0:
-        return c->stopped ? c->held == 0 : t >= c->reload;
     case 1:
         return t >= c->reload;
     case 2:
@@ -182,7 +181,7 @@ static void channel_load(struct channel *c, uint16_t value, uint64_t now)
     c->loaded = 1;
     c->triggered = c->mode != 1 && c->mode != 5;
     c->stopped = c->triggered && !c->gate;
-    c->held = c->reload;
+    c->held_ticks = 0;
 }
 
 static void count_write(struct i8254 *s, unsigned n, uint8_t byte)
@@ -293,14 +292,14 @@ static void set_gate(struct channel *c, bool level, uint64_t now)
     if (level == c->gate)
         return;
     if (!level && channel_running(c) && c->mode != 1 && c->mode != 5) {
-        c->held = channel_count(c, now);
+        c->held_ticks = channel_ticks(c, now);
         c->stopped = 1;
     }
     c->gate = level;
     if (!level || !c->loaded)
         return;
     if (c->stopped && (c->mode == 0 || c->mode == 4)) /* counting goes on where it was held */
-        c->load_ns = now - ticks_to_ns(c->reload > c->held ? c->reload - c->held : 0);
+        c->load_ns = now - ticks_to_ns(c->held_ticks);
     else
         c->load_ns = now;
     c->triggered = 1;

@@ -58,7 +58,8 @@ static inline struct board *board_create(const struct device_class *class, const
     assert_int_equal(loop_create(&b->loop, &b->bus->lock), 0);
     for (unsigned i = 0; i < 24; i++)
         b->line[i] = (struct irq_line){board_set_irq, b, i};
-    b->env = (struct device_env){.bus = b->bus, .loop = b->loop, .isa_irq = b->line, .event = board_event, .event_opaque = b};
+    b->env = (struct device_env){
+        .bus = b->bus, .loop = b->loop, .isa_irq = b->line, .event = board_event, .event_opaque = b};
     loop_timer_init(&b->stop, board_stop, b);
     b->device = (struct device){.name = class ? class->type : NULL, .class = class};
     if (class)

@@ -1,3 +1,4 @@
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <unistd.h>
@@ -493,6 +494,79 @@ static void a_restored_timer_goes_on(void **state)
     board_destroy(b);
 }
 
+/*
+ * Two vCPU threads that only look at their APIC when REQ_IRQ says so, as a vCPU does, and interrupt
+ * each other in turns while the loop's thread fires their deadlines.  A lost request would hang them.
+ */
+enum { ROUNDS = 5000 };
+struct vcpu {
+    unsigned i;
+    unsigned ipis, timers;
+    struct board *b;
+};
+
+static bool vcpu_step(struct vcpu *v)
+{
+    if (!(atomic_fetch_and(&cpu[v->i].request, ~(uint32_t)REQ_IRQ) & REQ_IRQ) || !pending(v->i))
+        return false;
+    int vector = acknowledge(v->i);
+    if (vector < 0)
+        return false;
+    wrmsr(v->i, 0x80b, 0);
+    if (vector == 0xec) {
+        v->timers++;
+        wrmsr(v->i, 0x6e0, guest_tsc(v->i) + cpu[v->i].tsc_khz / 50); /* 20 us */
+    }
+    v->ipis += vector == 0x42;
+    return vector == 0x42;
+}
+
+static void *vcpu_run(void *opaque)
+{
+    struct vcpu *v = opaque;
+    bus_set_initiator(v->b->bus, v->i);
+    wrmsr(v->i, 0x832, 0x40000 | 0xec);
+    wrmsr(v->i, 0x6e0, 1);
+    if (v->i == 0)
+        wrmsr(0, 0x830, 1ull << 32 | 0x42);
+    uint64_t give_up = clock_ns() + 20000000000ull;
+    while ((v->ipis < ROUNDS || v->timers < 20) && clock_ns() < give_up) {
+        if (vcpu_step(v))
+            wrmsr(v->i, 0x830, (uint64_t)!v->i << 32 | 0x42);
+        else
+            sched_yield();
+    }
+    wrmsr(v->i, 0x6e0, 0);
+    return NULL;
+}
+
+static void *loop_thread(void *opaque)
+{
+    struct board *b = opaque;
+    loop_run(b->loop);
+    return NULL;
+}
+
+static void threads_lose_no_interrupt(void **state)
+{
+    struct board *b = lapic_board(false);
+    struct vcpu v[2] = {{0, 0, 0, b}, {1, 0, 0, b}};
+    pthread_t thread[2], loop;
+    enable_x2apic();
+    pthread_create(&loop, NULL, loop_thread, b);
+    for (unsigned i = 0; i < 2; i++)
+        pthread_create(&thread[i], NULL, vcpu_run, &v[i]);
+    for (unsigned i = 0; i < 2; i++)
+        pthread_join(thread[i], NULL);
+    loop_stop(b->loop);
+    pthread_join(loop, NULL);
+    for (unsigned i = 0; i < 2; i++) {
+        assert_true(v[i].ipis >= ROUNDS);
+        assert_true(v[i].timers >= 20);
+    }
+    board_destroy(b);
+}
+
 static void garbage(void **state)
 {
     struct board *b = lapic_board(true);
@@ -536,6 +610,7 @@ int main(void)
         cmocka_unit_test(one_shot_and_periodic),
         cmocka_unit_test(tsc_deadline),
         cmocka_unit_test(a_restored_timer_goes_on),
+        cmocka_unit_test(threads_lose_no_interrupt),
         cmocka_unit_test(garbage),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

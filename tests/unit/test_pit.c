@@ -104,6 +104,12 @@ static void channel_2_times_by_its_gate(void **state)
     usleep(2000);
     assert_int_equal(latched(b, 2), one);
     assert_false(inb(b, 0x61) & 0x20);
+    outb(b, 0x61, 1); /* and goes on where it was */
+    usleep(2000);
+    assert_true(inb(b, 0x61) & 0x20);
+    outb(b, 0x61, 0);
+    outb(b, 0x61, 1);
+    assert_true(inb(b, 0x61) & 0x20); /* the end of the count stays reached */
     board_destroy(b);
 }
 

@@ -2,7 +2,8 @@
 
 #include "devices/uart16550.h"
 
-enum { RBR = 0x3f8, IER = 0x3f9, IIR = 0x3fa, FCR = 0x3fa, LCR = 0x3fb, MCR = 0x3fc, LSR = 0x3fd, MSR = 0x3fe, SCR = 0x3ff };
+enum { RBR = 0x3f8, IER = 0x3f9, IIR = 0x3fa, FCR = 0x3fa, LCR = 0x3fb, MCR = 0x3fc, LSR = 0x3fd,
+       MSR = 0x3fe, SCR = 0x3ff };
 
 static char written[100000];
 static size_t n_written, n_calls;
