@@ -9,7 +9,7 @@ const char *const mem_mode_name[MEM_MODES] = {
 };
 
 /* An address for an access of `size` bytes. */
-uint64_t target_pick(struct rng *r, enum mem_mode mode, unsigned size)
+static uint64_t target_any(struct rng *r, enum mem_mode mode, unsigned size)
 {
     if (size == 0 || size > 2048)
         size = 8;
@@ -45,9 +45,20 @@ uint64_t target_pick(struct rng *r, enum mem_mode mode, unsigned size)
     }
 }
 
-uint64_t code_place(struct rng *r, unsigned len)
+/* 32-bit code reaches neither high addresses nor non-canonical ones: other edges take their places. */
+uint64_t target_pick(struct rng *r, enum mem_mode mode, unsigned size, bool compat)
 {
-    uint64_t base = rng_percent(r, 70) ? CODE_LOW : CODE_HIGH;
+    uint64_t t = target_any(r, mode, size);
+    if (!compat || t < 0x100000000ull)
+        return t;
+    if (mode == MEM_NONCANONICAL) /* the end of the segment */
+        return 0xffffffffull - rng_below(r, size ? size : 1);
+    return mode == MEM_CODE ? t - CODE_HIGH + CODE_LOW : t - DATA_HIGH + DATA_STACK;
+}
+
+uint64_t code_place(struct rng *r, unsigned len, bool compat)
+{
+    uint64_t base = compat || rng_percent(r, 70) ? CODE_LOW : CODE_HIGH;
     unsigned c = rng_below(r, 16);
     if (c == 0 && len > 1) /* the instruction straddles the pages */
         return base + PAGE - 1 - rng_below(r, len - 1);
@@ -76,22 +87,24 @@ static void put_disp(struct operands *o, struct rng *r, unsigned len)
     memcpy(o->disp, &v, 4);
 }
 
-static void choose_memory(struct operands *o, const struct form *f, struct rng *r, enum mem_mode mode)
+static void choose_memory(struct operands *o, const struct form *f, struct rng *r, enum mem_mode mode, bool compat)
 {
-    unsigned kind = rng_below(r, 16), base = rng_below(r, 16), index = rng_below(r, 16);
+    unsigned kind = rng_below(r, 16), regs = compat ? 8 : 16, base = rng_below(r, regs), index = rng_below(r, regs);
     uint8_t reg = o->modrm & 0x38;
     o->modrm = reg;
     if (kind == 15 && !f->vsib) { /* rip-relative; the displacement comes when the length is known */
-        o->modrm |= 5, o->rip = true, o->disp_len = 4;
+        uint32_t v = (uint32_t)target_pick(r, mode, f->mem_size, compat);
+        memcpy(o->disp, &v, 4); /* absolute in 32-bit code */
+        o->modrm |= 5, o->rip = !compat, o->disp_len = 4;
         return;
     }
     if (kind == 14) { /* no base */
-        uint32_t v = kind == 14 && index == 4 && !f->vsib ? (uint32_t)target_pick(r, mode, f->mem_size) : rng_below(r, 65536);
+        uint32_t v = kind == 14 && index == 4 && !f->vsib ? (uint32_t)target_pick(r, mode, f->mem_size, compat) : rng_below(r, 65536);
         o->modrm |= 4, o->sib_used = true, o->disp_len = 4;
         memcpy(o->disp, &v, 4);
         o->sib = (uint8_t)(rng_below(r, 4) << 6 | (index & 7) << 3 | 5);
         o->x = index & 8;
-        o->v2 = f->vsib && rng_percent(r, 50);
+        o->v2 = f->vsib && !compat && rng_percent(r, 50);
         return;
     }
     unsigned disp = rng_below(r, 3); /* mod */
@@ -106,48 +119,48 @@ static void choose_memory(struct operands *o, const struct form *f, struct rng *
         o->modrm |= 4, o->sib_used = true;
         o->sib = (uint8_t)(rng_below(r, 4) << 6 | (index & 7) << 3 | (base & 7));
         o->x = index & 8;
-        o->v2 = f->vsib && rng_percent(r, 50);
+        o->v2 = f->vsib && !compat && rng_percent(r, 50);
     }
     o->modrm |= disp << 6;
     put_disp(o, r, disp == 0 ? 0 : disp == 1 ? 1 : 4);
 }
 
-static void choose_operands(struct operands *o, const struct form *f, struct rng *r, enum mem_mode mode)
+static void choose_operands(struct operands *o, const struct form *f, struct rng *r, enum mem_mode mode, bool compat)
 {
     *o = (struct operands){.w = f->w, .modrm = f->modrm, .vvvv = 15};
-    bool high = rng_percent(r, 60); /* r8 and up, xmm8 and up */
+    bool high = !compat && rng_percent(r, 60); /* r8 and up, xmm8 and up */
     if (f->has_modrm && f->reg_free) {
         o->modrm = (uint8_t)((o->modrm & 0xc7) | rng_below(r, 8) << 3);
         o->r = high && rng_percent(r, 60);
-        o->r2 = rng_percent(r, 30);
+        o->r2 = !compat && rng_percent(r, 30);
     }
     if (f->is_mem) {
-        choose_memory(o, f, r, mode);
-        if (rng_percent(r, 12))
+        choose_memory(o, f, r, mode, compat);
+        if (!compat && rng_percent(r, 12)) /* 67h would change the meaning of ModRM in 32-bit code */
             o->a32 = true;
         if (rng_percent(r, 16))
             o->segment = rng_percent(r, 50) ? 0x64 : 0x65;
     } else if (f->has_modrm && f->rm_free) {
         o->modrm = (uint8_t)((o->modrm & 0xf8) | rng_below(r, 8));
         o->b = high && rng_percent(r, 60);
-        o->x = f->encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX && rng_percent(r, 30);
+        o->x = !compat && f->encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX && rng_percent(r, 30);
     } else if (f->opcode_reg) {
         o->b = high && rng_percent(r, 60);
     }
     if (f->vvvv_free) {
-        o->vvvv = rng_below(r, 16);
-        if (!f->vsib)
+        o->vvvv = (uint8_t)(rng_below(r, 16) | (compat ? 8 : 0));
+        if (!f->vsib && !compat)
             o->v2 = rng_percent(r, 30);
     }
-    if (!f->has_modrm && f->disp && rng_percent(r, 12))
+    if (!f->has_modrm && f->disp && !compat && rng_percent(r, 12))
         o->a32 = true;
     if (rng_percent(r, 4)) /* redundant ones too */
         o->segment = "\x2e\x36\x3e\x26\x64\x65"[rng_below(r, 6)];
-    if (f->mem_size && !f->has_modrm && rng_percent(r, 8))
+    if (f->mem_size && !f->has_modrm && !f->disp && rng_percent(r, 8))
         o->a32 = true; /* string operations, xlat, push: esi, edi, ecx */
 }
 
-static unsigned put_legacy(const struct form *f, const struct operands *o, struct rng *r, uint8_t *out)
+static unsigned put_legacy(const struct form *f, const struct operands *o, struct rng *r, uint8_t *out, bool compat)
 {
     unsigned n = 0;
     uint8_t prefix[15], count = 0;
@@ -163,14 +176,14 @@ static unsigned put_legacy(const struct form *f, const struct operands *o, struc
         prefix[count++] = o->segment;
     if (rng_percent(r, 4)) /* prefix soup: whatever still decodes to the form */
         for (unsigned more = 1 + rng_below(r, 5); more--;)
-            prefix[count++] = "\x2e\x36\x3e\x26\x66\xf2\xf3\x67\x48\x41"[rng_below(r, 10)];
+            prefix[count++] = "\x2e\x36\x3e\x26\x66\xf2\xf3\x67\x48\x41"[rng_below(r, compat ? 7 : 10)];
     while (count) { /* in any order */
         unsigned k = rng_below(r, count);
         out[n++] = prefix[k];
         prefix[k] = prefix[--count];
     }
     uint8_t rex = (uint8_t)(o->w << 3 | o->r << 2 | o->x << 1 | o->b);
-    if (rex || rng_percent(r, 15))
+    if (!compat && (rex || rng_percent(r, 15)))
         out[n++] = 0x40 | rex;
     if (f->map)
         out[n++] = 0x0f;
@@ -212,7 +225,7 @@ static uint64_t near_data(struct rng *r, uint64_t addr, enum mem_mode mode, unsi
         MEM_HIGH, MEM_HIGH, MEM_HIGH_CROSS, MEM_CODE, MEM_CODE, MEM_HIGH_CROSS_NONE, MEM_HIGH_CROSS_NONE,
         MEM_HIGH_CROSS_NONE, MEM_HIGH_CROSS_NONE, MEM_HIGH, MEM_HIGH_CROSS, MEM_HIGH_CROSS_NONE, MEM_CODE,
     };
-    uint64_t t = target_pick(r, addr >= CODE_HIGH ? high[mode] : mode, size);
+    uint64_t t = target_pick(r, addr >= CODE_HIGH ? high[mode] : mode, size, false);
     int64_t delta = (int64_t)(t - addr);
     if (delta != (int32_t)delta || (addr < CODE_HIGH) != (t < 0x100000000ull))
         t = addr < CODE_HIGH ? DATA_LOW + rng_below(r, 8192) : DATA_HIGH + rng_below(r, 8192);
@@ -224,8 +237,8 @@ unsigned form_encode(const struct forms *f, const struct form *form, struct rng 
 {
     struct operands o;
     struct insn i;
-    choose_operands(&o, form, r, mode);
-    unsigned n = form->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY ? put_legacy(form, &o, r, out)
+    choose_operands(&o, form, r, mode, f->compat);
+    unsigned n = form->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY ? put_legacy(form, &o, r, out, f->compat)
                                                                     : put_vector(form, &o, r, out);
     unsigned disp_at = 0;
     if (form->has_modrm) {
@@ -236,7 +249,7 @@ unsigned form_encode(const struct forms *f, const struct form *form, struct rng 
         memcpy(out + n, o.disp, 4);
         n += o.disp_len;
     } else if (form->disp) {
-        uint64_t t = target_pick(r, mode, form->mem_size);
+        uint64_t t = target_pick(r, mode, form->mem_size, f->compat);
         memcpy(out + n, &t, 8);
         n += o.a32 ? 4 : form->disp;
     }

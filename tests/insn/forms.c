@@ -64,6 +64,7 @@ static const struct {
     {ZYDIS_MNEMONIC_SGDT, OUT_UMIP}, {ZYDIS_MNEMONIC_SIDT, OUT_UMIP}, {ZYDIS_MNEMONIC_SLDT, OUT_UMIP},
     {ZYDIS_MNEMONIC_STR, OUT_UMIP}, {ZYDIS_MNEMONIC_SMSW, OUT_UMIP},
     {ZYDIS_MNEMONIC_LFS, OUT_SEGMENT}, {ZYDIS_MNEMONIC_LGS, OUT_SEGMENT}, {ZYDIS_MNEMONIC_LSS, OUT_SEGMENT},
+    {ZYDIS_MNEMONIC_LDS, OUT_SEGMENT}, {ZYDIS_MNEMONIC_LES, OUT_SEGMENT},
 };
 
 bool insn_decode(const ZydisDecoder *d, const void *bytes, size_t len, struct insn *out)
@@ -228,16 +229,18 @@ static int forms_add(struct forms *f, const struct form *form)
 static int try_template(struct forms *f, const struct form *t, uint8_t *bytes, unsigned len, struct insn *i)
 {
     memset(bytes + len, 0, 16);
-    if (!insn_decode(&f->decoder, bytes, len + 16, i))
+    if (!insn_decode(&f->decoder, bytes, len + 16, i) || i->i.encoding != t->encoding)
         return 0;
     struct form form = *t;
     form_describe(&form, i, bytes);
     return forms_add(f, &form) ? -ENOMEM : 1;
 }
 
-static bool is_prefix(uint8_t opcode)
+static bool is_prefix(uint8_t opcode, bool compat)
 {
-    return (opcode & 0xe7) == 0x26 || (opcode & 0xf0) == 0x40 || (opcode >= 0x64 && opcode <= 0x67) || opcode == 0xf0 ||
+    if (compat && opcode == 0x62)
+        return false; /* bound */
+    return (opcode & 0xe7) == 0x26 || (!compat && (opcode & 0xf0) == 0x40) || (opcode >= 0x64 && opcode <= 0x67) || opcode == 0xf0 ||
            opcode == 0xf2 || opcode == 0xf3 || opcode == 0x0f || opcode == 0xc4 || opcode == 0xc5 || opcode == 0x62;
 }
 
@@ -272,7 +275,7 @@ static int walk_legacy(struct forms *f)
     static const uint8_t maps[4][3] = {{0}, {0x0f}, {0x0f, 0x38}, {0x0f, 0x3a}};
     static const uint8_t map_len[4] = {0, 1, 2, 2}, reps[3] = {0, 0xf2, 0xf3};
     for (unsigned n = 0; n < 4 * 3 * 2 * 2 * 2 * 256; n++) {
-        struct form t = {0};
+        struct form t = {.encoding = ZYDIS_INSTRUCTION_ENCODING_LEGACY};
         t.opcode = n & 255;
         t.map = n >> 8 & 3;
         t.p66 = n >> 10 & 1;
@@ -280,7 +283,7 @@ static int walk_legacy(struct forms *f)
         t.lock = n >> 12 & 1;
         t.rep = reps[n >> 13];
         bool escape = t.map == 1 && (t.opcode == 0x38 || t.opcode == 0x3a || t.opcode == 0x0f);
-        if ((t.map == 0 && is_prefix(t.opcode)) || escape || (t.lock && t.map > 1))
+        if ((t.map == 0 && is_prefix(t.opcode, f->compat)) || escape || (t.lock && t.map > 1) || (t.w && f->compat))
             continue; /* 0F 0F is 3DNow!, which no CPU that guise runs on has */
         uint8_t head[12];
         unsigned len = 0;
@@ -305,7 +308,8 @@ static int walk_legacy(struct forms *f)
 static int walk_vex(struct forms *f)
 {
     for (unsigned n = 0; n < 3 * 4 * 2 * 2 * 256; n++) {
-        struct form t = {.opcode = n & 255, .w = n >> 8 & 1, .l = n >> 9 & 1, .pp = n >> 10 & 3, .map = (uint8_t)(1 + (n >> 12))};
+        struct form t = {.opcode = n & 255, .w = n >> 8 & 1, .l = n >> 9 & 1, .pp = n >> 10 & 3,
+                         .map = (uint8_t)(1 + (n >> 12)), .encoding = ZYDIS_INSTRUCTION_ENCODING_VEX};
         uint8_t head[4] = {0xc4, 0xe0 | t.map, (uint8_t)(t.w << 7 | 0x78 | t.l << 2 | t.pp), t.opcode};
         int r = walk_modrm(f, &t, head, 4, true);
         if (r)
@@ -318,7 +322,8 @@ static int walk_evex(struct forms *f)
 {
     static const uint8_t maps[] = {1, 2, 3, 5, 6};
     for (unsigned n = 0; n < 5 * 4 * 2 * 4 * 256; n++) {
-        struct form t = {.opcode = n & 255, .w = n >> 8 & 1, .l = n >> 9 & 3, .pp = n >> 11 & 3, .map = maps[n >> 13]};
+        struct form t = {.opcode = n & 255, .w = n >> 8 & 1, .l = n >> 9 & 3, .pp = n >> 11 & 3, .map = maps[n >> 13],
+                         .encoding = ZYDIS_INSTRUCTION_ENCODING_EVEX};
         for (unsigned x = 0; x < 8; x++) {
             t.b = x & 1, t.z = x >> 1 & 1, t.aaa = x >> 2;
             if (t.z && !t.aaa)
@@ -351,10 +356,12 @@ static void decoder_init(ZydisDecoder *d)
     ZydisDecoderEnableMode(d, ZYDIS_DECODER_MODE_TZCNT, b7 >> 3 & 1);
 }
 
-int forms_enumerate(struct forms *f)
+int forms_enumerate(struct forms *f, bool compat)
 {
     memset(f, 0, sizeof *f);
-    if (ZYAN_FAILED(ZydisDecoderInit(&f->decoder, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64)))
+    f->compat = compat;
+    if (ZYAN_FAILED(ZydisDecoderInit(&f->decoder, compat ? ZYDIS_MACHINE_MODE_LONG_COMPAT_32 : ZYDIS_MACHINE_MODE_LONG_64,
+                                     compat ? ZYDIS_STACK_WIDTH_32 : ZYDIS_STACK_WIDTH_64)))
         return -EINVAL;
     decoder_init(&f->decoder);
     int r = walk_legacy(f);

@@ -93,8 +93,9 @@ static void build_paging(struct guest *g, unsigned user)
 
 static void build_tables(struct guest *g)
 {
-    /* The selectors that Linux gives user programs, 0x33 and 0x2b, and a kernel's. */
+    /* The selectors that Linux gives user programs, 0x33, 0x23 and 0x2b, and a kernel's. */
     uint64_t *gdt = ram64(g, GDT_GPA), tss = SYSTEM_GVA + TSS_GPA;
+    gdt[4] = 0x00cffb000000ffff; /* 32-bit user code */
     gdt[2] = 0x00af9b000000ffff, gdt[3] = 0x00cf93000000ffff;
     gdt[5] = 0x00cff3000000ffff, gdt[6] = 0x00affb000000ffff;
     gdt[8] = 0x67 | (tss & 0xffffff) << 16 | 0x8bull << 40 | (tss >> 24 & 0xff) << 56;
@@ -105,18 +106,25 @@ static void build_tables(struct guest *g)
     for (unsigned v = 0; v < 256; v++) {
         uint64_t to = SYSTEM_GVA + STUB_GPA + v * STUB_SPACING;
         uint64_t *gate = ram64(g, IDT_GPA + v * 16);
-        gate[0] = (to & 0xffff) | 0x10u << 16 | 1ull << 32 | (v == 3 ? 0xeeull : 0x8eull) << 40 | (to >> 16 & 0xffff) << 48;
+        gate[0] = (to & 0xffff) | 0x10u << 16 | 1ull << 32 | (v == 3 || v == 4 ? 0xeeull : 0x8eull) << 40 | (to >> 16 & 0xffff) << 48;
         gate[1] = to >> 32;
         g->memory->base[STUB_GPA + v * STUB_SPACING] = 0xf4; /* hlt */
     }
 }
 
-static void set_cpl(struct guest *g, unsigned cpl)
+static uint16_t code_selector(const struct guest *g, const struct test *t)
+{
+    return t && t->compat ? 0x23 : g->cpl == 3 ? 0x33 : 0x10;
+}
+
+/* t NULL: 64-bit code. */
+static void set_cpl(struct guest *g, unsigned cpl, const struct test *t)
 {
     struct cpu *c = g->cpu;
-    bool user = cpl == 3;
+    bool user = cpl == 3, compat = t && t->compat;
     g->cpl = cpl;
-    c->seg[CS] = (struct segment){user ? 0x33 : 0x10, user ? 0xafb : 0xa9b, 0xffffffff, 0};
+    c->seg[CS] = (struct segment){code_selector(g, t), compat ? 0xcfb : user ? 0xafb : 0xa9b, 0xffffffff, 0};
+    c->seg[DS] = c->seg[ES] = compat ? (struct segment){0x2b, 0xcf3, 0xffffffff, 0} : (struct segment){0};
     c->seg[SS] = (struct segment){user ? 0x2b : 0x18, user ? 0xcf3 : 0xc93, 0xffffffff, 0};
     c->cpl = (uint8_t)cpl;
 }
@@ -143,7 +151,7 @@ static void enter_level(struct guest *g, unsigned cpl)
 {
     struct cpu *c = g->cpu;
     c->cr3 = g->cr3[cpl == 3];
-    set_cpl(g, cpl);
+    set_cpl(g, cpl, NULL);
     if (c->ops && c->ops->tlb_flush_all)
         c->ops->tlb_flush_all(c, true);
     if (c->ops && c->ops->mode_changed)
@@ -201,7 +209,7 @@ static void code_write(struct guest *g, const struct test *t, bool back)
 
 static bool has_error_code(unsigned vector) { return 1u << (vector & 31) & 0x227d00; }
 
-static void collect(struct guest *g, struct result *r)
+static void collect(struct guest *g, const struct test *t, struct result *r)
 {
     struct cpu *c = g->cpu;
     uint64_t stub = c->rip - (SYSTEM_GVA + STUB_GPA);
@@ -222,7 +230,7 @@ static void collect(struct guest *g, struct result *r)
     r->cr2 = r->vector == EXC_PF ? c->cr2 : 0;
     memcpy(r->out.xstate, g->fpu, g->layout->size);
     r->status = RUN_OK;
-    if (frame[1] != (g->cpl == 3 ? 0x33u : 0x10u) || frame[4] != (g->cpl == 3 ? 0x2bu : 0x18u)) {
+    if (frame[1] != code_selector(g, t) || frame[4] != (g->cpl == 3 ? 0x2bu : 0x18u)) {
         r->status = RUN_ODD;
         snprintf(r->note, sizeof r->note, "frame holds cs %#llx ss %#llx", (unsigned long long)frame[1], (unsigned long long)frame[4]);
     }
@@ -255,7 +263,7 @@ static void run_test(struct guest *g, const struct test *t, struct result *r)
     c->rip = t->in.rip;
     c->rflags = (uint32_t)t->in.rflags;
     c->cr2 = 0, c->halted = 0, c->irq_shadow = 0, c->nmi_blocked = 0, c->delivering = 0;
-    set_cpl(g, g->cpl);
+    set_cpl(g, g->cpl, t);
     c->seg[FS].base = t->in.fs_base, c->seg[GS].base = t->in.gs_base;
     memcpy(g->fpu, t->in.xstate, 464); /* not the words beyond, which are the engine's or reserved */
     memcpy(g->fpu + 512, t->in.xstate + 512, g->layout->size - 512);
@@ -263,7 +271,7 @@ static void run_test(struct guest *g, const struct test *t, struct result *r)
     r->note[0] = 0;
     enum engine_exit exit = g->ops->run(g->engine, 0, error);
     if (exit == ENGINE_EXIT_HALT) {
-        collect(g, r);
+        collect(g, t, r);
     } else {
         r->status = exit == ENGINE_EXIT_REQUEST ? RUN_TIMEOUT : RUN_ODD;
         snprintf(r->note, sizeof r->note, "exit %s at rip %#llx%s%.40s", ends[exit], (unsigned long long)c->rip, *error ? ": " : "", error);

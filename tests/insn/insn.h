@@ -77,6 +77,7 @@ struct test {
     uint8_t len;
     uint8_t kind, mode;
     bool cpl3_only;
+    bool compat; /* 32-bit code in compatibility mode; else 64-bit */
     uint64_t seed;
     uint32_t form; /* index, or UINT32_MAX */
     uint64_t undefined_flags;
@@ -176,8 +177,9 @@ struct forms {
     uint32_t n, max;
     uint32_t *hash;
     ZydisDecoder decoder;
+    bool compat;
 };
-int forms_enumerate(struct forms *f);
+int forms_enumerate(struct forms *f, bool compat);
 void forms_free(struct forms *f);
 bool insn_decode(const ZydisDecoder *d, const void *bytes, size_t len, struct insn *out);
 enum left_out insn_left_out(const struct insn *i);
@@ -191,17 +193,17 @@ enum mem_mode {
     MEM_NONCANONICAL, MEM_HIGH, MEM_HIGH_CROSS, MEM_HIGH_CROSS_NONE, MEM_CODE, MEM_MODES,
 };
 extern const char *const mem_mode_name[MEM_MODES];
-uint64_t target_pick(struct rng *r, enum mem_mode mode, unsigned size);
+uint64_t target_pick(struct rng *r, enum mem_mode mode, unsigned size, bool compat);
 /* One instance of a form for address addr; its length, or 0 when the choices do not decode to it. */
 unsigned form_encode(const struct forms *f, const struct form *form, struct rng *r, uint64_t addr, enum mem_mode mode,
                      uint8_t *out);
 /* Where to put code of length len: mostly anywhere, sometimes across the page boundary or at the end. */
-uint64_t code_place(struct rng *r, unsigned len);
+uint64_t code_place(struct rng *r, unsigned len, bool compat);
 unsigned sequence_encode(const struct forms *f, struct rng *r, uint64_t addr, uint8_t *out);
 unsigned invalid_encode(const struct forms *f, struct rng *r, uint64_t addr, uint8_t *out);
 
 /* ---- state.c -------------------------------------------------------------------------------------- */
-/* Fills everything of t but addr, code, len, kind, mode, seed and form, which are its input.
+/* Fills everything of t but addr, code, len, kind, mode, compat, seed and form, which are its input.
  * false: an instruction in it is left out. */
 bool test_fill(struct test *t, const ZydisDecoder *d, const struct xstate_layout *l);
 

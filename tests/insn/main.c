@@ -3,7 +3,8 @@
  *
  *      insn-diff [--engine soft|native] [--seed N] [--rounds N] [--sequences N] [--invalid N]   fixed amount
  *      insn-diff --fuzz [--seconds N] [--seed N]                                                until stopped
- *      insn-diff --one SPEC [--cpl 0|3]                                                         one failing case again
+ *      insn-diff --one SPEC                                                                     one failing case again
+ *      ... --bits 32                                                                            compatibility mode
  */
 #include <getopt.h>
 #include <inttypes.h>
@@ -19,7 +20,7 @@ struct options {
     const struct backend *engine;
     uint64_t seed;
     unsigned rounds, sequences, invalid, seconds, show;
-    bool fuzz, left_out;
+    bool fuzz, left_out, compat;
     const char *one, *only;
 };
 
@@ -123,8 +124,8 @@ static void failure(struct session *s, const struct test *t, const struct result
         return;
     disassemble(&s->forms.decoder, t, line, sizeof line);
     spec(t, code, sizeof code);
-    snprintf(g->sample[g->n_samples++], sizeof g->sample[0], "cpl%u %s | %s |%.400s\n        insn-diff --one %s --cpl %u", cpl, line,
-             mem_mode_name[t->mode], what, code, cpl);
+    snprintf(g->sample[g->n_samples++], sizeof g->sample[0], "cpl%u %s | %s |%.400s\n        insn-diff --one %s%s (cpl%u)", cpl, line,
+             mem_mode_name[t->mode], what, code, t->compat ? " --bits 32" : "", cpl);
 }
 
 static void print_group(const struct group *g)
@@ -296,6 +297,7 @@ static bool push(struct session *s, uint64_t addr, const uint8_t *code, unsigned
 {
     struct test *t = &s->batch->test[s->batch->n];
     t->addr = addr, t->len = (uint8_t)len, t->kind = kind, t->mode = (uint8_t)mode, t->seed = seed, t->form = form;
+    t->compat = s->forms.compat;
     memcpy(t->code, code, len);
     if (!test_fill(t, &s->forms.decoder, &s->layout))
         return true;
@@ -307,7 +309,7 @@ static bool push_form(struct session *s, uint32_t index, enum mem_mode mode, uin
     struct rng r = {seed};
     uint8_t code[192];
     for (unsigned attempt = 0; attempt < 60; attempt++) {
-        uint64_t addr = code_place(&r, 6);
+        uint64_t addr = code_place(&r, 6, s->o.compat);
         unsigned len = form_encode(&s->forms, &s->forms.form[index], &r, addr, mode, code);
         if (!len)
             continue;
@@ -324,7 +326,7 @@ static bool push_sequence(struct session *s, uint64_t seed)
 {
     struct rng r = {seed};
     uint8_t code[256];
-    uint64_t addr = code_place(&r, 24);
+    uint64_t addr = code_place(&r, 24, s->o.compat);
     unsigned len = sequence_encode(&s->forms, &r, addr, code);
     return len == 0 || len > CODE_MAX ||
            push(s, addr, code, len, TEST_SEQUENCE, rng_percent(&r, 85) ? rng_below(&r, 3) : rng_below(&r, MEM_MODES),
@@ -425,7 +427,7 @@ static int parse(struct options *o, int argc, char **argv)
 {
     static const struct option longs[] = {
         {"engine", 1, 0, 'e'}, {"seed", 1, 0, 's'}, {"rounds", 1, 0, 'r'}, {"sequences", 1, 0, 'q'}, {"invalid", 1, 0, 'i'},
-        {"seconds", 1, 0, 't'}, {"fuzz", 0, 0, 'f'}, {"one", 1, 0, '1'}, {"only", 1, 0, 'm'}, {"show", 1, 0, 'n'}, {"left-out", 0, 0, 'l'},
+        {"seconds", 1, 0, 't'}, {"fuzz", 0, 0, 'f'}, {"one", 1, 0, '1'}, {"only", 1, 0, 'm'}, {"show", 1, 0, 'n'}, {"left-out", 0, 0, 'l'}, {"bits", 1, 0, 'b'},
         {0},
     };
     for (int c; (c = getopt_long(argc, argv, "", longs, NULL)) != -1;) {
@@ -441,6 +443,7 @@ static int parse(struct options *o, int argc, char **argv)
         case 'i': o->invalid = (unsigned)v; break;
         case 't': o->seconds = (unsigned)v; break;
         case 'n': o->show = (unsigned)v; break;
+        case 'b': o->compat = v == 32; break;
         case 'l': o->left_out = true; break;
         case 'f': o->fuzz = true; break;
         case '1': o->one = optarg; break;
@@ -457,14 +460,14 @@ int main(int argc, char **argv)
     s.o = (struct options){.engine = BACKEND_DEFAULT, .rounds = 4, .sequences = 100000, .invalid = 30000, .show = 200, .seed = 1};
     if (parse(&s.o, argc, argv)) {
         fprintf(stderr, "usage: insn-diff [--engine soft|native] [--seed N] [--rounds N] [--sequences N] [--invalid N] "
-                        "[--only MNEMONIC] [--show GROUPS] [--left-out] [--fuzz [--seconds N]] [--one CASE]\n");
+                        "[--bits 64|32] [--only MNEMONIC] [--show GROUPS] [--left-out] [--fuzz [--seconds N]] [--one CASE]\n");
         return 2;
     }
     signal(SIGPIPE, SIG_IGN);
     xstate_layout_init(&s.layout);
     s.batch = shared_alloc(sizeof *s.batch);
     s.group = calloc(MAX_GROUPS, sizeof *s.group);
-    if (!s.batch || !s.group || forms_enumerate(&s.forms)) {
+    if (!s.batch || !s.group || forms_enumerate(&s.forms, s.o.compat)) {
         fprintf(stderr, "insn-diff: no memory\n");
         return 2;
     }

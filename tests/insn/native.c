@@ -76,6 +76,10 @@ static void load(ucontext_t *uc)
         uc->uc_mcontext.gregs[greg_of[n]] = (greg_t)t->in.gpr[n];
     uc->uc_mcontext.gregs[REG_RIP] = (greg_t)t->in.rip;
     uc->uc_mcontext.gregs[REG_EFL] = (greg_t)t->in.rflags;
+    /* CS selects the mode; 32-bit code needs DS and ES, which the frame does not hold. */
+    uint64_t selectors = (uint64_t)uc->uc_mcontext.gregs[REG_CSGSFS] & ~0xffffull;
+    uc->uc_mcontext.gregs[REG_CSGSFS] = (greg_t)(selectors | (t->compat ? 0x23 : 0x33));
+    __asm__ volatile("mov %0, %%ds; mov %0, %%es" ::"r"(t->compat ? 0x2b : 0));
     xstate_load((uint8_t *)uc->uc_mcontext.fpregs, t->in.xstate, native.layout->size);
     native.fs_base = t->in.fs_base;
     native.gs_base = t->in.gs_base;

@@ -296,7 +296,9 @@ static void set_gpr(struct placing *p, int reg, uint64_t value, unsigned width)
     if (reg < 0 || (p->used >> reg & 1))
         return;
     p->used |= 1u << reg;
-    p->t->in.gpr[reg] = width == 32 ? (value & 0xffffffff) | rng_next(p->r) << 32 : value;
+    if (width < 64) /* the rest of the register must not matter */
+        value = (value & ((1ull << width) - 1)) | rng_next(p->r) << width;
+    p->t->in.gpr[reg] = p->t->compat ? value & 0xffffffff : value;
 }
 
 static void place_vsib(struct placing *p, const struct insn *i, const ZydisDecodedOperand *o, uint64_t want)
@@ -431,11 +433,11 @@ static bool place_image(struct placing *p, const struct insn *i, uint64_t *want)
 static void place_mem(struct placing *p, const struct insn *i, const ZydisDecodedOperand *o, enum mem_mode mode)
 {
     unsigned size = o->size / 8 ? o->size / 8 : 8;
-    uint64_t want = target_pick(p->r, mode, size), segment = 0;
+    uint64_t want = target_pick(p->r, mode, size, p->t->compat), segment = 0;
     bool image = place_image(p, i, &want);
-    if (o->mem.segment == ZYDIS_REGISTER_FS)
+    if (o->mem.segment == ZYDIS_REGISTER_FS && !p->t->compat) /* null there: #GP whatever the address */
         segment = p->t->in.fs_base;
-    if (o->mem.segment == ZYDIS_REGISTER_GS)
+    if (o->mem.segment == ZYDIS_REGISTER_GS && !p->t->compat)
         segment = p->t->in.gs_base;
     if (o->mem.base == ZYDIS_REGISTER_RIP || o->mem.base == ZYDIS_REGISTER_EIP) {
         want = p->t->addr + i->i.length + (uint64_t)o->mem.disp.value + segment;
@@ -515,11 +517,11 @@ bool test_fill(struct test *t, const ZydisDecoder *d, const struct xstate_layout
     struct rng r = {t->seed};
     struct placing p = {t, l, &r, 0, 0};
     t->undefined_flags = 0;
-    t->cpl3_only = t->kind == TEST_INVALID;
+    t->cpl3_only = t->kind == TEST_INVALID || t->compat;
     for (unsigned n = 0; n < N_PATCHES; n++)
         t->patch[n].len = 0;
     for (unsigned n = 0; n < 16; n++)
-        t->in.gpr[n] = gpr_value(&r);
+        t->in.gpr[n] = gpr_value(&r) & (t->compat && n < 8 ? 0xffffffff : ~0ull);
     t->in.gpr[4] = DATA_STACK + PAGE + (rng_percent(&r, 80) ? rng_below(&r, 256) * 8 : rng_below(&r, 2048));
     static const uint64_t bases[] = {0, 0x1000, 0x123450000000, 0xfffffffffffff000, 0x7fffffff0000, 0x10};
     t->in.fs_base = bases[rng_below(&r, COUNT(bases))];
@@ -537,5 +539,7 @@ bool test_fill(struct test *t, const ZydisDecoder *d, const struct xstate_layout
         ok &= place_insn(&p, &i);
         at += i.i.length;
     }
+    for (unsigned n = 0; n < 8 && t->compat; n++)
+        t->in.gpr[n] &= 0xffffffff;
     return ok;
 }
