@@ -392,8 +392,12 @@ static void i8254_post_restore(struct device *dev)
 {
     struct i8254 *s = dev->state;
     uint64_t now = clock_ns();
-    for (unsigned n = 0; n < 3; n++)
-        s->saved.channel[n].load_ns += now - s->saved.save_ns;
+    for (unsigned n = 0; n < 3; n++) {
+        struct channel *c = &s->saved.channel[n];
+        c->load_ns += now - s->saved.save_ns;
+        if (!c->reload || c->reload > 65536) /* saved bytes may come from a stranger; it is divided by */
+            c->reload = 65536;
+    }
     arm(s, now);
 }
 
