@@ -59,7 +59,8 @@ inner_initrd() {
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
-echo "inner: $(uname -r), $(grep -c ^processor /proc/cpuinfo) cpus, clock $(cat /sys/devices/system/clocksource/clocksource0/current_clocksource)"
+clock=$(cat /sys/devices/system/clocksource/clocksource0/current_clocksource)
+echo "inner: $(uname -r), $(grep -c ^processor /proc/cpuinfo) cpus, clock $clock"
 dmesg | grep -E 'BUG|WARNING|Oops|Call Trace|rror:' | head -n 20
 echo "inner: all is well"
 poweroff -f
@@ -69,7 +70,7 @@ INIT
 }
 
 kernel=$("$here/../../scripts/guest-kernel.sh" "$OUTER") || skip "Debian's kernel cannot be had"
-modules=$(ls -d "${kernel%/boot/*}"/lib/modules/*/kernel | head -n 1)
+modules=$(find "${kernel%/boot/*}/lib/modules" -mindepth 2 -maxdepth 2 -name kernel | head -n 1)
 
 if [ $# -gt 0 ]; then
     program=$1
@@ -79,7 +80,8 @@ else
     [ -x "$GUISE" ] || fail "no command $GUISE (run make first)"
     program=$GUISE
     inner_initrd
-    [ -n "$INNER_KERNEL" ] || INNER_KERNEL=$("$here/../../scripts/guest-kernel.sh" cloud) || skip "Debian's kernel cannot be had"
+    [ -n "$INNER_KERNEL" ] || INNER_KERNEL=$("$here/../../scripts/guest-kernel.sh" cloud) ||
+        skip "Debian's kernel cannot be had"
     unit=$(dirname "$GUISE")/tests/unit/test_engine_kvm
     [ ! -x "$unit" ] || EXTRA="$EXTRA $unit"
     # Before version 10 QEMU's SVM lets the guest's XSETBV through, and KVM never learns of it.
@@ -93,7 +95,8 @@ skeleton
 put "$program" bin/under-test
 [ ! -f "$work/inner.gz" ] || { cp "$work/inner.gz" "$root/inner.gz"; cp "$INNER_KERNEL" "$root/vmlinuz"; }
 for file in $EXTRA; do put "$file" "$(basename "$file")"; done
-for module in drivers/char/hw_random/rng-core virt/lib/irqbypass drivers/crypto/ccp/ccp arch/x86/kvm/kvm arch/x86/kvm/kvm-amd; do
+for module in drivers/char/hw_random/rng-core virt/lib/irqbypass drivers/crypto/ccp/ccp arch/x86/kvm/kvm \
+    arch/x86/kvm/kvm-amd; do
     mkdir -p "$root/modules"
     [ ! -f "$modules/$module.ko" ] || cp "$modules/$module.ko" "$root/modules"
     [ ! -f "$modules/$module.ko.xz" ] || xz -dc "$modules/$module.ko.xz" >"$root/modules/${module##*/}.ko"

@@ -254,8 +254,9 @@ static void kvm_stats(struct engine *engine, FILE *out)
     struct kvm_engine *e = (struct kvm_engine *)engine;
     for (unsigned i = 0; i < e->config.n_cpus; i++) {
         const struct vcpu *v = e->vcpus[i];
-        fprintf(out, "cpu %u: %.3f s in the guest, %.3f s in exits; %llu entries, %llu interrupts, %llu NMIs, %llu kicks\n",
-                i, (double)v->guest_ns / 1e9, (double)v->exit_ns / 1e9, (unsigned long long)v->entries,
+        fprintf(out, "cpu %u: %.3f s in the guest, %.3f s in exits\n", i, (double)v->guest_ns / 1e9,
+                (double)v->exit_ns / 1e9);
+        fprintf(out, "  %llu entries, %llu interrupts, %llu NMIs, %llu kicks\n", (unsigned long long)v->entries,
                 (unsigned long long)v->interrupts, (unsigned long long)v->nmis, (unsigned long long)v->kicks);
         for (unsigned reason = 0; reason < VCPU_EXITS; reason++)
             if (v->exits[reason])

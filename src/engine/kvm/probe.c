@@ -47,6 +47,8 @@
  * nothing in it is privileged, so the host runs the very same bytes.  probe_kernel is the guest's
  * entry: the rounds around it.  Constants as in the layout above. */
 __asm__(".pushsection .rodata\n"
+        ".globl kvm_probe_kernel, kvm_probe_loop, kvm_probe_end\n" /* or link-time optimization loses them */
+        ".hidden kvm_probe_kernel, kvm_probe_loop, kvm_probe_end\n"
         ".balign 64\n"
         "kvm_probe_kernel:\n"
         "    xor %eax, %eax\n"
@@ -127,7 +129,7 @@ static uint64_t probe_native(uint64_t (*loop)(void *, uint32_t, uint64_t), uint8
 
 static bool probe_run_native(struct probe *p, uint64_t *sum, uint64_t *ns)
 {
-    size_t len = (size_t)(kvm_probe_end - kvm_probe_loop);
+    size_t len = (size_t)((uintptr_t)kvm_probe_end - (uintptr_t)kvm_probe_loop);
     uint8_t *data = calloc(4, 4096);
     uint8_t *code = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     bool ok = data && code != MAP_FAILED;
@@ -166,7 +168,7 @@ static void probe_fill_ram(uint8_t *ram)
     memset(ram + PROBE_DATA, 0x5a, 4 * 4096);
     ram[PROBE_ROOT_DATA] = 1;
     ram[PROBE_ROOT_DATA + 0x1000] = 2;
-    memcpy(ram + PROBE_CODE, kvm_probe_kernel, (size_t)(kvm_probe_end - kvm_probe_kernel));
+    memcpy(ram + PROBE_CODE, kvm_probe_kernel, (size_t)((uintptr_t)kvm_probe_end - (uintptr_t)kvm_probe_kernel));
 }
 
 static bool probe_open(struct probe *p)
@@ -275,7 +277,7 @@ static bool probe_judge(struct probe *p, int err, uint64_t sum, const struct kvm
 {
     struct kvm_regs regs = {0};
     if (err == -EINTR)
-        return refuse(p, "this /dev/kvm only emulates: kernel code that takes the CPU %.1f ms had not ended after %.0f ms",
+        return refuse(p, "this /dev/kvm only emulates: kernel code of %.1f ms had not ended after %.0f ms",
                       (double)r->native_ns / 1e6, (double)r->guest_ns / 1e6);
     if (err)
         return refuse(p, "KVM does not run 64-bit kernel code: %s", strerror(-err));
@@ -285,7 +287,7 @@ static bool probe_judge(struct probe *p, int err, uint64_t sum, const struct kvm
     if (ioctl(p->vcpu, KVM_GET_REGS, &regs) || regs.rax != sum)
         return refuse(p, "KVM runs 64-bit kernel code with paging wrongly");
     if (r->guest_ns > PROBE_MIN_NS && r->guest_ns > PROBE_SLOWDOWN * r->native_ns)
-        return refuse(p, "this /dev/kvm only emulates: kernel code that takes the CPU %.1f ms took %.0f ms",
+        return refuse(p, "this /dev/kvm only emulates: kernel code of %.1f ms took %.0f ms",
                       (double)r->native_ns / 1e6, (double)r->guest_ns / 1e6);
     return true;
 }

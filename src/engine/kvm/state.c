@@ -102,10 +102,14 @@ static const struct {
 static const struct {
     uint16_t cpu, kvm;
 } segment_map[] = {
-    {offsetof(struct cpu, seg[ES]), offsetof(struct kvm_sregs, es)}, {offsetof(struct cpu, seg[CS]), offsetof(struct kvm_sregs, cs)},
-    {offsetof(struct cpu, seg[SS]), offsetof(struct kvm_sregs, ss)}, {offsetof(struct cpu, seg[DS]), offsetof(struct kvm_sregs, ds)},
-    {offsetof(struct cpu, seg[FS]), offsetof(struct kvm_sregs, fs)}, {offsetof(struct cpu, seg[GS]), offsetof(struct kvm_sregs, gs)},
-    {offsetof(struct cpu, ldtr), offsetof(struct kvm_sregs, ldt)},   {offsetof(struct cpu, tr), offsetof(struct kvm_sregs, tr)},
+    {offsetof(struct cpu, seg[ES]), offsetof(struct kvm_sregs, es)},
+    {offsetof(struct cpu, seg[CS]), offsetof(struct kvm_sregs, cs)},
+    {offsetof(struct cpu, seg[SS]), offsetof(struct kvm_sregs, ss)},
+    {offsetof(struct cpu, seg[DS]), offsetof(struct kvm_sregs, ds)},
+    {offsetof(struct cpu, seg[FS]), offsetof(struct kvm_sregs, fs)},
+    {offsetof(struct cpu, seg[GS]), offsetof(struct kvm_sregs, gs)},
+    {offsetof(struct cpu, ldtr), offsetof(struct kvm_sregs, ldt)},
+    {offsetof(struct cpu, tr), offsetof(struct kvm_sregs, tr)},
 };
 
 static void regs_from_cpu(const struct cpu *c, struct kvm_regs *r)
