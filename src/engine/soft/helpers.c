@@ -460,6 +460,8 @@ const void *helper_cr_read(struct soft_vcpu *v, const struct site *s)
     uint64_t value;
     if (v->cpu.cpl)
         return gp0(v);
+    if (arg_kind(s) == 8)
+        soft_fpu_park(v);
     if (cpu_read_cr(&v->cpu, arg_kind(s), &value))
         return fault(v);
     set_gpr(v, arg_reg(s), value, v->mode & MODE_64 ? 8 : 4);
