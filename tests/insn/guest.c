@@ -167,7 +167,7 @@ static int guest_open(void **ctx, const struct xstate_layout *layout)
     g->layout = layout;
     int r = memory_create(&g->memory, RAM_SIZE);
     r = r ? r : bus_create(&g->bus, g->memory);
-    struct engine_config config = {.memory = g->memory, .bus = g->bus, .n_cpus = 1};
+    struct engine_config config = {.memory = g->memory, .bus = g->bus, .n_cpus = 1, .precise_flags = true};
     r = r ? r : g->ops->create(&g->engine, &config);
     if (r)
         return r;

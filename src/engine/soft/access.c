@@ -22,7 +22,7 @@ void tail_begin(struct tail *t)
 }
 
 /* Guest register number of a Zydis general register, or NO_REG. */
-static unsigned gpr_of(ZydisRegister r)
+unsigned gpr_of(ZydisRegister r)
 {
     switch (ZydisRegisterGetClass(r)) {
     case ZYDIS_REGCLASS_GPR8:
@@ -56,6 +56,12 @@ uint32_t gpr_mask_of(const struct insn *in)
 void choose_scratch(struct translator *t, uint32_t used)
 {
     static const uint8_t pool[3] = { R11, R10, R9 };
+    if (t->window_open) { /* r9 is the window's; flags wait in memory */
+        t->A = used >> R11 & 1 ? R10 : R11;
+        t->B = R11 + R10 - t->A;
+        t->C = NO_REG;
+        return;
+    }
     unsigned a = 0;
     while (a < 2 && used >> pool[a] & 1)
         a++;
@@ -68,13 +74,21 @@ void choose_scratch(struct translator *t, uint32_t used)
 void flags_guard(struct translator *t, const struct insn *in)
 {
     t->flags_saved = in->live_before != 0;
-    if (t->flags_saved)
+    if (!t->flags_saved)
+        return;
+    if (t->C == NO_REG)
+        e_save_flags_memory(&t->hot, VOFF(slow_rax), VOFF(slow_flags));
+    else
         e_save_flags(&t->hot, t->C);
 }
 
 void tail_restore_flags(struct translator *t, struct tail *tail)
 {
-    if (t->flags_saved)
+    if (!t->flags_saved)
+        return;
+    if (t->C == NO_REG)
+        e_restore_flags_memory(&tail->e, VOFF(slow_rax), VOFF(slow_flags));
+    else
         e_restore_flags(&tail->e, t->C);
 }
 
@@ -181,10 +195,84 @@ struct site *new_site(struct translator *t, const struct insn *in, uint32_t *ind
     return s;
 }
 
-static uint32_t tlb_offset(const struct translator *t, bool write)
+uint32_t tlb_offset(const struct translator *t, bool write)
 {
     return (uint32_t)(offsetof(struct soft_vcpu, tlb) +
                       ((t->mode & MODE_MMU) * 2 + write) * TLB_SIZE * sizeof(struct tlb_entry));
+}
+
+/* --- alignment ------------------------------------------------------------------------------------ */
+
+static bool is_masked(const struct insn *in)
+{
+    return in->d.encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX && in->d.avx.mask.reg != ZYDIS_REGISTER_NONE &&
+           in->d.avx.mask.reg != ZYDIS_REGISTER_K0;
+}
+
+/* Address bits that must be clear or #GP is raised, before anything else about the address is looked at
+ * (SDM vol. 2, 2.4: types 1, 2 and 4).  On a TLB hit the host's own instruction raises it. */
+static unsigned gp_alignment(const struct insn *in, unsigned size)
+{
+    switch (in->d.mnemonic) {
+    case ZYDIS_MNEMONIC_MOVUPS: case ZYDIS_MNEMONIC_MOVUPD: case ZYDIS_MNEMONIC_MOVDQU: case ZYDIS_MNEMONIC_LDDQU:
+    case ZYDIS_MNEMONIC_PCMPESTRI: case ZYDIS_MNEMONIC_PCMPESTRM: case ZYDIS_MNEMONIC_PCMPISTRI:
+    case ZYDIS_MNEMONIC_PCMPISTRM:
+        return 0;
+    case ZYDIS_MNEMONIC_CMPXCHG16B:
+        return 15;
+    default:
+        break;
+    }
+    switch (in->d.meta.exception_class) {
+    case ZYDIS_EXCEPTION_CLASS_SSE1: case ZYDIS_EXCEPTION_CLASS_SSE2: case ZYDIS_EXCEPTION_CLASS_SSE4:
+        return size == 16 ? 15 : 0;
+    case ZYDIS_EXCEPTION_CLASS_AVX1: case ZYDIS_EXCEPTION_CLASS_E1: case ZYDIS_EXCEPTION_CLASS_E1NF:
+        return size - 1;
+    default:
+        return 0;
+    }
+}
+
+/* Address bits that must be clear with RFLAGS.AC, as CPUs are seen to check: up to 16 bytes, by element
+ * where a mask selects, never for the instructions that mask by a vector register. */
+static unsigned ac_alignment(const struct insn *in, unsigned size)
+{
+    switch (in->d.mnemonic) {
+    case ZYDIS_MNEMONIC_VMASKMOVPS: case ZYDIS_MNEMONIC_VMASKMOVPD: case ZYDIS_MNEMONIC_VPMASKMOVD:
+    case ZYDIS_MNEMONIC_VPMASKMOVQ: case ZYDIS_MNEMONIC_CLFLUSH: case ZYDIS_MNEMONIC_CLFLUSHOPT:
+    case ZYDIS_MNEMONIC_CLWB:
+        return 0;
+    default:
+        break;
+    }
+    if (size == 14 || size == 94) /* x87 environment */
+        return 1;
+    if (size == 28 || size == 108)
+        return 3;
+    if (is_masked(in))
+        for (unsigned i = 0; i < in->d.operand_count; i++)
+            if (in->op[i].type == ZYDIS_OPERAND_TYPE_MEMORY && in->op[i].element_size >= 8 &&
+                in->op[i].element_size / 8u < size)
+                size = in->op[i].element_size / 8u;
+    return size >= 16 ? 15 : size >= 8 ? 7 : size >= 4 ? 3 : size - 1;
+}
+
+/* x87 and MMX instructions that report a pending x87 exception before they touch memory. */
+static bool waits_for_x87(const struct insn *in)
+{
+    switch (in->d.mnemonic) {
+    case ZYDIS_MNEMONIC_FNSTCW: case ZYDIS_MNEMONIC_FNSTSW: case ZYDIS_MNEMONIC_FNSTENV: case ZYDIS_MNEMONIC_FNSAVE:
+        return false;
+    default:
+        break;
+    }
+    if (in->d.meta.isa_set == ZYDIS_ISA_SET_X87 || in->d.meta.isa_ext == ZYDIS_ISA_EXT_X87)
+        return true;
+    for (unsigned i = 0; i < in->d.operand_count_visible; i++)
+        if (in->op[i].type == ZYDIS_OPERAND_TYPE_REGISTER &&
+            ZydisRegisterGetClass(in->op[i].reg.value) == ZYDIS_REGCLASS_MMX)
+            return true;
+    return false;
 }
 
 static void emit_slow_path(struct translator *t, const struct insn *in, struct site *s, uint32_t index, uint32_t tlb,
@@ -193,27 +281,43 @@ static void emit_slow_path(struct translator *t, const struct insn *in, struct s
     struct emit *c = &t->cold;
     e_gs_base(c, 0x03, true, t->A, t->B, tlb); /* add A, tag: the gva again */
     e_store(c, t->A, VOFF(slow_ea));
-    if (t->flags_saved)
+    bool in_register = t->flags_saved && t->C != NO_REG;
+    if (in_register)
         e_store(c, t->C, VOFF(slow_flags));
+    if (t->window_open)
+        e_store(c, R9, VOFF(slow_r9));
     e_store_imm32(c, VOFF(site), index);
     e_gs_jump(c, VOFF(glue_slow));
     /* landing: the address is real */
     uint32_t landing = e_offset(c);
     e_load(c, t->A, VOFF(slow_host));
-    if (t->flags_saved)
+    if (in_register)
         e_load(c, t->C, VOFF(slow_flags));
+    if (t->window_open)
+        e_load(c, R9, VOFF(slow_r9));
     e_jmp(c, s->resume);
     s->resume = landing;
     /* the same instruction on the bounce buffer */
     s->bounce = e_offset(c);
     add_map(t, s->bounce, in);
     e_load(c, t->A, VOFF(slow_host));
-    if (t->flags_saved)
+    if (in_register)
         e_load(c, t->C, VOFF(slow_flags));
+    if (t->window_open)
+        e_load(c, R9, VOFF(slow_r9));
     e_bytes(c, tail->bytes, (unsigned)(tail->e.p - tail->e.start));
     if (s->access & SITE_WRITE) {
         e_store_imm32(c, VOFF(site), index);
-        e_gs_jump(c, VOFF(glue_commit));
+        if (t->window_open) { /* the commit comes back here, r9 first */
+            e_store(c, R9, VOFF(slow_r9));
+            e_gs_jump(c, VOFF(glue_commit));
+            uint32_t next = s->next;
+            s->next = e_offset(c);
+            e_load(c, R9, VOFF(slow_r9));
+            e_jmp(c, next);
+        } else {
+            e_gs_jump(c, VOFF(glue_commit));
+        }
     } else {
         e_jmp(c, s->next);
     }
@@ -233,12 +337,15 @@ void emit_access(struct translator *t, const struct insn *in, const struct ea *e
     e_alu_imm(e, false, 4, t->B, TLB_MASK);
     e_gs_base(e, 0x2b, true, t->A, t->B, tlb); /* sub */
     uint32_t misaligned = 0;
-    if ((t->mode & MODE_ALIGN) && size > 1 && !(size & (size - 1))) {
-        s->align = (uint8_t)(size - 1);
-        e_rex(e, false, 0, 0, t->A); /* test A, size - 1 */
+    s->gp_align = (uint8_t)gp_alignment(in, size);
+    s->x87 = waits_for_x87(in);
+    if (t->mode & MODE_ALIGN)
+        s->align = s->gp_align ? 0 : (uint8_t)ac_alignment(in, size);
+    if (s->align) {
+        e_rex(e, false, 0, 0, t->A); /* test A, align */
         e8(e, 0xf7);
         e8(e, 0xc0 | (t->A & 7));
-        e32(e, size - 1);
+        e32(e, s->align);
         misaligned = e_jcc(e, 5, 0);
     }
     e_alu_imm(e, true, 7, t->A, 4096 - size);
@@ -253,7 +360,7 @@ void emit_access(struct translator *t, const struct insn *in, const struct ea *e
     emit_slow_path(t, in, s, index, tlb, tail);
 }
 
-static bool has_high8(const struct insn *in)
+bool has_high8(const struct insn *in)
 {
     for (unsigned i = 0; i < in->d.operand_count; i++)
         if (in->op[i].type == ZYDIS_OPERAND_TYPE_REGISTER && is_high8(in->op[i].reg.value))
@@ -392,18 +499,48 @@ static bool packs_elements(ZydisMnemonic m)
     }
 }
 
+/* AVX-512 exception types "NF": the memory operand is accessed whole, whatever the mask says. */
+static bool no_fault_suppression(const struct insn *in)
+{
+    switch (in->d.meta.exception_class) {
+    case ZYDIS_EXCEPTION_CLASS_E1NF: case ZYDIS_EXCEPTION_CLASS_E2NF: case ZYDIS_EXCEPTION_CLASS_E3NF:
+    case ZYDIS_EXCEPTION_CLASS_E4NF: case ZYDIS_EXCEPTION_CLASS_E5NF: case ZYDIS_EXCEPTION_CLASS_E6NF:
+    case ZYDIS_EXCEPTION_CLASS_E9NF: case ZYDIS_EXCEPTION_CLASS_E10NF: case ZYDIS_EXCEPTION_CLASS_E11NF:
+        return true;
+    default:
+        return false;
+    }
+}
+
+/* Result elements that one broadcast memory operand feeds. */
+static unsigned broadcast_elements(ZydisBroadcastMode mode)
+{
+    switch (mode) {
+    case ZYDIS_BROADCAST_MODE_1_TO_2: return 2;
+    case ZYDIS_BROADCAST_MODE_1_TO_4: case ZYDIS_BROADCAST_MODE_2_TO_4: return 4;
+    case ZYDIS_BROADCAST_MODE_1_TO_8: case ZYDIS_BROADCAST_MODE_2_TO_8: case ZYDIS_BROADCAST_MODE_4_TO_8: return 8;
+    case ZYDIS_BROADCAST_MODE_1_TO_32: return 32;
+    case ZYDIS_BROADCAST_MODE_1_TO_64: return 64;
+    default: return 16;
+    }
+}
+
 static void masked_access(struct site *s, const struct insn *in, const ZydisDecodedOperand *mem)
 {
-    if (in->d.encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX && in->d.avx.mask.reg != ZYDIS_REGISTER_NONE &&
-        in->d.avx.mask.reg != ZYDIS_REGISTER_K0) {
+    if (is_masked(in)) {
         const struct ZydisDecodedInstructionAvx_ *avx = &in->d.avx;
+        if (no_fault_suppression(in)) {
+            if (s->access & SITE_WRITE)
+                s->access |= SITE_READ; /* a bounce buffer keeps what the mask spares */
+            return;
+        }
         s->mask_kind = MASK_K;
         s->mask_reg = (uint8_t)(in->d.avx.mask.reg - ZYDIS_REGISTER_K0);
         s->element = (uint8_t)(mem->element_size / 8);
         if (avx->broadcast.mode != ZYDIS_BROADCAST_MODE_INVALID) {
             s->element = (uint8_t)s->size;
             s->arg = 1;
-            s->arg2 = s->size ? avx->vector_length / 8 / s->size : 1;
+            s->arg2 = broadcast_elements(avx->broadcast.mode);
         } else if (packs_elements(in->d.mnemonic)) {
             s->arg = 2;
         }
@@ -440,6 +577,12 @@ void generic_insn(struct translator *t, const struct insn *in)
     struct ea ea;
     if (!insn_ea(t, in, mem, &ea)) {
         emit_helper(t, in, helper_legacy, true);
+        return;
+    }
+    if (window_serves(t, in)) {
+        stolen_loads(&t->hot, in);
+        copy_insn_in_window(&t->hot, in, ea.base, (int32_t)ea.disp);
+        stolen_stores(&t->hot, in);
         return;
     }
     choose_scratch(t, gpr_mask_of(in));

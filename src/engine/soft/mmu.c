@@ -8,6 +8,7 @@
 #include "engine/soft/soft_int.h"
 
 const void *soft_slow(struct soft_vcpu *v);
+const void *soft_window(struct soft_vcpu *v);
 const void *soft_commit(struct soft_vcpu *v);
 
 static unsigned mmu_of(const struct soft_vcpu *v) { return v->mode & MODE_MMU; }
@@ -87,6 +88,17 @@ static int piece_translate(struct soft_vcpu *v, uint64_t gva, unsigned access, s
     p->gpa = tr->gpa;
     p->hva = memory_hva(v->engine->config.memory, tr->gpa, p->len);
     return 0;
+}
+
+/* A read of the page at the present privilege, with no fault recorded when it is not allowed. */
+static bool cpu_walk_probe_access(struct soft_vcpu *v, uint64_t gva, struct translation *tr)
+{
+    struct exception saved = v->cpu.exc;
+    v->stats.walks++;
+    if (!cpu_walk(&v->cpu, gva, ACCESS_READ, mmu_of(v) == MMU_USER, tr))
+        return true;
+    v->cpu.exc = saved;
+    return false;
 }
 
 /* --- MMIO ------------------------------------------------------------------------------------------ */
@@ -174,12 +186,31 @@ static uint64_t active_bytes(const struct site *s)
 
 /* --- the slow path ---------------------------------------------------------------------------------- */
 
+static bool x87_pending(const struct soft_vcpu *v)
+{
+    uint16_t fsw;
+    if (v->fpu_live)
+        __asm__ volatile("fnstsw %0" : "=a"(fsw));
+    else
+        cpu_copy(&fsw, v->xsave + 2, 2);
+    return fsw & 0x80;
+}
+
+static bool misaligned_sse(const struct soft_vcpu *v)
+{
+    uint32_t mxcsr;
+    __asm__ volatile("stmxcsr %0" : "=m"(mxcsr));
+    return mxcsr & 1u << 17; /* AMD: packed operands need no alignment */
+}
+
 static const void *access_fault(struct soft_vcpu *v, const struct site *s)
 {
     if (s->access & SITE_FLAGS)
         v->arith = (uint16_t)v->slow_flags;
     v->cpu.rip = soft_site_pc(v, s->block) + s->pc;
     soft_flags_in(v);
+    if (s->x87 && x87_pending(v))
+        cpu_raise(&v->cpu, EXC_MF);
     const void *next = soft_deliver(v);
     soft_flags_out(v);
     return next;
@@ -258,6 +289,10 @@ const void *soft_slow(struct soft_vcpu *v)
         v->stats.slow_write++;
     else
         v->stats.slow_read++;
+    if ((gva & s->gp_align) && !misaligned_sse(v)) {
+        cpu_raise_error(&v->cpu, EXC_GP, 0);
+        return access_fault(v, s);
+    }
     if ((v->mode & MODE_64) && (!cpu_canonical(&v->cpu, gva) || !cpu_canonical(&v->cpu, gva + s->size - 1))) {
         if (s->mask_kind && !active_bytes(s))
             return slow_bounce(v, s, gva);
@@ -288,6 +323,37 @@ const void *soft_slow(struct soft_vcpu *v)
     }
     tlb_fill(v, mmu_of(v), gva, &tr, p.hva - (gva & 4095));
     return slow_resume(v, s, p.hva);
+}
+
+/* From glue: a window's range is not in the TLB.  Either it is now, and the check is done again; or the
+ * block is left for one without windows. */
+const void *soft_window(struct soft_vcpu *v)
+{
+    const struct site *s = &v->engine->sites[v->site];
+    uint64_t gva = v->slow_ea;
+    bool write = s->access & SITE_WRITE;
+    struct translation tr;
+    if (cpu_canonical(&v->cpu, gva) && (gva & 4095) + s->size <= 4096 &&
+        cpu_walk_probe_access(v, gva, &tr)) {
+        uint8_t *page = memory_hva(v->engine->config.memory, tr.gpa & ~4095ull, 4096);
+        if (page) {
+            unsigned mmu = mmu_of(v);
+            tlb_fill(v, mmu, gva, &tr, page);
+            if (v->tlb[mmu][write][gva >> 12 & (TLB_SIZE - 1)].tag == (gva & ~4095ull)) {
+                v->stats.window_fill++;
+                return soft_code(v->engine, s->resume);
+            }
+        }
+    }
+    v->stats.window_refused++;
+    if (s->access & SITE_FLAGS)
+        v->arith = (uint16_t)v->slow_flags;
+    v->cpu.rip = soft_site_pc(v, s->block) + s->pc;
+    v->mode |= MODE_UNGROUPED;
+    soft_flags_in(v);
+    const void *next = soft_next(v);
+    soft_flags_out(v);
+    return next;
 }
 
 static void commit_ram(struct soft_vcpu *v, const struct piece *p, const uint8_t *from, uint64_t bytes, bool masked)

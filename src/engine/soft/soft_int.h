@@ -66,6 +66,7 @@ enum {
     MODE_FPU_TRAP = 1 << 7, /* CR0.EM/TS, CR4.OSFXSR or XCR0 make some SIMD instruction trap */
     MODE_BREAK = 1 << 8,   /* DR7 has an instruction breakpoint */
     MODE_ALIGN = 1 << 9,   /* CPL 3 with CR0.AM and RFLAGS.AC: misaligned accesses raise #AC */
+    MODE_UNGROUPED = 1 << 11, /* no windows (window.c): set when one could not be had, until the mode changes */
     MODE_FIXED_PC = 1 << 10, /* translation bound to its gva (kernel), else position independent */
 };
 
@@ -121,6 +122,8 @@ struct site {
     uint16_t size;       /* bytes */
     uint16_t mnemonic;   /* ZydisMnemonic, for --stats */
     uint8_t align;       /* address bits that must be zero, with MODE_ALIGN */
+    uint8_t gp_align;    /* address bits that must be zero always */
+    bool x87;            /* a pending x87 exception comes before a fault */
     uint8_t mask_kind, mask_reg, element; /* masked accesses: see mmu.c */
     uint32_t resume;     /* code offsets: landing with v->slow_host real */
     uint32_t bounce;     /* running on the bounce buffer */
@@ -142,7 +145,7 @@ struct code_cache {
 
 struct stats {
     uint64_t blocks, insns, guest_bytes, flushes, evictions, invalidated;
-    uint64_t slow_read, slow_write, slow_cross, slow_mmio, slow_code, tlb_flush, tlb_flush_page, cr3_writes;
+    uint64_t slow_read, slow_write, window_fill, window_refused, slow_cross, slow_mmio, slow_code, tlb_flush, tlb_flush_page, cr3_writes;
     uint64_t helpers, exits, ibtc_miss, ibtc_insert, chained, faults, interrupts, exceptions[32], polls, halts, signals;
     uint64_t walks, enters;
     uint64_t by_mnemonic[2048]; /* helper calls, by ZydisMnemonic */
@@ -159,13 +162,13 @@ struct soft_vcpu {
     uint64_t host_rsp;
     struct soft_vcpu *self;
     const void *next;   /* where glue jumps after restoring the guest's registers */
-    uint64_t slow_ea, slow_host, slow_flags;
+    uint64_t slow_ea, slow_host, slow_flags, slow_rax, slow_r9;
     uint32_t site;      /* index of the site or exit being served */
     uint16_t arith;     /* lahf/seto image */
     uint8_t fpu_live;   /* guest SIMD state is in the host's registers */
     uint64_t helper_ea;
     /* glue entry points, reached by jmp gs:[...] */
-    const void *glue_slow, *glue_commit, *glue_helper, *glue_exit, *glue_ibtc_miss, *glue_poll;
+    const void *glue_slow, *glue_commit, *glue_helper, *glue_exit, *glue_ibtc_miss, *glue_poll, *glue_window;
 
     /* mmu.c */
     struct {
@@ -251,7 +254,7 @@ void soft_fail(struct soft_vcpu *v, const char *why); /* the engine cannot go on
 /* --- glue.c --- */
 void soft_enter(struct soft_vcpu *v);
 extern const char soft_leave[], soft_glue_slow[], soft_glue_commit[], soft_glue_helper[], soft_glue_exit[],
-    soft_glue_ibtc_miss[], soft_glue_poll[], soft_glue_signal[];
+    soft_glue_ibtc_miss[], soft_glue_poll[], soft_glue_window[], soft_glue_signal[];
 
 /* --- mmu.c --- */
 void soft_tlb_init(struct soft_vcpu *v);

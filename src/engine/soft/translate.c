@@ -70,6 +70,14 @@ static uint8_t flags_killed(const struct insn *in)
     }
 }
 
+static bool may_fault(const struct insn *in)
+{
+    for (unsigned i = 0; i < in->d.operand_count; i++)
+        if (in->op[i].type == ZYDIS_OPERAND_TYPE_MEMORY)
+            return true;
+    return special_for(in) != NULL;
+}
+
 static void flag_liveness(struct translator *t)
 {
     uint8_t live = F_ALL;
@@ -79,6 +87,8 @@ static void flag_liveness(struct translator *t)
         live &= (uint8_t)~flags_killed(in);
         if (in->d.cpu_flags)
             live |= flag_bits(in->d.cpu_flags->tested);
+        if (t->engine->config.precise_flags && may_fault(in))
+            live = F_ALL;
         in->live_before = live;
     }
 }
