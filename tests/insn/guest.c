@@ -11,11 +11,11 @@
  *          0x100000  the arena (regions of insn.h): user pages at CPL3, supervisor pages at CPL0
  */
 #include <errno.h>
-#include <signal.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/time.h>
+#include <unistd.h>
 
 #include "bus/bus.h"
 #include "engine/engine.h"
@@ -50,6 +50,8 @@ struct guest {
     uint64_t cr3[2]; /* for CPL0, CPL3 */
     unsigned cpl;
     const struct test *loaded; /* whose code is in the code pages */
+    uint64_t runs;
+    _Atomic uint64_t serial;   /* of the test that runs; the watchdog compares it with what it saw before */
 };
 
 /* The machine has no interrupt controller. */
@@ -158,6 +160,23 @@ static void enter_level(struct guest *g, unsigned cpl)
         c->ops->mode_changed(c);
 }
 
+/* Ends what does not end by itself: asks the engine to leave a test that lasts longer than 100 to 200 ms. */
+static void *watchdog(void *arg)
+{
+    struct guest *g = arg;
+    uint64_t seen = 0;
+    for (;;) {
+        usleep(100000);
+        uint64_t now = atomic_load(&g->serial);
+        if (now && now == seen) {
+            atomic_fetch_or(&g->cpu->request, REQ_EXIT);
+            g->ops->kick(g->engine, 0);
+        }
+        seen = now;
+    }
+    return NULL;
+}
+
 static int guest_open(void **ctx, const struct xstate_layout *layout)
 {
     struct guest *g = calloc(1, sizeof *g);
@@ -188,7 +207,8 @@ static int guest_open(void **ctx, const struct xstate_layout *layout)
     memcpy(g->view.pristine, g->view.live, ARENA_PAGES * PAGE);
     g->cpl = 99;
     *ctx = g;
-    return 0;
+    pthread_t thread;
+    return -pthread_create(&thread, NULL, watchdog, g);
 }
 
 /* ---- one test --------------------------------------------------------------------------------------------- */
@@ -269,7 +289,11 @@ static void run_test(struct guest *g, const struct test *t, struct result *r)
     memcpy(g->fpu + 512, t->in.xstate + 512, g->layout->size - 512);
     memset(r, 0, offsetof(struct result, diff));
     r->note[0] = 0;
+    uint64_t serial = ++g->runs;
+    atomic_store(&g->serial, serial);
     enum engine_exit exit = g->ops->run(g->engine, 0, error);
+    atomic_store(&g->serial, 0);
+    atomic_fetch_and(&c->request, ~(uint32_t)REQ_EXIT);
     if (exit == ENGINE_EXIT_HALT) {
         collect(g, t, r);
     } else {
