@@ -453,6 +453,48 @@ void copy_insn_with_address(struct emit *e, const struct insn *in, unsigned addr
         e_load(e, RDI, GPR_OFFSET(RDI));
 }
 
+/* ModRM, SIB and displacement of [base + r9 + disp]. */
+static void copy_window_operand(struct emit *e, unsigned reg, unsigned base, int32_t disp, bool wide)
+{
+    unsigned mod = disp == 0 && (base & 7) != 5 ? 0 : disp == (int8_t)disp && !wide ? 0x40 : 0x80;
+    e8(e, mod | (reg & 7) << 3 | 4);
+    e8(e, (R9 & 7) << 3 | (base & 7));
+    if (mod == 0x40)
+        e8(e, (uint8_t)disp);
+    else if (mod == 0x80)
+        e32(e, (uint32_t)disp);
+}
+
+/* The instruction with its memory operand replaced by [base + r9 + disp] (window.c). */
+void copy_insn_in_window(struct emit *e, const struct insn *in, unsigned base, int32_t disp)
+{
+    const ZydisDecodedInstruction *d = &in->d;
+    uint8_t *start = e->p;
+    copy_opcode(e, in, base);
+    /* set the index bit: in REX, or inverted in VEX and EVEX */
+    switch (d->encoding) {
+    case ZYDIS_INSTRUCTION_ENCODING_VEX: case ZYDIS_INSTRUCTION_ENCODING_XOP: case ZYDIS_INSTRUCTION_ENCODING_EVEX:
+        start[1] &= (uint8_t)~0x40;
+        break;
+    default: {
+        uint8_t *opcode = e->p - opcode_length(d);
+        if (opcode > start && (opcode[-1] & 0xf0) == 0x40) {
+            opcode[-1] |= 0x42;
+        } else {
+            memmove(opcode + 1, opcode, opcode_length(d));
+            *opcode = 0x42;
+            e->p++;
+        }
+    }
+    }
+    unsigned modrm = in->bytes[d->raw.modrm.offset];
+    copy_window_operand(e, modrm >> 3 & 7, base, disp, d->encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX);
+    unsigned rest = d->raw.modrm.offset + 1;
+    rest += (modrm >> 6) != 3 && (modrm & 7) == 4;
+    rest += d->raw.disp.size / 8;
+    e_bytes(e, in->bytes + rest, d->length - rest);
+}
+
 void copy_insn_plain(struct emit *e, const struct insn *in)
 {
     e_bytes(e, in->bytes, in->d.length);

@@ -186,3 +186,20 @@ static inline void e_restore_flags(struct emit *e, unsigned reg)
     e8(e, 0x9e); /* sahf */
     e_mov(e, true, 0, reg);
 }
+/* The same through memory, for when no register is free: rax waits in one slot, the flags in the other. */
+static inline void e_save_flags_memory(struct emit *e, uint32_t rax_slot, uint32_t flags_slot)
+{
+    e_store(e, 0, rax_slot);
+    e8(e, 0x9f);
+    e8(e, 0x0f); e8(e, 0x90); e8(e, 0xc0);
+    e_store32(e, 0, flags_slot);
+    e_load(e, 0, rax_slot);
+}
+static inline void e_restore_flags_memory(struct emit *e, uint32_t rax_slot, uint32_t flags_slot)
+{
+    e_store(e, 0, rax_slot);
+    e_load32(e, 0, flags_slot);
+    e8(e, 0x04); e8(e, 0x7f);
+    e8(e, 0x9e);
+    e_load(e, 0, rax_slot);
+}

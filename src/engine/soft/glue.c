@@ -25,6 +25,7 @@
 
 /* C entry points (mmu.c, run.c) */
 const void *soft_slow(struct soft_vcpu *v);
+const void *soft_window(struct soft_vcpu *v);
 const void *soft_commit(struct soft_vcpu *v);
 const void *soft_helper(struct soft_vcpu *v);
 const void *soft_exit(struct soft_vcpu *v);
@@ -47,6 +48,7 @@ __attribute__((naked, used)) void soft_glue(void)
         "mov %%gs:%c[host_rsp], %%rsp\n add $8, %%rsp\n"
         "pop %%r15\n pop %%r14\n pop %%r13\n pop %%r12\n pop %%rbp\n pop %%rbx\n ret\n"
         GLUE("soft_glue_slow", "mov %%rax, %%gs:0\n lahf\n seto %%al\n movw %%ax, %%gs:%c[arith]\n", "soft_slow")
+        GLUE("soft_glue_window", "mov %%rax, %%gs:0\n lahf\n seto %%al\n movw %%ax, %%gs:%c[arith]\n", "soft_window")
         GLUE("soft_glue_commit", SAVE_FLAGS, "soft_commit")
         GLUE("soft_glue_helper", SAVE_FLAGS, "soft_helper")
         GLUE("soft_glue_exit", SAVE_FLAGS, "soft_exit")

@@ -349,9 +349,8 @@ const void *soft_window(struct soft_vcpu *v)
     if (s->access & SITE_FLAGS)
         v->arith = (uint16_t)v->slow_flags;
     v->cpu.rip = soft_site_pc(v, s->block) + s->pc;
-    v->mode |= MODE_UNGROUPED;
     soft_flags_in(v);
-    const void *next = soft_next(v);
+    const void *next = soft_next_ungrouped(v, s->block);
     soft_flags_out(v);
     return next;
 }

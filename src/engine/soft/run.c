@@ -100,14 +100,14 @@ void soft_update_mode(struct soft_vcpu *v)
 /* --- finding the next block ------------------------------------------------------------------------- */
 
 /* The block at cpu.rip, translated if need be.  NULL: a fetch fault is recorded. */
-static struct block *block_at_rip(struct soft_vcpu *v)
+static struct block *block_at_rip_in(struct soft_vcpu *v, uint32_t mode, bool no_windows)
 {
     uint64_t gpa, gva = v->cpu.rip;
     if (!(v->mode & MODE_64))
         gva = (uint32_t)gva;
     if (soft_translate_exec(v, gva, &gpa, NULL))
         return NULL;
-    struct block *b = soft_block_find(v->engine, gpa, gva, v->mode);
+    struct block *b = soft_block_find(v->engine, gpa, gva, mode);
     if (b && b->gpa2 == UINT64_MAX)
         return b;
     if (b) { /* straddles: is the second page still the same? */
@@ -120,7 +120,12 @@ static struct block *block_at_rip(struct soft_vcpu *v)
         soft_block_kill(v->engine, b);
     }
     soft_fpu_park(v);
-    return soft_translate(v, gva, gpa);
+    return soft_translate(v, gva, gpa, mode, no_windows);
+}
+
+static struct block *block_at_rip(struct soft_vcpu *v)
+{
+    return block_at_rip_in(v, v->mode, false);
 }
 
 static const void *enter_block(struct soft_vcpu *v, const struct block *b)
@@ -172,6 +177,25 @@ const void *soft_next(struct soft_vcpu *v)
     }
 }
 
+#define WINDOW_REFUSALS_MAX 8
+
+const void *soft_next_ungrouped(struct soft_vcpu *v, struct block *b)
+{
+    if (v->poll)
+        return soft_leave;
+    if (++b->refusals == WINDOW_REFUSALS_MAX && !b->dead) {
+        uint64_t at = v->cpu.rip;
+        v->cpu.rip = soft_site_pc(v, b);
+        soft_fpu_park(v);
+        soft_block_kill(v->engine, b);
+        if (!block_at_rip_in(v, v->mode, true))
+            return soft_deliver(v);
+        v->cpu.rip = at;
+    }
+    struct block *around = block_at_rip_in(v, v->mode | MODE_UNGROUPED, true);
+    return around ? enter_block(v, around) : soft_deliver(v);
+}
+
 /* --- ways out of translated code (called by glue) ------------------------------------------------------ */
 
 const void *soft_helper(struct soft_vcpu *v);
@@ -195,7 +219,7 @@ const void *soft_helper(struct soft_vcpu *v)
 
 static bool may_chain(struct soft_vcpu *v, const struct exit *x, const struct block *to)
 {
-    if (x->from->dead || x->from->mode != to->mode)
+    if (x->from->dead || ((x->from->mode ^ to->mode) & ~(uint32_t)MODE_UNGROUPED))
         return false;
     if (!x->cross)
         return to->gpa >> 12 == x->from->gpa >> 12 && to->gpa2 == UINT64_MAX;
@@ -453,6 +477,7 @@ static void vcpu_glue(struct soft_vcpu *v)
     v->glue_exit = soft_glue_exit;
     v->glue_ibtc_miss = soft_glue_ibtc_miss;
     v->glue_poll = soft_glue_poll;
+    v->glue_window = soft_glue_window;
 }
 
 static void fpu_initial(struct soft_vcpu *v)
@@ -565,7 +590,7 @@ static void soft_stats(struct engine *e, FILE *out)
         const struct stats *s = &e->vcpus[i]->stats;
         fprintf(out, "vcpu %u (software engine)\n", i);
         STAT(blocks); STAT(insns); STAT(guest_bytes); STAT(evictions); STAT(invalidated); STAT(enters); STAT(slow_read);
-        STAT(slow_write); STAT(slow_cross); STAT(slow_mmio); STAT(slow_code); STAT(walks); STAT(tlb_flush);
+        STAT(slow_write); STAT(window_fill); STAT(window_refused); STAT(slow_cross); STAT(slow_mmio); STAT(slow_code); STAT(walks); STAT(tlb_flush);
         STAT(tlb_flush_page); STAT(cr3_writes); STAT(helpers); STAT(exits); STAT(chained); STAT(ibtc_miss);
         STAT(ibtc_insert); STAT(interrupts); STAT(polls); STAT(halts); STAT(signals);
         print_helpers(s, out);

@@ -66,7 +66,7 @@ enum {
     MODE_FPU_TRAP = 1 << 7, /* CR0.EM/TS, CR4.OSFXSR or XCR0 make some SIMD instruction trap */
     MODE_BREAK = 1 << 8,   /* DR7 has an instruction breakpoint */
     MODE_ALIGN = 1 << 9,   /* CPL 3 with CR0.AM and RFLAGS.AC: misaligned accesses raise #AC */
-    MODE_UNGROUPED = 1 << 11, /* no windows (window.c): set when one could not be had, until the mode changes */
+    MODE_UNGROUPED = 1 << 11, /* no windows (window.c): a way around one that could not be had; never in v->mode */
     MODE_FIXED_PC = 1 << 10, /* translation bound to its gva (kernel), else position independent */
 };
 
@@ -101,6 +101,8 @@ struct block {
     struct exit *incoming;
     struct pc_map *map; /* n_map entries sorted by host offset */
     unsigned n_map;
+    uint16_t refusals; /* of its windows */
+    bool no_windows;   /* refused too often: translated again without */
     bool dead;
 };
 
@@ -246,6 +248,8 @@ static inline void soft_flags_out(struct soft_vcpu *v)
 void soft_fpu_park(struct soft_vcpu *v);   /* guest SIMD state to v->xsave, host defaults in */
 void soft_fpu_unpark(struct soft_vcpu *v);
 const void *soft_next(struct soft_vcpu *v);  /* code to run at cpu.rip, or the way out to the loop */
+/* The same when a window of `b` was refused: around it, or for good when that is usual. */
+const void *soft_next_ungrouped(struct soft_vcpu *v, struct block *b);
 const void *soft_deliver(struct soft_vcpu *v); /* deliver cpu.exc, then soft_next */
 void soft_update_mode(struct soft_vcpu *v);
 uint64_t soft_site_pc(const struct soft_vcpu *v, const struct block *b);
@@ -283,7 +287,7 @@ struct translator *soft_translator_create(const struct cpu *cpu);
 void soft_translator_destroy(struct translator *t);
 /* Translates the block at cpu.rip, already known to be executable at gpa.  NULL: exception recorded
  * in cpu.exc (fetch fault in the second page). */
-struct block *soft_translate(struct soft_vcpu *v, uint64_t gva, uint64_t gpa);
+struct block *soft_translate(struct soft_vcpu *v, uint64_t gva, uint64_t gpa, uint32_t mode, bool no_windows);
 
 /* --- simd.c --- */
 void soft_xsave_layout(struct engine *e);

@@ -175,6 +175,12 @@ static void sp_far(struct translator *t, const struct insn *in);
 /* Pushes the address of the next instruction. */
 static void emit_push_pc(struct translator *t, const struct insn *in, unsigned size)
 {
+    if (window_serves(t, in)) {
+        emit_pc(t, R10, in->pc + in->d.length);
+        e_mem(&t->hot, 0x89, true, R10, RSP, R9, 0, -8);
+        e_lea(&t->hot, true, RSP, RSP, NO_REG, 0, -8);
+        return;
+    }
     choose_scratch(t, 0);
     flags_guard(t, in);
     struct tail tail;
@@ -278,6 +284,12 @@ static void sp_ret(struct translator *t, const struct insn *in)
     }
     unsigned size = code64(t) ? 8 : in->d.operand_width / 8;
     unsigned extra = in->op[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE ? (unsigned)in->op[0].imm.value.u : 0;
+    if (window_serves(t, in)) {
+        e_mem(&t->hot, 0x8b, true, R11, RSP, R9, 0, 0);
+        e_lea(&t->hot, true, RSP, RSP, NO_REG, 0, (int)(size + extra));
+        end_indirect(t);
+        return;
+    }
     choose_scratch(t, 0); /* A = r11 */
     struct tail after;
     tail_begin(&after);
@@ -308,10 +320,39 @@ static void emit_load_selector(struct translator *t, unsigned reg, ZydisRegister
     e32(e, at);
 }
 
+/* push and pop with an open window: the guest's own store or load, then rsp */
+static void window_push(struct translator *t, const struct insn *in)
+{
+    const ZydisDecodedOperand *op = &in->op[0];
+    if (op->type == ZYDIS_OPERAND_TYPE_IMMEDIATE) {
+        e_mem(&t->hot, 0xc7, true, 0, RSP, R9, 0, -8);
+        e32(&t->hot, (uint32_t)(in->d.raw.imm[0].is_signed ? in->d.raw.imm[0].value.s : (int64_t)in->d.raw.imm[0].value.u));
+    } else {
+        unsigned reg = op_gpr(op);
+        if (is_stolen(reg))
+            e_load(&t->hot, reg, GPR_OFFSET(reg));
+        e_mem(&t->hot, 0x89, true, reg, RSP, R9, 0, -8);
+    }
+    e_lea(&t->hot, true, RSP, RSP, NO_REG, 0, -8);
+}
+
+static void window_pop(struct translator *t, const struct insn *in)
+{
+    unsigned reg = op_gpr(&in->op[0]);
+    e_mem(&t->hot, 0x8b, true, reg, RSP, R9, 0, 0);
+    if (is_stolen(reg))
+        e_store(&t->hot, reg, GPR_OFFSET(reg));
+    e_lea(&t->hot, true, RSP, RSP, NO_REG, 0, 8);
+}
+
 static void sp_push(struct translator *t, const struct insn *in)
 {
     const ZydisDecodedOperand *op = &in->op[0];
     unsigned size = in->d.operand_width / 8;
+    if (window_serves(t, in)) {
+        window_push(t, in);
+        return;
+    }
     if (op->type == ZYDIS_OPERAND_TYPE_IMMEDIATE) {
         int64_t value = in->d.raw.imm[0].is_signed ? in->d.raw.imm[0].value.s : (int64_t)in->d.raw.imm[0].value.u;
         choose_scratch(t, 0);
@@ -365,6 +406,10 @@ static void sp_pop(struct translator *t, const struct insn *in)
 {
     const ZydisDecodedOperand *op = &in->op[0];
     unsigned size = in->d.operand_width / 8;
+    if (window_serves(t, in)) {
+        window_pop(t, in);
+        return;
+    }
     if (is_sreg(op)) {
         struct site *s = emit_helper(t, in, helper_load_segment, true);
         s->arg = (uint32_t)(op->reg.value - ZYDIS_REGISTER_ES) | (uint32_t)NO_REG << 8 | size << 16 | 1u << 31;
@@ -896,6 +941,20 @@ static const struct special specials[ZYDIS_MNEMONIC_MAX_VALUE + 1] = {
     UNDEF(CLZERO), UNDEF(ENQCMD), UNDEF(ENQCMDS), UNDEF(LLWPCB), UNDEF(SLWPCB), UNDEF(LWPINS), UNDEF(LWPVAL),
     SOME(RDSSPD, sp_nop), SOME(RDSSPQ, sp_nop),
 };
+
+bool is_plain_mov(const struct insn *in)
+{
+    for (unsigned i = 0; i < 2; i++) {
+        if (in->op[i].type != ZYDIS_OPERAND_TYPE_REGISTER)
+            continue;
+        switch (ZydisRegisterGetClass(in->op[i].reg.value)) {
+        case ZYDIS_REGCLASS_CONTROL: case ZYDIS_REGCLASS_DEBUG: case ZYDIS_REGCLASS_SEGMENT: return false;
+        default: break;
+        }
+    }
+    bool memory = in->op[0].type == ZYDIS_OPERAND_TYPE_MEMORY || in->op[1].type == ZYDIS_OPERAND_TYPE_MEMORY;
+    return !memory || in->d.raw.modrm.offset; /* moffs has none */
+}
 
 special_fn *special_for(const struct insn *in)
 {

@@ -307,7 +307,8 @@ static void translate_body(struct translator *t)
 {
     struct insn *last = NULL;
     bool stop = false;
-    t->ended = t->shadow = false;
+    t->ended = t->shadow = t->window_open = false;
+    t->window_end = 0;
     for (unsigned i = 0; i < t->n_insns && !t->ended && !stop; i++) {
         stop = t->shadow;
         t->poll_after |= stop;
@@ -328,7 +329,7 @@ static int map_order(const void *a, const void *b)
     return x->host < y->host ? -1 : x->host > y->host;
 }
 
-struct block *soft_translate(struct soft_vcpu *v, uint64_t gva, uint64_t gpa)
+struct block *soft_translate(struct soft_vcpu *v, uint64_t gva, uint64_t gpa, uint32_t mode, bool no_windows)
 {
     struct engine *e = v->engine;
     struct translator *t = v->translator;
@@ -336,13 +337,14 @@ struct block *soft_translate(struct soft_vcpu *v, uint64_t gva, uint64_t gpa)
     t->v = v;
     t->engine = e;
     t->b = b;
-    t->mode = v->mode;
+    t->mode = mode;
+    t->no_windows = no_windows || (mode & MODE_UNGROUPED);
     t->gva = gva;
     t->page_offset = gva & 4095;
     t->poll_after = false;
-    *b = (struct block){ .gpa = gpa, .gva = v->mode & MODE_FIXED_PC ? gva : t->page_offset, .gpa2 = UINT64_MAX,
-                         .mode = v->mode };
-    if (!decode_block(t, gpa, v->mode & (MODE_TF | MODE_BREAK) ? 1 : BLOCK_MAX_INSNS)) {
+    *b = (struct block){ .gpa = gpa, .gva = mode & MODE_FIXED_PC ? gva : t->page_offset, .gpa2 = UINT64_MAX,
+                         .mode = mode, .no_windows = no_windows };
+    if (!decode_block(t, gpa, mode & (MODE_TF | MODE_BREAK) ? 1 : BLOCK_MAX_INSNS)) {
         e->n_blocks--;
         return NULL;
     }

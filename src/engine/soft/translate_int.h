@@ -57,6 +57,9 @@ struct translator {
     bool flags_saved; /* in C */
     bool ended;
     bool shadow;      /* the instruction before was sti: end after this one */
+    /* window.c: while instructions before window_end run, r9 = host - guest for window_base's page */
+    bool window_open, no_windows;
+    unsigned window_base, window_end;
     bool poll_after;  /* the block's ending exits go to polling entries */
 };
 
@@ -90,6 +93,14 @@ void generic_insn(struct translator *t, const struct insn *in);
 void isa_init(struct translator *t, const struct cpu *cpu);
 bool isa_has(const struct translator *t, const struct insn *in);
 
+unsigned gpr_of(ZydisRegister r); /* guest register number of a Zydis general register, or NO_REG */
+bool has_high8(const struct insn *in);
+uint32_t tlb_offset(const struct translator *t, bool write);
+void copy_insn_in_window(struct emit *e, const struct insn *in, unsigned base, int32_t disp);
+
+/* window.c */
+bool window_serves(struct translator *t, const struct insn *in);
+
 /* translate.c */
 void emit_exit(struct translator *t, int64_t target, int cc);
 void emit_indirect(struct translator *t); /* target gva in r11 */
@@ -98,6 +109,7 @@ void add_map(struct translator *t, uint32_t host, const struct insn *in);
 /* special.c: a translator for each mnemonic that is not simply copied; NULL: generic_insn */
 typedef void special_fn(struct translator *t, const struct insn *in);
 special_fn *special_for(const struct insn *in);
+bool is_plain_mov(const struct insn *in); /* a mov that generic_insn translates */
 bool insn_ends_block(const struct insn *in);
 
 /* helpers.c */
