@@ -239,6 +239,9 @@ static void fcr_write(struct uart *u, uint8_t value)
 {
     if ((value ^ u->saved.fcr) & FCR_ENABLE) /* turning the FIFOs on or off empties them */
         value |= FCR_CLEAR_RX;
+    /* Linux turns the FIFOs on after it has asked for receive interrupts: what came in between is sent again. */
+    if ((value & FCR_CLEAR_RX) && !(u->saved.mcr & MCR_LOOP))
+        take_back(u);
     if (value & FCR_CLEAR_RX)
         u->saved.fifo_count = 0;
     u->saved.fcr = value & FCR_ENABLE ? value & (FCR_ENABLE | 0xc0) : 0;
