@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Records a terminal session as a picture.
 
-  scripts/record-session.py OUT.svg TYPED... -- COMMAND...
+  scripts/record-session.py OUT.svg [--shown TEXT] TYPED... -- COMMAND...
 
 Runs COMMAND in a pseudo-terminal, types one TYPED line at each prompt ("# " at the end of what was printed), and
-draws what the screen showed.  docs/session.svg is
+draws what the screen showed; TEXT stands for COMMAND in the picture.  docs/session.svg is
   scripts/record-session.py docs/session.svg 'uname -a' 'grep -m1 "model name" /proc/cpuinfo' exit -- make run
 """
 import fcntl
@@ -80,8 +80,13 @@ def main():
         sys.exit(__doc__)
     cut = sys.argv.index("--")
     command = sys.argv[cut + 1:]
-    text, status = run(sys.argv[2:cut], command)
-    lines = ["$ " + " ".join(command)] + list(lines_of(text))
+    typed = sys.argv[2:cut]
+    shown = " ".join(command)
+    if typed[:1] == ["--shown"]:
+        shown = typed[1]
+        typed = typed[2:]
+    text, status = run(typed, command)
+    lines = ["$ " + shown] + list(lines_of(text))
     with open(sys.argv[1], "w") as out:
         out.write(picture("guise", lines))
     print("\n".join(lines))
