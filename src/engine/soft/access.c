@@ -211,15 +211,19 @@ static bool is_masked(const struct insn *in)
 
 /* Address bits that must be clear or #GP is raised, before anything else about the address is looked at
  * (SDM vol. 2, 2.4: types 1, 2 and 4).  On a TLB hit the host's own instruction raises it. */
-static unsigned gp_alignment(const struct insn *in, unsigned size)
+static unsigned gp_alignment(const struct translator *t, const struct insn *in, unsigned size)
 {
     switch (in->d.mnemonic) {
     case ZYDIS_MNEMONIC_MOVUPS: case ZYDIS_MNEMONIC_MOVUPD: case ZYDIS_MNEMONIC_MOVDQU: case ZYDIS_MNEMONIC_LDDQU:
     case ZYDIS_MNEMONIC_PCMPESTRI: case ZYDIS_MNEMONIC_PCMPESTRM: case ZYDIS_MNEMONIC_PCMPISTRI:
     case ZYDIS_MNEMONIC_PCMPISTRM:
         return 0;
-    case ZYDIS_MNEMONIC_CMPXCHG16B:
+    case ZYDIS_MNEMONIC_CMPXCHG16B: case ZYDIS_MNEMONIC_CVTPD2PI: case ZYDIS_MNEMONIC_CVTTPD2PI:
         return 15;
+    case ZYDIS_MNEMONIC_SHA1MSG1: case ZYDIS_MNEMONIC_SHA1MSG2: case ZYDIS_MNEMONIC_SHA1NEXTE:
+    case ZYDIS_MNEMONIC_SHA1RNDS4: case ZYDIS_MNEMONIC_SHA256MSG1: case ZYDIS_MNEMONIC_SHA256MSG2:
+    case ZYDIS_MNEMONIC_SHA256RNDS2:
+        return t->amd ? 0 : 15;
     default:
         break;
     }
@@ -249,6 +253,8 @@ static unsigned ac_alignment(const struct insn *in, unsigned size)
         return 1;
     if (size == 28 || size == 108)
         return 3;
+    if (in->d.mnemonic == ZYDIS_MNEMONIC_MASKMOVDQU || in->d.mnemonic == ZYDIS_MNEMONIC_VMASKMOVDQU)
+        return 7;
     if (is_masked(in))
         for (unsigned i = 0; i < in->d.operand_count; i++)
             if (in->op[i].type == ZYDIS_OPERAND_TYPE_MEMORY && in->op[i].element_size >= 8 &&
@@ -337,7 +343,7 @@ void emit_access(struct translator *t, const struct insn *in, const struct ea *e
     e_alu_imm(e, false, 4, t->B, TLB_MASK);
     e_gs_base(e, 0x2b, true, t->A, t->B, tlb); /* sub */
     uint32_t misaligned = 0;
-    s->gp_align = (uint8_t)gp_alignment(in, size);
+    s->gp_align = (uint8_t)gp_alignment(t, in, size);
     s->x87 = waits_for_x87(in);
     if (t->mode & MODE_ALIGN)
         s->align = s->gp_align ? 0 : (uint8_t)ac_alignment(in, size);
@@ -544,6 +550,13 @@ static bool packs_elements(ZydisMnemonic m)
 /* AVX-512 exception types "NF": the memory operand is accessed whole, whatever the mask says. */
 static bool no_fault_suppression(const struct insn *in)
 {
+    switch (in->d.mnemonic) { /* where the table has another type than the manual */
+    case ZYDIS_MNEMONIC_VGF2P8AFFINEQB: case ZYDIS_MNEMONIC_VGF2P8AFFINEINVQB: case ZYDIS_MNEMONIC_VCVTNE2PS2BF16:
+    case ZYDIS_MNEMONIC_VDBPSADBW:
+        return true;
+    default:
+        break;
+    }
     switch (in->d.meta.exception_class) {
     case ZYDIS_EXCEPTION_CLASS_E1NF: case ZYDIS_EXCEPTION_CLASS_E2NF: case ZYDIS_EXCEPTION_CLASS_E3NF:
     case ZYDIS_EXCEPTION_CLASS_E4NF: case ZYDIS_EXCEPTION_CLASS_E5NF: case ZYDIS_EXCEPTION_CLASS_E6NF:
@@ -580,7 +593,6 @@ static void masked_access(struct site *s, const struct insn *in, const ZydisDeco
         s->mask_reg = (uint8_t)(in->d.avx.mask.reg - ZYDIS_REGISTER_K0);
         s->element = (uint8_t)(mem->element_size / 8);
         if (avx->broadcast.mode != ZYDIS_BROADCAST_MODE_INVALID) {
-            s->element = (uint8_t)s->size;
             s->arg = 1;
             s->arg2 = broadcast_elements(avx->broadcast.mode);
         } else if (packs_elements(in->d.mnemonic)) {
@@ -638,6 +650,11 @@ void generic_insn(struct translator *t, const struct insn *in)
     unsigned access = (mem->actions & ZYDIS_OPERAND_ACTION_MASK_READ ? SITE_READ : 0) |
                       (mem->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE ? SITE_WRITE : 0);
     unsigned size = mem->size / 8;
+    if (in->d.mnemonic == ZYDIS_MNEMONIC_CLFLUSH || in->d.mnemonic == ZYDIS_MNEMONIC_CLFLUSHOPT ||
+        in->d.mnemonic == ZYDIS_MNEMONIC_CLWB) { /* of a line, but checked as a byte read */
+        access = SITE_READ;
+        size = 1;
+    }
     uint32_t first = t->engine->n_sites;
     emit_access(t, in, &ea, access ? access : SITE_READ, size ? size : 1, &tail);
     masked_access(&t->engine->sites[first], in, mem);

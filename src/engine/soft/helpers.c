@@ -58,6 +58,12 @@ static uint8_t *tlb_hit(const struct soft_vcpu *v, uint64_t gva, unsigned n, uns
     return gva - t->tag <= 4096 - n ? (uint8_t *)t->host + (gva - t->tag) : NULL;
 }
 
+/* RFLAGS.AC: only for what user code can do; anything but a whole number of 2, 4 or 8 bytes is not checked. */
+static bool misaligned(const struct soft_vcpu *v, uint64_t gva, unsigned n)
+{
+    return (v->mode & MODE_ALIGN) && n <= 8 && !(n & (n - 1)) && (gva & (n - 1));
+}
+
 static int data_read(struct soft_vcpu *v, uint64_t gva, void *buf, unsigned n)
 {
     const uint8_t *hit = tlb_hit(v, linear(v, gva), n, 0);
@@ -231,7 +237,7 @@ static void string_advance(struct soft_vcpu *v, const struct string_op *o, uint6
 /* Many elements at once, forward, inside one page each way; how many were done (0: not possible). */
 static uint64_t string_bulk(struct soft_vcpu *v, const struct string_op *o, uint64_t count)
 {
-    if (o->step < 0 || (o->kind != STR_MOVS && o->kind != STR_STOS) || count < 2)
+    if ((v->mode & MODE_ALIGN) || o->step < 0 || (o->kind != STR_MOVS && o->kind != STR_STOS) || count < 2)
         return 0;
     uint64_t to = linear(v, get_wide(v, RDI, o->width) + seg_base(v, ES)), n = run_elements(to, o->size);
     if (n > count)
@@ -581,7 +587,9 @@ static unsigned stack_push(struct soft_vcpu *v, const void *value, unsigned size
 {
     uint64_t sp = linear(v, v->cpu.gpr[RSP] - size);
     uint64_t base = v->mode & MODE_64 ? 0 : v->cpu.seg[SS].base;
-    if ((v->mode & MODE_64) && !cpu_canonical(&v->cpu, sp))
+    if (misaligned(v, sp, size))
+        return (unsigned)cpu_raise_error(&v->cpu, EXC_AC, 0);
+    if ((v->mode & MODE_64) && !(cpu_canonical(&v->cpu, sp) && cpu_canonical(&v->cpu, sp + size - 1)))
         return (unsigned)cpu_raise_error(&v->cpu, EXC_SS, 0);
     if (cpu_write(&v->cpu, linear(v, sp + base), value, size, user_mode(v)))
         return CPU_FAULT;
@@ -593,7 +601,9 @@ static unsigned stack_peek(struct soft_vcpu *v, unsigned offset, void *value, un
 {
     uint64_t sp = linear(v, v->cpu.gpr[RSP] + offset);
     uint64_t base = v->mode & MODE_64 ? 0 : v->cpu.seg[SS].base;
-    if ((v->mode & MODE_64) && !cpu_canonical(&v->cpu, sp))
+    if (misaligned(v, sp, size))
+        return (unsigned)cpu_raise_error(&v->cpu, EXC_AC, 0);
+    if ((v->mode & MODE_64) && !(cpu_canonical(&v->cpu, sp) && cpu_canonical(&v->cpu, sp + size - 1)))
         return (unsigned)cpu_raise_error(&v->cpu, EXC_SS, 0);
     return (unsigned)cpu_read(&v->cpu, linear(v, sp + base), value, size, user_mode(v));
 }
@@ -884,41 +894,6 @@ const void *helper_wbinvd(struct soft_vcpu *v, const struct site *s)
 }
 
 /* --- the rest ------------------------------------------------------------------------------------------------------ */
-
-/* bt, bts, btr, btc with a register offset and a memory operand */
-const void *helper_bit(struct soft_vcpu *v, const struct site *s)
-{
-    struct cpu *c = &v->cpu;
-    unsigned size = arg_size(s), bits = size * 8;
-    int64_t offset = (int64_t)c->gpr[arg_reg(s)];
-    if (size == 2)
-        offset = (int16_t)offset;
-    else if (size == 4)
-        offset = (int32_t)offset;
-    uint64_t gva = v->helper_ea + (uint64_t)((offset >> (bits == 16 ? 4 : bits == 32 ? 5 : 6)) * (int64_t)size);
-    if (s->imm)
-        gva = (uint32_t)gva;
-    uint64_t value = 0, mask = 1ull << (offset & (bits - 1));
-    unsigned kind = arg_kind(s);
-    if (kind == 0) {
-        if (data_read(v, gva, &value, size))
-            return fault(v);
-    } else {
-        uint64_t changed;
-        uint64_t old;
-        do { /* atomic when another vCPU could see it */
-            if (data_read(v, gva, &value, size))
-                return fault(v);
-            old = value;
-            changed = kind == 1 ? value | mask : kind == 2 ? value & ~mask : value ^ mask;
-        } while (0);
-        (void)old;
-        if (data_write(v, gva, &changed, size))
-            return fault(v);
-    }
-    c->rflags = value & mask ? c->rflags | FL_CF : c->rflags & ~(uint32_t)FL_CF;
-    return finish(v, s);
-}
 
 const void *helper_enter(struct soft_vcpu *v, const struct site *s)
 {

@@ -156,8 +156,12 @@ static uint64_t active_elements(const struct site *s)
 {
     if (s->mask_kind == MASK_K) {
         uint64_t k = read_k(s->mask_reg);
-        if (s->arg == 1) /* broadcast: the one element is used when any bit is set */
-            return (k & (s->arg2 >= 64 ? ~0ull : (1ull << s->arg2) - 1)) ? 1 : 0;
+        if (s->arg == 1) { /* broadcast: an element is used when any of its copies is */
+            uint64_t used = 0;
+            for (unsigned i = 0; i < s->arg2; i++)
+                used |= (k >> i & 1) << i % (s->size / s->element);
+            return used;
+        }
         if (s->arg == 2) { /* compress, expand: packed from the start */
             unsigned n = (unsigned)__builtin_popcountll(k & (s->size / s->element >= 64 ? ~0ull : (1ull << s->size / s->element) - 1));
             return n >= 64 ? ~0ull : (1ull << n) - 1;
@@ -221,6 +225,16 @@ static uint8_t *bounce_at(struct soft_vcpu *v, uint64_t gva)
     return v->bounce_buffer + (gva & 4095); /* keeps every alignment that the instruction could check */
 }
 
+static bool canonical(const struct soft_vcpu *v, uint64_t gva)
+{
+    return !(v->mode & MODE_64) || cpu_canonical(&v->cpu, gva);
+}
+
+static int not_canonical(struct soft_vcpu *v, const struct site *s)
+{
+    return cpu_raise_error(&v->cpu, s->access & SITE_STACK ? EXC_SS : EXC_GP, 0);
+}
+
 /* Reads (or validates, for a store) [gva, gva+size) into the bounce buffer. */
 static int bounce_fill(struct soft_vcpu *v, const struct site *s, uint64_t gva, uint64_t bytes)
 {
@@ -243,6 +257,8 @@ static int bounce_fill(struct soft_vcpu *v, const struct site *s, uint64_t gva, 
         struct translation tr;
         unsigned first = s->mask_kind ? p[i].offset + (unsigned)__builtin_ctzll(here) : p[i].offset;
         unsigned skip = first - p[i].offset;
+        if (!canonical(v, gva + first))
+            return not_canonical(v, s);
         if (piece_translate(v, wrap(v, gva + first), access, &p[i], &tr))
             return CPU_FAULT;
         p[i].gpa -= skip;
@@ -289,14 +305,10 @@ const void *soft_slow(struct soft_vcpu *v)
         v->stats.slow_write++;
     else
         v->stats.slow_read++;
+    if (s->mask_kind && !active_bytes(s))
+        return slow_bounce(v, s, gva);
     if ((gva & s->gp_align) && !misaligned_sse(v)) {
         cpu_raise_error(&v->cpu, EXC_GP, 0);
-        return access_fault(v, s);
-    }
-    if ((v->mode & MODE_64) && (!cpu_canonical(&v->cpu, gva) || !cpu_canonical(&v->cpu, gva + s->size - 1))) {
-        if (s->mask_kind && !active_bytes(s))
-            return slow_bounce(v, s, gva);
-        cpu_raise_error(&v->cpu, s->access & SITE_STACK ? EXC_SS : EXC_GP, 0);
         return access_fault(v, s);
     }
     if (gva & s->align) {
@@ -305,6 +317,10 @@ const void *soft_slow(struct soft_vcpu *v)
     }
     if (s->mask_kind)
         return slow_bounce(v, s, gva);
+    if (!canonical(v, gva) || !canonical(v, gva + s->size - 1)) {
+        not_canonical(v, s);
+        return access_fault(v, s);
+    }
     if ((gva & 4095) + s->size > 4096) {
         v->stats.slow_cross++;
         return slow_bounce(v, s, gva);

@@ -364,23 +364,3 @@ const void *helper_gather(struct soft_vcpu *v, const struct site *s)
     }
     return rc ? soft_deliver(v) : done(v, s);
 }
-
-/* maskmovq (arg 0) and [v]maskmovdqu (1): bytes whose mask byte has its sign bit go to [helper_ea] */
-const void *helper_maskmov(struct soft_vcpu *v, const struct site *s)
-{
-    uint8_t data[16], mask[16];
-    unsigned n = (s->arg & 0xff) ? 16 : 8;
-    soft_fpu_park(v);
-    if (n == 16) {
-        vector_copy(v, s->arg2 & 0xff, data, 16, false);
-        vector_copy(v, s->arg2 >> 8 & 0xff, mask, 16, false);
-    } else {
-        uint8_t *x87 = part(v, 0, 32, 128); /* x87 is in use: an MMX register is an argument */
-        memcpy(data, x87 + 16 * (s->arg2 & 7), 8);
-        memcpy(mask, x87 + 16 * (s->arg2 >> 8 & 7), 8);
-    }
-    for (unsigned i = 0; i < n; i++)
-        if (mask[i] & 0x80 && access_memory(v, v->helper_ea + i, &data[i], 1, true))
-            return soft_deliver(v);
-    return done(v, s);
-}

@@ -597,8 +597,8 @@ static void sp_xlat(struct translator *t, const struct insn *in)
     emit_access(t, in, &ea, SITE_READ, 1, &tail);
 }
 
-/* bt family with a register offset reaches outside the operand: fold the high part into the address
- * and run the instruction with the low part. */
+/* bt family with a register offset reaches outside the operand: its high part goes into the address, and
+ * the instruction (LOCK and all) runs with the low part. */
 static void sp_bt(struct translator *t, const struct insn *in)
 {
     const ZydisDecodedOperand *mem = &in->op[0];
@@ -607,15 +607,59 @@ static void sp_bt(struct translator *t, const struct insn *in)
         return;
     }
     struct ea ea;
-    insn_ea(t, in, mem, &ea);
-    store_helper_ea(t, in, mem);
-    bool lock = in->d.attributes & ZYDIS_ATTRIB_HAS_LOCK;
-    static const uint8_t kinds[4] = { 0, 1, 2, 3 };
-    unsigned kind = in->d.mnemonic == M(BT) ? 0 : in->d.mnemonic == M(BTS) ? 1 : in->d.mnemonic == M(BTR) ? 2 : 3;
-    struct site *s = emit_helper(t, in, helper_bit, false);
-    s->arg = kinds[kind] | op_gpr(&in->op[1]) << 8 | (uint32_t)(in->d.operand_width / 8) << 16;
-    s->arg2 = lock;
-    s->imm = ea.addr32;
+    if (!insn_ea(t, in, mem, &ea)) {
+        emit_helper(t, in, helper_legacy, true);
+        return;
+    }
+    unsigned size = in->d.operand_width / 8, segment = ea.segment, reg = op_gpr(&in->op[1]);
+    struct emit *e = &t->hot;
+    choose_scratch(t, 0);
+    flags_guard(t, in);
+    ea.segment = DS;
+    uint32_t mode = t->mode;
+    t->mode &= ~(uint32_t)MODE_SEGMENTED; /* the segment's base comes after the bit offset */
+    emit_ea(t, &ea, t->A, t->B);
+    t->mode = mode;
+    if (is_stolen(reg))
+        e_load(e, t->B, GPR_OFFSET(reg));
+    else
+        e_mov(e, true, t->B, reg);
+    if (size == 2) { /* sign-extend B */
+        e_rex(e, true, t->B, 0, t->B);
+        e8(e, 0x0f);
+        e8(e, 0xbf);
+        e8(e, 0xc0 | (t->B & 7) * 9);
+    } else if (size == 4) {
+        e_rex(e, true, t->B, 0, t->B);
+        e8(e, 0x63);
+        e8(e, 0xc0 | (t->B & 7) * 9);
+    }
+    e_rex(e, true, 0, 0, t->B); /* sar B, 3 */
+    e8(e, 0xc1);
+    e8(e, 0xf8 | (t->B & 7));
+    e8(e, 3);
+    e_alu_imm(e, true, 4, t->B, -size);
+    e_lea(e, !ea.addr32, t->A, t->A, t->B, 0, 0);
+    e_store(e, t->A, SCRATCH_SLOT);
+
+    struct tail tail;
+    tail_begin(&tail);
+    if (is_stolen(reg))
+        e_load(&tail.e, t->B, GPR_OFFSET(reg));
+    else
+        e_mov(&tail.e, true, t->B, reg);
+    e_alu_imm(&tail.e, false, 4, t->B, size * 8 - 1);
+    tail_restore_flags(t, &tail);
+    if (in->d.attributes & ZYDIS_ATTRIB_HAS_LOCK)
+        e8(&tail.e, 0xf0);
+    if (size == 2)
+        e8(&tail.e, 0x66);
+    e_rex(&tail.e, size == 8, t->B, 0, t->A);
+    e8(&tail.e, 0x0f);
+    e8(&tail.e, in->d.opcode);
+    e8(&tail.e, (t->B & 7) << 3 | (t->A & 7));
+    struct ea at = { .base = EA_SLOT, .index = NO_REG, .segment = segment, .stack = ea.stack };
+    emit_access(t, in, &at, in->d.mnemonic == M(BT) ? SITE_READ : SITE_READ | SITE_WRITE, size, &tail);
 }
 
 static void sp_mov(struct translator *t, const struct insn *in)
@@ -819,21 +863,34 @@ static void sp_x87_env(struct translator *t, const struct insn *in)
     t->engine->sites[t->engine->n_sites - 1].arg2 = in->op[0].size == 14 * 8 || in->op[0].size == 94 * 8 ? 2 : 4;
 }
 
+/* maskmovq, maskmovdqu: rdi is lent to the host address.  The whole operand must be writable, whatever the
+ * mask says. */
 static void sp_maskmov(struct translator *t, const struct insn *in)
 {
-    struct ea ea = { .base = RDI, .index = NO_REG, .segment = DS, .addr32 = addr32(in) };
+    const ZydisDecodedOperand *mem = NULL;
     for (unsigned i = 0; i < in->d.operand_count; i++)
         if (in->op[i].type == ZYDIS_OPERAND_TYPE_MEMORY)
-            insn_ea(t, in, &in->op[i], &ea);
-    emit_ea(t, &ea, R11, R10);
-    e_store(&t->hot, R11, VOFF(helper_ea));
-    struct site *s = emit_helper(t, in, helper_maskmov, false);
-    unsigned regs[2] = { 0, 0 }, n = 0;
-    for (unsigned i = 0; i < in->d.operand_count_visible; i++)
-        if (in->op[i].type == ZYDIS_OPERAND_TYPE_REGISTER && n < 2)
-            regs[n++] = (unsigned)ZydisRegisterGetId(in->op[i].reg.value);
-    s->arg = in->d.mnemonic != M(MASKMOVQ);
-    s->arg2 = regs[0] | regs[1] << 8;
+            mem = &in->op[i];
+    struct ea ea;
+    if (!mem || !insn_ea(t, in, mem, &ea)) {
+        emit_helper(t, in, helper_legacy, true);
+        return;
+    }
+    choose_scratch(t, 0);
+    flags_guard(t, in);
+    struct tail tail;
+    tail_begin(&tail);
+    tail_restore_flags(t, &tail);
+    e_mov(&tail.e, true, t->B, RDI);
+    e_mov(&tail.e, true, RDI, t->A);
+    for (unsigned i = 0; i < in->d.length; i++) {
+        uint8_t b = in->bytes[i];
+        bool spent = b == 0x67 || b == 0x26 || b == 0x2e || b == 0x36 || b == 0x3e || b == 0x64 || b == 0x65;
+        if (i >= in->d.raw.prefix_count || !spent)
+            e8(&tail.e, b);
+    }
+    e_mov(&tail.e, true, RDI, t->B);
+    emit_access(t, in, &ea, SITE_READ | SITE_WRITE, in->d.mnemonic == M(MASKMOVQ) ? 8 : 16, &tail);
 }
 
 static void sp_legacy(struct translator *t, const struct insn *in)
