@@ -130,6 +130,18 @@ bool insn_saves_x87_pointers(const struct insn *i)
     return false;
 }
 
+bool insn_moves_area(const struct insn *i)
+{
+    static const uint16_t m[] = {
+        ZYDIS_MNEMONIC_FLDENV, ZYDIS_MNEMONIC_FRSTOR, ZYDIS_MNEMONIC_FXRSTOR, ZYDIS_MNEMONIC_FXRSTOR64,
+        ZYDIS_MNEMONIC_XRSTOR, ZYDIS_MNEMONIC_XRSTOR64,
+    };
+    for (unsigned n = 0; n < sizeof m / sizeof m[0]; n++)
+        if (m[n] == i->i.mnemonic)
+            return true;
+    return insn_saves_x87_pointers(i);
+}
+
 /* ---- the key that makes two encodings one form ---------------------------------------------------- */
 static uint64_t mix(uint64_t h, uint64_t v) { return (h ^ v) * 0x100000001b3ull ^ (h >> 29); }
 

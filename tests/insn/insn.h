@@ -77,6 +77,7 @@ struct test {
     uint8_t len;
     uint8_t kind, mode;
     bool cpl3_only;
+    bool area;   /* an instruction in it moves an x87 or XSAVE area */
     bool compat; /* 32-bit code in compatibility mode; else 64-bit */
     uint64_t seed;
     uint32_t form; /* index, or UINT32_MAX */
@@ -185,6 +186,7 @@ bool insn_decode(const ZydisDecoder *d, const void *bytes, size_t len, struct in
 enum left_out insn_left_out(const struct insn *i);
 bool insn_differs_at_cpl0(const struct insn *i);
 bool insn_saves_x87_pointers(const struct insn *i);
+bool insn_moves_area(const struct insn *i);
 const struct ZydisDecodedOperand_ *insn_mem(const struct insn *i); /* first memory operand or NULL */
 
 /* ---- encode.c ------------------------------------------------------------------------------------ */

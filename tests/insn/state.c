@@ -509,6 +509,7 @@ static bool place_insn(struct placing *p, const struct insn *i)
     if (i->i.cpu_flags)
         p->t->undefined_flags |= i->i.cpu_flags->undefined;
     p->t->cpl3_only |= insn_differs_at_cpl0(i);
+    p->t->area |= insn_moves_area(i);
     return insn_left_out(i) == IN_SCOPE;
 }
 
@@ -517,6 +518,7 @@ bool test_fill(struct test *t, const ZydisDecoder *d, const struct xstate_layout
     struct rng r = {t->seed};
     struct placing p = {t, l, &r, 0, 0};
     t->undefined_flags = 0;
+    t->area = false;
     t->cpl3_only = t->kind == TEST_INVALID || t->compat;
     for (unsigned n = 0; n < N_PATCHES; n++)
         t->patch[n].len = 0;
