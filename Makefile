@@ -2,7 +2,8 @@
 #
 #   make                      build/guise, a release build
 #   make run                  a root shell in a virtual machine with Debian's kernel
-#   make run CMD='uname -a'   one command in it; make returns its status
+#   make run CMD='uname -a'   one command in it; make fails as it does (make itself knows no status but 2 for that:
+#                             scripts/run-guest.sh CMD returns the command's own)
 #   make test | bench | fuzz | lint | format | install [PREFIX=/usr/local] [DESTDIR=]
 #   make BUILD=debug|asan|cov any of these with another kind of build, in build-debug and so on
 #   make clean                removes the builds (downloads stay in ~/.cache/guise)

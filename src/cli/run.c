@@ -2,6 +2,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "backends/chr.h"
 #include "base/error.h"
@@ -146,6 +147,8 @@ int run_main(const struct command *self, int argc, char **argv)
         .log_items = a.log_items,
         .log_path = a.log_file,
     };
+    if (strcmp(a.serial, "stdio") == 0 && isatty(STDIN_FILENO))
+        log_say("every key goes to the guest; Ctrl-] then q leaves");
     vm_run(&config, &result);
     if (result.reason[0])
         log_say("%s", result.reason);
