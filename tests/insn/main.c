@@ -32,7 +32,7 @@ struct group {
     char key[64];
     uint32_t count, n_samples;
     uint32_t by_mnemonic[ZYDIS_MNEMONIC_MAX_VALUE + 3];
-    char sample[SAMPLES][1024];
+    char sample[SAMPLES][1280];
 };
 
 struct session {
