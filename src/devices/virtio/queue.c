@@ -44,13 +44,15 @@ const char *virtio_queue_check(const struct virtio_device *v, const struct virti
     return NULL;
 }
 
-/* Ring indices pair with the driver's barriers: acquire what it published, release what we did.
+/* Ring indices pair with the driver's barriers.  Sequentially consistent, because twice a store must be
+ * visible before a later load: our used index before the driver's wish for an interrupt (2.7.7.2,
+ * 2.7.10), our event index before its available index (2.7.10.1); either side then sees the other.
  * The addresses were checked (in RAM, aligned) when the queue was enabled, and are again here since
  * a restored state comes from outside. */
 static uint16_t load16(const struct virtio_device *v, uint64_t gpa)
 {
     const uint16_t *p = memory_hva(v->bus->memory, gpa, sizeof *p);
-    return p && gpa % 2 == 0 ? __atomic_load_n(p, __ATOMIC_ACQUIRE) : 0;
+    return p && gpa % 2 == 0 ? __atomic_load_n(p, __ATOMIC_SEQ_CST) : 0;
 }
 
 static void store16(struct virtio_device *v, uint64_t gpa, uint16_t value)
@@ -60,7 +62,7 @@ static void store16(struct virtio_device *v, uint64_t gpa, uint16_t value)
         return;
     if (v->bus->dma_dirty)
         v->bus->dma_dirty(v->bus->dma_dirty_opaque, gpa, sizeof *p);
-    __atomic_store_n(p, value, __ATOMIC_RELEASE);
+    __atomic_store_n(p, value, __ATOMIC_SEQ_CST);
 }
 
 static const char *add_buffer(struct virtio_device *v, struct virtio_chain *c, const struct descriptor *d)
@@ -175,8 +177,6 @@ void virtio_push(struct virtio_device *v, const struct virtio_chain *chain, uint
 
 static bool wants_interrupt(struct virtio_device *v, struct virtio_queue_state *q)
 {
-    /* Our used index must be visible before we look at what the driver wants (2.7.7.2, 2.7.10). */
-    __atomic_thread_fence(__ATOMIC_SEQ_CST);
     if (!virtio_has(v, VIRTIO_F_EVENT_IDX))
         return !(load16(v, q->driver) & AVAIL_NO_INTERRUPT);
     uint16_t event = load16(v, q->driver + RING_ENTRIES + 2ull * q->size);
@@ -203,8 +203,6 @@ bool virtio_rearm(struct virtio_device *v, unsigned index)
         return false;
     if (virtio_has(v, VIRTIO_F_EVENT_IDX))
         store16(v, q->device + RING_ENTRIES + (uint64_t)USED_SIZE * q->size, q->last_avail);
-    /* The driver either sees our event index or we see its available index (2.7.10.1). */
-    __atomic_thread_fence(__ATOMIC_SEQ_CST);
     return load16(v, q->driver + RING_IDX) != q->last_avail;
 }
 
