@@ -115,12 +115,6 @@ static int setup_cpu(struct vm *vm, unsigned i)
     struct vcpu *v = &vm->vcpus[i];
 
     *v = (struct vcpu){.vm = vm, .index = i, .cpu = vm->ops->vcpu(vm->engine, i)};
-    if (!v->cpu->cpuid) {
-        int err = vm->cpuid ? 0 : cpuid_table_create(&vm->cpuid, vm->config->n_cpus, host_tsc_khz());
-        if (err)
-            return err;
-        v->cpu->cpuid = vm->cpuid;
-    }
     vm_log_attach(vm, v->cpu);
     return machine_attach_cpu(vm->machine, v->cpu, i, vm_kick, vm);
 }
@@ -253,7 +247,6 @@ static void teardown(struct vm *vm)
         close(vm->signal_fd);
     if (vm->engine)
         vm->ops->destroy(vm->engine);
-    cpuid_table_destroy(vm->cpuid);
     vm_log_close(vm);
     machine_destroy(vm->machine);
 }

@@ -33,7 +33,6 @@ struct vm {
     struct chr *chr;
     const struct engine_ops *ops;
     struct engine *engine;
-    struct cpuid_table *cpuid; /* made here if the engine has none of its own */
     FILE *log;
     struct vcpu vcpus[VM_MAX_CPUS];
     unsigned n_started;
@@ -59,8 +58,7 @@ void vm_kick(void *vm, unsigned i);
 /* The engine for the configuration; says on stderr what "auto" took.  NULL with a sentence in why. */
 const struct engine_ops *vm_choose_engine(const struct vm_config *config, char *why, size_t size);
 
-/* --- clock and log (tsc.c, log.c) ---------------------------------------------------------------------- */
-uint64_t host_tsc_khz(void);
+/* --- log (log.c) ---------------------------------------------------------------------------------- */
 int vm_log_open(struct vm *vm, char *error, size_t size);
 void vm_log_attach(struct vm *vm, struct cpu *cpu);
 void vm_log_close(struct vm *vm);
