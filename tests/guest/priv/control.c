@@ -334,8 +334,8 @@ static void test_segment_bases(void)
     EXPECT_EQ(r, 0x2222);
     EXPECT_EQ(read_msr(MSR_KERNEL_GS_BASE), TEST_VA);
     EXPECT_EQ(read_msr(MSR_GS_BASE), TEST_VA + 8);
-    write_msr(MSR_GS_BASE, 0xffff800000000000 - 8); /* base + offset that is not canonical */
-    EXPECT_TRAP(TRY("mov %%gs:0, %%rax"), GP, 0);
+    write_msr(MSR_GS_BASE, 0x7ffffffffff0); /* canonical, with the offset no longer */
+    EXPECT_TRAP(TRY("mov %%gs:0x20, %%rax"), GP, 0);
     write_msr(MSR_GS_BASE, 0);
     write_msr(MSR_FS_BASE, 0);
 }
