@@ -2,13 +2,18 @@
  * Translating an instruction with a memory operand.
  *
  *     lea   A, [the guest's address]
- *     rorx  B, A, 8
- *     and   B, TLB_MASK
- *     sub   A, gs:[B + tlb.tag]        ; offset in the page, or something huge
+ *     sub   A, gs:[slot.tag]           ; offset in the page, or something huge
  *     cmp   A, 4096 - size             ; one compare for a miss and for a page crossing
- *     ja    slow
- *     add   A, gs:[B + tlb.host]
+ *     ja    refill
+ *     add   A, gs:[slot.host]
  *     insn  [A]                        ; the guest's own instruction
+ *
+ * The slot belongs to this place in the code (modulo their number): an instruction tends to stay in one
+ * page for a while, and a slot needs no index computed from the address, which would be on the way of
+ * every load.  A miss asks the TLB (emit_refill), still without leaving translated code; a place that misses
+ * thousands of times in a tick is translated again to use the TLB itself:
+ *
+ *     rorx  B, A, 8 ; and B, TLB_MASK ; sub A, gs:[B + tlb.tag] ; ...
  *
  * The compare destroys the flags; where the guest needs them later they wait in C.  The slow path
  * (mmu.c) either comes back to the instruction with a real address in A, or runs a second copy of it
@@ -201,12 +206,43 @@ uint32_t tlb_offset(const struct translator *t, bool write)
                       ((t->mode & MODE_MMU) * 2 + write) * TLB_SIZE * sizeof(struct tlb_entry));
 }
 
+uint32_t slot_offset(const struct translator *t, bool write, uint32_t site)
+{
+    return (uint32_t)(offsetof(struct soft_vcpu, slot) +
+                      (((t->mode & MODE_MMU) * 2 + write) * SLOT_COUNT + site % SLOT_COUNT) * sizeof(struct tlb_entry));
+}
+
 /* --- alignment ------------------------------------------------------------------------------------ */
 
+static bool packs_elements(ZydisMnemonic m);
+
+/* Accessed by element under a mask register; compressing stores are without one, too. */
 static bool is_masked(const struct insn *in)
 {
+    if (packs_elements(in->d.mnemonic) && in->op[0].type == ZYDIS_OPERAND_TYPE_MEMORY)
+        return true;
     return in->d.encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX && in->d.avx.mask.reg != ZYDIS_REGISTER_NONE &&
            in->d.avx.mask.reg != ZYDIS_REGISTER_K0;
+}
+
+/* AVX-512 exception types "NF": the memory operand is accessed whole, whatever the mask says. */
+static bool no_fault_suppression(const struct insn *in)
+{
+    switch (in->d.mnemonic) { /* where the table has another type than the manual */
+    case ZYDIS_MNEMONIC_VGF2P8AFFINEQB: case ZYDIS_MNEMONIC_VGF2P8AFFINEINVQB: case ZYDIS_MNEMONIC_VCVTNE2PS2BF16:
+    case ZYDIS_MNEMONIC_VDBPSADBW:
+        return true;
+    default:
+        break;
+    }
+    switch (in->d.meta.exception_class) {
+    case ZYDIS_EXCEPTION_CLASS_E1NF: case ZYDIS_EXCEPTION_CLASS_E2NF: case ZYDIS_EXCEPTION_CLASS_E3NF:
+    case ZYDIS_EXCEPTION_CLASS_E4NF: case ZYDIS_EXCEPTION_CLASS_E5NF: case ZYDIS_EXCEPTION_CLASS_E6NF:
+    case ZYDIS_EXCEPTION_CLASS_E9NF: case ZYDIS_EXCEPTION_CLASS_E10NF: case ZYDIS_EXCEPTION_CLASS_E11NF:
+        return true;
+    default:
+        return false;
+    }
 }
 
 /* Address bits that must be clear or #GP is raised, before anything else about the address is looked at
@@ -216,7 +252,7 @@ static unsigned gp_alignment(const struct translator *t, const struct insn *in, 
     switch (in->d.mnemonic) {
     case ZYDIS_MNEMONIC_MOVUPS: case ZYDIS_MNEMONIC_MOVUPD: case ZYDIS_MNEMONIC_MOVDQU: case ZYDIS_MNEMONIC_LDDQU:
     case ZYDIS_MNEMONIC_PCMPESTRI: case ZYDIS_MNEMONIC_PCMPESTRM: case ZYDIS_MNEMONIC_PCMPISTRI:
-    case ZYDIS_MNEMONIC_PCMPISTRM:
+    case ZYDIS_MNEMONIC_PCMPISTRM: case ZYDIS_MNEMONIC_MASKMOVDQU:
         return 0;
     case ZYDIS_MNEMONIC_CMPXCHG16B: case ZYDIS_MNEMONIC_CVTPD2PI: case ZYDIS_MNEMONIC_CVTTPD2PI:
         return 15;
@@ -255,12 +291,18 @@ static unsigned ac_alignment(const struct insn *in, unsigned size)
         return 3;
     if (in->d.mnemonic == ZYDIS_MNEMONIC_MASKMOVDQU || in->d.mnemonic == ZYDIS_MNEMONIC_VMASKMOVDQU)
         return 7;
-    if (is_masked(in))
+    if (is_masked(in) && !no_fault_suppression(in))
         for (unsigned i = 0; i < in->d.operand_count; i++)
             if (in->op[i].type == ZYDIS_OPERAND_TYPE_MEMORY && in->op[i].element_size >= 8 &&
                 in->op[i].element_size / 8u < size)
                 size = in->op[i].element_size / 8u;
     return size >= 16 ? 15 : size >= 8 ? 7 : size >= 4 ? 3 : size - 1;
+}
+
+static bool is_x87(const struct insn *in)
+{
+    return in->d.meta.isa_set == ZYDIS_ISA_SET_X87 || in->d.meta.isa_ext == ZYDIS_ISA_EXT_X87 ||
+           in->d.meta.isa_set == ZYDIS_ISA_SET_SSE3X87;
 }
 
 /* x87 and MMX instructions that report a pending x87 exception before they touch memory. */
@@ -272,7 +314,7 @@ static bool waits_for_x87(const struct insn *in)
     default:
         break;
     }
-    if (in->d.meta.isa_set == ZYDIS_ISA_SET_X87 || in->d.meta.isa_ext == ZYDIS_ISA_EXT_X87)
+    if (is_x87(in))
         return true;
     for (unsigned i = 0; i < in->d.operand_count_visible; i++)
         if (in->op[i].type == ZYDIS_OPERAND_TYPE_REGISTER &&
@@ -281,11 +323,53 @@ static bool waits_for_x87(const struct insn *in)
     return false;
 }
 
-static void emit_slow_path(struct translator *t, const struct insn *in, struct site *s, uint32_t index, uint32_t tlb,
+/* A place that misses its slot all the time is translated again without (soft_demote). */
+void emit_budget(struct translator *t, const struct site *s)
+{
+    struct emit *c = &t->cold;
+    uint32_t index = (uint32_t)(s - t->engine->sites);
+    e_gs(c, 0x83, false, 5, (uint32_t)offsetof(struct soft_vcpu, budget[index % SLOT_COUNT])); /* sub dword, 1 */
+    e8(c, 1);
+    uint32_t enough = e_jcc(c, 9 /* not negative */, 0);
+    if (t->flags_saved && t->C != NO_REG)
+        e_store(c, t->C, VOFF(slow_flags));
+    e_store_imm32(c, VOFF(site), index);
+    e_gs_jump(c, VOFF(glue_demote));
+    e_patch(c, enough, e_offset(c));
+}
+
+/* The slot missed: ask the TLB, and when that knows, remember its answer in the slot. */
+static void emit_refill(struct translator *t, const struct site *s, uint32_t slot, uint32_t tlb)
+{
+    struct emit *c = &t->cold;
+    e_gs(c, 0x03, true, t->A, slot); /* add A, slot.tag: the gva again */
+    emit_budget(t, s);
+    e_rorx(c, t->B, t->A, 8);
+    e_alu_imm(c, false, 4, t->B, TLB_MASK);
+    e_gs_base(c, 0x2b, true, t->A, t->B, tlb); /* sub */
+    e_alu_imm(c, true, 7, t->A, 4096 - s->size);
+    uint32_t miss = e_jcc(c, 7, 0);
+    bool free = t->C != NO_REG && !t->flags_saved && !t->window_open;
+    unsigned temp = free ? t->C : t->A;
+    if (!free)
+        e_store(c, t->A, VOFF(slow_ea));
+    e_gs_base(c, 0x8b, true, temp, t->B, tlb);
+    e_store(c, temp, slot);
+    e_gs_base(c, 0x8b, true, temp, t->B, tlb + 8);
+    e_store(c, temp, slot + 8);
+    if (free)
+        e_lea(c, true, t->A, t->A, temp, 0, 0);
+    else
+        e_gs(c, 0x03, true, t->A, VOFF(slow_ea));
+    e_jmp(c, s->resume);
+    e_patch(c, miss, e_offset(c));
+    e_gs_base(c, 0x03, true, t->A, t->B, tlb); /* add A, tag */
+}
+
+static void emit_slow_path(struct translator *t, const struct insn *in, struct site *s, uint32_t index,
                            const struct tail *tail)
 {
     struct emit *c = &t->cold;
-    e_gs_base(c, 0x03, true, t->A, t->B, tlb); /* add A, tag: the gva again */
     e_store(c, t->A, VOFF(slow_ea));
     bool in_register = t->flags_saved && t->C != NO_REG;
     if (in_register)
@@ -338,13 +422,21 @@ void emit_access(struct translator *t, const struct insn *in, const struct ea *e
     uint32_t tlb = tlb_offset(t, (access & SITE_WRITE) != 0);
     s->access = (uint8_t)(access | (t->flags_saved ? SITE_FLAGS : 0) | (ea->stack ? SITE_STACK : 0));
     s->size = (uint16_t)size;
+    uint32_t slot = slot_offset(t, (access & SITE_WRITE) != 0, index);
+    bool indexed = soft_is_indexed(t->engine, t->b->gpa + in->pc);
     emit_ea(t, ea, t->A, t->B);
-    e_rorx(e, t->B, t->A, 8);
-    e_alu_imm(e, false, 4, t->B, TLB_MASK);
-    e_gs_base(e, 0x2b, true, t->A, t->B, tlb); /* sub */
+    if (indexed) {
+        e_rorx(e, t->B, t->A, 8);
+        e_alu_imm(e, false, 4, t->B, TLB_MASK);
+        e_gs_base(e, 0x2b, true, t->A, t->B, tlb); /* sub A, tlb.tag */
+    } else {
+        e_gs(e, 0x2b, true, t->A, slot); /* sub A, slot.tag */
+    }
     uint32_t misaligned = 0;
     s->gp_align = (uint8_t)gp_alignment(t, in, size);
     s->x87 = waits_for_x87(in);
+    if (in->d.mnemonic == ZYDIS_MNEMONIC_FLDENV || in->d.mnemonic == ZYDIS_MNEMONIC_FRSTOR)
+        s->first = size == 14 || size == 94 ? 2 : 4;
     if (t->mode & MODE_ALIGN)
         s->align = s->gp_align ? 0 : (uint8_t)ac_alignment(in, size);
     if (s->align) {
@@ -356,14 +448,30 @@ void emit_access(struct translator *t, const struct insn *in, const struct ea *e
     }
     e_alu_imm(e, true, 7, t->A, 4096 - size);
     uint32_t slow = e_jcc(e, 7 /* above */, 0);
-    e_gs_base(e, 0x03, true, t->A, t->B, tlb + 8); /* add */
+    if (indexed)
+        e_gs_base(e, 0x03, true, t->A, t->B, tlb + 8); /* add A, tlb.host */
+    else
+        e_gs(e, 0x03, true, t->A, slot + 8); /* add A, slot.host */
     s->resume = e_offset(e);
     e_bytes(e, tail->bytes, (unsigned)(tail->e.p - tail->e.start));
     s->next = e_offset(e);
-    e_patch(e, slow, e_offset(&t->cold));
-    if (misaligned)
+    uint32_t skip = 0;
+    if (misaligned) {
         e_patch(e, misaligned, e_offset(&t->cold));
-    emit_slow_path(t, in, s, index, tlb, tail);
+        if (indexed)
+            e_gs_base(&t->cold, 0x03, true, t->A, t->B, tlb);
+        else
+            e_gs(&t->cold, 0x03, true, t->A, slot);
+        skip = e_jmp(&t->cold, 0);
+    }
+    e_patch(e, slow, e_offset(&t->cold));
+    if (indexed)
+        e_gs_base(&t->cold, 0x03, true, t->A, t->B, tlb);
+    else
+        emit_refill(t, s, slot, tlb);
+    if (misaligned)
+        e_patch(&t->cold, skip, e_offset(&t->cold));
+    emit_slow_path(t, in, s, index, tail);
 }
 
 bool has_high8(const struct insn *in)
@@ -547,26 +655,6 @@ static bool packs_elements(ZydisMnemonic m)
     }
 }
 
-/* AVX-512 exception types "NF": the memory operand is accessed whole, whatever the mask says. */
-static bool no_fault_suppression(const struct insn *in)
-{
-    switch (in->d.mnemonic) { /* where the table has another type than the manual */
-    case ZYDIS_MNEMONIC_VGF2P8AFFINEQB: case ZYDIS_MNEMONIC_VGF2P8AFFINEINVQB: case ZYDIS_MNEMONIC_VCVTNE2PS2BF16:
-    case ZYDIS_MNEMONIC_VDBPSADBW:
-        return true;
-    default:
-        break;
-    }
-    switch (in->d.meta.exception_class) {
-    case ZYDIS_EXCEPTION_CLASS_E1NF: case ZYDIS_EXCEPTION_CLASS_E2NF: case ZYDIS_EXCEPTION_CLASS_E3NF:
-    case ZYDIS_EXCEPTION_CLASS_E4NF: case ZYDIS_EXCEPTION_CLASS_E5NF: case ZYDIS_EXCEPTION_CLASS_E6NF:
-    case ZYDIS_EXCEPTION_CLASS_E9NF: case ZYDIS_EXCEPTION_CLASS_E10NF: case ZYDIS_EXCEPTION_CLASS_E11NF:
-        return true;
-    default:
-        return false;
-    }
-}
-
 /* Result elements that one broadcast memory operand feeds. */
 static unsigned broadcast_elements(ZydisBroadcastMode mode)
 {
@@ -655,6 +743,8 @@ void generic_insn(struct translator *t, const struct insn *in)
         access = SITE_READ;
         size = 1;
     }
+    if (access == SITE_WRITE && is_x87(in)) /* stores nothing when it meets an unmasked exception */
+        access |= SITE_READ;
     uint32_t first = t->engine->n_sites;
     emit_access(t, in, &ea, access ? access : SITE_READ, size ? size : 1, &tail);
     masked_access(&t->engine->sites[first], in, mem);

@@ -64,27 +64,36 @@ static bool misaligned(const struct soft_vcpu *v, uint64_t gva, unsigned n)
     return (v->mode & MODE_ALIGN) && n <= 8 && !(n & (n - 1)) && (gva & (n - 1));
 }
 
+/* #GP, or #SS through the stack segment; then #AC. */
+static int bad_address(struct soft_vcpu *v, uint64_t gva, unsigned n)
+{
+    bool stack = v->engine->sites[v->site].access & SITE_STACK;
+    if ((v->mode & MODE_64) && !(cpu_canonical(&v->cpu, gva) && cpu_canonical(&v->cpu, gva + n - 1)))
+        return cpu_raise_error(&v->cpu, stack ? EXC_SS : EXC_GP, 0);
+    return misaligned(v, gva, n) ? cpu_raise_error(&v->cpu, EXC_AC, 0) : 0;
+}
+
 static int data_read(struct soft_vcpu *v, uint64_t gva, void *buf, unsigned n)
 {
     const uint8_t *hit = tlb_hit(v, linear(v, gva), n, 0);
-    if (hit) {
+    if (hit && !(v->mode & MODE_ALIGN)) {
         cpu_copy(buf, hit, n);
         return 0;
     }
-    if ((v->mode & MODE_64) && !(cpu_canonical(&v->cpu, gva) && cpu_canonical(&v->cpu, gva + n - 1)))
-        return cpu_raise_error(&v->cpu, EXC_GP, 0);
+    if (bad_address(v, gva, n))
+        return CPU_FAULT;
     return cpu_read(&v->cpu, linear(v, gva), buf, n, user_mode(v));
 }
 
 static int data_write(struct soft_vcpu *v, uint64_t gva, const void *buf, unsigned n)
 {
     uint8_t *hit = tlb_hit(v, linear(v, gva), n, 1);
-    if (hit) {
+    if (hit && !(v->mode & MODE_ALIGN)) {
         cpu_copy(hit, buf, n);
         return 0;
     }
-    if ((v->mode & MODE_64) && !(cpu_canonical(&v->cpu, gva) && cpu_canonical(&v->cpu, gva + n - 1)))
-        return cpu_raise_error(&v->cpu, EXC_GP, 0);
+    if (bad_address(v, gva, n))
+        return CPU_FAULT;
     return cpu_write(&v->cpu, linear(v, gva), buf, n, user_mode(v));
 }
 
@@ -317,7 +326,7 @@ static int string_element(struct soft_vcpu *v, const struct string_op *o)
         string_advance(v, o, 1, false, true);
         return 0;
     case STR_CMPS:
-        if (data_read(v, from, &value, o->size) || data_read(v, to, &other, o->size))
+        if (data_read(v, to, &other, o->size) || data_read(v, from, &value, o->size))
             return CPU_FAULT;
         compare_flags(v, value, other, o->size);
         string_advance(v, o, 1, true, true);
@@ -587,10 +596,10 @@ static unsigned stack_push(struct soft_vcpu *v, const void *value, unsigned size
 {
     uint64_t sp = linear(v, v->cpu.gpr[RSP] - size);
     uint64_t base = v->mode & MODE_64 ? 0 : v->cpu.seg[SS].base;
-    if (misaligned(v, sp, size))
-        return (unsigned)cpu_raise_error(&v->cpu, EXC_AC, 0);
     if ((v->mode & MODE_64) && !(cpu_canonical(&v->cpu, sp) && cpu_canonical(&v->cpu, sp + size - 1)))
         return (unsigned)cpu_raise_error(&v->cpu, EXC_SS, 0);
+    if (misaligned(v, sp, size))
+        return (unsigned)cpu_raise_error(&v->cpu, EXC_AC, 0);
     if (cpu_write(&v->cpu, linear(v, sp + base), value, size, user_mode(v)))
         return CPU_FAULT;
     v->cpu.gpr[RSP] = sp;
@@ -601,10 +610,10 @@ static unsigned stack_peek(struct soft_vcpu *v, unsigned offset, void *value, un
 {
     uint64_t sp = linear(v, v->cpu.gpr[RSP] + offset);
     uint64_t base = v->mode & MODE_64 ? 0 : v->cpu.seg[SS].base;
-    if (misaligned(v, sp, size))
-        return (unsigned)cpu_raise_error(&v->cpu, EXC_AC, 0);
     if ((v->mode & MODE_64) && !(cpu_canonical(&v->cpu, sp) && cpu_canonical(&v->cpu, sp + size - 1)))
         return (unsigned)cpu_raise_error(&v->cpu, EXC_SS, 0);
+    if (misaligned(v, sp, size))
+        return (unsigned)cpu_raise_error(&v->cpu, EXC_AC, 0);
     return (unsigned)cpu_read(&v->cpu, linear(v, sp + base), value, size, user_mode(v));
 }
 
@@ -618,10 +627,10 @@ const void *helper_popf(struct soft_vcpu *v, const struct site *s)
 {
     uint64_t value = 0;
     unsigned size = arg_kind(s);
+    bool was = v->mode & MODE_TF;
     if (stack_peek(v, 0, &value, size) || cpu_popf(&v->cpu, value, size))
         return fault(v);
     v->cpu.gpr[RSP] = linear(v, v->cpu.gpr[RSP] + size);
-    bool was = v->mode & MODE_TF;
     soft_update_mode(v);
     v->cpu.rip = next_pc(v, s);
     if (was) {

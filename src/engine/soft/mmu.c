@@ -9,6 +9,7 @@
 
 const void *soft_slow(struct soft_vcpu *v);
 const void *soft_window(struct soft_vcpu *v);
+const void *soft_demote(struct soft_vcpu *v);
 const void *soft_commit(struct soft_vcpu *v);
 
 static unsigned mmu_of(const struct soft_vcpu *v) { return v->mode & MODE_MMU; }
@@ -235,6 +236,9 @@ static int not_canonical(struct soft_vcpu *v, const struct site *s)
     return cpu_raise_error(&v->cpu, s->access & SITE_STACK ? EXC_SS : EXC_GP, 0);
 }
 
+/* Offset of the last byte of the element that this byte belongs to. */
+static unsigned element_end(const struct site *s, unsigned offset) { return offset / s->element * s->element + s->element - 1; }
+
 /* Reads (or validates, for a store) [gva, gva+size) into the bounce buffer. */
 static int bounce_fill(struct soft_vcpu *v, const struct site *s, uint64_t gva, uint64_t bytes)
 {
@@ -257,7 +261,11 @@ static int bounce_fill(struct soft_vcpu *v, const struct site *s, uint64_t gva, 
         struct translation tr;
         unsigned first = s->mask_kind ? p[i].offset + (unsigned)__builtin_ctzll(here) : p[i].offset;
         unsigned skip = first - p[i].offset;
-        if (!canonical(v, gva + first))
+        if (i && s->first && p[0].len >= s->first) { /* its last byte is looked at before the rest */
+            first = s->size - 1;
+            skip = first - p[i].offset;
+        }
+        if (!canonical(v, gva + first) || (s->mask_kind && !canonical(v, gva + element_end(s, first))))
             return not_canonical(v, s);
         if (piece_translate(v, wrap(v, gva + first), access, &p[i], &tr))
             return CPU_FAULT;
@@ -311,11 +319,11 @@ const void *soft_slow(struct soft_vcpu *v)
         cpu_raise_error(&v->cpu, EXC_GP, 0);
         return access_fault(v, s);
     }
-    if (gva & s->align) {
+    if ((gva & s->align) && (s->mask_kind || (canonical(v, gva) && canonical(v, gva + s->size - 1)))) {
         cpu_raise_error(&v->cpu, EXC_AC, 0);
         return access_fault(v, s);
     }
-    if (s->mask_kind)
+    if (s->mask_kind || (s->first && (gva & 4095) + s->size > 4096))
         return slow_bounce(v, s, gva);
     if (!canonical(v, gva) || !canonical(v, gva + s->size - 1)) {
         not_canonical(v, s);
@@ -367,6 +375,30 @@ const void *soft_window(struct soft_vcpu *v)
     v->cpu.rip = soft_site_pc(v, s->block) + s->pc;
     soft_flags_in(v);
     const void *next = soft_next_ungrouped(v, s->block);
+    soft_flags_out(v);
+    return next;
+}
+
+/* From glue: a place in the code has missed its slot too often. */
+const void *soft_demote(struct soft_vcpu *v)
+{
+    struct engine *e = v->engine;
+    const struct site *s = &e->sites[v->site];
+    unsigned bit = soft_indexed_bit(s->block->gpa + s->pc);
+    if (s->access & SITE_FLAGS)
+        v->arith = (uint16_t)v->slow_flags;
+    v->cpu.rip = soft_site_pc(v, s->block) + s->pc;
+    v->stats.demoted++;
+    e->indexed[bit / 64] |= 1ull << (bit % 64);
+    v->budget[v->site % SLOT_COUNT] = SLOT_BUDGET;
+    soft_flags_in(v);
+    if (!s->block->dead) {
+        soft_fpu_park(v);
+        soft_block_kill(e, s->block);
+    }
+    const void *next = soft_next(v);
+    if (!v->fpu_live && next != soft_leave)
+        soft_fpu_unpark(v);
     soft_flags_out(v);
     return next;
 }
@@ -490,11 +522,21 @@ void soft_ibtc_flush(struct soft_vcpu *v, unsigned which)
     ibtc_flush(v, which, true);
 }
 
+void soft_slots_clear(struct soft_vcpu *v, unsigned mmu, unsigned write)
+{
+    void *t = v->slot[mmu][write];
+    uint64_t n = sizeof(v->slot[mmu][write]) / 8;
+    __asm__ volatile("rep stosq" : "+D"(t), "+c"(n) : "a"(TLB_INVALID) : "memory");
+}
+
 static void tlb_flush(struct soft_vcpu *v, unsigned mmu, bool globals_too)
 {
     for (unsigned write = 0; write < 2; write++) {
         struct dirty_list *d = &v->dirty[mmu][write];
         struct tlb_entry *t = v->tlb[mmu][write];
+        if (!globals_too && !d->n)
+            continue; /* nothing but globals in it */
+        soft_slots_clear(v, mmu, write);
         if (globals_too || d->n > DIRTY_MAX) {
             for (unsigned i = 0; i < TLB_SIZE; i++)
                 t[i].tag = TLB_INVALID;
@@ -553,9 +595,13 @@ static void flush_page(struct cpu *cpu, uint64_t gva)
     unsigned i = gva >> 12 & (TLB_SIZE - 1), x = gva >> 12 & (ITLB_SIZE - 1);
     uint64_t page = gva & ~4095ull;
     for (unsigned mmu = 0; mmu < MMU_COUNT; mmu++) {
-        for (unsigned write = 0; write < 2; write++)
+        for (unsigned write = 0; write < 2; write++) {
+            /* without AC the kernel has no user page in its TLB */
+            if (!(mmu == MMU_KERNEL && gva >> 63 == 0))
+                soft_slots_clear(v, mmu, write);
             if (v->tlb[mmu][write][i].tag == page)
                 v->tlb[mmu][write][i].tag = TLB_INVALID;
+        }
         if (v->itlb[mmu][x].tag == page)
             v->itlb[mmu][x].tag = TLB_INVALID;
     }
@@ -641,6 +687,8 @@ const struct cpu_engine_ops soft_cpu_ops = {
 void soft_tlb_init(struct soft_vcpu *v)
 {
     for (unsigned mmu = 0; mmu < MMU_COUNT; mmu++) {
+        soft_slots_clear(v, mmu, 0);
+        soft_slots_clear(v, mmu, 1);
         for (unsigned i = 0; i < TLB_SIZE; i++)
             v->tlb[mmu][0][i].tag = v->tlb[mmu][1][i].tag = TLB_INVALID;
         for (unsigned i = 0; i < ITLB_SIZE; i++)

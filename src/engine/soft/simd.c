@@ -41,12 +41,24 @@ static const void *raise(struct soft_vcpu *v, unsigned vector)
 
 static uint64_t linear(const struct soft_vcpu *v, uint64_t gva) { return v->mode & MODE_64 ? gva : (uint32_t)gva; }
 
+static bool stack_site(const struct soft_vcpu *v) { return v->engine->sites[v->site].access & SITE_STACK; }
+
+/* May this byte be accessed?  Large state images are probed before they are touched, in an order that the
+ * fault address shows: CPUs are seen to look at the first element and at the last byte. */
+static int probe(struct soft_vcpu *v, uint64_t gva, bool write)
+{
+    struct translation tr;
+    if ((v->mode & MODE_64) && !cpu_canonical(&v->cpu, gva))
+        return cpu_raise_error(&v->cpu, stack_site(v) ? EXC_SS : EXC_GP, 0);
+    return cpu_walk(&v->cpu, linear(v, gva), write ? ACCESS_WRITE : ACCESS_READ, v->cpu.cpl == 3, &tr);
+}
+
 static int access_memory(struct soft_vcpu *v, uint64_t gva, void *buf, unsigned n, bool write)
 {
     bool user = v->cpu.cpl == 3;
     gva = linear(v, gva);
     if ((v->mode & MODE_64) && !(cpu_canonical(&v->cpu, gva) && cpu_canonical(&v->cpu, gva + n - 1)))
-        return cpu_raise_error(&v->cpu, EXC_GP, 0);
+        return cpu_raise_error(&v->cpu, stack_site(v) ? EXC_SS : EXC_GP, 0);
     return write ? cpu_write(&v->cpu, gva, buf, n, user) : cpu_read(&v->cpu, gva, buf, n, user);
 }
 
@@ -142,21 +154,30 @@ static bool bad_header(const struct soft_vcpu *v, const uint8_t *area, uint64_t 
     memcpy(&comp, area + XSAVE_HEADER + 8, 8);
     if (comp >> 63) {
         uint64_t format = comp & ~(1ull << 63);
-        if ((format & ~v->cpu.xcr0) || (bv & ~format) || nonzero(area + XSAVE_HEADER + 16, 48))
-            return true;
-        return (rfbm & bv & (C_SSE | C_AVX)) && bad_mxcsr(area);
+        return (format & ~v->cpu.xcr0) || (bv & ~format) || nonzero(area + XSAVE_HEADER + 16, 48);
     }
-    if ((bv & ~v->cpu.xcr0) || nonzero(area + XSAVE_HEADER + 8, 16))
-        return true;
-    return (rfbm & (C_SSE | C_AVX)) && bad_mxcsr(area);
+    return (bv & ~v->cpu.xcr0) || nonzero(area + XSAVE_HEADER + 8, 16);
+}
+
+static bool bad_mxcsr_in(const struct soft_vcpu *v, const uint8_t *area, uint64_t rfbm)
+{
+    uint64_t bv, comp;
+    memcpy(&bv, area + XSAVE_HEADER, 8);
+    memcpy(&comp, area + XSAVE_HEADER + 8, 8);
+    return (rfbm & (comp >> 63 ? bv : ~0ull) & (C_SSE | C_AVX)) && bad_mxcsr(area);
 }
 
 static const void *fx(struct soft_vcpu *v, const struct site *s, unsigned kind, bool wide)
 {
     uint8_t *area = v->bounce_buffer;
+    if ((v->helper_ea & 3) && (v->mode & MODE_ALIGN)) {
+        cpu_raise_error(&v->cpu, EXC_AC, 0);
+        return soft_deliver(v);
+    }
     if (v->helper_ea & 15)
         return raise(v, EXC_GP);
-    if (access_memory(v, v->helper_ea, area, 512, false))
+    if (probe(v, v->helper_ea + 511, kind == XS_FXSAVE) || probe(v, v->helper_ea, kind == XS_FXSAVE) ||
+        access_memory(v, v->helper_ea, area, 512, false))
         return soft_deliver(v);
     if (kind == XS_FXSAVE) {
         if (wide)
@@ -180,7 +201,8 @@ static const void *save(struct soft_vcpu *v, const struct site *s, unsigned kind
     uint8_t *area = v->bounce_buffer;
     bool compact = kind == XS_XSAVEC;
     unsigned size = compact ? compact_extent(v->engine, rfbm) : standard_extent(v->engine, rfbm);
-    if (access_memory(v, v->helper_ea, area, size, false))
+    if (probe(v, v->helper_ea, true) || probe(v, v->helper_ea + size - 1, true) ||
+        access_memory(v, v->helper_ea, area, size, false))
         return soft_deliver(v);
     /* xsaveopt may write everything, and must: what it would leave out is judged by our address */
     void (*insn)(void *, uint64_t) = compact ? (wide ? do_xsavec64 : do_xsavec) : (wide ? do_xsave64 : do_xsave);
@@ -194,17 +216,17 @@ static const void *restore(struct soft_vcpu *v, const struct site *s, bool wide,
 {
     uint8_t *area = v->bounce_buffer;
     uint64_t comp, bv;
-    if (access_memory(v, v->helper_ea, area, XSAVE_EXTENDED, false))
+    if (probe(v, v->helper_ea, false) || access_memory(v, v->helper_ea + XSAVE_HEADER, area + XSAVE_HEADER, 64, false))
         return soft_deliver(v);
     memcpy(&bv, area + XSAVE_HEADER, 8);
     memcpy(&comp, area + XSAVE_HEADER + 8, 8);
     if (bad_header(v, area, rfbm))
         return raise(v, EXC_GP);
-    uint64_t want = rfbm & bv;
-    unsigned size = comp >> 63 ? compact_extent(v->engine, comp & v->engine->xcr0) : standard_extent(v->engine, want);
-    if (size > XSAVE_EXTENDED &&
-        access_memory(v, v->helper_ea + XSAVE_EXTENDED, area + XSAVE_EXTENDED, size - XSAVE_EXTENDED, false))
+    unsigned size = comp >> 63 ? compact_extent(v->engine, comp & v->engine->xcr0) : standard_extent(v->engine, rfbm);
+    if (probe(v, v->helper_ea + size - 1, false) || access_memory(v, v->helper_ea, area, size, false))
         return soft_deliver(v);
+    if (bad_mxcsr_in(v, area, rfbm))
+        return raise(v, EXC_GP);
     if (wide)
         do_xrstor64(area, rfbm);
     else
@@ -241,7 +263,13 @@ const void *helper_x87_env(struct soft_vcpu *v, const struct site *s)
     if (!v->fpu_live)
         soft_fpu_unpark(v);
     unsigned size = (small ? 14 : 28) + (whole ? 80 : 0);
-    if (access_memory(v, v->helper_ea, buf, size, false) || access_memory(v, v->helper_ea, buf, size, true))
+    unsigned element = small ? 2 : 4;
+    if ((v->helper_ea & (element - 1)) && (v->mode & MODE_ALIGN)) {
+        cpu_raise_error(&v->cpu, EXC_AC, 0);
+        return soft_deliver(v);
+    }
+    if (probe(v, v->helper_ea, true) || (element > 4096 - (v->helper_ea & 4095) && probe(v, (v->helper_ea | 4095) + 1, true)) ||
+        probe(v, v->helper_ea + size - 1, true))
         return soft_deliver(v);
     if (whole && small)
         __asm__ volatile("data16 fnsave (%0)" :: "r"(buf) : "memory");
@@ -254,7 +282,7 @@ const void *helper_x87_env(struct soft_vcpu *v, const struct site *s)
     if (small)
         memset(buf + 6, 0, 8);
     else
-        memset(buf + 12, 0, 16);
+        memset(buf + 12, 0, 14); /* the last two bytes are reserved: ones */
     access_memory(v, v->helper_ea, buf, size, true);
     return done(v, s);
 }
@@ -334,9 +362,13 @@ const void *helper_gather(struct soft_vcpu *v, const struct site *s)
     if (avx2)
         vector_copy(v, mask_reg, mask, 32, false);
     int rc = 0;
-    for (unsigned i = 0; i < s->size && !rc; i++) {
-        if (!element_active(v, s, i, mask, element))
+    bool any = false;
+    for (unsigned i = 0; i < s->size; i++) {
+        if (!element_active(v, s, i, mask, element)) {
+            if (avx2)
+                element_done(v, s, i, mask, element);
             continue;
+        }
         int64_t offset = 0;
         if (index_bytes == 4) {
             int32_t narrow;
@@ -347,11 +379,13 @@ const void *helper_gather(struct soft_vcpu *v, const struct site *s)
         }
         uint64_t gva = v->helper_ea + (uint64_t)offset * scale + s->imm;
         rc = access_memory(v, gva, data + i * element, element, scatter);
-        if (!rc)
-            element_done(v, s, i, mask, element);
+        if (rc)
+            break;
+        element_done(v, s, i, mask, element);
+        any = true;
     }
     if (!scatter) {
-        if (!rc) /* the part above the destination's width is zeroed */
+        if (!rc || any) /* the part above the destination's width is zeroed */
             memset(data + width, 0, sizeof(data) - width);
         vector_copy(v, data_reg, data, v->engine->xcr0 & C_ZMM_HI256 ? 64 : 32, true);
     }

@@ -28,6 +28,8 @@ enum mmu_index { MMU_USER, MMU_KERNEL, MMU_KERNEL_AC /* SMAP off or RFLAGS.AC: u
 #define TLB_MASK ((TLB_SIZE - 1) << 4) /* of gva >> 8: byte offset of the entry */
 #define TLB_INVALID 0x8000000000000000ull /* no canonical gva is within a page of it */
 
+#define SLOT_COUNT 256 /* see access.c */
+
 struct tlb_entry {
     uint64_t tag;  /* gva of the page, or TLB_INVALID */
     uint64_t host; /* hva of the page */
@@ -126,6 +128,7 @@ struct site {
     uint8_t align;       /* address bits that must be zero, with MODE_ALIGN */
     uint8_t gp_align;    /* address bits that must be zero always */
     bool x87;            /* a pending x87 exception comes before a fault */
+    uint8_t first;       /* of a large operand: the first so many bytes are probed, then its last byte */
     uint8_t mask_kind, mask_reg, element; /* masked accesses: see mmu.c */
     uint32_t resume;     /* code offsets: landing with v->slow_host real */
     uint32_t bounce;     /* running on the bounce buffer */
@@ -147,7 +150,7 @@ struct code_cache {
 
 struct stats {
     uint64_t blocks, insns, guest_bytes, flushes, evictions, invalidated;
-    uint64_t slow_read, slow_write, window_fill, window_refused, slow_cross, slow_mmio, slow_code, tlb_flush, tlb_flush_page, cr3_writes;
+    uint64_t slow_read, slow_write, window_fill, window_refused, demoted, slow_cross, slow_mmio, slow_code, tlb_flush, tlb_flush_page, cr3_writes;
     uint64_t helpers, exits, ibtc_miss, ibtc_insert, chained, faults, interrupts, exceptions[32], polls, halts, signals;
     uint64_t walks, enters;
     uint64_t by_mnemonic[2048]; /* helper calls, by ZydisMnemonic */
@@ -170,7 +173,7 @@ struct soft_vcpu {
     uint8_t fpu_live;   /* guest SIMD state is in the host's registers */
     uint64_t helper_ea;
     /* glue entry points, reached by jmp gs:[...] */
-    const void *glue_slow, *glue_commit, *glue_helper, *glue_exit, *glue_ibtc_miss, *glue_poll, *glue_window;
+    const void *glue_slow, *glue_commit, *glue_helper, *glue_exit, *glue_ibtc_miss, *glue_poll, *glue_window, *glue_demote;
 
     /* mmu.c */
     struct {
@@ -183,6 +186,8 @@ struct soft_vcpu {
     } bounce;
 
     struct tlb_entry tlb[MMU_COUNT][2][TLB_SIZE];
+    struct tlb_entry slot[MMU_COUNT][2][SLOT_COUNT]; /* what single places in the code used last */
+    int32_t budget[SLOT_COUNT]; /* slot misses left until the place is demoted; renewed by the run loop */
     struct dirty_list dirty[MMU_COUNT][2];
     struct itlb_entry itlb[MMU_COUNT][ITLB_SIZE];
     struct ibtc_entry ibtc[2][IBTC_SIZE]; /* user, kernel */
@@ -203,6 +208,9 @@ struct soft_vcpu {
     bool signal_has_error;
 };
 
+#define SLOT_BUDGET 16384
+#define INDEXED_BITS 65536
+
 struct engine {
     struct engine_config config;
     unsigned n_cpus;
@@ -220,6 +228,7 @@ struct engine {
     uint32_t n_maps, max_maps;
     struct block *blocks;
     uint32_t n_blocks, max_blocks;
+    uint64_t indexed[INDEXED_BITS / 64]; /* instructions that do better without a slot, by hash of gpa */
     struct exit *cross;         /* chained exits that leave their page */
     uint64_t xcr0;              /* SIMD components saved and restored */
     uint32_t xs_offset[8], xs_size[8]; /* of components 2-7 in the standard format (CPUID 0xD) */
@@ -231,6 +240,13 @@ struct engine {
     uint64_t dma_pages[256];
     unsigned n_dma; /* > 256: everything */
 };
+
+static inline unsigned soft_indexed_bit(uint64_t gpa) { return (unsigned)(gpa * 0x9e3779b97f4a7c15ull >> 48) % INDEXED_BITS; }
+static inline bool soft_is_indexed(const struct engine *e, uint64_t gpa)
+{
+    unsigned bit = soft_indexed_bit(gpa);
+    return e->indexed[bit / 64] >> (bit % 64) & 1;
+}
 
 static inline struct soft_vcpu *vcpu_of(struct cpu *cpu) { return (struct soft_vcpu *)cpu; }
 
@@ -258,10 +274,11 @@ void soft_fail(struct soft_vcpu *v, const char *why); /* the engine cannot go on
 /* --- glue.c --- */
 void soft_enter(struct soft_vcpu *v);
 extern const char soft_leave[], soft_glue_slow[], soft_glue_commit[], soft_glue_helper[], soft_glue_exit[],
-    soft_glue_ibtc_miss[], soft_glue_poll[], soft_glue_window[], soft_glue_signal[];
+    soft_glue_ibtc_miss[], soft_glue_poll[], soft_glue_window[], soft_glue_demote[], soft_glue_signal[];
 
 /* --- mmu.c --- */
 void soft_tlb_init(struct soft_vcpu *v);
+void soft_slots_clear(struct soft_vcpu *v, unsigned mmu, unsigned write);
 extern const struct cpu_engine_ops soft_cpu_ops;
 int soft_translate_exec(struct soft_vcpu *v, uint64_t gva, uint64_t *gpa, bool *global);
 void soft_ibtc_flush(struct soft_vcpu *v, unsigned which);

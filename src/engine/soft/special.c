@@ -69,6 +69,8 @@ static void sp_helper(struct translator *t, const struct insn *in)
         }
     }
     struct site *s = emit_helper(t, in, sp->helper, sp->ends);
+    if (segment == SS)
+        s->access |= SITE_STACK;
     s->arg = sp->arg | reg << 8 | (size & 0xff) << 16 | memory << 24 | segment << 25;
     s->arg2 = in->d.operand_width / 8;
     s->imm = imm;
@@ -812,7 +814,8 @@ static void sp_gather(struct translator *t, const struct insn *in)
     s->size = (uint16_t)count;
     s->element = (uint8_t)(count * element);
     s->mask_kind = in->d.encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX ? MASK_K : MASK_VEC_SIGN;
-    s->access = data->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE ? SITE_READ : SITE_WRITE;
+    s->access = (data->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE ? SITE_READ : SITE_WRITE) |
+                (m->segment == ZYDIS_REGISTER_SS ? SITE_STACK : 0);
 }
 
 /* in and out: the port is dx or an immediate byte */
