@@ -342,6 +342,7 @@ static bool add_body(const struct forms *f, struct rng *r, uint64_t addr, uint8_
         if (insn_saves_x87_pointers(&i) && p->x87)
             continue;
         p->x87 |= form->x87;
+        p->loop_ok &= !insn_saves_x87_pointers(&i); /* the next round would store what this one left */
         p->loop_ok &= !writes_rcx(&i);
         p->at[p->n++] = (uint8_t)p->len;
         p->len += n;
