@@ -34,8 +34,9 @@ cp /etc/resolv.conf "$root/etc/" 2>/dev/null || true
 chroot "$root" useradd --create-home --shell /bin/sh developer
 mkdir "$root/home/developer/guise"
 (cd "$top" && git ls-files -z | tar --null --files-from=- --ignore-failed-read -cf - 2>/dev/null) | tar -xf - -C "$root/home/developer/guise"
+# unshare(1) inside wants / to be a mount point.
 # shellcheck disable=SC2016 # expanded inside
-inside='mount -t proc proc "$1/proc" && mount --rbind /dev "$1/dev" && mount --rbind /sys "$1/sys" && root=$1 && shift && exec "$@"'
+inside='mount --bind "$1" "$1" && mount -t proc proc "$1/proc" && mount --rbind /dev "$1/dev" && mount --rbind /sys "$1/sys" && root=$1 && shift && exec "$@"'
 if [ -n "$user" ]; then
     echo 'developer ALL=(ALL) NOPASSWD: ALL' >"$root/etc/sudoers.d/developer"
     chroot "$root" chown -R developer: /home/developer
