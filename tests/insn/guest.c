@@ -15,6 +15,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "bus/bus.h"
@@ -160,19 +161,28 @@ static void enter_level(struct guest *g, unsigned cpl)
         c->ops->mode_changed(c);
 }
 
-/* Ends what does not end by itself: asks the engine to leave a test that lasts longer than 100 to 200 ms. */
+static uint64_t cpu_time_ms(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+    return (uint64_t)t.tv_sec * 1000 + (uint64_t)t.tv_nsec / 1000000;
+}
+
+/* Ends what does not end by itself: asks the engine to leave a test that takes more than 200 ms of CPU. */
 static void *watchdog(void *arg)
 {
     struct guest *g = arg;
-    uint64_t seen = 0;
+    uint64_t seen = 0, since = 0;
     for (;;) {
         usleep(100000);
         uint64_t now = atomic_load(&g->serial);
-        if (now && now == seen) {
+        if (now != seen) {
+            seen = now;
+            since = cpu_time_ms();
+        } else if (now && cpu_time_ms() - since > 200) {
             atomic_fetch_or(&g->cpu->request, REQ_EXIT);
             g->ops->kick(g->engine, 0);
         }
-        seen = now;
     }
     return NULL;
 }

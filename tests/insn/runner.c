@@ -14,7 +14,7 @@
 #include "insn.h"
 
 /* Without progress for this long the child is stuck (an endless loop is ended by the backend itself). */
-#define STUCK_MS 3000
+#define STUCK_MS 10000
 enum { CHILD_IN = 10, CHILD_OUT = 11 };
 
 struct command {
