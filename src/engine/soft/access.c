@@ -2,18 +2,22 @@
  * Translating an instruction with a memory operand.
  *
  *     lea   A, [the guest's address]
- *     sub   A, gs:[slot.tag]           ; offset in the page, or something huge
+ *     rorx  B, A, 8
+ *     and   B, TLB_MASK
+ *     sub   A, gs:[B + tlb.tag]        ; offset in the page, or something huge
  *     cmp   A, 4096 - size             ; one compare for a miss and for a page crossing
- *     ja    refill
- *     add   A, gs:[slot.host]
+ *     ja    slow
+ *     add   A, gs:[B + tlb.host]
  *     insn  [A]                        ; the guest's own instruction
  *
- * The slot belongs to this place in the code (modulo their number): an instruction tends to stay in one
- * page for a while, and a slot needs no index computed from the address, which would be on the way of
- * every load.  A miss asks the TLB (emit_refill), still without leaving translated code; a place that misses
- * thousands of times in a tick is translated again to use the TLB itself:
+ * In a block that runs often, the place has a slot of its own (modulo their number) instead, for an
+ * instruction tends to stay in one page for a while:
  *
- *     rorx  B, A, 8 ; and B, TLB_MASK ; sub A, gs:[B + tlb.tag] ; ...
+ *     lea A, [...] ; sub A, gs:[slot.tag] ; cmp A, 4096 - size ; ja refill ; add A, gs:[slot.host]
+ *
+ * No index is computed from the address, which would be on the way of every load.  A miss asks the TLB
+ * (emit_refill), still without leaving translated code; a place that misses thousands of times in a tick
+ * goes back to the TLB for good (soft_demote).
  *
  * The compare destroys the flags; where the guest needs them later they wait in C.  The slow path
  * (mmu.c) either comes back to the instruction with a real address in A, or runs a second copy of it
@@ -301,8 +305,8 @@ static unsigned ac_alignment(const struct insn *in, unsigned size)
 
 static bool is_x87(const struct insn *in)
 {
-    return in->d.meta.isa_set == ZYDIS_ISA_SET_X87 || in->d.meta.isa_ext == ZYDIS_ISA_EXT_X87 ||
-           in->d.meta.isa_set == ZYDIS_ISA_SET_SSE3X87;
+    return in->d.encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY && in->d.opcode_map == ZYDIS_OPCODE_MAP_DEFAULT &&
+           (in->d.opcode & 0xf8) == 0xd8;
 }
 
 /* x87 and MMX instructions that report a pending x87 exception before they touch memory. */
@@ -423,7 +427,7 @@ void emit_access(struct translator *t, const struct insn *in, const struct ea *e
     s->access = (uint8_t)(access | (t->flags_saved ? SITE_FLAGS : 0) | (ea->stack ? SITE_STACK : 0));
     s->size = (uint16_t)size;
     uint32_t slot = slot_offset(t, (access & SITE_WRITE) != 0, index);
-    bool indexed = soft_is_indexed(t->engine, t->b->gpa + in->pc);
+    bool indexed = !t->b->hot || soft_is_indexed(t->engine, t->b->gpa + in->pc);
     emit_ea(t, ea, t->A, t->B);
     if (indexed) {
         e_rorx(e, t->B, t->A, 8);

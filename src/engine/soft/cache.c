@@ -15,7 +15,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#define CODE_BYTES_DEFAULT (48u << 20)
+#define CODE_BYTES_DEFAULT (64u << 20)
 #define BLOCK_CODE_MAX (64u << 10) /* more than one block can need, in either half */
 
 static void *reserve(size_t bytes)
@@ -129,10 +129,12 @@ static void drop_write_entries(struct engine *e, uint64_t page)
 {
     uint64_t host = (uint64_t)e->config.memory->base + (page << 12);
     for (unsigned i = 0; i < e->n_cpus; i++)
-        for (unsigned mmu = 0; mmu < MMU_COUNT; mmu++)
+        for (unsigned mmu = 0; mmu < MMU_COUNT; mmu++) {
+            soft_slots_clear(e->vcpus[i], mmu, 1);
             for (unsigned k = 0; k < TLB_SIZE; k++)
                 if (e->vcpus[i]->tlb[mmu][1][k].host == host)
                     e->vcpus[i]->tlb[mmu][1][k].tag = TLB_INVALID;
+        }
 }
 
 static void mark_page(struct engine *e, uint64_t gpa, uint64_t len)

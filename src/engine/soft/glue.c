@@ -26,11 +26,13 @@
 /* C entry points (mmu.c, run.c) */
 const void *soft_slow(struct soft_vcpu *v);
 const void *soft_window(struct soft_vcpu *v);
+const void *soft_demote(struct soft_vcpu *v);
 const void *soft_commit(struct soft_vcpu *v);
 const void *soft_helper(struct soft_vcpu *v);
 const void *soft_exit(struct soft_vcpu *v);
 const void *soft_ibtc_miss(struct soft_vcpu *v);
 const void *soft_poll(struct soft_vcpu *v);
+const void *soft_hot(struct soft_vcpu *v);
 const void *soft_signal_fault(struct soft_vcpu *v);
 
 #define GLUE(name, before, fn)                                                                                        \
@@ -49,9 +51,11 @@ __attribute__((naked, used)) void soft_glue(void)
         "pop %%r15\n pop %%r14\n pop %%r13\n pop %%r12\n pop %%rbp\n pop %%rbx\n ret\n"
         GLUE("soft_glue_slow", "mov %%rax, %%gs:0\n lahf\n seto %%al\n movw %%ax, %%gs:%c[arith]\n", "soft_slow")
         GLUE("soft_glue_window", "mov %%rax, %%gs:0\n lahf\n seto %%al\n movw %%ax, %%gs:%c[arith]\n", "soft_window")
+        GLUE("soft_glue_demote", "mov %%rax, %%gs:0\n lahf\n seto %%al\n movw %%ax, %%gs:%c[arith]\n", "soft_demote")
         GLUE("soft_glue_commit", SAVE_FLAGS, "soft_commit")
         GLUE("soft_glue_helper", SAVE_FLAGS, "soft_helper")
         GLUE("soft_glue_exit", SAVE_FLAGS, "soft_exit")
+        GLUE("soft_glue_hot", SAVE_FLAGS, "soft_hot")
         GLUE("soft_glue_poll", SAVE_FLAGS, "soft_poll")
         GLUE("soft_glue_ibtc_miss", "mov %%r11, %%gs:%c[rip]\n" SAVE_FLAGS, "soft_ibtc_miss")
         /* the signal handler comes here with the host stack in place and the state saved */

@@ -606,15 +606,20 @@ static unsigned stack_push(struct soft_vcpu *v, const void *value, unsigned size
     return 0;
 }
 
-static unsigned stack_peek(struct soft_vcpu *v, unsigned offset, void *value, unsigned size)
+static unsigned stack_read(struct soft_vcpu *v, uint64_t at, void *value, unsigned size)
 {
-    uint64_t sp = linear(v, v->cpu.gpr[RSP] + offset);
+    uint64_t sp = linear(v, at);
     uint64_t base = v->mode & MODE_64 ? 0 : v->cpu.seg[SS].base;
     if ((v->mode & MODE_64) && !(cpu_canonical(&v->cpu, sp) && cpu_canonical(&v->cpu, sp + size - 1)))
         return (unsigned)cpu_raise_error(&v->cpu, EXC_SS, 0);
     if (misaligned(v, sp, size))
         return (unsigned)cpu_raise_error(&v->cpu, EXC_AC, 0);
     return (unsigned)cpu_read(&v->cpu, linear(v, sp + base), value, size, user_mode(v));
+}
+
+static unsigned stack_peek(struct soft_vcpu *v, unsigned offset, void *value, unsigned size)
+{
+    return stack_read(v, v->cpu.gpr[RSP] + offset, value, size);
 }
 
 const void *helper_pushf(struct soft_vcpu *v, const struct site *s)
@@ -915,7 +920,7 @@ const void *helper_enter(struct soft_vcpu *v, const struct site *s)
     frame = c->gpr[RSP];
     for (unsigned i = 1; i < level; i++) {
         uint64_t up = 0;
-        if (cpu_read(c, linear(v, c->gpr[RBP] - i * size), &up, size, user_mode(v)) || stack_push(v, &up, size)) {
+        if (stack_read(v, c->gpr[RBP] - i * size, &up, size) || stack_push(v, &up, size)) {
             c->gpr[RSP] = rsp;
             return fault(v);
         }
@@ -925,14 +930,27 @@ const void *helper_enter(struct soft_vcpu *v, const struct site *s)
         return fault(v);
     }
     uint64_t sp = linear(v, c->gpr[RSP] - (uint16_t)s->imm);
-    uint8_t probe[1];
-    if (cpu_read(c, sp, probe, 1, user_mode(v)) || cpu_write(c, sp, probe, 1, user_mode(v))) {
+    struct translation tr;
+    if (((v->mode & MODE_64) && !cpu_canonical(c, sp) && cpu_raise_error(c, EXC_SS, 0)) ||
+        cpu_walk(c, linear(v, sp + (v->mode & MODE_64 ? 0 : c->seg[SS].base)), ACCESS_WRITE, user_mode(v), &tr)) {
         c->gpr[RSP] = rsp;
         return fault(v);
     }
     set_gpr(v, RBP, frame, size);
     c->gpr[RSP] = sp;
     return finish(v, s);
+}
+
+/* A near branch is about to go to helper_ea. */
+const void *helper_target(struct soft_vcpu *v, const struct site *s)
+{
+    return cpu_canonical(&v->cpu, v->helper_ea) ? soft_code(v->engine, s->next) : gp0(v);
+}
+
+const void *helper_clzero(struct soft_vcpu *v, const struct site *s)
+{
+    static const uint8_t zero[64];
+    return data_write(v, v->helper_ea & ~63ull, zero, sizeof(zero)) ? fault(v) : finish(v, s);
 }
 
 const void *helper_pusha(struct soft_vcpu *v, const struct site *s)

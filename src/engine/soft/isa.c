@@ -109,5 +109,7 @@ bool isa_has(const struct translator *t, const struct insn *in)
 {
     if (in->d.mnemonic == ZYDIS_MNEMONIC_MOVDIR64B) /* of one set with MOVDIRI, but a CPUID bit of its own */
         return t->movdir64b;
+    if (in->d.opcode_map == ZYDIS_OPCODE_MAP_0F && in->d.opcode == 0x0d && in->d.raw.modrm.mod == 3)
+        return !t->amd; /* PREFETCH of a register: a no-op elsewhere */
     return t->isa[in->d.meta.isa_set];
 }

@@ -231,14 +231,6 @@ static bool canonical(const struct soft_vcpu *v, uint64_t gva)
     return !(v->mode & MODE_64) || cpu_canonical(&v->cpu, gva);
 }
 
-static int not_canonical(struct soft_vcpu *v, const struct site *s)
-{
-    return cpu_raise_error(&v->cpu, s->access & SITE_STACK ? EXC_SS : EXC_GP, 0);
-}
-
-/* Offset of the last byte of the element that this byte belongs to. */
-static unsigned element_end(const struct site *s, unsigned offset) { return offset / s->element * s->element + s->element - 1; }
-
 /* Reads (or validates, for a store) [gva, gva+size) into the bounce buffer. */
 static int bounce_fill(struct soft_vcpu *v, const struct site *s, uint64_t gva, uint64_t bytes)
 {
@@ -265,8 +257,8 @@ static int bounce_fill(struct soft_vcpu *v, const struct site *s, uint64_t gva, 
             first = s->size - 1;
             skip = first - p[i].offset;
         }
-        if (!canonical(v, gva + first) || (s->mask_kind && !canonical(v, gva + element_end(s, first))))
-            return not_canonical(v, s);
+        if (!canonical(v, gva + first)) /* of a large operand: the rest was looked at */
+            return cpu_raise_error(&v->cpu, s->access & SITE_STACK ? EXC_SS : EXC_GP, 0);
         if (piece_translate(v, wrap(v, gva + first), access, &p[i], &tr))
             return CPU_FAULT;
         p[i].gpa -= skip;
@@ -319,16 +311,21 @@ const void *soft_slow(struct soft_vcpu *v)
         cpu_raise_error(&v->cpu, EXC_GP, 0);
         return access_fault(v, s);
     }
-    if ((gva & s->align) && (s->mask_kind || (canonical(v, gva) && canonical(v, gva + s->size - 1)))) {
+    unsigned low = 0, high = s->first ? s->first : s->size - 1u;
+    if (s->mask_kind) {
+        low = (unsigned)__builtin_ctzll(active_bytes(s));
+        high = 63 - (unsigned)__builtin_clzll(active_bytes(s));
+    }
+    if (!canonical(v, gva + low) || !canonical(v, gva + high)) {
+        cpu_raise_error(&v->cpu, s->access & SITE_STACK ? EXC_SS : EXC_GP, 0);
+        return access_fault(v, s);
+    }
+    if (gva & s->align) {
         cpu_raise_error(&v->cpu, EXC_AC, 0);
         return access_fault(v, s);
     }
     if (s->mask_kind || (s->first && (gva & 4095) + s->size > 4096))
         return slow_bounce(v, s, gva);
-    if (!canonical(v, gva) || !canonical(v, gva + s->size - 1)) {
-        not_canonical(v, s);
-        return access_fault(v, s);
-    }
     if ((gva & 4095) + s->size > 4096) {
         v->stats.slow_cross++;
         return slow_bounce(v, s, gva);

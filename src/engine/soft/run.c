@@ -202,6 +202,8 @@ const void *soft_helper(struct soft_vcpu *v);
 const void *soft_exit(struct soft_vcpu *v);
 const void *soft_ibtc_miss(struct soft_vcpu *v);
 const void *soft_poll(struct soft_vcpu *v);
+const void *soft_hot(struct soft_vcpu *v);
+static struct block *promote(struct soft_vcpu *v, struct block *b);
 
 const void *soft_helper(struct soft_vcpu *v)
 {
@@ -246,6 +248,11 @@ const void *soft_exit(struct soft_vcpu *v)
         return soft_next(v);
     uint64_t evictions = e->vcpus[0]->stats.evictions;
     struct block *b = block_at_rip(v);
+    if (b && v->promote_left) {
+        v->promote_left--;
+        if (!b->hot && b->mode == v->mode && b != x->from)
+            b = promote(v, b);
+    }
     const void *next;
     if (!b) {
         next = soft_deliver(v);
@@ -278,6 +285,35 @@ const void *soft_ibtc_miss(struct soft_vcpu *v)
             next = soft_deliver(v);
         }
     }
+    soft_flags_out(v);
+    return next;
+}
+
+/* Marks a block hot and translates it again; what runs after it is found by following its exits, which
+ * are unchained now. */
+static struct block *promote(struct soft_vcpu *v, struct block *b)
+{
+    struct engine *e = v->engine;
+    unsigned bit = soft_indexed_bit(b->gpa);
+    bool no_windows = b->no_windows;
+    e->hot[bit / 64] |= 1ull << (bit % 64);
+    v->stats.promoted++;
+    soft_fpu_park(v);
+    if (!b->dead)
+        soft_block_kill(e, b);
+    return block_at_rip_in(v, v->mode, no_windows);
+}
+
+/* From glue: the block has run often in this tick. */
+const void *soft_hot(struct soft_vcpu *v)
+{
+    const struct site *s = &v->engine->sites[v->site];
+    soft_flags_in(v);
+    v->cpu.rip = soft_site_pc(v, s->block);
+    v->heat[v->site % HEAT_COUNT] = HEAT_START;
+    v->promote_left = PROMOTE_BLOCKS;
+    struct block *b = promote(v, s->block);
+    const void *next = b ? enter_block(v, b) : soft_deliver(v);
     soft_flags_out(v);
     return next;
 }
@@ -316,6 +352,10 @@ static bool take_requests(struct soft_vcpu *v, enum engine_exit *exit)
 {
     struct cpu *c = &v->cpu;
     atomic_store(&v->poll, 0);
+    for (unsigned i = 0; i < SLOT_COUNT; i++)
+        v->budget[i] = SLOT_BUDGET;
+    for (unsigned i = 0; i < HEAT_COUNT; i++)
+        v->heat[i] = HEAT_START;
     if (v->failed) {
         *exit = ENGINE_EXIT_ERROR;
         return false;
@@ -478,6 +518,8 @@ static void vcpu_glue(struct soft_vcpu *v)
     v->glue_ibtc_miss = soft_glue_ibtc_miss;
     v->glue_poll = soft_glue_poll;
     v->glue_window = soft_glue_window;
+    v->glue_demote = soft_glue_demote;
+    v->glue_hot = soft_glue_hot;
 }
 
 static void fpu_initial(struct soft_vcpu *v)
@@ -590,7 +632,7 @@ static void soft_stats(struct engine *e, FILE *out)
         const struct stats *s = &e->vcpus[i]->stats;
         fprintf(out, "vcpu %u (software engine)\n", i);
         STAT(blocks); STAT(insns); STAT(guest_bytes); STAT(evictions); STAT(invalidated); STAT(enters); STAT(slow_read);
-        STAT(slow_write); STAT(window_fill); STAT(window_refused); STAT(slow_cross); STAT(slow_mmio); STAT(slow_code); STAT(walks); STAT(tlb_flush);
+        STAT(slow_write); STAT(window_fill); STAT(window_refused); STAT(demoted); STAT(promoted); STAT(slow_cross); STAT(slow_mmio); STAT(slow_code); STAT(walks); STAT(tlb_flush);
         STAT(tlb_flush_page); STAT(cr3_writes); STAT(helpers); STAT(exits); STAT(chained); STAT(ibtc_miss);
         STAT(ibtc_insert); STAT(interrupts); STAT(polls); STAT(halts); STAT(signals);
         print_helpers(s, out);

@@ -32,7 +32,7 @@ static const void *done(struct soft_vcpu *v, const struct site *s)
 
 static const void *raise(struct soft_vcpu *v, unsigned vector)
 {
-    if (vector == EXC_GP)
+    if (vector == EXC_GP || vector == EXC_SS)
         cpu_raise_error(&v->cpu, vector, 0);
     else
         cpu_raise(&v->cpu, vector);
@@ -174,6 +174,8 @@ static const void *fx(struct soft_vcpu *v, const struct site *s, unsigned kind, 
         cpu_raise_error(&v->cpu, EXC_AC, 0);
         return soft_deliver(v);
     }
+    if ((v->mode & MODE_64) && !cpu_canonical(&v->cpu, v->helper_ea))
+        return raise(v, stack_site(v) ? EXC_SS : EXC_GP);
     if (v->helper_ea & 15)
         return raise(v, EXC_GP);
     if (probe(v, v->helper_ea + 511, kind == XS_FXSAVE) || probe(v, v->helper_ea, kind == XS_FXSAVE) ||
@@ -330,8 +332,8 @@ static uint64_t *mask_register(struct soft_vcpu *v, unsigned k)
 
 /* --- gathers and scatters ---------------------------------------------------------------------------------------
  * site: arg  data register | mask register << 8 | index register << 16
- *       arg2 element bytes | index bytes << 8 | scale << 16 | flags
- *       imm  displacement; helper_ea: base (segment base included)
+ *       arg2 element bytes | index bytes << 8 | scale << 16 | 32-bit address << 24 | segment << 28
+ *       imm  displacement; helper_ea: base register
  *       size elements; mask_kind MASK_K (AVX-512) or MASK_VEC_SIGN (AVX2); access SITE_WRITE: scatter */
 
 static bool element_active(struct soft_vcpu *v, const struct site *s, unsigned i, const uint8_t *mask, unsigned element)
@@ -354,6 +356,7 @@ const void *helper_gather(struct soft_vcpu *v, const struct site *s)
     unsigned data_reg = s->arg & 0xff, mask_reg = s->arg >> 8 & 0xff, index_reg = s->arg >> 16 & 0xff;
     unsigned element = s->arg2 & 0xff, index_bytes = s->arg2 >> 8 & 0xff, scale = s->arg2 >> 16 & 0xff;
     unsigned width = s->element; /* vector bytes that the destination is defined for */
+    unsigned segment = s->arg2 >> 28, vector = s->size * (element > index_bytes ? element : index_bytes);
     bool scatter = s->access & SITE_WRITE, avx2 = s->mask_kind == MASK_VEC_SIGN;
     uint8_t data[64] = { 0 }, mask[64] = { 0 }, index[64] = { 0 };
     soft_fpu_park(v);
@@ -378,6 +381,10 @@ const void *helper_gather(struct soft_vcpu *v, const struct site *s)
             memcpy(&offset, index + 8 * i, 8);
         }
         uint64_t gva = v->helper_ea + (uint64_t)offset * scale + s->imm;
+        if (s->arg2 >> 24 & 1)
+            gva = (uint32_t)gva;
+        if (segment == FS || segment == GS || !(v->mode & MODE_64))
+            gva += v->cpu.seg[segment].base;
         rc = access_memory(v, gva, data + i * element, element, scatter);
         if (rc)
             break;
@@ -385,8 +392,10 @@ const void *helper_gather(struct soft_vcpu *v, const struct site *s)
         any = true;
     }
     if (!scatter) {
-        if (!rc || any) /* the part above the destination's width is zeroed */
+        if (!rc) /* the part above the destination's width is zeroed */
             memset(data + width, 0, sizeof(data) - width);
+        else if (any && !avx2)
+            memset(data + vector, 0, sizeof(data) - vector);
         vector_copy(v, data_reg, data, v->engine->xcr0 & C_ZMM_HI256 ? 64 : 32, true);
     }
     if (avx2) {

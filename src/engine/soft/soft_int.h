@@ -29,6 +29,9 @@ enum mmu_index { MMU_USER, MMU_KERNEL, MMU_KERNEL_AC /* SMAP off or RFLAGS.AC: u
 #define TLB_INVALID 0x8000000000000000ull /* no canonical gva is within a page of it */
 
 #define SLOT_COUNT 256 /* see access.c */
+#define HEAT_COUNT 1024
+#define HEAT_START 4096
+#define PROMOTE_BLOCKS 16
 
 struct tlb_entry {
     uint64_t tag;  /* gva of the page, or TLB_INVALID */
@@ -105,6 +108,7 @@ struct block {
     unsigned n_map;
     uint16_t refusals; /* of its windows */
     bool no_windows;   /* refused too often: translated again without */
+    bool hot;
     bool dead;
 };
 
@@ -150,7 +154,7 @@ struct code_cache {
 
 struct stats {
     uint64_t blocks, insns, guest_bytes, flushes, evictions, invalidated;
-    uint64_t slow_read, slow_write, window_fill, window_refused, demoted, slow_cross, slow_mmio, slow_code, tlb_flush, tlb_flush_page, cr3_writes;
+    uint64_t slow_read, slow_write, window_fill, window_refused, demoted, promoted, slow_cross, slow_mmio, slow_code, tlb_flush, tlb_flush_page, cr3_writes;
     uint64_t helpers, exits, ibtc_miss, ibtc_insert, chained, faults, interrupts, exceptions[32], polls, halts, signals;
     uint64_t walks, enters;
     uint64_t by_mnemonic[2048]; /* helper calls, by ZydisMnemonic */
@@ -173,7 +177,7 @@ struct soft_vcpu {
     uint8_t fpu_live;   /* guest SIMD state is in the host's registers */
     uint64_t helper_ea;
     /* glue entry points, reached by jmp gs:[...] */
-    const void *glue_slow, *glue_commit, *glue_helper, *glue_exit, *glue_ibtc_miss, *glue_poll, *glue_window, *glue_demote;
+    const void *glue_slow, *glue_commit, *glue_helper, *glue_exit, *glue_ibtc_miss, *glue_poll, *glue_window, *glue_demote, *glue_hot;
 
     /* mmu.c */
     struct {
@@ -187,6 +191,8 @@ struct soft_vcpu {
 
     struct tlb_entry tlb[MMU_COUNT][2][TLB_SIZE];
     struct tlb_entry slot[MMU_COUNT][2][SLOT_COUNT]; /* what single places in the code used last */
+    int32_t heat[HEAT_COUNT];   /* executions left in this tick until a block counts as hot; same */
+    unsigned promote_left;      /* blocks after a hot one that are promoted with it */
     int32_t budget[SLOT_COUNT]; /* slot misses left until the place is demoted; renewed by the run loop */
     struct dirty_list dirty[MMU_COUNT][2];
     struct itlb_entry itlb[MMU_COUNT][ITLB_SIZE];
@@ -228,6 +234,7 @@ struct engine {
     uint32_t n_maps, max_maps;
     struct block *blocks;
     uint32_t n_blocks, max_blocks;
+    uint64_t hot[INDEXED_BITS / 64];     /* blocks that run so often that their accesses get slots, likewise */
     uint64_t indexed[INDEXED_BITS / 64]; /* instructions that do better without a slot, by hash of gpa */
     struct exit *cross;         /* chained exits that leave their page */
     uint64_t xcr0;              /* SIMD components saved and restored */
@@ -246,6 +253,12 @@ static inline bool soft_is_indexed(const struct engine *e, uint64_t gpa)
 {
     unsigned bit = soft_indexed_bit(gpa);
     return e->indexed[bit / 64] >> (bit % 64) & 1;
+}
+
+static inline bool soft_is_hot(const struct engine *e, uint64_t gpa)
+{
+    unsigned bit = soft_indexed_bit(gpa);
+    return e->hot[bit / 64] >> (bit % 64) & 1;
 }
 
 static inline struct soft_vcpu *vcpu_of(struct cpu *cpu) { return (struct soft_vcpu *)cpu; }
@@ -274,7 +287,7 @@ void soft_fail(struct soft_vcpu *v, const char *why); /* the engine cannot go on
 /* --- glue.c --- */
 void soft_enter(struct soft_vcpu *v);
 extern const char soft_leave[], soft_glue_slow[], soft_glue_commit[], soft_glue_helper[], soft_glue_exit[],
-    soft_glue_ibtc_miss[], soft_glue_poll[], soft_glue_window[], soft_glue_demote[], soft_glue_signal[];
+    soft_glue_ibtc_miss[], soft_glue_poll[], soft_glue_window[], soft_glue_demote[], soft_glue_hot[], soft_glue_signal[];
 
 /* --- mmu.c --- */
 void soft_tlb_init(struct soft_vcpu *v);

@@ -104,6 +104,25 @@ static void end_direct(struct translator *t, const struct insn *in, int64_t targ
         e_patch(&t->hot, skip, e_offset(&t->hot));
 }
 
+/* Bytes of a near branch's target.  AMD: a 66h prefix makes it 16 bits in 64-bit code, too. */
+static unsigned branch_size(const struct translator *t, const struct insn *in)
+{
+    if (code64(t))
+        return t->amd && in->d.operand_width == 16 ? 2 : 8;
+    return in->d.operand_width / 8;
+}
+
+/* A relative branch whose target is cut to 16 bits: no distance from here. */
+static void end_short(struct translator *t, const struct insn *in, int cc)
+{
+    uint32_t skip = cc >= 0 ? e_jcc(&t->hot, (unsigned)cc ^ 1, 0) : 0;
+    emit_pc(t, R11, in->pc + in->d.length + in->op[0].imm.value.s);
+    e_movzx16(&t->hot, R11, R11);
+    end_indirect(t);
+    if (cc >= 0)
+        e_patch(&t->hot, skip, e_offset(&t->hot));
+}
+
 static int64_t branch_target(const struct translator *t, const struct insn *in)
 {
     int64_t target = in->pc + in->d.length + in->op[0].imm.value.s;
@@ -115,7 +134,10 @@ static int64_t branch_target(const struct translator *t, const struct insn *in)
 static void sp_jcc(struct translator *t, const struct insn *in)
 {
     unsigned cc = in->bytes[in->d.raw.imm[0].offset - 1] & 15;
-    end_direct(t, in, branch_target(t, in), (int)cc);
+    if (code64(t) && branch_size(t, in) == 2)
+        end_short(t, in, (int)cc);
+    else
+        end_direct(t, in, branch_target(t, in), (int)cc);
     end_direct(t, in, in->pc + in->d.length, -1);
     t->ended = true;
 }
@@ -133,7 +155,10 @@ static void sp_loop(struct translator *t, const struct insn *in)
     e8(e, 0);
     end_direct(t, in, in->pc + in->d.length, -1);
     *rel = (uint8_t)(e->p - rel - 1);
-    end_direct(t, in, branch_target(t, in), -1);
+    if (code64(t) && branch_size(t, in) == 2)
+        end_short(t, in, -1);
+    else
+        end_direct(t, in, branch_target(t, in), -1);
     t->ended = true;
 }
 
@@ -177,7 +202,7 @@ static void sp_far(struct translator *t, const struct insn *in);
 /* Pushes the address of the next instruction. */
 static void emit_push_pc(struct translator *t, const struct insn *in, unsigned size)
 {
-    if (window_serves(t, in)) {
+    if (size == 8 && window_serves(t, in)) {
         emit_pc(t, R10, in->pc + in->d.length);
         e_mem(&t->hot, 0x89, true, R10, RSP, R9, 0, -8);
         e_lea(&t->hot, true, RSP, RSP, NO_REG, 0, -8);
@@ -207,6 +232,17 @@ static void emit_push_pc(struct translator *t, const struct insn *in, unsigned s
     emit_access(t, in, &ea, SITE_WRITE, size, &tail);
 }
 
+/* A computed target in r11 that is not canonical faults in the branch.  Looking at each would cost more than
+ * it is worth: normally the fault is found at the target (docs/QUIRKS.md). */
+static void check_target(struct translator *t, const struct insn *in)
+{
+    if (!code64(t) || !t->engine->config.precise_flags)
+        return;
+    e_store(&t->hot, R11, VOFF(helper_ea));
+    emit_helper(t, in, helper_target, false);
+    e_load(&t->hot, R11, VOFF(helper_ea));
+}
+
 static void sp_call(struct translator *t, const struct insn *in)
 {
     const ZydisDecodedOperand *op = &in->op[0];
@@ -214,14 +250,18 @@ static void sp_call(struct translator *t, const struct insn *in)
         sp_far(t, in);
         return;
     }
-    unsigned size = code64(t) ? 8 : in->d.operand_width / 8;
+    unsigned size = branch_size(t, in);
     if (op->type == ZYDIS_OPERAND_TYPE_IMMEDIATE) {
         emit_push_pc(t, in, size);
-        end_direct(t, in, branch_target(t, in), -1);
+        if (code64(t) && size == 2)
+            end_short(t, in, -1);
+        else
+            end_direct(t, in, branch_target(t, in), -1);
         t->ended = true;
         return;
     }
     load_operand_into(t, in, op, R11, size);
+    check_target(t, in);
     e_store(&t->hot, R11, VOFF(helper_ea));
     emit_push_pc(t, in, size);
     e_load(&t->hot, R11, VOFF(helper_ea));
@@ -270,11 +310,15 @@ static void sp_jmp(struct translator *t, const struct insn *in)
         return;
     }
     if (op->type == ZYDIS_OPERAND_TYPE_IMMEDIATE) {
-        end_direct(t, in, branch_target(t, in), -1);
+        if (code64(t) && branch_size(t, in) == 2)
+            end_short(t, in, -1);
+        else
+            end_direct(t, in, branch_target(t, in), -1);
         t->ended = true;
         return;
     }
-    load_operand_into(t, in, op, R11, code64(t) ? 8 : in->d.operand_width / 8);
+    load_operand_into(t, in, op, R11, branch_size(t, in));
+    check_target(t, in);
     end_indirect(t);
 }
 
@@ -284,9 +328,9 @@ static void sp_ret(struct translator *t, const struct insn *in)
         sp_helper(t, in);
         return;
     }
-    unsigned size = code64(t) ? 8 : in->d.operand_width / 8;
+    unsigned size = branch_size(t, in);
     unsigned extra = in->op[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE ? (unsigned)in->op[0].imm.value.u : 0;
-    if (window_serves(t, in)) {
+    if (size == 8 && window_serves(t, in)) {
         e_mem(&t->hot, 0x8b, true, R11, RSP, R9, 0, 0);
         e_lea(&t->hot, true, RSP, RSP, NO_REG, 0, (int)(size + extra));
         end_indirect(t);
@@ -297,8 +341,15 @@ static void sp_ret(struct translator *t, const struct insn *in)
     tail_begin(&after);
     if (size == 2)
         e_movzx16(&after.e, R11, R11);
-    e_lea(&after.e, code64(t), RSP, RSP, NO_REG, 0, (int)(size + extra));
-    emit_stack_load(t, in, R11, size, 0, &after);
+    bool check = t->engine->config.precise_flags && code64(t);
+    if (check) { /* rsp waits for it */
+        emit_stack_load(t, in, R11, size, 0, &after);
+        check_target(t, in);
+        e_lea(&t->hot, true, RSP, RSP, NO_REG, 0, (int)(size + extra));
+    } else {
+        e_lea(&after.e, code64(t), RSP, RSP, NO_REG, 0, (int)(size + extra));
+        emit_stack_load(t, in, R11, size, 0, &after);
+    }
     end_indirect(t);
 }
 
@@ -786,15 +837,13 @@ static void sp_gather(struct translator *t, const struct insn *in)
     }
     struct ea ea = { .base = NO_REG, .index = NO_REG, .segment = DS };
     const struct ZydisDecodedOperandMem_ *m = &mem->mem;
-    switch (m->segment) {
-    case ZYDIS_REGISTER_FS: ea.segment = FS; break;
-    case ZYDIS_REGISTER_GS: ea.segment = GS; break;
-    default: break;
-    }
+    unsigned segment = m->segment == ZYDIS_REGISTER_NONE ? DS : (unsigned)(m->segment - ZYDIS_REGISTER_ES);
     if (m->base != ZYDIS_REGISTER_NONE)
         ea.base = (unsigned)ZydisRegisterGetId(m->base);
-    ea.addr32 = addr32(in);
+    uint32_t mode = t->mode;
+    t->mode &= ~(uint32_t)MODE_SEGMENTED; /* the helper adds the segment's base, after the index */
     emit_ea(t, &ea, R11, R10);
+    t->mode = mode;
     e_store(&t->hot, R11, VOFF(helper_ea));
     struct site *s = emit_helper(t, in, helper_gather, false);
     unsigned element = data->element_size / 8;
@@ -809,7 +858,7 @@ static void sp_gather(struct translator *t, const struct insn *in)
     unsigned widest = element > index_size ? element : index_size, count = vector / widest;
     s->arg = (uint32_t)ZydisRegisterGetId(data->reg.value) | (uint32_t)ZydisRegisterGetId(mask->reg.value) << 8 |
              (uint32_t)ZydisRegisterGetId(m->index) << 16;
-    s->arg2 = element | index_size << 8 | (uint32_t)(m->scale ? m->scale : 1) << 16;
+    s->arg2 = element | index_size << 8 | (uint32_t)(m->scale ? m->scale : 1) << 16 | (uint32_t)addr32(in) << 24 | segment << 28;
     s->imm = m->disp.has_displacement ? (uint64_t)m->disp.value : 0;
     s->size = (uint16_t)count;
     s->element = (uint8_t)(count * element);
@@ -860,6 +909,25 @@ static void sp_far(struct translator *t, const struct insn *in)
         s->imm = (uint64_t)op->ptr.segment << 32 | op->ptr.offset;
 }
 
+/* a 66h prefix does not make its operand 16 bits */
+static void sp_fsgsbase(struct translator *t, const struct insn *in)
+{
+    sp_helper(t, in);
+    t->engine->sites[t->engine->n_sites - 1].arg2 = in->op[0].size / 8;
+}
+
+/* clears the 64 bytes around [rax] */
+static void sp_clzero(struct translator *t, const struct insn *in)
+{
+    struct ea ea = { .base = RAX, .index = NO_REG, .segment = DS, .addr32 = addr32(in) };
+    for (unsigned i = 0; i < in->d.operand_count; i++)
+        if (in->op[i].type == ZYDIS_OPERAND_TYPE_MEMORY)
+            insn_ea(t, in, &in->op[i], &ea);
+    emit_ea(t, &ea, R11, R10);
+    e_store(&t->hot, R11, VOFF(helper_ea));
+    emit_helper(t, in, helper_clzero, false);
+}
+
 static void sp_x87_env(struct translator *t, const struct insn *in)
 {
     sp_helper(t, in);
@@ -884,6 +952,8 @@ static void sp_maskmov(struct translator *t, const struct insn *in)
     struct tail tail;
     tail_begin(&tail);
     tail_restore_flags(t, &tail);
+    if (in->d.mnemonic == M(MASKMOVQ) && t->amd)
+        e_bytes(&t->hot, "\x0f\x6f\xc0", 3); /* movq mm0, mm0: the x87 stack becomes MMX registers even on a fault */
     e_mov(&tail.e, true, t->B, RDI);
     e_mov(&tail.e, true, RDI, t->A);
     for (unsigned i = 0; i < in->d.length; i++) {
@@ -980,8 +1050,10 @@ static const struct special specials[ZYDIS_MNEMONIC_MAX_VALUE + 1] = {
     [M(LSL)] = { .fn = sp_query, .helper = helper_query, .arg = DESC_LSL }, HELP(VERR, helper_query, DESC_VERR),
     HELP(VERW, helper_query, DESC_VERW),
     ENDS(SWAPGS, helper_swapgs, 0), ENDS(INVLPG, helper_invlpg, 0), ENDS(INVPCID, helper_invpcid, 0),
-    HELP(RDFSBASE, helper_fsgsbase, 0), HELP(RDGSBASE, helper_fsgsbase, 1), HELP(WRFSBASE, helper_fsgsbase, 2),
-    HELP(WRGSBASE, helper_fsgsbase, 3),
+    [M(RDFSBASE)] = { .fn = sp_fsgsbase, .helper = helper_fsgsbase, .arg = 0 },
+    [M(RDGSBASE)] = { .fn = sp_fsgsbase, .helper = helper_fsgsbase, .arg = 1 },
+    [M(WRFSBASE)] = { .fn = sp_fsgsbase, .helper = helper_fsgsbase, .arg = 2 },
+    [M(WRGSBASE)] = { .fn = sp_fsgsbase, .helper = helper_fsgsbase, .arg = 3 },
     HELP(WBINVD, helper_wbinvd, 0), HELP(INVD, helper_wbinvd, 0), 
     ENDS(LFS, helper_load_far, FS), ENDS(LGS, helper_load_far, GS), ENDS(LSS, helper_load_far, SS),
     ENDS(LDS, helper_load_far, DS), ENDS(LES, helper_load_far, ES), HELP(BOUND, helper_bound, 0),
@@ -998,7 +1070,7 @@ static const struct special specials[ZYDIS_MNEMONIC_MAX_VALUE + 1] = {
     UNDEF(INCSSPD), UNDEF(INCSSPQ), UNDEF(RSTORSSP), UNDEF(SAVEPREVSSP), UNDEF(SETSSBSY), UNDEF(CLRSSBSY),
     UNDEF(WRSSD), UNDEF(WRSSQ), UNDEF(WRUSSD), UNDEF(WRUSSQ), UNDEF(PTWRITE), UNDEF(RDPRU), UNDEF(INVLPGB),
     UNDEF(TLBSYNC), UNDEF(PSMASH), UNDEF(PVALIDATE), UNDEF(RMPADJUST), UNDEF(RMPUPDATE), UNDEF(MCOMMIT),
-    UNDEF(CLZERO), UNDEF(ENQCMD), UNDEF(ENQCMDS), UNDEF(LLWPCB), UNDEF(SLWPCB), UNDEF(LWPINS), UNDEF(LWPVAL),
+    SOME(CLZERO, sp_clzero), UNDEF(ENQCMD), UNDEF(ENQCMDS), UNDEF(LLWPCB), UNDEF(SLWPCB), UNDEF(LWPINS), UNDEF(LWPVAL),
     SOME(RDSSPD, sp_nop), SOME(RDSSPQ, sp_nop),
 };
 

@@ -248,6 +248,15 @@ static void emit_prologue(struct translator *t)
     s->len = 0;
     e_store_imm32(&t->cold, VOFF(site), index);
     e_gs_jump(&t->cold, VOFF(glue_poll));
+    if (!b->hot) { /* count, so that a block that runs often is translated again, better */
+        e_gs(e, 0x83, false, 5, (uint32_t)offsetof(struct soft_vcpu, heat[index % HEAT_COUNT])); /* sub dword, 1 */
+        e8(e, 1);
+        e_jcc(e, 8 /* negative */, e_offset(&t->cold));
+        if (live)
+            e_restore_flags(&t->cold, R9);
+        e_store_imm32(&t->cold, VOFF(site), index);
+        e_gs_jump(&t->cold, VOFF(glue_hot));
+    }
     if (live)
         e_restore_flags(e, R9);
     b->entry = e_offset(e);
@@ -343,7 +352,7 @@ struct block *soft_translate(struct soft_vcpu *v, uint64_t gva, uint64_t gpa, ui
     t->page_offset = gva & 4095;
     t->poll_after = false;
     *b = (struct block){ .gpa = gpa, .gva = mode & MODE_FIXED_PC ? gva : t->page_offset, .gpa2 = UINT64_MAX,
-                         .mode = mode, .no_windows = no_windows };
+                         .mode = mode, .no_windows = no_windows, .hot = soft_is_hot(e, gpa) };
     if (!decode_block(t, gpa, mode & (MODE_TF | MODE_BREAK) ? 1 : BLOCK_MAX_INSNS)) {
         e->n_blocks--;
         return NULL;

@@ -96,6 +96,8 @@ bool isa_has(const struct translator *t, const struct insn *in);
 unsigned gpr_of(ZydisRegister r); /* guest register number of a Zydis general register, or NO_REG */
 bool has_high8(const struct insn *in);
 uint32_t tlb_offset(const struct translator *t, bool write);
+void emit_budget(struct translator *t, const struct site *s);
+uint32_t slot_offset(const struct translator *t, bool write, uint32_t site);
 void copy_insn_in_window(struct emit *e, const struct insn *in, unsigned base, int32_t disp);
 
 /* window.c */

@@ -169,6 +169,27 @@ static void plan(struct translator *t, unsigned first, unsigned base, struct win
     }
 }
 
+/* The slot missed: ask the TLB. */
+static void emit_window_refill(struct translator *t, const struct site *s, unsigned size, uint32_t slot, uint32_t tlb,
+                               uint32_t checked)
+{
+    struct emit *c = &t->cold;
+    e_gs(c, 0x03, true, R11, slot);
+    emit_budget(t, s);
+    e_rorx(c, R10, R11, 8);
+    e_alu_imm(c, false, 4, R10, TLB_MASK);
+    e_gs_base(c, 0x2b, true, R11, R10, tlb);
+    e_alu_imm(c, true, 7, R11, 4096 - size);
+    uint32_t miss = e_jcc(c, 7, 0);
+    e_gs_base(c, 0x8b, true, R11, R10, tlb);
+    e_store(c, R11, slot);
+    e_gs_base(c, 0x8b, true, R9, R10, tlb + 8);
+    e_store(c, R9, slot + 8);
+    e_gs_base(c, 0x2b, true, R9, R10, tlb);
+    e_jmp(c, checked);
+    e_patch(c, miss, e_offset(c));
+}
+
 static void emit_window_check(struct translator *t, const struct insn *in, unsigned base, const struct window_plan *w)
 {
     struct emit *e = &t->hot, *c = &t->cold;
@@ -180,17 +201,31 @@ static void emit_window_check(struct translator *t, const struct insn *in, unsig
     s->access = (uint8_t)((w->write ? SITE_WRITE : SITE_READ) | (t->flags_saved ? SITE_FLAGS : 0));
     s->size = (uint16_t)size;
     s->resume = e_offset(e);
+    uint32_t slot = slot_offset(t, w->write, index);
     e_lea(e, true, R11, base, NO_REG, 0, (int32_t)w->low);
-    e_rorx(e, R10, R11, 8);
-    e_alu_imm(e, false, 4, R10, TLB_MASK);
-    e_gs_base(e, 0x2b, true, R11, R10, tlb);
-    e_alu_imm(e, true, 7, R11, 4096 - size);
-    uint32_t slow = e_jcc(e, 7, 0);
-    e_gs_base(e, 0x8b, true, R9, R10, tlb + 8);
-    e_gs_base(e, 0x2b, true, R9, R10, tlb); /* host page - guest page */
+    bool indexed = !t->b->hot || soft_is_indexed(t->engine, t->b->gpa + in->pc);
+    uint32_t slow;
+    if (indexed) {
+        e_rorx(e, R10, R11, 8);
+        e_alu_imm(e, false, 4, R10, TLB_MASK);
+        e_gs_base(e, 0x2b, true, R11, R10, tlb);
+        e_alu_imm(e, true, 7, R11, 4096 - size);
+        slow = e_jcc(e, 7, 0);
+        e_gs_base(e, 0x8b, true, R9, R10, tlb + 8);
+        e_gs_base(e, 0x2b, true, R9, R10, tlb);
+    } else {
+        e_gs(e, 0x2b, true, R11, slot);
+        e_alu_imm(e, true, 7, R11, 4096 - size);
+        slow = e_jcc(e, 7, 0);
+        e_gs(e, 0x8b, true, R9, slot + 8);
+        e_gs(e, 0x2b, true, R9, slot); /* host page - guest page */
+    }
+    uint32_t checked = e_offset(e);
     if (t->flags_saved)
         e_restore_flags_memory(e, VOFF(slow_rax), VOFF(slow_flags));
     e_patch(e, slow, e_offset(c));
+    if (!indexed)
+        emit_window_refill(t, s, size, slot, tlb, checked);
     e_gs_base(c, 0x03, true, R11, R10, tlb);
     e_store(c, R11, VOFF(slow_ea));
     e_store_imm32(c, VOFF(site), index);
