@@ -15,6 +15,7 @@ const char *const left_out_reason[OUT_REASONS] = {
     [OUT_UMIP] = "trapped by UMIP, emulated by the host's kernel",
     [OUT_SEGMENT] = "loads a segment register, the descriptor tables differ",
     [OUT_FAR] = "far transfer, the descriptor tables differ",
+    [OUT_NOT_OFFERED] = "hidden from guests by CPUID",
     [OUT_HOST_LACKS] = "this CPU has no such instruction (#UD there and here was compared)",
 };
 
@@ -59,6 +60,7 @@ static const struct {
     {ZYDIS_MNEMONIC_RDPID, OUT_NONDETERMINISTIC}, {ZYDIS_MNEMONIC_CPUID, OUT_NONDETERMINISTIC},
     {ZYDIS_MNEMONIC_MWAITX, OUT_NONDETERMINISTIC}, {ZYDIS_MNEMONIC_MONITORX, OUT_NONDETERMINISTIC},
     {ZYDIS_MNEMONIC_MCOMMIT, OUT_NONDETERMINISTIC},
+    {ZYDIS_MNEMONIC_CLZERO, OUT_NOT_OFFERED},
     {ZYDIS_MNEMONIC_LAR, OUT_DESCRIPTOR}, {ZYDIS_MNEMONIC_LSL, OUT_DESCRIPTOR},
     {ZYDIS_MNEMONIC_VERR, OUT_DESCRIPTOR}, {ZYDIS_MNEMONIC_VERW, OUT_DESCRIPTOR},
     {ZYDIS_MNEMONIC_SGDT, OUT_UMIP}, {ZYDIS_MNEMONIC_SIDT, OUT_UMIP}, {ZYDIS_MNEMONIC_SLDT, OUT_UMIP},

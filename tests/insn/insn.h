@@ -150,7 +150,7 @@ static inline bool rng_percent(struct rng *r, uint32_t p) { return rng_below(r, 
 /* ---- forms -------------------------------------------------------------------------------------- */
 enum left_out {
     IN_SCOPE, OUT_PRIVILEGED, OUT_KERNEL_ENTRY, OUT_IO, OUT_NONDETERMINISTIC, OUT_DESCRIPTOR, OUT_UMIP, OUT_SEGMENT,
-    OUT_FAR, OUT_HOST_LACKS, OUT_REASONS,
+    OUT_FAR, OUT_NOT_OFFERED, OUT_HOST_LACKS, OUT_REASONS,
 };
 extern const char *const left_out_reason[OUT_REASONS];
 
