@@ -78,7 +78,7 @@ static const struct rule rules[] = {
     {0x80000006, 0, 0, ON_ANY, {ALL, ALL, ALL, ALL}},
     {0x80000007, 0, 0, ON_ANY, {0}, {.edx = BIT(8)}}, /* invariant TSC */
     {0x80000008, 0, 0, ON_INTEL, {0xffff}},
-    {0x80000008, 0, 0, ON_AMD, {0xffff, BIT(2)}, {.ebx = BIT(26) | BIT(29)}}, /* XSAVEERPTR; SSB_NO, BTC_NO */
+    {0x80000008, 0, 0, ON_AMD, {0xffff, BIT(0) | BIT(2)}, {.ebx = BIT(26) | BIT(29)}}, /* CLZERO XSAVEERPTR; SSB_NO BTC_NO */
     {0x80000019, 0, 0, ON_AMD, {ALL, ALL}},
     {0x8000001a, 0, 0, ON_AMD, {ALL}},
     {0x8000001d, 0, 1, ON_AMD, {0x3ff, ALL, ALL, ALL}},

@@ -313,8 +313,8 @@ const void *soft_slow(struct soft_vcpu *v)
     }
     unsigned low = 0, high = s->first ? s->first : s->size - 1u;
     if (s->mask_kind) {
-        low = (unsigned)__builtin_ctzll(active_bytes(s));
-        high = 63 - (unsigned)__builtin_clzll(active_bytes(s));
+        low = (unsigned)__builtin_ctzll(active_bytes(s)); /* the first element: the others come one by one */
+        high = low + s->element - 1;
     }
     if (!canonical(v, gva + low) || !canonical(v, gva + high)) {
         cpu_raise_error(&v->cpu, s->access & SITE_STACK ? EXC_SS : EXC_GP, 0);

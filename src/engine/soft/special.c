@@ -953,7 +953,7 @@ static void sp_maskmov(struct translator *t, const struct insn *in)
     tail_begin(&tail);
     tail_restore_flags(t, &tail);
     if (in->d.mnemonic == M(MASKMOVQ) && t->amd)
-        e_bytes(&t->hot, "\x0f\x6f\xc0", 3); /* movq mm0, mm0: the x87 stack becomes MMX registers even on a fault */
+        e_bytes(&t->hot, "\x41\x0f\x7e\xc2", 4); /* movd r10d, mm0: x87 state becomes MMX state even on a fault */
     e_mov(&tail.e, true, t->B, RDI);
     e_mov(&tail.e, true, RDI, t->A);
     for (unsigned i = 0; i < in->d.length; i++) {
