@@ -87,6 +87,19 @@ static void put_disp(struct operands *o, struct rng *r, unsigned len)
     memcpy(o->disp, &v, 4);
 }
 
+/* [base + disp8]: what compiled code does most, several times off one register. */
+static void choose_near_base(struct operands *o, struct rng *r, unsigned base)
+{
+    o->modrm = (uint8_t)((o->modrm & 0x38) | 0x40 | (base & 7));
+    o->b = base & 8;
+    if ((base & 7) == 4) {
+        o->sib = 0x24;
+        o->sib_used = true;
+    }
+    put_disp(o, r, 1);
+    o->disp[0] = (uint8_t)(rng_below(r, 9) * 8 - (rng_percent(r, 30) ? 32 : 0));
+}
+
 static void choose_memory(struct operands *o, const struct form *f, struct rng *r, enum mem_mode mode, bool compat)
 {
     unsigned kind = rng_below(r, 16), regs = compat ? 8 : 16, base = rng_below(r, regs), index = rng_below(r, regs);
@@ -125,7 +138,10 @@ static void choose_memory(struct operands *o, const struct form *f, struct rng *
     put_disp(o, r, disp == 0 ? 0 : disp == 1 ? 1 : 4);
 }
 
-static void choose_operands(struct operands *o, const struct form *f, struct rng *r, enum mem_mode mode, bool compat)
+/* base: a register for all memory operands, or ANY_BASE. */
+#define ANY_BASE 16
+static void choose_operands(struct operands *o, const struct form *f, struct rng *r, enum mem_mode mode, bool compat,
+                            unsigned base)
 {
     *o = (struct operands){.w = f->w, .modrm = f->modrm, .vvvv = 15};
     bool high = !compat && rng_percent(r, 60); /* r8 and up, xmm8 and up */
@@ -135,7 +151,10 @@ static void choose_operands(struct operands *o, const struct form *f, struct rng
         o->r2 = !compat && rng_percent(r, 30);
     }
     if (f->is_mem) {
-        choose_memory(o, f, r, mode, compat);
+        if (base != ANY_BASE && !f->vsib)
+            choose_near_base(o, r, base);
+        else
+            choose_memory(o, f, r, mode, compat);
         if (!compat && rng_percent(r, 12)) /* 67h would change the meaning of ModRM in 32-bit code */
             o->a32 = true;
         if (rng_percent(r, 16))
@@ -232,12 +251,12 @@ static uint64_t near_data(struct rng *r, uint64_t addr, enum mem_mode mode, unsi
     return t;
 }
 
-unsigned form_encode(const struct forms *f, const struct form *form, struct rng *r, uint64_t addr, enum mem_mode mode,
-                     uint8_t *out)
+static unsigned form_encode_off(const struct forms *f, const struct form *form, struct rng *r, uint64_t addr,
+                                enum mem_mode mode, unsigned base, uint8_t *out)
 {
     struct operands o;
     struct insn i;
-    choose_operands(&o, form, r, mode, f->compat);
+    choose_operands(&o, form, r, mode, f->compat, base);
     unsigned n = form->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY ? put_legacy(form, &o, r, out, f->compat)
                                                                     : put_vector(form, &o, r, out);
     unsigned disp_at = 0;
@@ -274,6 +293,12 @@ unsigned form_encode(const struct forms *f, const struct form *form, struct rng 
     if (!insn_decode(&f->decoder, out, n + 16, &i) || i.i.mnemonic != form->mnemonic || i.i.length != n)
         return 0;
     return i.i.length;
+}
+
+unsigned form_encode(const struct forms *f, const struct form *form, struct rng *r, uint64_t addr, enum mem_mode mode,
+                     uint8_t *out)
+{
+    return form_encode_off(f, form, r, addr, mode, ANY_BASE, out);
 }
 
 /* ---- sequences --------------------------------------------------------------------------------------- */
@@ -315,6 +340,7 @@ struct plan {
     unsigned len;
     bool x87, loop_ok;
     uint8_t leaning;
+    unsigned base; /* of most memory operands */
 };
 
 /* Mostly integer code; some sequences lean to x87 and MMX, some to whatever there is. */
@@ -335,7 +361,8 @@ static bool add_body(const struct forms *f, struct rng *r, uint64_t addr, uint8_
         if (!fits_sequence(form))
             continue;
         enum mem_mode mode = rng_percent(r, 90) ? (enum mem_mode)rng_below(r, 3) : (enum mem_mode)rng_below(r, MEM_MODES);
-        unsigned n = form_encode(f, form, r, addr + p->len, mode, out + p->len);
+        unsigned base = rng_percent(r, 90) ? p->base : ANY_BASE;
+        unsigned n = form_encode_off(f, form, r, addr + p->len, mode, base, out + p->len);
         struct insn i;
         if (!n || !insn_decode(&f->decoder, out + p->len, n, &i) || insn_left_out(&i))
             continue;
@@ -353,12 +380,14 @@ static bool add_body(const struct forms *f, struct rng *r, uint64_t addr, uint8_
 
 unsigned sequence_encode(const struct forms *f, struct rng *r, uint64_t addr, uint8_t *out)
 {
-    struct plan p = {.loop_ok = true, .leaning = (uint8_t)rng_below(r, 10)};
+    struct plan p = {.loop_ok = true, .leaning = (uint8_t)rng_below(r, 10), .base = ANY_BASE};
+    if (rng_percent(r, 40))
+        p.base = rng_percent(r, 40) ? 4 : rng_below(r, f->compat ? 8 : 16);
     unsigned body = 2 + rng_below(r, 5), loop_at = 0;
     bool loop = rng_percent(r, 20);
     uint8_t skip[4][2], skips = 0;
     if (loop) {
-        uint32_t count = 1 + rng_below(r, 5);
+        uint32_t count = rng_percent(r, 90) ? 1 + rng_below(r, 5) : 5000 + rng_below(r, 4000); /* few or hot */
         out[p.len++] = 0xb9; /* mov ecx, count */
         memcpy(out + p.len, &count, 4);
         loop_at = p.len += 4;
