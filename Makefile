@@ -28,9 +28,11 @@ endif
 
 .PHONY: all setup run test bench fuzz lint format install coverage clean
 .DEFAULT_GOAL = all
+SHELL = /bin/bash
+.SHELLFLAGS = -o pipefail -c
 
 all: $(directory)/build.ninja
-	@ninja -C $(directory) $(if $(VERBOSE),-v,--quiet)
+	@ninja -C $(directory) $(if $(VERBOSE),-v,--quiet) | { grep -v '^ninja: no work to do' || true; } >&2
 
 $(directory)/build.ninja: | setup
 	@meson setup $(directory) --prefix=$(PREFIX) $(options_$(BUILD)) >$(directory).log || { cat $(directory).log; exit 1; }
@@ -67,7 +69,7 @@ format:
 # Installed files are built for where they go: another PREFIX reconfigures.
 install: all
 	@meson configure $(directory) --prefix=$(PREFIX)
-	@DESTDIR=$(DESTDIR) meson install -C $(directory) --quiet
+	@DESTDIR=$(DESTDIR) meson install -C $(directory) --quiet >$(directory)/install.log || { cat $(directory)/install.log; exit 1; }
 
 coverage:
 	@$(MAKE) --no-print-directory BUILD=cov test
