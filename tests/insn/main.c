@@ -19,7 +19,7 @@
 struct options {
     const struct backend *engine;
     uint64_t seed;
-    unsigned rounds, sequences, invalid, seconds, show;
+    unsigned rounds, sequences, invalid, seconds, show, repeat;
     bool fuzz, left_out, compat;
     const char *one, *only;
 };
@@ -419,6 +419,9 @@ static bool run_one(struct session *s)
     for (unsigned n = 0; n < 16; n++)
         printf("r%-2u %016" PRIx64 "%s", n, t->in.gpr[n], n % 4 == 3 ? "\n" : "  ");
     printf("rip %#" PRIx64 " rflags %#" PRIx64 " fs %#" PRIx64 " gs %#" PRIx64 "\n", t->in.rip, t->in.rflags, t->in.fs_base, t->in.gs_base);
+    for (unsigned n = 1; n < s->o.repeat; n++) /* the same code in other states: what a translation keeps may matter */
+        if (!push(s, addr, code, len, kind, mode, seed + n % 64, UINT32_MAX))
+            return false;
     return flush_batch(s);
 }
 
@@ -427,7 +430,7 @@ static int parse(struct options *o, int argc, char **argv)
 {
     static const struct option longs[] = {
         {"engine", 1, 0, 'e'}, {"seed", 1, 0, 's'}, {"rounds", 1, 0, 'r'}, {"sequences", 1, 0, 'q'}, {"invalid", 1, 0, 'i'},
-        {"seconds", 1, 0, 't'}, {"fuzz", 0, 0, 'f'}, {"one", 1, 0, '1'}, {"only", 1, 0, 'm'}, {"show", 1, 0, 'n'}, {"left-out", 0, 0, 'l'}, {"bits", 1, 0, 'b'},
+        {"seconds", 1, 0, 't'}, {"fuzz", 0, 0, 'f'}, {"one", 1, 0, '1'}, {"only", 1, 0, 'm'}, {"show", 1, 0, 'n'}, {"left-out", 0, 0, 'l'}, {"bits", 1, 0, 'b'}, {"repeat", 1, 0, 'p'},
         {0},
     };
     for (int c; (c = getopt_long(argc, argv, "", longs, NULL)) != -1;) {
@@ -443,6 +446,7 @@ static int parse(struct options *o, int argc, char **argv)
         case 'i': o->invalid = (unsigned)v; break;
         case 't': o->seconds = (unsigned)v; break;
         case 'n': o->show = (unsigned)v; break;
+        case 'p': o->repeat = (unsigned)v; break;
         case 'b': o->compat = v == 32; break;
         case 'l': o->left_out = true; break;
         case 'f': o->fuzz = true; break;
@@ -460,7 +464,7 @@ int main(int argc, char **argv)
     s.o = (struct options){.engine = BACKEND_DEFAULT, .rounds = 4, .sequences = 100000, .invalid = 30000, .show = 200, .seed = 1};
     if (parse(&s.o, argc, argv)) {
         fprintf(stderr, "usage: insn-diff [--engine soft|native] [--seed N] [--rounds N] [--sequences N] [--invalid N] "
-                        "[--bits 64|32] [--only MNEMONIC] [--show GROUPS] [--left-out] [--fuzz [--seconds N]] [--one CASE]\n");
+                        "[--bits 64|32] [--only MNEMONIC] [--show GROUPS] [--left-out] [--fuzz [--seconds N]] [--one CASE [--repeat N]]\n");
         return 2;
     }
     signal(SIGPIPE, SIG_IGN);
