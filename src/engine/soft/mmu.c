@@ -311,12 +311,13 @@ const void *soft_slow(struct soft_vcpu *v)
         cpu_raise_error(&v->cpu, EXC_GP, 0);
         return access_fault(v, s);
     }
-    unsigned low = 0, high = s->first ? s->first : s->size - 1u;
+    unsigned low = 0, high = (s->first ? s->first : s->size) - 1u;
     if (s->mask_kind) {
         low = (unsigned)__builtin_ctzll(active_bytes(s)); /* the first element: the others come one by one */
         high = low + s->element - 1;
     }
-    if (!canonical(v, gva + low) || !canonical(v, gva + high)) {
+    if (!canonical(v, gva + low) || !canonical(v, gva + high) ||
+        (s->segment && !canonical(v, gva + low - v->cpu.seg[s->segment].base))) {
         cpu_raise_error(&v->cpu, s->access & SITE_STACK ? EXC_SS : EXC_GP, 0);
         return access_fault(v, s);
     }
@@ -484,7 +485,7 @@ void soft_ibtc_insert(struct soft_vcpu *v, uint64_t gva, const struct block *b)
     struct itlb_entry *it = &v->itlb[mmu_of(v)][gva >> 12 & (ITLB_SIZE - 1)];
     if (!which || !it->global)
         dirty_add(&v->ibtc_dirty[which], i);
-    v->exec_bloom[gva >> 63][gva >> 18 & 63] |= 1ull << (gva >> 12 & 63);
+    v->exec_bloom[which][gva >> 18 & 63] |= 1ull << (gva >> 12 & 63);
     v->stats.ibtc_insert++;
 }
 
@@ -580,9 +581,9 @@ static void flush_region(struct soft_vcpu *v, uint64_t gva, unsigned shift)
                 v->itlb[mmu][i].tag = TLB_INVALID;
 }
 
-static bool bloom_has(const struct soft_vcpu *v, uint64_t gva)
+static bool bloom_has(const struct soft_vcpu *v, unsigned which, uint64_t gva)
 {
-    return v->exec_bloom[gva >> 63][gva >> 18 & 63] >> (gva >> 12 & 63) & 1;
+    return v->exec_bloom[which][gva >> 18 & 63] >> (gva >> 12 & 63) & 1;
 }
 
 static void flush_page(struct cpu *cpu, uint64_t gva)
@@ -608,15 +609,17 @@ static void flush_page(struct cpu *cpu, uint64_t gva)
         flush_region(v, gva, 30);
     else if (large)
         flush_region(v, gva, 21);
-    /* code that was reached through this page, or straddles into it */
-    if (!large && !huge && !bloom_has(v, gva) && !bloom_has(v, gva - 4096))
-        return;
-    ibtc_flush(v, half, true);
-    if (half == 0)
-        return; /* only code in global pages is chained across pages: the kernel's */
-    soft_unchain_cross(v->engine);
-    for (unsigned k = 0; k < 64; k++)
-        v->exec_bloom[1][k] = 0;
+    /* code that was reached through this page, or straddles into it, in either mode */
+    for (unsigned which = 0; which < 2; which++) {
+        if (!large && !huge && !bloom_has(v, which, gva) && !bloom_has(v, which, gva - 4096))
+            continue;
+        ibtc_flush(v, which, true);
+        if (which == 0)
+            continue; /* only code in global pages is chained across pages: the kernel's */
+        soft_unchain_cross(v->engine);
+        for (unsigned k = 0; k < 64; k++)
+            v->exec_bloom[1][k] = 0;
+    }
 }
 
 static void address_space_changed(struct cpu *cpu, bool keep)

@@ -132,6 +132,7 @@ struct site {
     uint8_t align;       /* address bits that must be zero, with MODE_ALIGN */
     uint8_t gp_align;    /* address bits that must be zero always */
     bool x87;            /* a pending x87 exception comes before a fault */
+    uint8_t segment;     /* FS or GS: AMD wants the address canonical before its base is added, too */
     uint8_t first;       /* of a large operand: the first so many bytes are probed, then its last byte */
     uint8_t mask_kind, mask_reg, element; /* masked accesses: see mmu.c */
     uint32_t resume;     /* code offsets: landing with v->slow_host real */
@@ -198,9 +199,8 @@ struct soft_vcpu {
     struct itlb_entry itlb[MMU_COUNT][ITLB_SIZE];
     struct ibtc_entry ibtc[2][IBTC_SIZE]; /* user, kernel */
     struct dirty_list ibtc_dirty[2];
-    /* by half of the address space: */
-    uint64_t exec_bloom[2][64];  /* pages with IBTC entries, by page number mod 4096 */
-    uint64_t large_bloom[2][2];  /* 2 MB and 1 GB regions that TLB entries came from, by number mod 64 */
+    uint64_t exec_bloom[2][64];  /* pages with IBTC entries, by IBTC and page number mod 4096 */
+    uint64_t large_bloom[2][2];  /* by half of the address space: 2 MB and 1 GB regions that TLB entries came from, by number mod 64 */
     uint8_t bounce_buffer[BOUNCE_SIZE] __attribute__((aligned(4096)));
     uint8_t xsave[8192] __attribute__((aligned(64)));
 
