@@ -67,9 +67,10 @@ static bool misaligned(const struct soft_vcpu *v, uint64_t gva, unsigned n)
 /* #GP, or #SS through the stack segment; then #AC. */
 static int bad_address(struct soft_vcpu *v, uint64_t gva, unsigned n)
 {
-    bool stack = v->engine->sites[v->site].access & SITE_STACK;
-    if ((v->mode & MODE_64) && !(cpu_canonical(&v->cpu, gva) && cpu_canonical(&v->cpu, gva + n - 1)))
-        return cpu_raise_error(&v->cpu, stack ? EXC_SS : EXC_GP, 0);
+    const struct site *s = &v->engine->sites[v->site];
+    if ((v->mode & MODE_64) && (!(cpu_canonical(&v->cpu, gva) && cpu_canonical(&v->cpu, gva + n - 1)) ||
+                                (s->segment && !cpu_canonical(&v->cpu, gva - v->cpu.seg[s->segment].base))))
+        return cpu_raise_error(&v->cpu, s->access & SITE_STACK ? EXC_SS : EXC_GP, 0);
     return misaligned(v, gva, n) ? cpu_raise_error(&v->cpu, EXC_AC, 0) : 0;
 }
 
@@ -944,7 +945,13 @@ const void *helper_enter(struct soft_vcpu *v, const struct site *s)
 /* A near branch is about to go to helper_ea. */
 const void *helper_target(struct soft_vcpu *v, const struct site *s)
 {
-    return cpu_canonical(&v->cpu, v->helper_ea) ? soft_code(v->engine, s->next) : gp0(v);
+    struct translation tr;
+    uint64_t sp = v->cpu.gpr[RSP] - s->arg;
+    if (cpu_canonical(&v->cpu, v->helper_ea))
+        return soft_code(v->engine, s->next);
+    if (s->arg && cpu_canonical(&v->cpu, sp) && cpu_walk(&v->cpu, sp, ACCESS_WRITE, user_mode(v), &tr))
+        return fault(v);
+    return gp0(v);
 }
 
 const void *helper_clzero(struct soft_vcpu *v, const struct site *s)

@@ -48,7 +48,9 @@ static bool stack_site(const struct soft_vcpu *v) { return v->engine->sites[v->s
 static int probe(struct soft_vcpu *v, uint64_t gva, bool write)
 {
     struct translation tr;
-    if ((v->mode & MODE_64) && !cpu_canonical(&v->cpu, gva))
+    const struct site *s = &v->engine->sites[v->site];
+    if ((v->mode & MODE_64) && (!cpu_canonical(&v->cpu, gva) ||
+                                (s->segment && !cpu_canonical(&v->cpu, gva - v->cpu.seg[s->segment].base))))
         return cpu_raise_error(&v->cpu, stack_site(v) ? EXC_SS : EXC_GP, 0);
     return cpu_walk(&v->cpu, linear(v, gva), write ? ACCESS_WRITE : ACCESS_READ, v->cpu.cpl == 3, &tr);
 }
@@ -383,8 +385,12 @@ const void *helper_gather(struct soft_vcpu *v, const struct site *s)
         uint64_t gva = v->helper_ea + (uint64_t)offset * scale + s->imm;
         if (s->arg2 >> 24 & 1)
             gva = (uint32_t)gva;
-        if (segment == FS || segment == GS || !(v->mode & MODE_64))
-            gva += v->cpu.seg[segment].base;
+        if (segment == FS || segment == GS || !(v->mode & MODE_64)) {
+            if ((v->mode & MODE_64) && !cpu_canonical(&v->cpu, gva)) /* the sum will be found so as well */
+                gva = (uint64_t)1 << 63;
+            else
+                gva += v->cpu.seg[segment].base;
+        }
         rc = access_memory(v, gva, data + i * element, element, scatter);
         if (rc)
             break;

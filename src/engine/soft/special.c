@@ -57,7 +57,8 @@ static void sp_helper(struct translator *t, const struct insn *in)
         if (op->type == ZYDIS_OPERAND_TYPE_MEMORY) {
             store_helper_ea(t, in, op);
             memory = 1;
-            segment = op->mem.segment == ZYDIS_REGISTER_SS ? SS : DS;
+            segment = op->mem.segment == ZYDIS_REGISTER_SS ? SS : op->mem.segment == ZYDIS_REGISTER_FS ? FS
+                      : op->mem.segment == ZYDIS_REGISTER_GS ? GS : DS;
             if (op->size)
                 size = op->size / 8;
         } else if (op->type == ZYDIS_OPERAND_TYPE_REGISTER && reg == NO_REG) {
@@ -71,6 +72,8 @@ static void sp_helper(struct translator *t, const struct insn *in)
     struct site *s = emit_helper(t, in, sp->helper, sp->ends);
     if (segment == SS)
         s->access |= SITE_STACK;
+    if (t->amd && code64(t) && (segment == FS || segment == GS))
+        s->segment = (uint8_t)segment;
     s->arg = sp->arg | reg << 8 | (size & 0xff) << 16 | memory << 24 | segment << 25;
     s->arg2 = in->d.operand_width / 8;
     s->imm = imm;
@@ -108,7 +111,7 @@ static void end_direct(struct translator *t, const struct insn *in, int64_t targ
 static unsigned branch_size(const struct translator *t, const struct insn *in)
 {
     if (code64(t))
-        return t->amd && in->d.operand_width == 16 ? 2 : 8;
+        return t->amd && (in->d.attributes & ZYDIS_ATTRIB_HAS_OPERANDSIZE) && !in->d.raw.rex.W ? 2 : 8;
     return in->d.operand_width / 8;
 }
 
@@ -233,13 +236,14 @@ static void emit_push_pc(struct translator *t, const struct insn *in, unsigned s
 }
 
 /* A computed target in r11 that is not canonical faults in the branch.  Looking at each would cost more than
- * it is worth: normally the fault is found at the target (docs/QUIRKS.md). */
-static void check_target(struct translator *t, const struct insn *in)
+ * it is worth: normally the fault is found at the target (docs/QUIRKS.md).  A push of `pushed` bytes that
+ * faults comes first. */
+static void check_target(struct translator *t, const struct insn *in, unsigned pushed)
 {
     if (!code64(t) || !t->engine->config.precise_flags)
         return;
     e_store(&t->hot, R11, VOFF(helper_ea));
-    emit_helper(t, in, helper_target, false);
+    emit_helper(t, in, helper_target, false)->arg = pushed;
     e_load(&t->hot, R11, VOFF(helper_ea));
 }
 
@@ -261,7 +265,7 @@ static void sp_call(struct translator *t, const struct insn *in)
         return;
     }
     load_operand_into(t, in, op, R11, size);
-    check_target(t, in);
+    check_target(t, in, size);
     e_store(&t->hot, R11, VOFF(helper_ea));
     emit_push_pc(t, in, size);
     e_load(&t->hot, R11, VOFF(helper_ea));
@@ -318,7 +322,7 @@ static void sp_jmp(struct translator *t, const struct insn *in)
         return;
     }
     load_operand_into(t, in, op, R11, branch_size(t, in));
-    check_target(t, in);
+    check_target(t, in, 0);
     end_indirect(t);
 }
 
@@ -344,7 +348,7 @@ static void sp_ret(struct translator *t, const struct insn *in)
     bool check = t->engine->config.precise_flags && code64(t);
     if (check) { /* rsp waits for it */
         emit_stack_load(t, in, R11, size, 0, &after);
-        check_target(t, in);
+        check_target(t, in, 0);
         e_lea(&t->hot, true, RSP, RSP, NO_REG, 0, (int)(size + extra));
     } else {
         e_lea(&after.e, code64(t), RSP, RSP, NO_REG, 0, (int)(size + extra));

@@ -113,6 +113,17 @@ static void undefined_insn(struct insn *in, ZyanStatus status)
     in->d.length = status == ZYDIS_STATUS_INSTRUCTION_TOO_LONG ? 16 : 1;
 }
 
+/* UD0 and UD1 have operands, but AMD's CPUs refuse them without looking at those. */
+static bool undefined_already(const struct translator *t, const uint8_t *bytes, unsigned n)
+{
+    unsigned i = 0;
+    while (i < n && (bytes[i] == 0x66 || bytes[i] == 0x67 || bytes[i] == 0xf2 || bytes[i] == 0xf3 || bytes[i] == 0x2e ||
+                     bytes[i] == 0x36 || bytes[i] == 0x3e || bytes[i] == 0x26 || bytes[i] == 0x64 || bytes[i] == 0x65 ||
+                     ((t->mode & MODE_64) && (bytes[i] & 0xf0) == 0x40)))
+        i++;
+    return t->amd && i + 1 < n && bytes[i] == 0x0f && (bytes[i + 1] == 0xb9 || bytes[i + 1] == 0xff);
+}
+
 /* Reads the guest's bytes up to the end of the page; the second page only if the first instruction
  * needs it.  false: a fetch fault is recorded. */
 static bool decode_block(struct translator *t, uint64_t gpa, unsigned max_insns)
@@ -131,6 +142,8 @@ static bool decode_block(struct translator *t, uint64_t gpa, unsigned max_insns)
     while (t->n_insns < max_insns && pc < room) {
         struct insn *in = &t->insns[t->n_insns];
         ZyanStatus status = decode_at(t, in, pc, room - pc > 15 ? 15 : room - pc);
+        if (status == ZYDIS_STATUS_NO_MORE_DATA && undefined_already(t, in->bytes, room - pc))
+            status = ZYDIS_STATUS_DECODING_ERROR;
         if (status == ZYDIS_STATUS_NO_MORE_DATA) {
             if (t->n_insns > 0)
                 break; /* the straddling instruction gets its own block */
