@@ -64,7 +64,7 @@ lint: all
 # Rewrites every source in the house style.
 format:
 	@scripts/setup.sh lint
-	@clang-format -i $$(git ls-files '*.c' '*.h')
+	@find src tests bench -name out -prune -o -name '*.[ch]' -print0 | xargs -0 clang-format -i
 
 # Installed files are built for where they go: another PREFIX reconfigures.
 install: all
