@@ -429,28 +429,25 @@ static void sp_push(struct translator *t, const struct insn *in)
         emit_access(t, in, &ea, SITE_WRITE, size, &tail);
         return;
     }
-    unsigned reg;
+    uint32_t slot = SCRATCH_SLOT;
     if (is_sreg(op)) {
-        reg = R9;
         emit_load_selector(t, R9, op->reg.value);
-    } else if (op->type == ZYDIS_OPERAND_TYPE_REGISTER && !is_stolen(op_gpr(op))) {
-        reg = op_gpr(op);
-    } else {
+    } else if (op->type != ZYDIS_OPERAND_TYPE_REGISTER) {
         load_operand_into(t, in, op, R9, size);
-        reg = R9;
-    }
-    if (!is_stolen(reg)) {
-        emit_push(t, in, reg, size, 0);
+    } else if (is_stolen(op_gpr(op))) {
+        slot = GPR_OFFSET(op_gpr(op));
+    } else {
+        emit_push(t, in, op_gpr(op), size, 0);
         return;
     }
-    /* the value must outlive the check in a scratch register: park it in a slot when flags need C */
-    e_store(&t->hot, R9, SCRATCH_SLOT);
+    if (slot == SCRATCH_SLOT) /* the check needs every scratch register */
+        e_store(&t->hot, R9, slot);
     choose_scratch(t, 0);
     flags_guard(t, in);
     struct tail tail;
     tail_begin(&tail);
     tail_restore_flags(t, &tail);
-    e_load(&tail.e, t->B, SCRATCH_SLOT);
+    e_load(&tail.e, t->B, slot);
     if (size == 2)
         e8(&tail.e, 0x66);
     e_mem(&tail.e, 0x89, size == 8, t->B, t->A, NO_REG, 0, 0);

@@ -312,6 +312,8 @@ static void translate_insn(struct translator *t, const struct insn *in)
 {
     add_map(t, e_offset(&t->hot), in);
     t->flags_saved = false;
+    if (in >= t->insns + t->window_end)
+        t->window_open = false;
     if (t->mode & MODE_BREAK)
         emit_helper(t, in, helper_break, false);
     if ((t->mode & MODE_FPU_TRAP) && is_simd(in)) {

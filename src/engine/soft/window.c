@@ -238,8 +238,6 @@ bool window_serves(struct translator *t, const struct insn *in)
 {
     struct reference r;
     unsigned i = (unsigned)(in - t->insns);
-    if (i >= t->window_end)
-        t->window_open = false;
     if (t->no_windows || (t->mode & (MODE_ALIGN | MODE_TF | MODE_BREAK | MODE_FPU_TRAP)) || !(t->mode & MODE_64) ||
         !reference_of(in, &r))
         return false;
