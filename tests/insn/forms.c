@@ -196,7 +196,7 @@ static void form_describe(struct form *f, const struct insn *i, const uint8_t *b
     }
     for (unsigned n = 0; n < 2; n++)
         f->imm[n] = i->i.raw.imm[n].size / 8;
-    f->x87 = i->i.meta.isa_ext == ZYDIS_ISA_EXT_X87;
+    f->x87 = i->i.meta.isa_ext == ZYDIS_ISA_EXT_X87 || i->i.meta.isa_set == ZYDIS_ISA_SET_SSE3X87;
     f->relative = i->i.raw.imm[0].is_relative;
     for (unsigned n = 0; n < i->i.operand_count; n++) {
         const ZydisDecodedOperand *o = &i->op[n];
