@@ -6,14 +6,14 @@
 #
 # Peers: native guise qemu12-microvm qemu12-q35 backports-microvm backports-q35.  Every measurement
 # goes to bench/out/results.tsv (round, peer, metric, value, checksum), the table to bench/out/table.txt.
-# Exit status: 0, or 1 when a run failed or a result differs from the native one.
+# Exit status: 0, or 1 when guise failed or a result differs from the native one.
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
 top=$(dirname "$here")
 out=$here/out
 . "$top/tests/guest/packages.sh"
 
-rounds=5 stat=median kernel=cloud memory=512 limit=180
+rounds=5 stat=median kernel=cloud memory=512 limit=90
 guise=$top/build/guise
 peers="native guise qemu12-microvm qemu12-q35 backports-microvm backports-q35"
 
@@ -104,13 +104,23 @@ if [[ " $peers " == *" guise "* ]] && [ ! -x "$guise" ]; then
 fi
 
 : >"$out/results.tsv"
+# One run of one peer; its rows count only when it reached the end.
+measure() # ROUND PEER
+{
+    run_peer "$2" | tee "$out/$2.log" | rows "$1" "$2" >"$out/rows"
+    ! grep -q failed "$out/rows"
+}
+
 for ((round = 1; round <= rounds; round++)); do
     for peer in $peers; do
         say "round $round of $rounds: $peer"
-        run_peer "$peer" | tee "$out/$peer.log" | rows "$round" "$peer" >>"$out/results.tsv"
-        if tail -n 1 "$out/results.tsv" | grep -q failed; then
+        # QEMU's microvm now and then stops before its first line: try again
+        if ! measure $round "$peer" && { [[ $peer == guise || $peer == native ]] || ! measure $round "$peer"; }; then
             say "  failed: see bench/out/$peer.log and $peer.err"
             tail -n 3 "$out/$peer.err" >&2
+            grep failed "$out/rows" >>"$out/results.tsv"
+        else
+            cat "$out/rows" >>"$out/results.tsv"
         fi
     done
 done
