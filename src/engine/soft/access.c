@@ -630,7 +630,8 @@ static void stolen_loads(struct emit *e, const struct insn *in)
         unsigned r = gpr_of(op->reg.value);
         if (r == NO_REG || !is_stolen(r))
             continue;
-        bool pure_write = op->size >= 32 && op->actions == ZYDIS_OPERAND_ACTION_WRITE;
+        bool keeps = in->d.mnemonic == ZYDIS_MNEMONIC_BSF || in->d.mnemonic == ZYDIS_MNEMONIC_BSR; /* of zero */
+        bool pure_write = op->size >= 32 && op->actions == ZYDIS_OPERAND_ACTION_WRITE && !keeps;
         if (!pure_write)
             e_load(e, r, GPR_OFFSET(r));
     }

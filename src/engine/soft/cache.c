@@ -133,7 +133,7 @@ static void drop_write_entries(struct engine *e, uint64_t page)
             soft_slots_clear(e->vcpus[i], mmu, 1);
             for (unsigned k = 0; k < TLB_SIZE; k++)
                 if (e->vcpus[i]->tlb[mmu][1][k].host == host)
-                    e->vcpus[i]->tlb[mmu][1][k].tag = TLB_INVALID;
+                    e->vcpus[i]->tlb[mmu][1][k].tag = tlb_invalid(k);
         }
 }
 

@@ -520,6 +520,8 @@ void soft_ibtc_flush(struct soft_vcpu *v, unsigned which)
     ibtc_flush(v, which, true);
 }
 
+/* An empty slot can be hit, by the guest's address TLB_INVALID: so its host address is not canonical either,
+ * and the access raises the #GP (or #SS) that the guest's own would (signal.c). */
 void soft_slots_clear(struct soft_vcpu *v, unsigned mmu, unsigned write)
 {
     void *t = v->slot[mmu][write];
@@ -537,16 +539,16 @@ static void tlb_flush(struct soft_vcpu *v, unsigned mmu, bool globals_too)
         soft_slots_clear(v, mmu, write);
         if (globals_too || d->n > DIRTY_MAX) {
             for (unsigned i = 0; i < TLB_SIZE; i++)
-                t[i].tag = TLB_INVALID;
+                t[i].tag = tlb_invalid(i);
         } else {
             for (unsigned i = 0; i < d->n; i++)
-                t[d->index[i]].tag = TLB_INVALID;
+                t[d->index[i]].tag = tlb_invalid(d->index[i]);
         }
         d->n = 0;
     }
     for (unsigned i = 0; i < ITLB_SIZE; i++)
         if (globals_too || !v->itlb[mmu][i].global)
-            v->itlb[mmu][i].tag = TLB_INVALID;
+            v->itlb[mmu][i].tag = tlb_invalid(i);
 }
 
 static void flush_all(struct cpu *cpu, bool globals_too)
@@ -571,14 +573,14 @@ static void flush_region(struct soft_vcpu *v, uint64_t gva, unsigned shift)
     for (unsigned mmu = 0; mmu < MMU_COUNT; mmu++)
         for (unsigned i = 0; i < TLB_SIZE; i++) {
             if (v->tlb[mmu][0][i].tag >> shift == gva >> shift)
-                v->tlb[mmu][0][i].tag = TLB_INVALID;
+                v->tlb[mmu][0][i].tag = tlb_invalid(i);
             if (v->tlb[mmu][1][i].tag >> shift == gva >> shift)
-                v->tlb[mmu][1][i].tag = TLB_INVALID;
+                v->tlb[mmu][1][i].tag = tlb_invalid(i);
         }
     for (unsigned mmu = 0; mmu < MMU_COUNT; mmu++)
         for (unsigned i = 0; i < ITLB_SIZE; i++)
             if (v->itlb[mmu][i].tag >> shift == gva >> shift)
-                v->itlb[mmu][i].tag = TLB_INVALID;
+                v->itlb[mmu][i].tag = tlb_invalid(i);
 }
 
 static bool bloom_has(const struct soft_vcpu *v, unsigned which, uint64_t gva)
@@ -598,10 +600,10 @@ static void flush_page(struct cpu *cpu, uint64_t gva)
             if (!(mmu == MMU_KERNEL && gva >> 63 == 0))
                 soft_slots_clear(v, mmu, write);
             if (v->tlb[mmu][write][i].tag == page)
-                v->tlb[mmu][write][i].tag = TLB_INVALID;
+                v->tlb[mmu][write][i].tag = tlb_invalid(i);
         }
         if (v->itlb[mmu][x].tag == page)
-            v->itlb[mmu][x].tag = TLB_INVALID;
+            v->itlb[mmu][x].tag = tlb_invalid(x);
     }
     unsigned half = gva >> 63;
     bool large = v->large_bloom[half][0] >> (gva >> 21 & 63) & 1, huge = v->large_bloom[half][1] >> (gva >> 30 & 63) & 1;
@@ -690,9 +692,9 @@ void soft_tlb_init(struct soft_vcpu *v)
         soft_slots_clear(v, mmu, 0);
         soft_slots_clear(v, mmu, 1);
         for (unsigned i = 0; i < TLB_SIZE; i++)
-            v->tlb[mmu][0][i].tag = v->tlb[mmu][1][i].tag = TLB_INVALID;
+            v->tlb[mmu][0][i].tag = v->tlb[mmu][1][i].tag = tlb_invalid(i);
         for (unsigned i = 0; i < ITLB_SIZE; i++)
-            v->itlb[mmu][i].tag = TLB_INVALID;
+            v->itlb[mmu][i].tag = tlb_invalid(i);
     }
     for (unsigned i = 0; i < IBTC_SIZE; i++) {
         ibtc_clear(&v->ibtc[0][i]);

@@ -48,9 +48,9 @@ static bool vector_of(int sig, const siginfo_t *info, const greg_t *r, struct so
         return true;
     case SIGTRAP: v->signal_vector = EXC_DB; return true;
     case SIGBUS:
-        v->signal_vector = EXC_AC;
+        v->signal_vector = r[REG_TRAPNO] == EXC_SS ? EXC_SS : EXC_AC;
         v->signal_has_error = true;
-        return r[REG_TRAPNO] == EXC_AC;
+        return r[REG_TRAPNO] == EXC_AC || r[REG_TRAPNO] == EXC_SS;
     case SIGSEGV: /* #GP: the address is right, its alignment is not; a #PF would be a bug of ours */
         v->signal_vector = EXC_GP;
         v->signal_has_error = true;

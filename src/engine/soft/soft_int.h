@@ -27,6 +27,9 @@ enum mmu_index { MMU_USER, MMU_KERNEL, MMU_KERNEL_AC /* SMAP off or RFLAGS.AC: u
 #define TLB_SIZE (1u << TLB_BITS)
 #define TLB_MASK ((TLB_SIZE - 1) << 4) /* of gva >> 8: byte offset of the entry */
 #define TLB_INVALID 0x8000000000000000ull /* no canonical gva is within a page of it */
+/* The tag of entry i while it is empty.  A guest can name any address, that of TLB_INVALID too: so the tag is
+ * a page that is looked up in another entry. */
+static inline uint64_t tlb_invalid(unsigned i) { return i ? TLB_INVALID : TLB_INVALID + 4096; }
 
 #define SLOT_COUNT 256 /* see access.c */
 #define HEAT_COUNT 1024
@@ -34,7 +37,7 @@ enum mmu_index { MMU_USER, MMU_KERNEL, MMU_KERNEL_AC /* SMAP off or RFLAGS.AC: u
 #define PROMOTE_BLOCKS 16
 
 struct tlb_entry {
-    uint64_t tag;  /* gva of the page, or TLB_INVALID */
+    uint64_t tag;  /* gva of the page, or tlb_invalid() */
     uint64_t host; /* hva of the page */
 };
 
