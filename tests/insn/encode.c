@@ -33,7 +33,7 @@ static uint64_t target_any(struct rng *r, enum mem_mode mode, unsigned size)
     case MEM_FROM_NONE:
         return DATA_LOW - over;
     case MEM_NONCANONICAL:
-        return rng_percent(r, 25) ? 0x800000000000ull - over : 0x800000000000ull << rng_below(r, 16) ^ rng_below(r, 4096);
+        return rng_percent(r, 25) ? 0x800000000000ull - over : 0x800000000000ull << rng_below(r, 17) ^ rng_below(r, 4096);
     case MEM_HIGH:
         return DATA_HIGH + rng_below(r, (uint32_t)(2 * PAGE - size));
     case MEM_HIGH_CROSS:
