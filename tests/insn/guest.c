@@ -294,7 +294,10 @@ static void run_test(struct guest *g, const struct test *t, struct result *r)
     c->rflags = (uint32_t)t->in.rflags;
     c->cr2 = 0, c->halted = 0, c->irq_shadow = 0, c->nmi_blocked = 0, c->delivering = 0;
     set_cpl(g, g->cpl, t);
-    c->seg[FS].base = t->in.fs_base, c->seg[GS].base = t->in.gs_base;
+    uint16_t fs = t->compat ? compat_selector(t->in.fs_base, COMPAT_FS) : 0;
+    uint16_t gs = t->compat ? compat_selector(t->in.gs_base, COMPAT_GS) : 0;
+    c->seg[FS] = (struct segment){fs, fs ? 0xcf3 : 0, fs ? 0xffffffff : 0, t->in.fs_base};
+    c->seg[GS] = (struct segment){gs, gs ? 0xcf3 : 0, gs ? 0xffffffff : 0, t->in.gs_base};
     memcpy(g->fpu, t->in.xstate, 464); /* not the words beyond, which are the engine's or reserved */
     memcpy(g->fpu + 512, t->in.xstate + 512, g->layout->size - 512);
     memset(r, 0, offsetof(struct result, diff));

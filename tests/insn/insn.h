@@ -52,6 +52,7 @@ struct xstate_layout { /* of this host, from CPUID leaf 0xD */
     uint64_t bits; /* XCR0 & XSTATE_BITS */
     uint32_t size;
     struct { uint32_t offset, size; } part[8];
+    bool segments; /* COMPAT_FS and COMPAT_GS can be used */
 };
 void xstate_layout_init(struct xstate_layout *l);
 
@@ -97,6 +98,14 @@ struct result {
     struct { uint64_t gva, value; } diff[N_DIFFS];
     char note[80];
 };
+
+/* 32-bit code: FS and GS are null (base 0) or one of these, as 32-bit programs use them. */
+#define COMPAT_FS_BASE 0x1000u
+#define COMPAT_GS_BASE 0x01230000u
+#define COMPAT_FS 0x07
+#define COMPAT_GS 0x0f /* in the native child's LDT; the guest has them in the hidden parts only */
+bool compat_segments_create(void);
+static inline uint16_t compat_selector(uint64_t base, uint16_t selector) { return base ? selector : 0; }
 
 /* ---- batches ----------------------------------------------------------------------------------- */
 #define BATCH 1024

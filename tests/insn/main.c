@@ -469,6 +469,7 @@ int main(int argc, char **argv)
     }
     signal(SIGPIPE, SIG_IGN);
     xstate_layout_init(&s.layout);
+    s.layout.segments = s.o.compat && compat_segments_create();
     s.batch = shared_alloc(sizeof *s.batch);
     s.group = calloc(MAX_GROUPS, sizeof *s.group);
     if (!s.batch || !s.group || forms_enumerate(&s.forms, s.o.compat)) {

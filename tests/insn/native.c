@@ -6,6 +6,7 @@
  * sigreturn per test, no trampoline, every register under control.  File-scope state: a signal
  * handler has no other way to find its context; the process runs one thread.
  */
+#include <asm/ldt.h>
 #include <errno.h>
 #include <immintrin.h>
 #include <linux/audit.h>
@@ -34,6 +35,7 @@ static struct native {
     ucontext_t home;
     uint8_t home_xstate[XSTATE_MAX];
     unsigned long fs_base, gs_base;
+    uint16_t fs, gs; /* selectors */
 } native;
 
 /* ucontext gregs in the order of enum gpr. */
@@ -83,6 +85,8 @@ static void load(ucontext_t *uc)
     xstate_load((uint8_t *)uc->uc_mcontext.fpregs, t->in.xstate, native.layout->size);
     native.fs_base = t->in.fs_base;
     native.gs_base = t->in.gs_base;
+    native.fs = t->compat ? compat_selector(t->in.fs_base, COMPAT_FS) : 0;
+    native.gs = t->compat ? compat_selector(t->in.gs_base, COMPAT_GS) : 0;
 }
 
 static void unload(ucontext_t *uc, int sig, unsigned long fs, unsigned long gs)
@@ -145,14 +149,22 @@ BARE static void handler(int sig, siginfo_t *si, void *ctx)
      * load NT and ID, so what this code has is what the next test gets. */
     __asm__ volatile("pushfq; andl $~0x244000, (%%rsp); popfq" ::: "memory", "cc");
     unsigned long fs = _readfsbase_u64(), gs = _readgsbase_u64();
+    uint16_t fs_selector, gs_selector;
+    __asm__ volatile("mov %%fs, %0; mov %%gs, %1; mov %2, %%fs; mov %2, %%gs" : "=&r"(fs_selector), "=&r"(gs_selector) : "r"(0));
     _writefsbase_u64(home_fs);
     _writegsbase_u64(home_gs);
     if (step(sig, ctx, fs, gs)) {
         fs = native.running ? native.fs_base : home_fs;
         gs = native.running ? native.gs_base : home_gs;
+        fs_selector = native.running ? native.fs : 0;
+        gs_selector = native.running ? native.gs : 0;
     }
-    _writegsbase_u64(gs);
-    _writefsbase_u64(fs);
+    /* A selector brings its base along; a null one leaves what there was. */
+    __asm__ volatile("mov %0, %%fs; mov %1, %%gs" ::"r"(fs_selector), "r"(gs_selector));
+    if (!gs_selector)
+        _writegsbase_u64(gs);
+    if (!fs_selector)
+        _writefsbase_u64(fs);
 }
 
 /* What the child may still call; everything else becomes SIGSYS and ends the test as "left out":
@@ -192,6 +204,19 @@ static int map_regions(int fd)
             return -errno;
     }
     return 0;
+}
+
+/* The descriptors behind COMPAT_FS and COMPAT_GS. */
+static bool local_segment(unsigned entry, unsigned base)
+{
+    struct user_desc d = {.entry_number = entry, .base_addr = base, .limit = 0xfffff, .seg_32bit = 1, .limit_in_pages = 1, .useable = 1};
+    return syscall(SYS_modify_ldt, 0x11, &d, sizeof d) == 0;
+}
+
+/* Children inherit them.  Not every kernel and container has modify_ldt: FS and GS are then null only. */
+bool compat_segments_create(void)
+{
+    return local_segment(COMPAT_FS >> 3, COMPAT_FS_BASE) && local_segment(COMPAT_GS >> 3, COMPAT_GS_BASE);
 }
 
 static int native_open(void **ctx, const struct xstate_layout *layout)

@@ -435,9 +435,9 @@ static void place_mem(struct placing *p, const struct insn *i, const ZydisDecode
     unsigned size = o->size / 8 ? o->size / 8 : 8;
     uint64_t want = target_pick(p->r, mode, size, p->t->compat), segment = 0;
     bool image = place_image(p, i, &want);
-    if (o->mem.segment == ZYDIS_REGISTER_FS && !p->t->compat) /* null there: #GP whatever the address */
+    if (o->mem.segment == ZYDIS_REGISTER_FS)
         segment = p->t->in.fs_base;
-    if (o->mem.segment == ZYDIS_REGISTER_GS && !p->t->compat)
+    if (o->mem.segment == ZYDIS_REGISTER_GS)
         segment = p->t->in.gs_base;
     if (o->mem.base == ZYDIS_REGISTER_RIP || o->mem.base == ZYDIS_REGISTER_EIP) {
         want = p->t->addr + i->i.length + (uint64_t)o->mem.disp.value + segment;
@@ -528,6 +528,10 @@ bool test_fill(struct test *t, const ZydisDecoder *d, const struct xstate_layout
     static const uint64_t bases[] = {0, 0x1000, 0x123450000000, 0xfffffffffffff000, 0x7fffffff0000, 0x10};
     t->in.fs_base = bases[rng_below(&r, COUNT(bases))];
     t->in.gs_base = bases[rng_below(&r, COUNT(bases))];
+    if (t->compat) {
+        t->in.fs_base = l->segments && rng_percent(&r, 90) ? COMPAT_FS_BASE : 0;
+        t->in.gs_base = l->segments && rng_percent(&r, 90) ? COMPAT_GS_BASE : 0;
+    }
     t->in.rip = t->addr;
     t->in.rflags = 0x202 | (rng_next(&r) & 0x8d5) | (rng_percent(&r, 6) ? 0x400 : 0) | (rng_percent(&r, 2) ? 0x40000 : 0);
     if (t->in.rflags & 0x40000)
