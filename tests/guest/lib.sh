@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # What the guest suites share: sourced by the scripts of tests/guest.
 #
 # A suite prints `ok NAME` or `not ok NAME REASON` for each check and ends with status 0 when all
@@ -57,15 +58,16 @@ image()
     fi
 }
 
-# The initramfs of a directory tree, device nodes for a console added: on standard output.
-pack_tree()
+# pack_trees DIRECTORY...: the initramfs of these trees laid over each other, with a console, on standard output
+pack_trees()
 {
-    local tool=$work/mkcpio
+    local tool=$work/mkcpio directory
     [ -x "$tool" ] || gcc -std=gnu17 -D_GNU_SOURCE -O2 -o "$tool" "$here/mkcpio.c" || return 1
-    (cd "$1" && {
-        find . -mindepth 1 -type d -printf 'dir /%P %m 0 0\n'
+    for directory; do
+        find "$directory" -mindepth 1 -type d -printf 'dir /%P %m 0 0\n'
         printf 'nod /dev/console 600 0 0 c 5 1\n'
-        find . -mindepth 1 -type f ! -name '* *' -printf 'file /%P %p %m 0 0\n'
-        find . -mindepth 1 -type l ! -name '* *' -printf 'slink /%P %l 777 0 0\n'
-    } >"$work/list" && "$tool" "$work/list")
+        find "$directory" -mindepth 1 -type f ! -name '* *' -printf 'file /%P %p %m 0 0\n'
+        find "$directory" -mindepth 1 -type l ! -name '* *' -printf 'slink /%P %l 777 0 0\n'
+    done >"$work/list"
+    "$tool" "$work/list"
 }

@@ -88,7 +88,8 @@ static int add(char *line)
     }
     if (sscanf(line, "dir %4095s %o %u %u", name, &e.mode, &e.uid, &e.gid) == 4)
         e.mode |= S_IFDIR;
-    else if (sscanf(line, "nod %4095s %o %u %u %c %u %u", name, &e.mode, &e.uid, &e.gid, &type, &e.major, &e.minor) == 7)
+    else if (sscanf(line, "nod %4095s %o %u %u %c %u %u", name, &e.mode, &e.uid, &e.gid, &type, &e.major, &e.minor) ==
+             7)
         e.mode |= type == 'b' ? S_IFBLK : S_IFCHR;
     else if (sscanf(line, "slink %4095s %4095s %o %u %u", name, source, &e.mode, &e.uid, &e.gid) == 5)
         e.mode |= S_IFLNK, e.size = strlen(source), e.target = source;

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Debian packages without installing them: sourced by bash scripts of tests/guest and bench.
 #
 # Everything lands below $GUISE_CACHE; nothing here needs root or changes the system.  apt gets a
@@ -60,22 +61,34 @@ EOF
     apt_private apt-get update >&2 && touch "$root/ready"
 }
 
-release_option() # RELEASE: prefer backports only when asked; of the rest the newest, security included
+release_option() # RELEASE: fills `release`: backports only when asked for, of the rest the newest, security included
 {
-    [ "$1" = bookworm ] || echo "-t $1"
+    release=()
+    [ "$1" = bookworm ] || release=(-t "$1")
 }
 
-packages_extract() # DIRECTORY RELEASE PACKAGE...: these with all they depend on, unpacked, once
+# Several scripts may want the same thing at the same time: one fetches, the others wait.
+locked() # COMMAND ARGS...
 {
-    local directory=$1 release=$2 deb
+    mkdir -p "$GUISE_CACHE"
+    (flock 9 && "$@") 9>"$GUISE_CACHE/lock"
+}
+
+packages_extract() { locked packages_extract_alone "$@"; }
+package_one() { locked package_one_alone "$@"; }
+
+packages_extract_alone() # DIRECTORY RELEASE PACKAGE...: these with all they depend on, unpacked, once
+{
+    local directory=$1 release deb
+    release_option "$2"
     shift 2
     [ "$(cat "$directory/.packages" 2>/dev/null)" != "$*" ] || return 0
     apt_prepare || return 1
     local downloads=$directory.debs
     rm -rf "$directory" "$downloads"
     mkdir -p "$directory" "$downloads/partial"
-    say "fetching $* ($release)"
-    apt_private apt-get -o Dir::Cache::archives="$downloads" $(release_option "$release") install -y --download-only "$@" >&2 || return 1
+    say "fetching $*"
+    apt_private apt-get -o Dir::Cache::archives="$downloads" "${release[@]}" install -y --download-only "$@" >&2 || return 1
     for deb in "$downloads"/*.deb; do
         dpkg-deb -x "$deb" "$directory" || return 1
     done
@@ -83,42 +96,60 @@ packages_extract() # DIRECTORY RELEASE PACKAGE...: these with all they depend on
     echo "$*" >"$directory/.packages"
 }
 
-package_one() # DIRECTORY RELEASE PACKAGE: a single package, unpacked, without what it depends on
+package_one_alone() # DIRECTORY RELEASE PACKAGE: a single package, unpacked, without what it depends on
 {
-    local directory=$1 release=$2 package=$3
+    local directory=$1 package=$3 release
+    release_option "$2"
     [ ! -e "$directory/.packages" ] || return 0
     apt_prepare || return 1
     rm -rf "$directory"
     mkdir -p "$directory"
-    say "fetching $package ($release)"
-    (cd "$directory" && apt_private apt-get $(release_option "$release") download "$package" >&2 &&
+    say "fetching $package"
+    (cd "$directory" && apt_private apt-get "${release[@]}" download "$package" >&2 &&
         dpkg-deb -x ./*.deb . && rm -f ./*.deb) || return 1
     echo "$package" >"$directory/.packages"
 }
 
 kernel_package() # cloud|generic|backports|backports-cloud: prints RELEASE and the name of the newest image package
 {
-    local release=bookworm meta
+    local suite=bookworm release meta
     case $1 in
     cloud) meta=linux-image-cloud-amd64 ;;
     generic) meta=linux-image-amd64 ;;
-    backports) meta=linux-image-amd64 release=bookworm-backports ;;
-    backports-cloud) meta=linux-image-cloud-amd64 release=bookworm-backports ;;
+    backports) meta=linux-image-amd64 suite=bookworm-backports ;;
+    backports-cloud) meta=linux-image-cloud-amd64 suite=bookworm-backports ;;
     *)
         say "no kernel is called $1 (cloud, generic, backports, backports-cloud)"
         return 1
         ;;
     esac
     apt_prepare || return 1
-    echo "$release $(apt_private apt-get $(release_option "$release") install -s "$meta" |
+    release_option "$suite"
+    echo "$suite $(apt_private apt-get "${release[@]}" install -s "$meta" |
         awk '$1 == "Inst" && $2 ~ /^linux-image-[0-9]/ { sub(/-unsigned$/, "", $2); print $2; exit }')"
+}
+
+# The archive is asked once a day; without a network what it said last will do.
+kernel_name() # NAME: prints what kernel_package prints
+{
+    local known=$GUISE_CACHE/kernels/$1.name answer
+    mkdir -p "$GUISE_CACHE/kernels"
+    if [ -z "$(find "$known" -mtime -1 2>/dev/null)" ]; then
+        answer=$(kernel_package "$1")
+        if [[ $answer == *" "linux-image-* ]]; then
+            echo "$answer" >"$known"
+        elif [ ! -e "$known" ]; then
+            say "the archive has no kernel $1"
+            return 1
+        fi
+    fi
+    cat "$known"
 }
 
 kernel_directory() # NAME: prints the directory with boot/vmlinuz-* and lib/modules of that kernel
 {
     local release package
-    read -r release package < <(kernel_package "$1") || return 1
-    [ -n "$package" ] || { say "the archive has no kernel $1"; return 1; }
+    read -r release package < <(kernel_name "$1") || return 1
     local directory=$GUISE_CACHE/kernels/$package
     package_one "$directory" "$release" "$package" || return 1
     echo "$directory"

@@ -11,9 +11,9 @@ names=("$@")
 [ $# -gt 0 ] || for script in "$here"/userland/*.sh; do names+=("$(basename "$script" .sh)"); done
 
 # One tree for both: the guest gets it as an initramfs, the host runs in it.
+tree=$GUISE_CACHE/userland
 build()
 {
-    tree=$GUISE_CACHE/userland
     local key
     key=$(cat "$here/packages.sh" "$top/scripts/guest-image.sh" <(echo "${packages[@]}" "${packages32[@]}") | sha256sum)
     if [ "$(cat "$tree.key" 2>/dev/null)" != "$key" ]; then
@@ -23,23 +23,28 @@ build()
         rm -rf "$tree"/usr/share/{doc,man,locale,info,lintian,bug} "$tree"/usr/lib/gcc/*/*/{lto1,lto-wrapper,*san*,*.a.old}
         mkdir -p "$tree/i386"
         cp -a "$GUISE_CACHE/i386/." "$tree/i386" && rm -rf "$tree"/i386/usr/share/{doc,man,locale}
-        mkdir -p "$tree"/i386/{tmp,dev,proc}
+        mkdir -p "$tree"/i386/{tmp,dev,proc} "$tree/suite"
         ln -sf dash "$tree/i386/bin/sh"
         ln -sf mawk "$tree/i386/usr/bin/awk"
+        # The default of these alternatives, which maintainer scripts would have made.
+        ln -sf mawk "$tree/usr/bin/awk"
         echo "$key" >"$tree.key"
     fi
-    rm -rf "$tree/suite"
-    mkdir -p "$tree/suite/tests"
-    cp "$here/userland-run" "$tree/suite/run"
-    chmod 755 "$tree/suite/run"
-    ln -sf suite/run "$tree/init"
-    # The default of these alternatives, which maintainer scripts would have made.
-    ln -sf mawk "$tree/usr/bin/awk"
+}
+
+# The scripts of this run, laid over the tree.
+prepare()
+{
+    suite=$work/over/suite
+    mkdir -p "$suite/tests"
+    cp "$here/userland-run" "$suite/run"
+    chmod 755 "$suite/run"
+    ln -s suite/run "$work/over/init"
     local name
     for name in "${names[@]}"; do
-        cp "$here/userland/$name.sh" "$tree/suite/tests/" || return 1
+        cp "$here/userland/$name.sh" "$suite/tests/" || return 1
     done
-    cp "$here"/userland/*.c "$tree/suite/tests/"
+    cp "$here"/userland/*.c "$suite/tests/"
 }
 
 # A private mount namespace: what is mounted below the tree is gone when the command ends.
@@ -49,13 +54,15 @@ in_tree()
     [ "$(id -u)" = 0 ] || user=(--map-root-user)
     unshare "${user[@]}" --mount --pid --fork bash -c '
         mount --rbind /dev "$0/dev" && mount -t proc proc "$0/proc" && mount -t tmpfs tmp "$0/tmp" &&
-        mount -t tmpfs tmp "$0/i386/tmp" && exec chroot "$0" /usr/bin/env -i /suite/run host' "$tree"
+        mount --bind "$1" "$0/suite" &&
+        mount -t tmpfs tmp "$0/i386/tmp" && exec chroot "$0" /usr/bin/env -i /suite/run host' "$tree" "$suite"
 }
 
 section() { sed -n "/^=== $1 begins/,/^=== $1 ends/p" "$2"; }
 
-build || { not_ok userland "the image could not be built"; finish; }
-pack_tree "$tree" | zstd -q -3 >"$work/initrd.zst" || { not_ok userland "the initramfs could not be built"; finish; }
+mkdir -p "$GUISE_CACHE"
+(flock 8 && build) 8>"$tree.lock" && prepare || { not_ok userland "the image could not be built"; finish; }
+pack_trees "$tree" "$work/over" | zstd -q -3 >"$work/initrd.zst" || { not_ok userland "the initramfs could not be built"; finish; }
 in_tree >"$work/expected" 2>&1 </dev/null
 kernel=$(kernel_image "${KERNEL:-cloud}") || { not_ok userland "no kernel"; finish; }
 guest "$kernel" "$work/initrd.zst" "console=ttyS0 quiet loglevel=1 panic=-1 rdinit=/init" "${SECONDS_LIMIT:-900}" --memory 2048M >"$work/console"

@@ -4,8 +4,8 @@
 static void test_cr0(void)
 {
     u64 cr0 = read_cr0();
-    EXPECT_NONE(CATCH(write_cr0(cr0 | 1ull << 30)));                          /* CD alone */
-    EXPECT_NONE(CATCH(write_cr0(cr0 & ~(1ull << 4))));                        /* ET stays 1 */
+    EXPECT_NONE(CATCH(write_cr0(cr0 | 1ull << 30)));   /* CD alone */
+    EXPECT_NONE(CATCH(write_cr0(cr0 & ~(1ull << 4)))); /* ET stays 1 */
     EXPECT_EQ(read_cr0() >> 4 & 1, 1);
     write_cr0(cr0 | CR0_TS);
     EXPECT_EQ(read_cr0(), cr0 | CR0_TS);
@@ -62,7 +62,7 @@ static void test_cr4_values(void)
 static void test_cr4_mode(void)
 {
     u64 cr4 = read_cr4();
-    EXPECT_TRAP(CATCH(write_cr4(cr4 | 1ull << 12)), GP, 0); /* LA57: not there, or not while in long mode */
+    EXPECT_TRAP(CATCH(write_cr4(cr4 | 1ull << 12)), GP, 0);          /* LA57: not there, or not while in long mode */
     EXPECT_TRAP(CATCH(write_cr4(read_cr4() & ~(1ull << 5))), GP, 0); /* PAE in long mode */
 }
 
@@ -70,8 +70,8 @@ static void test_other_crs(void)
 {
     EXPECT_TRAP(TRY("mov %%cr1, %%rax"), UD, 0);
     EXPECT_TRAP(TRY("mov %%rax, %%cr1"), UD, 0);
-    EXPECT_TRAP(TRY(".byte 0x0f, 0x20, 0xe8"), UD, 0); /* mov %cr5, %rax */
-    EXPECT_TRAP(TRY(".byte 0x0f, 0x22, 0xf0"), UD, 0); /* mov %rax, %cr6 */
+    EXPECT_TRAP(TRY(".byte 0x0f, 0x20, 0xe8"), UD, 0);       /* mov %cr5, %rax */
+    EXPECT_TRAP(TRY(".byte 0x0f, 0x22, 0xf0"), UD, 0);       /* mov %rax, %cr6 */
     EXPECT_TRAP(TRY(".byte 0x44, 0x0f, 0x20, 0xc8"), UD, 0); /* mov %cr9, %rax */
     write_cr2(0x123456789abcdef0);
     EXPECT_EQ(read_cr2(), 0x123456789abcdef0);
@@ -176,11 +176,11 @@ static void test_privileged(void)
         const char *name;
         const void *code;
     } list[] = {
-        {"hlt", u_hlt},       {"cli", u_cli},       {"sti", u_sti},       {"clts", u_clts},       {"invd", u_invd},
-        {"wbinvd", u_wbinvd}, {"invlpg", u_invlpg}, {"swapgs", u_swapgs}, {"rdmsr", u_rdmsr},     {"wrmsr", u_wrmsr},
-        {"cr0", u_mov_cr0},   {"cr3", u_mov_cr3},   {"cr8", u_mov_cr8},   {"dr7", u_mov_dr},      {"dr0", u_mov_to_dr},
-        {"lgdt", u_lgdt},     {"lidt", u_lidt},     {"lldt", u_lldt},     {"ltr", u_ltr},         {"lmsw", u_lmsw},
-        {"sysret", u_sysret}, {"in", u_in},         {"out", u_out},       {"ins", u_ins},         {"outs", u_outs},
+        {"hlt", u_hlt},       {"cli", u_cli},       {"sti", u_sti},       {"clts", u_clts},   {"invd", u_invd},
+        {"wbinvd", u_wbinvd}, {"invlpg", u_invlpg}, {"swapgs", u_swapgs}, {"rdmsr", u_rdmsr}, {"wrmsr", u_wrmsr},
+        {"cr0", u_mov_cr0},   {"cr3", u_mov_cr3},   {"cr8", u_mov_cr8},   {"dr7", u_mov_dr},  {"dr0", u_mov_to_dr},
+        {"lgdt", u_lgdt},     {"lidt", u_lidt},     {"lldt", u_lldt},     {"ltr", u_ltr},     {"lmsw", u_lmsw},
+        {"sysret", u_sysret}, {"in", u_in},         {"out", u_out},       {"ins", u_ins},     {"outs", u_outs},
     };
     for (unsigned i = 0; i < sizeof list / sizeof *list; i++) {
         struct context c = user_context(list[i].code);
@@ -414,9 +414,9 @@ static void test_tables_canonical(void)
 
 static void test_undefined_in_long_mode(void)
 {
-    EXPECT_TRAP(TRY(".byte 0x0f, 0x00, 0xf0"), UD, 0);       /* 0f 00 /6 */
-    EXPECT_TRAP(TRY(".byte 0x0f, 0x01, 0xc0"), UD, 0);       /* enclv or nothing: not in ring 0 of a guest without VMX */
-    EXPECT_TRAP(TRY(".byte 0x0f, 0xb9, 0xc0"), UD, 0);       /* ud1 */
+    EXPECT_TRAP(TRY(".byte 0x0f, 0x00, 0xf0"), UD, 0); /* 0f 00 /6 */
+    EXPECT_TRAP(TRY(".byte 0x0f, 0x01, 0xc0"), UD, 0); /* enclv or nothing: not in ring 0 of a guest without VMX */
+    EXPECT_TRAP(TRY(".byte 0x0f, 0xb9, 0xc0"), UD, 0); /* ud1 */
     EXPECT_TRAP(TRY(".byte 0x0f, 0x0a"), UD, 0);
 }
 

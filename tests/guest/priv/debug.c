@@ -5,14 +5,42 @@
 enum { DR6_BS = 1 << 14, DR6_BD = 1 << 13 };
 #define DR6_FIXED 0xffff0ff0ull
 
-static u64 read_dr6(void) { u64 v; __asm__ volatile("mov %%dr6, %0" : "=r"(v)); return v; }
-static u64 read_dr7(void) { u64 v; __asm__ volatile("mov %%dr7, %0" : "=r"(v)); return v; }
-static void write_dr6(u64 v) { __asm__ volatile("mov %0, %%dr6" : : "r"(v)); }
-static void write_dr7(u64 v) { __asm__ volatile("mov %0, %%dr7" : : "r"(v)); }
-static void write_dr0(u64 v) { __asm__ volatile("mov %0, %%dr0" : : "r"(v)); }
-static void write_dr1(u64 v) { __asm__ volatile("mov %0, %%dr1" : : "r"(v)); }
-static void write_dr2(u64 v) { __asm__ volatile("mov %0, %%dr2" : : "r"(v)); }
-static void write_dr3(u64 v) { __asm__ volatile("mov %0, %%dr3" : : "r"(v)); }
+static u64 read_dr6(void)
+{
+    u64 v;
+    __asm__ volatile("mov %%dr6, %0" : "=r"(v));
+    return v;
+}
+static u64 read_dr7(void)
+{
+    u64 v;
+    __asm__ volatile("mov %%dr7, %0" : "=r"(v));
+    return v;
+}
+static void write_dr6(u64 v)
+{
+    __asm__ volatile("mov %0, %%dr6" : : "r"(v));
+}
+static void write_dr7(u64 v)
+{
+    __asm__ volatile("mov %0, %%dr7" : : "r"(v));
+}
+static void write_dr0(u64 v)
+{
+    __asm__ volatile("mov %0, %%dr0" : : "r"(v));
+}
+static void write_dr1(u64 v)
+{
+    __asm__ volatile("mov %0, %%dr1" : : "r"(v));
+}
+static void write_dr2(u64 v)
+{
+    __asm__ volatile("mov %0, %%dr2" : : "r"(v));
+}
+static void write_dr3(u64 v)
+{
+    __asm__ volatile("mov %0, %%dr3" : : "r"(v));
+}
 
 /* What each debug exception reported, in order. */
 static struct {
@@ -60,11 +88,12 @@ LABEL(step4);
 static void test_step(void)
 {
     start();
-    __asm__ volatile("pushf; orl $0x100, (%%rsp); popf; nop; .globl step1; step1: mov $1, %%eax; .globl step2; step2: add $2, %%eax;"
-                     ".globl step3; step3: pushf; andl $~0x100, (%%rsp); popf; .globl step4; step4: nop"
-                     :
-                     :
-                     : "rax", "cc", "memory");
+    __asm__ volatile(
+        "pushf; orl $0x100, (%%rsp); popf; nop; .globl step1; step1: mov $1, %%eax; .globl step2; step2: add $2, %%eax;"
+        ".globl step3; step3: pushf; andl $~0x100, (%%rsp); popf; .globl step4; step4: nop"
+        :
+        :
+        : "rax", "cc", "memory");
     end();
     EXPECT_EQ(hits, 6); /* after nop, mov, add, pushf, and, popf: not after the popf that began it */
     EXPECT_EQ(hit[0].rip, (u64)step1);
@@ -78,11 +107,12 @@ static void test_step(void)
 static void test_step_branches(void)
 {
     start();
-    __asm__ volatile("pushf; orl $0x100, (%%rsp); popf; mov $3, %%ecx; 1: dec %%ecx; jnz 1b; call 2f; jmp 3f; 2: ret; 3:"
-                     "pushf; andl $~0x100, (%%rsp); popf"
-                     :
-                     :
-                     : "rcx", "cc", "memory");
+    __asm__ volatile(
+        "pushf; orl $0x100, (%%rsp); popf; mov $3, %%ecx; 1: dec %%ecx; jnz 1b; call 2f; jmp 3f; 2: ret; 3:"
+        "pushf; andl $~0x100, (%%rsp); popf"
+        :
+        :
+        : "rcx", "cc", "memory");
     end();
     EXPECT_EQ(hits, 1 + 6 + 3 + 3);
 }
@@ -92,7 +122,8 @@ static void test_step_rep(void)
 {
     static u8 from[8], to[8];
     start();
-    __asm__ volatile("lea %0, %%rsi; lea %1, %%rdi; mov $5, %%ecx; pushf; orl $0x100, (%%rsp); popf; .globl step_rep; step_rep: rep movsb;"
+    __asm__ volatile("lea %0, %%rsi; lea %1, %%rdi; mov $5, %%ecx; pushf; orl $0x100, (%%rsp); popf; .globl step_rep; "
+                     "step_rep: rep movsb;"
                      "pushf; andl $~0x100, (%%rsp); popf"
                      :
                      : "m"(from), "m"(to)
@@ -121,26 +152,40 @@ static void test_step_shadow(void)
 }
 
 /* int n clears TF and pushes it: the handler runs at full speed, stepping goes on behind the int. */
-static void nothing(struct frame *f) { (void)f; }
+static void nothing(struct frame *f)
+{
+    (void)f;
+}
 static void test_step_int(void)
 {
     start();
     set_handler(0x56, nothing);
     LABEL(step_int);
-    __asm__ volatile("pushf; orl $0x100, (%%rsp); popf; int $0x56; .globl step_int; step_int: nop; pushf; andl $~0x100, (%%rsp); popf" : : : "cc", "memory");
+    __asm__ volatile("pushf; orl $0x100, (%%rsp); popf; int $0x56; .globl step_int; step_int: nop; pushf; andl "
+                     "$~0x100, (%%rsp); popf"
+                     :
+                     :
+                     : "cc", "memory");
     end();
     set_handler(0x56, NULL);
     EXPECT_EQ(hits, 1 + 3);
-    EXPECT_EQ(hit[0].rip, (u64)step_int + 1); /* iretq restores TF: the instruction behind int is the first one stepped */
+    EXPECT_EQ(hit[0].rip,
+              (u64)step_int + 1); /* iretq restores TF: the instruction behind int is the first one stepped */
 }
 
 /* A fault is delivered instead of the step. */
-static void skip_ud2(struct frame *f) { f->rip += 2; }
+static void skip_ud2(struct frame *f)
+{
+    f->rip += 2;
+}
 static void test_step_fault(void)
 {
     start();
     set_handler(UD, skip_ud2);
-    __asm__ volatile("pushf; orl $0x100, (%%rsp); popf; ud2; nop; pushf; andl $~0x100, (%%rsp); popf" : : : "cc", "memory");
+    __asm__ volatile("pushf; orl $0x100, (%%rsp); popf; ud2; nop; pushf; andl $~0x100, (%%rsp); popf"
+                     :
+                     :
+                     : "cc", "memory");
     end();
     set_handler(UD, NULL);
     EXPECT_EQ(hits, 4);
@@ -183,7 +228,10 @@ LABEL(bp_at2);
 static u64 run_bp(void)
 {
     u64 x;
-    __asm__ volatile("mov $1, %%eax; .globl bp_at; bp_at: add $2, %%eax; .globl bp_at2; bp_at2: add $4, %%eax" : "=a"(x) : : "cc");
+    __asm__ volatile("mov $1, %%eax; .globl bp_at; bp_at: add $2, %%eax; .globl bp_at2; bp_at2: add $4, %%eax"
+                     : "=a"(x)
+                     :
+                     : "cc");
     return x;
 }
 

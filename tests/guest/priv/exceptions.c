@@ -1,4 +1,5 @@
-/* Exceptions and software interrupts: vectors, error codes, return addresses, stacks, double faults (SDM vol. 3, chapter 6). */
+/* Exceptions and software interrupts: vectors, error codes, return addresses, stacks, double faults (SDM vol. 3,
+ * chapter 6). */
 #include "lib.h"
 
 #define LABEL(name) extern u8 name[]
@@ -9,7 +10,10 @@ LABEL(after_int1);
 LABEL(after_int);
 
 /* The error code of a fault that a gate causes; QEMU's TCG counts gates as 16 bytes there. */
-static u64 gate_error(unsigned vector) { return vector * (on_tcg() ? 16 : 8) + 2; }
+static u64 gate_error(unsigned vector)
+{
+    return vector * (on_tcg() ? 16 : 8) + 2;
+}
 
 static void test_divide(void)
 {
@@ -42,19 +46,19 @@ static void test_undefined(void)
     EXPECT_TRAP(TRY(".byte 0xce"), UD, 0);       /* into */
     EXPECT_TRAP(TRY(".byte 0xd4, 0x0a"), UD, 0); /* aam */
     EXPECT_TRAP(TRY(".byte 0x82, 0xc0, 0"), UD, 0);
-    EXPECT_TRAP(TRY(".byte 0xfe, 0xd0"), UD, 0);          /* fe /2 */
-    EXPECT_TRAP(TRY(".byte 0xff, 0xf8"), UD, 0);          /* ff /7 */
-    EXPECT_TRAP(TRY(".byte 0x8e, 0xc8"), UD, 0);          /* mov %eax, %cs */
-    EXPECT_TRAP(TRY(".byte 0x8c, 0xf0"), UD, 0);          /* segment register 6 */
-    EXPECT_TRAP(TRY(".byte 0x8d, 0xc0"), UD, 0);          /* lea of a register */
-    EXPECT_TRAP(TRY(".byte 0x0f, 0xb8, 0xc0"), UD, 0);    /* popcnt without f3 */
-    EXPECT_TRAP(TRY(".byte 0x0f, 0xc7, 0xc8"), UD, 0);    /* cmpxchg8b of a register */
+    EXPECT_TRAP(TRY(".byte 0xfe, 0xd0"), UD, 0);       /* fe /2 */
+    EXPECT_TRAP(TRY(".byte 0xff, 0xf8"), UD, 0);       /* ff /7 */
+    EXPECT_TRAP(TRY(".byte 0x8e, 0xc8"), UD, 0);       /* mov %eax, %cs */
+    EXPECT_TRAP(TRY(".byte 0x8c, 0xf0"), UD, 0);       /* segment register 6 */
+    EXPECT_TRAP(TRY(".byte 0x8d, 0xc0"), UD, 0);       /* lea of a register */
+    EXPECT_TRAP(TRY(".byte 0x0f, 0xb8, 0xc0"), UD, 0); /* popcnt without f3 */
+    EXPECT_TRAP(TRY(".byte 0x0f, 0xc7, 0xc8"), UD, 0); /* cmpxchg8b of a register */
 }
 
 static void test_undefined_groups(void)
 {
-    EXPECT_TRAP(TRY(".byte 0xc6, 0xc8, 0"), UD, 0);       /* c6 /1 */
-    EXPECT_TRAP(TRY(".byte 0x8f, 0xc8"), UD, 0);          /* 8f /1, no XOP here */
+    EXPECT_TRAP(TRY(".byte 0xc6, 0xc8, 0"), UD, 0); /* c6 /1 */
+    EXPECT_TRAP(TRY(".byte 0x8f, 0xc8"), UD, 0);    /* 8f /1, no XOP here */
 }
 
 static void test_lock(void)
@@ -72,10 +76,15 @@ static void test_length(void)
 {
     /* 15 bytes are an instruction, 16 are not */
     EXPECT_NONE(TRY(".byte 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x90"));
-    EXPECT_TRAP(TRY(".byte 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x90"), GP, 0);
+    EXPECT_TRAP(
+        TRY(".byte 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x90"), GP,
+        0);
 }
 
-static void resume(struct frame *f) { trap.vector = f->vector, *(struct frame *)&trap.f = *f; }
+static void resume(struct frame *f)
+{
+    trap.vector = f->vector, *(struct frame *)&trap.f = *f;
+}
 
 static void test_traps(void)
 {
@@ -143,7 +152,10 @@ static void test_gate_kinds(void)
     gate_default(0x53);
     /* the stack is aligned to 16 before the frame is pushed */
     for (int i = 0; i < 16; i++) {
-        __asm__ volatile("mov %%rsp, %%rbx; sub %0, %%rsp; int $0x53; mov %%rbx, %%rsp" : : "r"((u64)i) : "rbx", "memory");
+        __asm__ volatile("mov %%rsp, %%rbx; sub %0, %%rsp; int $0x53; mov %%rbx, %%rsp"
+                         :
+                         : "r"((u64)i)
+                         : "rbx", "memory");
         EXPECT_EQ((seen_rsp + sizeof(struct frame)) & 15, 0);
     }
     set_handler(0x53, NULL);
@@ -264,7 +276,10 @@ static void test_alignment_check(void)
 }
 
 /* Which combinations make a double fault (SDM vol. 3, table 6-5). */
-static void break_gate(unsigned vector) { idt[2 * vector] &= ~(1ull << 47); }
+static void break_gate(unsigned vector)
+{
+    idt[2 * vector] &= ~(1ull << 47);
+}
 
 static void test_double_fault(void)
 {

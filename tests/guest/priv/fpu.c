@@ -3,11 +3,26 @@
 
 static u8 area[4096] __attribute__((aligned(64)));
 
-static void set_ts(void) { write_cr0(read_cr0() | CR0_TS); }
-static void clear_ts(void) { __asm__ volatile("clts"); }
-static bool has_xsave(void) { return cpuid(1, 0).c >> 26 & 1; }
-static bool has_avx(void) { return cpuid(1, 0).c >> 28 & 1; }
-static void xsetbv(u32 v) { __asm__ volatile("xsetbv" : : "a"(v), "d"(0), "c"(0)); }
+static void set_ts(void)
+{
+    write_cr0(read_cr0() | CR0_TS);
+}
+static void clear_ts(void)
+{
+    __asm__ volatile("clts");
+}
+static bool has_xsave(void)
+{
+    return cpuid(1, 0).c >> 26 & 1;
+}
+static bool has_avx(void)
+{
+    return cpuid(1, 0).c >> 28 & 1;
+}
+static void xsetbv(u32 v)
+{
+    __asm__ volatile("xsetbv" : : "a"(v), "d"(0), "c"(0));
+}
 
 static void test_task_switched(void)
 {
@@ -58,7 +73,11 @@ extern u8 mf_at[];
 static void test_x87_exception(void)
 {
     u16 control = 0x037b; /* divide by zero unmasked */
-    const struct trap *t = CATCH(__asm__ volatile("fninit; fldcw %0; fld1; fldz; fdivrp; nop; nop; fnstsw %%ax; .globl mf_at; mf_at: fwait" : : "m"(control) : "rax"));
+    const struct trap *t = CATCH(
+        __asm__ volatile("fninit; fldcw %0; fld1; fldz; fdivrp; nop; nop; fnstsw %%ax; .globl mf_at; mf_at: fwait"
+                         :
+                         : "m"(control)
+                         : "rax"));
     EXPECT_TRAP(t, MF, 0);
     EXPECT_EQ(t->f.rip, (u64)mf_at);
     EXPECT_EQ(t->f.rax & 0x84, 0x84); /* ZE and ES */
@@ -86,7 +105,11 @@ extern u8 xm_at[];
 static void test_simd_exception(void)
 {
     u32 mxcsr = 0x1f80 & ~0x200; /* divide by zero unmasked */
-    const struct trap *t = CATCH(__asm__ volatile("ldmxcsr %0; mov $1, %%eax; cvtsi2sd %%eax, %%xmm1; xorpd %%xmm2, %%xmm2; .globl xm_at; xm_at: divsd %%xmm2, %%xmm1" : : "m"(mxcsr) : "rax"));
+    const struct trap *t = CATCH(__asm__ volatile("ldmxcsr %0; mov $1, %%eax; cvtsi2sd %%eax, %%xmm1; xorpd %%xmm2, "
+                                                  "%%xmm2; .globl xm_at; xm_at: divsd %%xmm2, %%xmm1"
+                                                  :
+                                                  : "m"(mxcsr)
+                                                  : "rax"));
     EXPECT_TRAP(t, XM, 0);
     EXPECT_EQ(t->f.rip, (u64)xm_at);
     __asm__ volatile("stmxcsr %0" : "=m"(mxcsr));
@@ -132,10 +155,11 @@ static void test_fxsave(void)
 {
     memset(area, 0, sizeof area);
     u64 value = 0x123456789abcdef0, at = (u64)area;
-    __asm__ volatile("fninit; fldpi; movq %1, %%xmm3; fxsave (%0); fninit; pxor %%xmm3, %%xmm3; fxrstor (%0); movq %%xmm3, %1"
-                     : "+r"(at), "+r"(value)
-                     :
-                     : "memory");
+    __asm__ volatile(
+        "fninit; fldpi; movq %1, %%xmm3; fxsave (%0); fninit; pxor %%xmm3, %%xmm3; fxrstor (%0); movq %%xmm3, %1"
+        : "+r"(at), "+r"(value)
+        :
+        : "memory");
     EXPECT_EQ(value, 0x123456789abcdef0);
     EXPECT_EQ(*(u16 *)area, 0x37f);
     EXPECT_EQ(*(u16 *)(area + 2) >> 11 & 7, 7);
@@ -166,7 +190,10 @@ static void test_xsave(void)
     EXPECT_NONE(CATCH(__asm__ volatile("xsave (%0)" : : "r"(area), "a"(7), "d"(0) : "memory")));
     EXPECT_EQ(*(u64 *)(area + 160 + 5 * 16), value);
     EXPECT_EQ(*(u64 *)(area + 512) & 2, 2); /* the header says what is there */
-    __asm__ volatile("pxor %%xmm5, %%xmm5; xrstor (%1); movq %%xmm5, %0" : "=r"(back) : "r"(area), "a"(7), "d"(0) : "memory");
+    __asm__ volatile("pxor %%xmm5, %%xmm5; xrstor (%1); movq %%xmm5, %0"
+                     : "=r"(back)
+                     : "r"(area), "a"(7), "d"(0)
+                     : "memory");
     EXPECT_EQ(back, value);
     *(u64 *)(area + 512) = 0; /* nothing saved: initial values */
     __asm__ volatile("xrstor (%1); movq %%xmm5, %0" : "=r"(back) : "r"(area), "a"(7), "d"(0) : "memory");

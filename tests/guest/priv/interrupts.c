@@ -2,8 +2,23 @@
 #include "lib.h"
 
 #define APIC(offset) (*(volatile u32 *)(0xfee00000ull + (offset)))
-enum { APIC_ID = 0x20, APIC_VERSION = 0x30, APIC_TPR = 0x80, APIC_PPR = 0xa0, APIC_EOI = 0xb0, APIC_SVR = 0xf0, APIC_ISR = 0x100 };
-enum { APIC_IRR = 0x200, APIC_ICR = 0x300, APIC_ICR_HIGH = 0x310, APIC_TIMER = 0x320, APIC_LINT0 = 0x350, APIC_INITIAL = 0x380 };
+enum {
+    APIC_ID = 0x20,
+    APIC_VERSION = 0x30,
+    APIC_TPR = 0x80,
+    APIC_PPR = 0xa0,
+    APIC_EOI = 0xb0,
+    APIC_SVR = 0xf0,
+    APIC_ISR = 0x100
+};
+enum {
+    APIC_IRR = 0x200,
+    APIC_ICR = 0x300,
+    APIC_ICR_HIGH = 0x310,
+    APIC_TIMER = 0x320,
+    APIC_LINT0 = 0x350,
+    APIC_INITIAL = 0x380
+};
 enum { APIC_CURRENT = 0x390, APIC_DIVIDE = 0x3e0 };
 #define MASKED 0x10000u
 #define SELF 0x40000u
@@ -46,18 +61,30 @@ static void apic_on(void)
     clear();
 }
 
-static void enable(void) { __asm__ volatile("sti; nop; nop; nop; nop; cli" : : : "memory"); }
-static void self(unsigned vector) { APIC(APIC_ICR) = SELF | vector; }
-static bool irr(unsigned vector) { return APIC(APIC_IRR + vector / 32 * 16) >> (vector % 32) & 1; }
-static bool isr(unsigned vector) { return APIC(APIC_ISR + vector / 32 * 16) >> (vector % 32) & 1; }
+static void enable(void)
+{
+    __asm__ volatile("sti; nop; nop; nop; nop; cli" : : : "memory");
+}
+static void self(unsigned vector)
+{
+    APIC(APIC_ICR) = SELF | vector;
+}
+static bool irr(unsigned vector)
+{
+    return APIC(APIC_IRR + vector / 32 * 16) >> (vector % 32) & 1;
+}
+static bool isr(unsigned vector)
+{
+    return APIC(APIC_ISR + vector / 32 * 16) >> (vector % 32) & 1;
+}
 
 /* Waits with interrupts on until the condition or about a second. */
-#define WAIT(condition)                                                        \
-    ({                                                                         \
-        u64 end_ = read_tsc() + 4000000000ull;                                 \
-        while (!(condition) && read_tsc() < end_)                              \
-            __asm__ volatile("sti; nop; pause; cli" : : : "memory");           \
-        (condition);                                                           \
+#define WAIT(condition)                                                                                                \
+    ({                                                                                                                 \
+        u64 end_ = read_tsc() + 4000000000ull;                                                                         \
+        while (!(condition) && read_tsc() < end_)                                                                      \
+            __asm__ volatile("sti; nop; pause; cli" : : : "memory");                                                   \
+        (condition);                                                                                                   \
     })
 
 static void test_registers(void)
@@ -173,16 +200,26 @@ static void test_shadow(void)
     self(0x60);
     __asm__ volatile("sti; cli; nop; nop");
     EXPECT_EQ(count[0x60], 1); /* not even one instruction with interrupts on */
-    __asm__ volatile("mov %%ss, %%eax; push $0x202; popf; .globl shadow_popf; shadow_popf: nop; cli" : : : "rax", "cc", "memory");
+    __asm__ volatile("mov %%ss, %%eax; push $0x202; popf; .globl shadow_popf; shadow_popf: nop; cli"
+                     :
+                     :
+                     : "rax", "cc", "memory");
     EXPECT_EQ(count[0x60], 2);
     EXPECT_EQ(last_rip, (u64)shadow_popf); /* popf has no shadow */
     APIC(APIC_TPR) = 0x70;
     self(0x60);
-    __asm__ volatile("mov %%ss, %%ecx; xor %%eax, %%eax; sti; nop; mov %%rax, %%cr8; .globl no_shadow; no_shadow: nop; cli" : : : "rax", "rcx", "memory");
+    __asm__ volatile(
+        "mov %%ss, %%ecx; xor %%eax, %%eax; sti; nop; mov %%rax, %%cr8; .globl no_shadow; no_shadow: nop; cli"
+        :
+        :
+        : "rax", "rcx", "memory");
     EXPECT_EQ(last_rip, (u64)no_shadow);
     EXPECT_EQ(count[0x60], 3);
     self(0x60);
-    __asm__ volatile("mov %%ss, %%ecx; sti; mov %%ecx, %%ss; nop; .globl shadow_ss; shadow_ss: nop; nop; cli" : : : "rcx", "memory");
+    __asm__ volatile("mov %%ss, %%ecx; sti; mov %%ecx, %%ss; nop; .globl shadow_ss; shadow_ss: nop; nop; cli"
+                     :
+                     :
+                     : "rcx", "memory");
     EXPECT_EQ(count[0x60], 4);
 }
 
@@ -285,8 +322,8 @@ static void test_x2apic(void)
     write_msr(0x808, 0x70);
     EXPECT_EQ(read_cr8(), 7);
     write_msr(0x808, 0);
-    EXPECT_TRAP(CATCH(write_msr(0x80b, 1)), GP, 0);  /* the end of an interrupt is 0 */
-    EXPECT_TRAP(CATCH(write_msr(0x802, 1)), GP, 0);  /* read-only */
+    EXPECT_TRAP(CATCH(write_msr(0x80b, 1)), GP, 0); /* the end of an interrupt is 0 */
+    EXPECT_TRAP(CATCH(write_msr(0x802, 1)), GP, 0); /* read-only */
     EXPECT_TRAP(CATCH((void)read_msr(0x831)), GP, 0);
     EXPECT_TRAP(CATCH(write_msr(0x1b, base)), GP, 0); /* not back without switching off */
     write_msr(0x1b, base & ~(3ull << 10));
@@ -448,7 +485,8 @@ static void test_nmi(void)
 }
 
 /* Interrupts while ring 3 runs, from a periodic timer: all registers survive. */
-USER_CODE(u_spin, "mov $100000, %ecx\nxor %eax, %eax\nxor %edx, %edx\n1: add $3, %rax\nxor %rax, %rdx\nrol $7, %rdx\nadc %rcx, %rdx\ndec %ecx\njnz 1b");
+USER_CODE(u_spin, "mov $100000, %ecx\nxor %eax, %eax\nxor %edx, %edx\n1: add $3, %rax\nxor %rax, %rdx\nrol $7, "
+                  "%rdx\nadc %rcx, %rdx\ndec %ecx\njnz 1b");
 static void test_user(void)
 {
     struct context c = user_context(u_spin);

@@ -158,7 +158,8 @@ void trap_entry(struct frame *f)
 
 void set_gate(unsigned vector, u64 address, u16 selector, u8 type, u8 ist)
 {
-    idt[2 * vector] = (address & 0xffff) | (u64)selector << 16 | (u64)ist << 32 | (u64)type << 40 | (address >> 16 & 0xffff) << 48;
+    idt[2 * vector] = (address & 0xffff) | (u64)selector << 16 | (u64)ist << 32 | (u64)type << 40 |
+                      (address >> 16 & 0xffff) << 48;
     idt[2 * vector + 1] = address >> 32;
 }
 
@@ -190,7 +191,8 @@ static void make_tss(void)
     tss.ist[1] = (u64)(ist_stack[1] + sizeof ist_stack[1]);
     tss.io_map = offsetof(struct tss, io_bitmap);
     memset(tss.io_bitmap, 0xff, sizeof tss.io_bitmap);
-    gdt[TSS / 8] = (limit & 0xffff) | (base & 0xffffff) << 16 | 0x89ull << 40 | (limit >> 16 & 15) << 48 | (base >> 24 & 0xff) << 56;
+    gdt[TSS / 8] = (limit & 0xffff) | (base & 0xffffff) << 16 | 0x89ull << 40 | (limit >> 16 & 15) << 48 |
+                   (base >> 24 & 0xff) << 56;
     gdt[TSS / 8 + 1] = base >> 32;
     __asm__ volatile("ltr %w0; lldt %w1" : : "r"(TSS), "r"(0)); /* after reset the LDT is all of 64 KiB at 0 */
 }
@@ -251,12 +253,14 @@ u64 user_address32(const void *symbol)
 
 struct context user_context(const void *symbol)
 {
-    return (struct context){.rip = user_address(symbol), .cs = UCODE, .flags = 2, .rsp = USER_STACK + 8192 - 64, .ss = UDATA};
+    return (struct context){
+        .rip = user_address(symbol), .cs = UCODE, .flags = 2, .rsp = USER_STACK + 8192 - 64, .ss = UDATA};
 }
 
 struct context user_context32(const void *symbol)
 {
-    return (struct context){.rip = user_address32(symbol), .cs = UCODE32, .flags = 2, .rsp = USER_STACK32 + 8192 - 64, .ss = UDATA};
+    return (struct context){
+        .rip = user_address32(symbol), .cs = UCODE32, .flags = 2, .rsp = USER_STACK32 + 8192 - 64, .ss = UDATA};
 }
 
 const struct trap *run(const struct context *c)

@@ -25,7 +25,22 @@ struct test {
 extern const struct test tests[];
 
 /* Exceptions (SDM vol. 3, 6.3.1) */
-enum { DE = 0, DB = 1, NMI = 2, BP = 3, OF = 4, BR = 5, UD = 6, NM = 7, DF = 8, TS = 10, NP = 11, SS = 12, GP = 13, PF = 14 };
+enum {
+    DE = 0,
+    DB = 1,
+    NMI = 2,
+    BP = 3,
+    OF = 4,
+    BR = 5,
+    UD = 6,
+    NM = 7,
+    DF = 8,
+    TS = 10,
+    NP = 11,
+    SS = 12,
+    GP = 13,
+    PF = 14
+};
 enum { MF = 16, AC = 17, XM = 19, NONE = 256 };
 #define BACK 0x30 /* `int $0x30` is how ring 3 says that it is done */
 
@@ -35,9 +50,26 @@ enum { KCODE = 0x08, KDATA = 0x10, UCODE32 = 0x18 | 3, UDATA = 0x20 | 3, UCODE =
 /* CR0, CR4, RFLAGS, EFER */
 enum { CR0_MP = 1 << 1, CR0_EM = 1 << 2, CR0_TS = 1 << 3, CR0_NE = 1 << 5, CR0_WP = 1 << 16, CR0_AM = 1 << 18 };
 #define CR0_PG (1ull << 31)
-enum { CR4_TSD = 1 << 2, CR4_DE = 1 << 3, CR4_PGE = 1 << 7, CR4_OSFXSR = 1 << 9, CR4_OSXMMEXCPT = 1 << 10, CR4_UMIP = 1 << 11 };
+enum {
+    CR4_TSD = 1 << 2,
+    CR4_DE = 1 << 3,
+    CR4_PGE = 1 << 7,
+    CR4_OSFXSR = 1 << 9,
+    CR4_OSXMMEXCPT = 1 << 10,
+    CR4_UMIP = 1 << 11
+};
 enum { CR4_FSGSBASE = 1 << 16, CR4_PCIDE = 1 << 17, CR4_OSXSAVE = 1 << 18, CR4_SMEP = 1 << 20, CR4_SMAP = 1 << 21 };
-enum { F_CF = 1, F_ZF = 1 << 6, F_TF = 1 << 8, F_IF = 1 << 9, F_DF = 1 << 10, F_IOPL = 3 << 12, F_NT = 1 << 14, F_RF = 1 << 16, F_AC = 1 << 18 };
+enum {
+    F_CF = 1,
+    F_ZF = 1 << 6,
+    F_TF = 1 << 8,
+    F_IF = 1 << 9,
+    F_DF = 1 << 10,
+    F_IOPL = 3 << 12,
+    F_NT = 1 << 14,
+    F_RF = 1 << 16,
+    F_AC = 1 << 18
+};
 enum { MSR_EFER = 0xc0000080, MSR_STAR, MSR_LSTAR, MSR_CSTAR, MSR_FMASK };
 enum { MSR_FS_BASE = 0xc0000100, MSR_GS_BASE, MSR_KERNEL_GS_BASE, MSR_TSC_AUX };
 
@@ -87,38 +119,39 @@ int save_point(void) __attribute__((returns_twice));
 void enter(const struct context *c);
 
 /* Does something; the trap it ended with, or vector NONE. */
-#define CATCH(...)                      \
-    ({                                  \
-        if (!save_point()) {            \
-            armed = true;               \
-            __VA_ARGS__;                \
-            trap.vector = NONE;         \
-        }                               \
-        armed = false;                  \
-        (const struct trap *)&trap;     \
+#define CATCH(...)                                                                                                     \
+    ({                                                                                                                 \
+        if (!save_point()) {                                                                                           \
+            armed = true;                                                                                              \
+            __VA_ARGS__;                                                                                               \
+            trap.vector = NONE;                                                                                        \
+        }                                                                                                              \
+        armed = false;                                                                                                 \
+        (const struct trap *)&trap;                                                                                    \
     })
 /* One instruction or a few, without operands of C. */
-#define TRY(text) CATCH(__asm__ volatile(text : : : "rax", "rcx", "rdx", "rsi", "rdi", "r8", "r9", "r10", "r11", "cc", "memory"))
+#define TRY(text)                                                                                                      \
+    CATCH(__asm__ volatile(text : : : "rax", "rcx", "rdx", "rsi", "rdi", "r8", "r9", "r10", "r11", "cc", "memory"))
 
 void fail(const char *file, int line, const char *text, u64 got, u64 wanted);
-#define EXPECT(condition)                                 \
-    do {                                                  \
-        if (!(condition))                                 \
-            fail(__FILE__, __LINE__, #condition, 0, 1);   \
+#define EXPECT(condition)                                                                                              \
+    do {                                                                                                               \
+        if (!(condition))                                                                                              \
+            fail(__FILE__, __LINE__, #condition, 0, 1);                                                                \
     } while (0)
-#define EXPECT_EQ(got, wanted)                                                      \
-    do {                                                                            \
-        u64 got_ = (u64)(got), wanted_ = (u64)(wanted);                             \
-        if (got_ != wanted_)                                                        \
-            fail(__FILE__, __LINE__, #got " == " #wanted, got_, wanted_);           \
+#define EXPECT_EQ(got, wanted)                                                                                         \
+    do {                                                                                                               \
+        u64 got_ = (u64)(got), wanted_ = (u64)(wanted);                                                                \
+        if (got_ != wanted_)                                                                                           \
+            fail(__FILE__, __LINE__, #got " == " #wanted, got_, wanted_);                                              \
     } while (0)
-#define EXPECT_TRAP(t, vector_, error_)                                             \
-    do {                                                                            \
-        const struct trap *t_ = (t);                                                \
-        if (t_->vector != (vector_))                                                \
-            fail(__FILE__, __LINE__, "vector of " #t, t_->vector, (vector_));       \
-        else if (t_->error != (u64)(error_))                                        \
-            fail(__FILE__, __LINE__, "error code of " #t, t_->error, (error_));     \
+#define EXPECT_TRAP(t, vector_, error_)                                                                                \
+    do {                                                                                                               \
+        const struct trap *t_ = (t);                                                                                   \
+        if (t_->vector != (vector_))                                                                                   \
+            fail(__FILE__, __LINE__, "vector of " #t, t_->vector, (vector_));                                          \
+        else if (t_->error != (u64)(error_))                                                                           \
+            fail(__FILE__, __LINE__, "error code of " #t, t_->error, (error_));                                        \
     } while (0)
 #define EXPECT_NONE(t) EXPECT_EQ((t)->vector, NONE)
 bool on_tcg(void);
@@ -133,13 +166,14 @@ void print_decimal(u64 value);
 #define USER_VA32 0xc0000000ull   /* the same below 4 GiB for 32-bit code */
 #define USER_STACK 0x100000200000ull
 #define USER_STACK32 0xc0200000ull
-#define USER_CODE(name, text)                                                                               \
-    __asm__(".pushsection .user, \"awx\", @progbits\n" #name ":\n" text "\nint $0x30\n.popsection\n");     \
+#define USER_CODE(name, text)                                                                                          \
+    __asm__(".pushsection .user, \"awx\", @progbits\n" #name ":\n" text "\nint $0x30\n.popsection\n");                 \
     extern u8 name[]
-#define USER_CODE32(name, text)                                                                                             \
-    __asm__(".pushsection .user, \"awx\", @progbits\n.code32\n" #name ":\n" text "\nint $0x30\n.code64\n.popsection\n");    \
+#define USER_CODE32(name, text)                                                                                        \
+    __asm__(".pushsection .user, \"awx\", @progbits\n.code32\n" #name ":\n" text                                       \
+            "\nint $0x30\n.code64\n.popsection\n");                                                                    \
     extern u8 name[]
-u64 user_address(const void *symbol);   /* of .user, as ring 3 sees it */
+u64 user_address(const void *symbol); /* of .user, as ring 3 sees it */
 u64 user_address32(const void *symbol);
 struct context user_context(const void *symbol);   /* 64-bit, ring 3, interrupts off */
 struct context user_context32(const void *symbol); /* compatibility mode, ring 3 */
@@ -158,21 +192,80 @@ extern u64 idt[512];
 void load_idt(u16 limit);
 void set_handler(unsigned vector, void (*handler)(struct frame *));
 
-static inline u64 read_cr0(void) { u64 v; __asm__ volatile("mov %%cr0, %0" : "=r"(v)); return v; }
-static inline u64 read_cr2(void) { u64 v; __asm__ volatile("mov %%cr2, %0" : "=r"(v)); return v; }
-static inline u64 read_cr3(void) { u64 v; __asm__ volatile("mov %%cr3, %0" : "=r"(v)); return v; }
-static inline u64 read_cr4(void) { u64 v; __asm__ volatile("mov %%cr4, %0" : "=r"(v)); return v; }
-static inline u64 read_cr8(void) { u64 v; __asm__ volatile("mov %%cr8, %0" : "=r"(v)); return v; }
-static inline void write_cr0(u64 v) { __asm__ volatile("mov %0, %%cr0" : : "r"(v) : "memory"); }
-static inline void write_cr2(u64 v) { __asm__ volatile("mov %0, %%cr2" : : "r"(v) : "memory"); }
-static inline void write_cr3(u64 v) { __asm__ volatile("mov %0, %%cr3" : : "r"(v) : "memory"); }
-static inline void write_cr4(u64 v) { __asm__ volatile("mov %0, %%cr4" : : "r"(v) : "memory"); }
-static inline void write_cr8(u64 v) { __asm__ volatile("mov %0, %%cr8" : : "r"(v) : "memory"); }
-static inline void invlpg(u64 va) { __asm__ volatile("invlpg (%0)" : : "r"(va) : "memory"); }
-static inline u64 read_flags(void) { u64 v; __asm__ volatile("pushf; pop %0" : "=r"(v)); return v; }
-static inline void write_flags(u64 v) { __asm__ volatile("push %0; popf" : : "r"(v) : "cc", "memory"); }
-static inline void out8(u16 port, u8 v) { __asm__ volatile("outb %0, %1" : : "a"(v), "Nd"(port)); }
-static inline u8 in8(u16 port) { u8 v; __asm__ volatile("inb %1, %0" : "=a"(v) : "Nd"(port)); return v; }
+static inline u64 read_cr0(void)
+{
+    u64 v;
+    __asm__ volatile("mov %%cr0, %0" : "=r"(v));
+    return v;
+}
+static inline u64 read_cr2(void)
+{
+    u64 v;
+    __asm__ volatile("mov %%cr2, %0" : "=r"(v));
+    return v;
+}
+static inline u64 read_cr3(void)
+{
+    u64 v;
+    __asm__ volatile("mov %%cr3, %0" : "=r"(v));
+    return v;
+}
+static inline u64 read_cr4(void)
+{
+    u64 v;
+    __asm__ volatile("mov %%cr4, %0" : "=r"(v));
+    return v;
+}
+static inline u64 read_cr8(void)
+{
+    u64 v;
+    __asm__ volatile("mov %%cr8, %0" : "=r"(v));
+    return v;
+}
+static inline void write_cr0(u64 v)
+{
+    __asm__ volatile("mov %0, %%cr0" : : "r"(v) : "memory");
+}
+static inline void write_cr2(u64 v)
+{
+    __asm__ volatile("mov %0, %%cr2" : : "r"(v) : "memory");
+}
+static inline void write_cr3(u64 v)
+{
+    __asm__ volatile("mov %0, %%cr3" : : "r"(v) : "memory");
+}
+static inline void write_cr4(u64 v)
+{
+    __asm__ volatile("mov %0, %%cr4" : : "r"(v) : "memory");
+}
+static inline void write_cr8(u64 v)
+{
+    __asm__ volatile("mov %0, %%cr8" : : "r"(v) : "memory");
+}
+static inline void invlpg(u64 va)
+{
+    __asm__ volatile("invlpg (%0)" : : "r"(va) : "memory");
+}
+static inline u64 read_flags(void)
+{
+    u64 v;
+    __asm__ volatile("pushf; pop %0" : "=r"(v));
+    return v;
+}
+static inline void write_flags(u64 v)
+{
+    __asm__ volatile("push %0; popf" : : "r"(v) : "cc", "memory");
+}
+static inline void out8(u16 port, u8 v)
+{
+    __asm__ volatile("outb %0, %1" : : "a"(v), "Nd"(port));
+}
+static inline u8 in8(u16 port)
+{
+    u8 v;
+    __asm__ volatile("inb %1, %0" : "=a"(v) : "Nd"(port));
+    return v;
+}
 static inline u64 read_tsc(void)
 {
     u32 low, high;
@@ -189,7 +282,9 @@ static inline void write_msr(u32 msr, u64 v)
 {
     __asm__ volatile("wrmsr" : : "c"(msr), "a"((u32)v), "d"((u32)(v >> 32)) : "memory");
 }
-struct cpuid { u32 a, b, c, d; };
+struct cpuid {
+    u32 a, b, c, d;
+};
 static inline struct cpuid cpuid(u32 leaf, u32 sub)
 {
     struct cpuid r;

@@ -1,4 +1,5 @@
-/* The page walk: permissions, accessed and dirty bits, large pages, reserved bits, invalidation (SDM vol. 3, chapter 4). */
+/* The page walk: permissions, accessed and dirty bits, large pages, reserved bits, invalidation (SDM vol. 3, chapter
+ * 4). */
 #include "lib.h"
 
 enum access { READ, WRITE, EXEC };
@@ -15,13 +16,31 @@ static bool has(u32 leaf, int reg, int bit)
     struct cpuid c = cpuid(leaf, 0);
     return (&c.a)[reg] >> bit & 1;
 }
-static bool has_smep(void) { return has(7, 1, 7); }
-static bool has_smap(void) { return has(7, 1, 20); }
-static bool has_pcid(void) { return has(1, 2, 17); }
-static bool has_invpcid(void) { return has(7, 1, 10); }
-static bool has_1g(void) { return has(0x80000001, 3, 26); }
+static bool has_smep(void)
+{
+    return has(7, 1, 7);
+}
+static bool has_smap(void)
+{
+    return has(7, 1, 20);
+}
+static bool has_pcid(void)
+{
+    return has(1, 2, 17);
+}
+static bool has_invpcid(void)
+{
+    return has(7, 1, 10);
+}
+static bool has_1g(void)
+{
+    return has(0x80000001, 3, 26);
+}
 
-static void flush(void) { write_cr3(read_cr3()); }
+static void flush(void)
+{
+    write_cr3(read_cr3());
+}
 
 static u64 bits(unsigned permissions)
 {
@@ -116,8 +135,14 @@ static void matrix(u64 cr0_clear, u64 cr4_set)
         permission_matrix(cr0_clear, cr4_set, level);
 }
 
-static void test_matrix(void) { matrix(0, 0); }
-static void test_matrix_no_wp(void) { matrix(CR0_WP, 0); }
+static void test_matrix(void)
+{
+    matrix(0, 0);
+}
+static void test_matrix_no_wp(void)
+{
+    matrix(CR0_WP, 0);
+}
 static void test_matrix_smep(void)
 {
     if (!has_smep())
@@ -521,7 +546,8 @@ static void test_canonical(void)
 static void test_canonical_stack(void)
 {
     EXPECT_TRAP(TRY("mov $0x800000000000, %%rax; xchg %%rax, %%rbp; movb (%%rbp), %%dl; xchg %%rax, %%rbp"), SS, 0);
-    EXPECT_TRAP(TRY("mov $0x800000000000, %%rax; xchg %%rax, %%rbp; movb %%ds:(%%rbp), %%dl; xchg %%rax, %%rbp"), SS, 0);
+    EXPECT_TRAP(TRY("mov $0x800000000000, %%rax; xchg %%rax, %%rbp; movb %%ds:(%%rbp), %%dl; xchg %%rax, %%rbp"), SS,
+                0);
 }
 
 static void test_alias(void)

@@ -6,7 +6,10 @@
 LABEL(far_target);
 
 enum { ACCESSED = 1ull << 40, PRESENT = 1ull << 47 };
-static u64 dpl(u64 descriptor, u64 level) { return (descriptor & ~(3ull << 45)) | level << 45; }
+static u64 dpl(u64 descriptor, u64 level)
+{
+    return (descriptor & ~(3ull << 45)) | level << 45;
+}
 
 struct far {
     u64 offset;
@@ -16,7 +19,10 @@ struct far {
 static const struct trap *far_jump(u16 selector)
 {
     struct far target = {0, selector};
-    return CATCH(__asm__ volatile("leaq 1f(%%rip), %%rax; mov %%rax, %0; rex.W ljmp *%0; 1:" : "+m"(target) : : "rax", "memory"));
+    return CATCH(__asm__ volatile("leaq 1f(%%rip), %%rax; mov %%rax, %0; rex.W ljmp *%0; 1:"
+                                  : "+m"(target)
+                                  :
+                                  : "rax", "memory"));
 }
 
 static const struct trap *far_call(u16 selector)
@@ -66,7 +72,8 @@ static void test_far_d_and_l(void)
 static void test_far_return(void)
 {
     EXPECT_NONE(TRY("pushq $8; lea 1f(%%rip), %%rax; push %%rax; lretq; 1:"));
-    EXPECT_NONE(TRY("mov %%rsp, %%rcx; sub $32, %%rsp; pushq $8; lea 1f(%%rip), %%rax; push %%rax; lretq $32; 1: mov %%rcx, %%rsp"));
+    EXPECT_NONE(TRY("mov %%rsp, %%rcx; sub $32, %%rsp; pushq $8; lea 1f(%%rip), %%rax; push %%rax; lretq $32; 1: mov "
+                    "%%rcx, %%rsp"));
     EXPECT_TRAP(TRY("pushq $0; pushq $0; lretq"), GP, 0);
     EXPECT_TRAP(TRY("pushq $0x10; pushq $0; lretq"), GP, 0x10);
     EXPECT_NONE(TRY("sub $8, %%rsp; movl $8, 4(%%rsp); lea 1f(%%rip), %%rax; mov %%eax, (%%rsp); lretl; 1:"));
@@ -74,10 +81,18 @@ static void test_far_return(void)
 
 static u64 data_load(int reg, u16 selector)
 {
-    const struct trap *t = reg == 0   ? CATCH(__asm__ volatile("mov %w0, %%ds" : : "r"(selector)))
-                           : reg == 1 ? CATCH(__asm__ volatile("mov %w0, %%es" : : "r"(selector)))
-                           : reg == 2 ? CATCH(__asm__ volatile("mov %w0, %%fs" : : "r"(selector)))
-                                      : CATCH(__asm__ volatile("mov %w0, %%gs" : : "r"(selector)));
+    const struct trap *t = reg == 0   ? CATCH(__asm__ volatile("mov %w0, %%ds"
+                                                             :
+                                                             : "r"(selector)))
+                           : reg == 1 ? CATCH(__asm__ volatile("mov %w0, %%es"
+                                                               :
+                                                               : "r"(selector)))
+                           : reg == 2 ? CATCH(__asm__ volatile("mov %w0, %%fs"
+                                                               :
+                                                               : "r"(selector)))
+                                      : CATCH(__asm__ volatile("mov %w0, %%gs"
+                                                               :
+                                                               : "r"(selector)));
     return t->vector << 32 | (t->vector == NONE ? 0 : t->error);
 }
 
@@ -104,7 +119,10 @@ static void test_data_segments(void)
     }
 }
 
-static const struct trap *load_ss(u16 selector) { return CATCH(__asm__ volatile("mov %w0, %%ss; mov %1, %%ss" : : "r"(selector), "r"(KDATA))); }
+static const struct trap *load_ss(u16 selector)
+{
+    return CATCH(__asm__ volatile("mov %w0, %%ss; mov %1, %%ss" : : "r"(selector), "r"(KDATA)));
+}
 
 static void test_stack_segment(void)
 {
@@ -253,7 +271,8 @@ static void test_iret_modes(void)
 static void test_iret_same_ring(void)
 {
     u64 cs = 0, sp = 0;
-    __asm__ volatile("mov %%rsp, %%rcx; mov %%ss, %%eax; push %%rax; push %%rcx; pushf; pushq $8; lea 1f(%%rip), %%rax; push %%rax; iretq;"
+    __asm__ volatile("mov %%rsp, %%rcx; mov %%ss, %%eax; push %%rax; push %%rcx; pushf; pushq $8; lea 1f(%%rip), "
+                     "%%rax; push %%rax; iretq;"
                      "1: mov %%cs, %0; sub %%rsp, %%rcx; mov %%rcx, %1"
                      : "=r"(cs), "=r"(sp)
                      :
@@ -326,10 +345,13 @@ static void test_iret_canonical(void)
     EXPECT_EQ(trap.error, 0);
 }
 
-USER_CODE(u_iret, "mov %rsp, %rcx\npush $0x23\npush %rcx\npush $0x3202\npush $0x2b\nlea 1f(%rip), %rax\npush %rax\niretq\n1: pushf\npop %rbx\nmov %cs, %edx");
+USER_CODE(u_iret, "mov %rsp, %rcx\npush $0x23\npush %rcx\npush $0x3202\npush $0x2b\nlea 1f(%rip), %rax\npush "
+                  "%rax\niretq\n1: pushf\npop %rbx\nmov %cs, %edx");
 USER_CODE(u_iret_down, "push $0x10\npush %rsp\npush $2\npush $8\npush $0\niretq");
-USER_CODE(u_iret_compat, "mov %esp, %ecx\npush $0x23\npush %rcx\npush $2\npush $0x1b\nlea 1f(%rip), %rax\nmov $0x100000000000, %rdx\nsub %rdx, %rax\nmov $0xc0000000, %edx\nadd %rdx, %rax\npush %rax\niretq\n"
-                         ".code32\n1: inc %eax\nmov %cs, %ebx\n.code64");
+USER_CODE(u_iret_compat,
+          "mov %esp, %ecx\npush $0x23\npush %rcx\npush $2\npush $0x1b\nlea 1f(%rip), %rax\nmov $0x100000000000, "
+          "%rdx\nsub %rdx, %rax\nmov $0xc0000000, %edx\nadd %rdx, %rax\npush %rax\niretq\n"
+          ".code32\n1: inc %eax\nmov %cs, %ebx\n.code64");
 
 static void test_iret_user(void)
 {
@@ -349,12 +371,17 @@ static void test_iret_user(void)
 
 /* Compatibility mode: 32-bit operands, bases and limits, instructions that 64-bit mode dropped. */
 USER_CODE32(u32_ops, "mov $0xffffffff, %eax\ninc %eax\nmov $5, %ebx\n.byte 0x43\n" /* inc %ebx */
-                     "push $0x1234\npop %edx\npusha\nmov $0, %ebx\npopa\nmov $0x39, %al\nadd $0x28, %al\ndaa\nmovzx %al, %eax\nlea 4(%esp), %esi\nsub %esp, %esi");
+                     "push $0x1234\npop %edx\npusha\nmov $0, %ebx\npopa\nmov $0x39, %al\nadd $0x28, %al\ndaa\nmovzx "
+                     "%al, %eax\nlea 4(%esp), %esi\nsub %esp, %esi");
 USER_CODE32(u32_wrap, "mov $0xfffffff8, %eax\nmov 0x20(%eax), %ebx\n"); /* 0x18 after the wrap */
-USER_CODE32(u32_seg, "push %ds\npush %es\nmov $0x48 + 3, %eax\nmov %eax, %ds\nmov 4, %ebx\nmov %eax, %es\nmov %es:(%esi), %ecx\npop %es\npop %ds");
+USER_CODE32(u32_seg, "push %ds\npush %es\nmov $0x48 + 3, %eax\nmov %eax, %ds\nmov 4, %ebx\nmov %eax, %es\nmov "
+                     "%es:(%esi), %ecx\npop %es\npop %ds");
 USER_CODE32(u32_limit, "mov $0x48 + 3, %eax\nmov %eax, %ds\nmov 0xffd, %ebx");
-USER_CODE32(u32_stack, "mov $0x50 + 3, %eax\nmov %esp, %ecx\nmov %eax, %ss\nmov $16, %esp\npush $7\nmov (%esp), %ebx\nmov %esp, %edx\nmov $0x23, %eax\nmov %eax, %ss\nmov %ecx, %esp");
-USER_CODE32(u32_far, "call 3f\n3: pop %eax\nadd $1f - 3b, %eax\npush $0x2b\npush %eax\nlcall *(%esp)\nadd $8, %esp\nmov %cs, %ebx\njmp 2f\n.code64\n1: mov $0x123456789abcdef0, %rdx\nmov %cs, %ecx\nlretl\n.code32\n2:");
+USER_CODE32(u32_stack, "mov $0x50 + 3, %eax\nmov %esp, %ecx\nmov %eax, %ss\nmov $16, %esp\npush $7\nmov (%esp), "
+                       "%ebx\nmov %esp, %edx\nmov $0x23, %eax\nmov %eax, %ss\nmov %ecx, %esp");
+USER_CODE32(u32_far,
+            "call 3f\n3: pop %eax\nadd $1f - 3b, %eax\npush $0x2b\npush %eax\nlcall *(%esp)\nadd $8, %esp\nmov %cs, "
+            "%ebx\njmp 2f\n.code64\n1: mov $0x123456789abcdef0, %rdx\nmov %cs, %ecx\nlretl\n.code32\n2:");
 USER_CODE32(u32_les, "push $0x23\npush $0x1111\nles (%esp), %eax\nmov %es, %ebx\nadd $8, %esp");
 USER_CODE32(u32_16, "mov $0xffff0000, %eax\nmov $0x1234, %ax\nmov $0x12345678, %ebx\nlea 0x1000(%bx), %ecx");
 USER_CODE32(u32_readonly, "mov $0x58 + 3, %eax\nmov %eax, %ds\nmov 0, %ebx\nmov %ebx, 0");
@@ -399,7 +426,8 @@ static void test_compat_operations(void)
 
 static void set_data(int i, u32 base, u32 limit, u64 flags)
 {
-    gdt[S(i) / 8] = (limit & 0xffff) | (u64)(base & 0xffffff) << 16 | flags << 40 | (u64)(limit >> 16 & 15) << 48 | 1ull << 54 | (u64)(base >> 24) << 56;
+    gdt[S(i) / 8] = (limit & 0xffff) | (u64)(base & 0xffffff) << 16 | flags << 40 | (u64)(limit >> 16 & 15) << 48 |
+                    1ull << 54 | (u64)(base >> 24) << 56;
 }
 
 static void test_compat_segments(void)
@@ -437,11 +465,12 @@ static void test_compat_limits(void)
 static void test_compat_ring0(void)
 {
     u64 result;
-    __asm__ volatile("mov %%rsp, %%rcx; pushq $0x30; lea 1f(%%rip), %%rax; push %%rax; lretq;"
-                     ".code32; 1: mov $0xffffffff, %%eax; inc %%eax; mov %%cs, %%eax; ljmp $8, $2f; .code64; 2: mov %%rcx, %%rsp"
-                     : "=a"(result)
-                     :
-                     : "rcx", "memory", "cc");
+    __asm__ volatile(
+        "mov %%rsp, %%rcx; pushq $0x30; lea 1f(%%rip), %%rax; push %%rax; lretq;"
+        ".code32; 1: mov $0xffffffff, %%eax; inc %%eax; mov %%cs, %%eax; ljmp $8, $2f; .code64; 2: mov %%rcx, %%rsp"
+        : "=a"(result)
+        :
+        : "rcx", "memory", "cc");
     EXPECT_EQ(result, KCODE32);
 }
 
@@ -450,7 +479,8 @@ USER_CODE(u_syscall, "mov $0x1111, %eax\nstc\nsyscall\nmov %cs, %ebx\nmov %ss, %
 LABEL(syscall_entry);
 LABEL(syscall_entry_compat);
 static volatile u64 syscall_rcx, syscall_r11, syscall_flags, syscall_cs, syscall_ss, syscall_rsp;
-__asm__("syscall_entry: mov %rcx, syscall_rcx; mov %r11, syscall_r11; mov %rsp, syscall_rsp; mov $syscall_stack + 4096, %rsp;"
+__asm__("syscall_entry: mov %rcx, syscall_rcx; mov %r11, syscall_r11; mov %rsp, syscall_rsp; mov $syscall_stack + "
+        "4096, %rsp;"
         "pushf; pop syscall_flags; mov %cs, %ebx; mov %rbx, syscall_cs; mov %ss, %ebx; mov %rbx, syscall_ss;"
         "mov $0x2222, %eax; mov syscall_rsp, %rsp; or $0x4001, %r11; and $~0x4000, %r11; sysretq;"
         "syscall_entry_compat: mov %rcx, syscall_rcx; mov $0x3333, %eax; sysretl; .lcomm syscall_stack, 4096");
@@ -489,7 +519,9 @@ USER_CODE32(u32_landing, "mov %cs, %ebx\nmov $-1, %ecx\ninc %ecx");
 static void test_sysret_compat(void)
 {
     set_syscall();
-    const struct trap *t = CATCH(__asm__ volatile("mov $2, %%r11d; mov %0, %%rsp; sysretl" : : "r"(USER_STACK32 + 4096), "c"(user_address32(u32_landing))));
+    const struct trap *t = CATCH(__asm__ volatile("mov $2, %%r11d; mov %0, %%rsp; sysretl"
+                                                  :
+                                                  : "r"(USER_STACK32 + 4096), "c"(user_address32(u32_landing))));
     EXPECT_TRAP(t, BACK, 0);
     EXPECT_EQ(trap.f.cs, UCODE32);
     EXPECT_EQ(trap.f.rbx, UCODE32);
@@ -512,7 +544,8 @@ static void test_syscall_compat(void)
 /* Call gates: 16 bytes in long mode; from ring 3 with a change of stacks. */
 LABEL(gate_target);
 static volatile u64 gate_frame[4], gate_cs;
-__asm__("gate_target: mov %cs, %eax; mov %rax, gate_cs; mov (%rsp), %rax; mov %rax, gate_frame; mov 8(%rsp), %rax; mov %rax, gate_frame + 8;"
+__asm__("gate_target: mov %cs, %eax; mov %rax, gate_cs; mov (%rsp), %rax; mov %rax, gate_frame; mov 8(%rsp), %rax; mov "
+        "%rax, gate_frame + 8;"
         "mov 16(%rsp), %rax; mov %rax, gate_frame + 16; mov 24(%rsp), %rax; mov %rax, gate_frame + 24; lretq");
 USER_CODE(u_gate, "push $0x48 + 3\npush $0\nmov $0, %eax\nlcall *4(%rsp)\nadd $16, %rsp\nmov %cs, %ebx");
 

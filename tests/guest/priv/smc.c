@@ -1,4 +1,5 @@
-/* Code that changes: itself, its neighbour, through another address, under it by the page tables (SDM vol. 3, 8.1.3 and 11.6). */
+/* Code that changes: itself, its neighbour, through another address, under it by the page tables (SDM vol. 3, 8.1.3
+ * and 11.6). */
 #include "lib.h"
 
 static u8 *code; /* two pages of code, one to one, with an alias at TEST_VA */
@@ -57,7 +58,10 @@ static void test_next_instruction(void)
 {
     for (u32 i = 0; i < 100; i++) {
         u32 result;
-        __asm__ volatile("mov %1, smc_next + 1; smc_next: mov $0x11223344, %%eax" : "=a"(result) : "r"(i * 0x01010101) : "memory");
+        __asm__ volatile("mov %1, smc_next + 1; smc_next: mov $0x11223344, %%eax"
+                         : "=a"(result)
+                         : "r"(i * 0x01010101)
+                         : "memory");
         EXPECT_EQ(result, i * 0x01010101);
     }
 }
@@ -81,7 +85,8 @@ static void test_ahead(void)
 static void test_loop(void)
 {
     u64 sum = 0;
-    __asm__ volatile("mov $0, %%ecx; movl $0, smc_loop + 3; 1: smc_loop: add $0x12345678, %0; incl smc_loop + 3; inc %%ecx; cmp $1000, %%ecx; jne 1b"
+    __asm__ volatile("mov $0, %%ecx; movl $0, smc_loop + 3; 1: smc_loop: add $0x12345678, %0; incl smc_loop + 3; inc "
+                     "%%ecx; cmp $1000, %%ecx; jne 1b"
                      : "+b"(sum)
                      :
                      : "rcx", "memory", "cc");
@@ -189,7 +194,10 @@ static void test_kinds_of_stores(void)
         EXPECT_EQ(CALL(code), i * 3);
         __asm__ volatile("rep stosl" : : "D"(code + 1), "a"(i * 5), "c"(1ul) : "memory");
         EXPECT_EQ(CALL(code), i * 5);
-        __asm__ volatile("mov %%rsp, %%rbx; lea 9(%0), %%rsp; push %1; mov %%rbx, %%rsp" : : "r"(code), "r"((u64)0xc3 << 32 | i * 7) : "rbx", "memory");
+        __asm__ volatile("mov %%rsp, %%rbx; lea 9(%0), %%rsp; push %1; mov %%rbx, %%rsp"
+                         :
+                         : "r"(code), "r"((u64)0xc3 << 32 | i * 7)
+                         : "rbx", "memory");
         EXPECT_EQ(CALL(code), i * 7);
         u32 old = i * 7, new = i * 11;
         __asm__ volatile("lock cmpxchgl %2, %0" : "+m"(*(u32 *)(code + 1)), "+a"(old) : "r"(i * 9) : "memory", "cc");
@@ -251,9 +259,9 @@ static void test_rep_over_itself(void)
 {
     prepare();
     static const u8 program[] = {
-        0xb9, 16, 0, 0, 0,       /* mov $16, %ecx */
-        0xf3, 0xa4,              /* rep movsb */
-        0xb8, 1, 0, 0, 0, 0xc3,  /* mov $1, %eax; ret */
+        0xb9, 16,   0, 0, 0,       /* mov $16, %ecx */
+        0xf3, 0xa4,                /* rep movsb */
+        0xb8, 1,    0, 0, 0, 0xc3, /* mov $1, %eax; ret */
     };
     for (u32 i = 0; i < 50; i++) {
         u8 *copy = code + 2048, *at = code + 512;

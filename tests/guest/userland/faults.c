@@ -15,7 +15,10 @@ static void on_signal(int number, siginfo_t *info, void *context)
 {
     ucontext_t *u = context;
     printf("signal %d code %d %s trap %lld error %llx\n", number, info->si_code,
-           number == SIGSEGV ? info->si_addr == page + 123 ? "at the page" : info->si_addr ? "elsewhere" : "at 0" : "",
+           number == SIGSEGV ? info->si_addr == page + 123 ? "at the page"
+                               : info->si_addr             ? "elsewhere"
+                                                           : "at 0"
+                             : "",
            (long long)u->uc_mcontext.gregs[REG_TRAPNO], (long long)u->uc_mcontext.gregs[REG_ERR]);
     siglongjmp(back, 1);
 }

@@ -32,6 +32,6 @@ done
 printf 'GET /data HTTP/1.0\r\n\r\n' | openssl s_client -quiet -connect 127.0.0.1:4433 -CAfile server.crt 2>/dev/null | tail -n +4 | sha256sum
 for suite in TLS_AES_128_GCM_SHA256 TLS_CHACHA20_POLY1305_SHA256; do
     openssl s_client -connect 127.0.0.1:4433 -CAfile server.crt -ciphersuites $suite </dev/null 2>/dev/null |
-        grep -E '^New|Verify return code' | sort -u
+        sed -n 's/^ *\(New.*\|Verify return code.*\)/\1/p' | sort -u # a session ticket may say it again
 done
 kill $server

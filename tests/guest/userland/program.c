@@ -77,8 +77,8 @@ static void trace(void)
     int status, steps = 0;
     waitpid(pid, &status, 0);
     ptrace(PTRACE_POKEDATA, pid, &variable, 77);
-    while (steps < 50 && !ptrace(PTRACE_SINGLESTEP, pid, 0, 0) && waitpid(pid, &status, 0) == pid && WIFSTOPPED(status) &&
-           WSTOPSIG(status) == SIGTRAP)
+    while (steps < 50 && !ptrace(PTRACE_SINGLESTEP, pid, 0, 0) && waitpid(pid, &status, 0) == pid &&
+           WIFSTOPPED(status) && WSTOPSIG(status) == SIGTRAP)
         steps++;
     ptrace(PTRACE_CONT, pid, 0, 0);
     waitpid(pid, &status, 0);
