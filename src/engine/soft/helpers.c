@@ -367,7 +367,7 @@ const void *helper_string(struct soft_vcpu *v, const struct site *s)
         if (!budget && v->poll)
             return soft_next(v); /* rip is still at the instruction */
         budget = budget ? budget : STRING_SLICE;
-        uint64_t done = string_bulk(v, &o, count < budget ? count : budget);
+        uint64_t done = v->mode & MODE_TF ? 0 : string_bulk(v, &o, count < budget ? count : budget);
         if (done) {
             budget -= done;
             continue;
@@ -379,6 +379,11 @@ const void *helper_string(struct soft_vcpu *v, const struct site *s)
             bool equal = v->cpu.rflags & FL_ZF;
             if (equal == (o.rep == STR_REPNE))
                 return finish(v, s);
+        }
+        if ((v->mode & MODE_TF) && get_wide(v, RCX, o.width)) { /* a step is one element */
+            cpu_raise(&v->cpu, EXC_DB);
+            v->cpu.exc.dr6 = 1u << 14;
+            return fault(v);
         }
     }
 }

@@ -311,7 +311,9 @@ const void *soft_slow(struct soft_vcpu *v)
         cpu_raise_error(&v->cpu, EXC_GP, 0);
         return access_fault(v, s);
     }
-    unsigned low = 0, high = (s->first ? s->first : s->size) - 1u;
+    /* what is looked at first: a store of 64 bytes is two */
+    unsigned part = s->first ? s->first : s->size == 64 && !(s->access & SITE_READ) ? 32 : s->size;
+    unsigned low = 0, high = part - 1;
     if (s->mask_kind) {
         low = (unsigned)__builtin_ctzll(active_bytes(s)); /* the first element: the others come one by one */
         high = low + s->element - 1;
@@ -325,7 +327,7 @@ const void *soft_slow(struct soft_vcpu *v)
         cpu_raise_error(&v->cpu, EXC_AC, 0);
         return access_fault(v, s);
     }
-    if (s->mask_kind || (s->first && (gva & 4095) + s->size > 4096))
+    if (s->mask_kind || (part < s->size && (gva & 4095) + s->size > 4096))
         return slow_bounce(v, s, gva);
     if ((gva & 4095) + s->size > 4096) {
         v->stats.slow_cross++;

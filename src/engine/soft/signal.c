@@ -59,6 +59,18 @@ static bool vector_of(int sig, const siginfo_t *info, const greg_t *r, struct so
     }
 }
 
+/* An address that is not canonical reaches the CPU only from an empty slot (mmu.c): #SS through the stack's
+ * segment. */
+static bool stack_access(const struct soft_vcpu *v, const struct block *b, const struct pc_map *m)
+{
+    for (uint32_t i = b->first_site; i < b->first_site + b->n_sites; i++) {
+        const struct site *s = &v->engine->sites[i];
+        if (s->pc == m->guest && !s->helper && s->size)
+            return (s->access & (SITE_STACK | SITE_OWN_GP)) == SITE_STACK;
+    }
+    return false;
+}
+
 static void default_action(int sig)
 {
     signal(sig, SIG_DFL); /* returning runs the instruction again */
@@ -82,6 +94,8 @@ static void handler(int sig, siginfo_t *info, void *context)
         return;
     }
     v->stats.signals++;
+    if (v->signal_vector == EXC_GP && stack_access(v, b, m))
+        v->signal_vector = EXC_SS;
     save_registers(v, r);
     v->cpu.rip = soft_site_pc(v, b) + m->guest;
     r[REG_RIP] = (greg_t)soft_glue_signal;

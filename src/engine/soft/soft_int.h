@@ -106,6 +106,7 @@ struct block {
     struct block *next_hash, *next_page, *next_page2;
     struct exit *exits;
     unsigned n_exits;
+    uint32_t first_site, n_sites;
     struct exit *incoming;
     struct pc_map *map; /* n_map entries sorted by host offset */
     unsigned n_map;
@@ -144,7 +145,8 @@ struct site {
     uint32_t arg, arg2;  /* a helper's own */
     uint64_t imm;
 };
-enum { SITE_READ = 1, SITE_WRITE = 2, SITE_FLAGS = 4 /* flags in v->slow_flags */, SITE_STACK = 8 /* #SS */, SITE_DEAD_FLAGS = 16 };
+enum { SITE_READ = 1, SITE_WRITE = 2, SITE_FLAGS = 4 /* flags in v->slow_flags */, SITE_STACK = 8 /* #SS */, SITE_DEAD_FLAGS = 16,
+       SITE_OWN_GP = 32 /* raises #GP for other reasons than its address */ };
 enum { MASK_NONE, MASK_K, MASK_VEC_SIGN, MASK_BYTES_SIGN, MASK_MMX };
 
 /* --- code cache --------------------------------------------------------------------------------- */

@@ -46,19 +46,28 @@ static void store_helper_ea(struct translator *t, const struct insn *in, const Z
     e_store(&t->hot, R11, VOFF(helper_ea));
 }
 
-/* arg: table's own | register << 8 | operand bytes << 16 | memory << 24 | segment << 25 */
+/* What a helper must know of its operand's segment to raise the right exception. */
+static void site_segment(struct translator *t, struct site *s, const ZydisDecodedOperand *op)
+{
+    ZydisRegister r = op->mem.segment;
+    if (r == ZYDIS_REGISTER_SS)
+        s->access |= SITE_STACK;
+    if (t->amd && code64(t) && (r == ZYDIS_REGISTER_FS || r == ZYDIS_REGISTER_GS))
+        s->segment = r == ZYDIS_REGISTER_FS ? FS : GS;
+}
+
+/* arg: table's own | register << 8 | operand bytes << 16 | memory << 24 */
 static void sp_helper(struct translator *t, const struct insn *in)
 {
     const struct special *sp = &specials[in->d.mnemonic];
-    unsigned reg = NO_REG, size = in->d.operand_width / 8, memory = 0, segment = DS;
+    unsigned reg = NO_REG, size = in->d.operand_width / 8;
+    const ZydisDecodedOperand *memory = NULL;
     uint64_t imm = 0;
     for (unsigned i = 0; i < in->d.operand_count_visible; i++) {
         const ZydisDecodedOperand *op = &in->op[i];
         if (op->type == ZYDIS_OPERAND_TYPE_MEMORY) {
             store_helper_ea(t, in, op);
-            memory = 1;
-            segment = op->mem.segment == ZYDIS_REGISTER_SS ? SS : op->mem.segment == ZYDIS_REGISTER_FS ? FS
-                      : op->mem.segment == ZYDIS_REGISTER_GS ? GS : DS;
+            memory = op;
             if (op->size)
                 size = op->size / 8;
         } else if (op->type == ZYDIS_OPERAND_TYPE_REGISTER && reg == NO_REG) {
@@ -70,11 +79,9 @@ static void sp_helper(struct translator *t, const struct insn *in)
         }
     }
     struct site *s = emit_helper(t, in, sp->helper, sp->ends);
-    if (segment == SS)
-        s->access |= SITE_STACK;
-    if (t->amd && code64(t) && (segment == FS || segment == GS))
-        s->segment = (uint8_t)segment;
-    s->arg = sp->arg | reg << 8 | (size & 0xff) << 16 | memory << 24 | segment << 25;
+    if (memory)
+        site_segment(t, s, memory);
+    s->arg = sp->arg | reg << 8 | (size & 0xff) << 16 | (uint32_t)(memory != NULL) << 24;
     s->arg2 = in->d.operand_width / 8;
     s->imm = imm;
 }
@@ -739,11 +746,15 @@ static void sp_mov(struct translator *t, const struct insn *in)
         if (memory)
             store_helper_ea(t, in, from);
         s = emit_helper(t, in, helper_load_segment, true);
+        if (memory)
+            site_segment(t, s, from);
         s->arg = (uint32_t)(to->reg.value - ZYDIS_REGISTER_ES) | (memory ? (uint32_t)NO_REG : op_gpr(from)) << 8 | 2 << 16;
     } else if (from_class == ZYDIS_REGCLASS_SEGMENT) {
         if (to->type == ZYDIS_OPERAND_TYPE_MEMORY)
             store_helper_ea(t, in, to);
         s = emit_helper(t, in, helper_store_system, false);
+        if (to->type == ZYDIS_OPERAND_TYPE_MEMORY)
+            site_segment(t, s, to);
         s->arg = SYS_SELECTOR | (to->type == ZYDIS_OPERAND_TYPE_MEMORY ? (uint32_t)NO_REG : op_gpr(to)) << 8 |
                  (uint32_t)(in->d.operand_width / 8) << 16;
         s->arg2 = (uint32_t)(from->reg.value - ZYDIS_REGISTER_ES);
@@ -904,6 +915,8 @@ static void sp_far(struct translator *t, const struct insn *in)
     if (op->type == ZYDIS_OPERAND_TYPE_MEMORY)
         store_helper_ea(t, in, op);
     struct site *s = emit_helper(t, in, helper_far, true);
+    if (op->type == ZYDIS_OPERAND_TYPE_MEMORY)
+        site_segment(t, s, op);
     s->arg = (in->d.mnemonic == M(CALL)) | (uint32_t)(op->type == ZYDIS_OPERAND_TYPE_MEMORY) << 24;
     s->arg2 = in->d.operand_width / 8;
     if (op->type == ZYDIS_OPERAND_TYPE_POINTER)

@@ -113,7 +113,7 @@ static void undefined_insn(struct insn *in, ZyanStatus status)
     in->d.length = status == ZYDIS_STATUS_INSTRUCTION_TOO_LONG ? 16 : 1;
 }
 
-/* UD0 and UD1 have operands, but AMD's CPUs refuse them without looking at those. */
+/* UD0, UD1 and VIA's instructions have operands, but AMD's CPUs refuse them without looking at those. */
 static bool undefined_already(const struct translator *t, const uint8_t *bytes, unsigned n)
 {
     unsigned i = 0;
@@ -121,7 +121,8 @@ static bool undefined_already(const struct translator *t, const uint8_t *bytes, 
                      bytes[i] == 0x36 || bytes[i] == 0x3e || bytes[i] == 0x26 || bytes[i] == 0x64 || bytes[i] == 0x65 ||
                      ((t->mode & MODE_64) && (bytes[i] & 0xf0) == 0x40)))
         i++;
-    return t->amd && i + 1 < n && bytes[i] == 0x0f && (bytes[i + 1] == 0xb9 || bytes[i + 1] == 0xff);
+    return t->amd && i + 1 < n && bytes[i] == 0x0f &&
+           (bytes[i + 1] == 0xb9 || bytes[i + 1] == 0xff || bytes[i + 1] == 0xa6 || bytes[i + 1] == 0xa7);
 }
 
 /* Reads the guest's bytes up to the end of the page; the second page only if the first instruction
@@ -382,8 +383,10 @@ struct block *soft_translate(struct soft_vcpu *v, uint64_t gva, uint64_t gpa, ui
     t->cold = (struct emit){ .p = e->cache.rw + e->cache.cold, .start = e->cache.rw };
     b->hot_start = e->cache.hot;
     b->cold_start = e->cache.cold;
+    b->first_site = e->n_sites;
     emit_prologue(t);
     translate_body(t);
+    b->n_sites = e->n_sites - b->first_site;
     b->hot_end = e_offset(&t->hot);
     b->cold_end = e_offset(&t->cold);
     b->n_exits = e->n_exits - (uint32_t)(b->exits - e->exits);
