@@ -442,6 +442,7 @@ void emit_access(struct translator *t, const struct insn *in, const struct ea *e
     s->gp_align = (uint8_t)gp_alignment(t, in, size);
     if (s->gp_align || in->d.mnemonic == ZYDIS_MNEMONIC_LDMXCSR || in->d.mnemonic == ZYDIS_MNEMONIC_VLDMXCSR)
         s->access |= SITE_OWN_GP;
+    s->halves = size == 10 || in->d.mnemonic == ZYDIS_MNEMONIC_MASKMOVDQU || in->d.mnemonic == ZYDIS_MNEMONIC_VMASKMOVDQU;
     s->x87 = waits_for_x87(in);
     if (in->d.mnemonic == ZYDIS_MNEMONIC_FLDENV || in->d.mnemonic == ZYDIS_MNEMONIC_FRSTOR)
         s->first = size == 14 || size == 94 ? 2 : 4;

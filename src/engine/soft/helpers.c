@@ -18,20 +18,34 @@ static uint64_t next_pc(const struct soft_vcpu *v, const struct site *s)
 
 static const void *jump(struct soft_vcpu *v) { return soft_next(v); }
 
+/* The instruction is complete and rip behind it: the trap that it ends with, or on.  Breakpoints on data and
+ * ports that it met wait in v->debug_hits. */
+static const void *step_done(struct soft_vcpu *v)
+{
+    uint32_t dr6 = v->debug_hits | (v->mode & MODE_TF ? DR6_BS : 0);
+    if (!dr6)
+        return soft_next(v);
+    v->debug_hits = 0;
+    cpu_raise_debug(&v->cpu, dr6);
+    return soft_deliver(v);
+}
+
 static const void *jump_next(struct soft_vcpu *v, const struct site *s)
 {
     v->cpu.rip = next_pc(v, s);
-    if (v->mode & MODE_TF) {
-        cpu_raise(&v->cpu, EXC_DB);
-        v->cpu.exc.dr6 = 1u << 14;
-        return soft_deliver(v);
-    }
-    return soft_next(v);
+    return step_done(v);
+}
+
+/* The same behind a load of ss, which holds off interrupts and debug traps for one instruction. */
+static const void *jump_next_shadow(struct soft_vcpu *v, const struct site *s)
+{
+    v->cpu.rip = next_pc(v, s);
+    return v->debug_hits ? soft_next_single(v) : soft_next(v);
 }
 
 static const void *finish(struct soft_vcpu *v, const struct site *s)
 {
-    if (s->block->dead || v->poll || (v->mode & MODE_TF))
+    if (s->block->dead || v->poll || v->debug_hits || (v->mode & MODE_TF))
         return jump_next(v, s);
     return soft_code(v->engine, s->next);
 }
@@ -122,13 +136,11 @@ const void *helper_undefined(struct soft_vcpu *v, const struct site *s)
 
 const void *helper_gp0(struct soft_vcpu *v, const struct site *s) { return gp0(v); }
 
-/* Control comes here when an instruction was run under RFLAGS.TF. */
+/* Control comes here when the instruction of a MODE_TF block is complete. */
 const void *helper_single_step(struct soft_vcpu *v, const struct site *s)
 {
     v->cpu.rip = s->arg ? v->helper_ea : next_pc(v, s);
-    cpu_raise(&v->cpu, EXC_DB);
-    v->cpu.exc.dr6 = 1u << 14;
-    return fault(v);
+    return step_done(v);
 }
 
 /* An instruction breakpoint in DR0-DR3 (SDM 17.2.5): a fault before the instruction, unless RF. */
@@ -364,8 +376,11 @@ const void *helper_string(struct soft_vcpu *v, const struct site *s)
         uint64_t count = get_wide(v, RCX, o.width);
         if (!count)
             return finish(v, s);
-        if (!budget && v->poll)
+        if (!budget && v->poll) {
+            if (v->mode & MODE_BREAK)
+                v->cpu.rflags |= FL_RF; /* a breakpoint on it has been passed */
             return soft_next(v); /* rip is still at the instruction */
+        }
         budget = budget ? budget : STRING_SLICE;
         uint64_t done = v->mode & MODE_TF ? 0 : string_bulk(v, &o, count < budget ? count : budget);
         if (done) {
@@ -380,10 +395,10 @@ const void *helper_string(struct soft_vcpu *v, const struct site *s)
             if (equal == (o.rep == STR_REPNE))
                 return finish(v, s);
         }
-        if ((v->mode & MODE_TF) && get_wide(v, RCX, o.width)) { /* a step is one element */
-            cpu_raise(&v->cpu, EXC_DB);
-            v->cpu.exc.dr6 = 1u << 14;
-            return fault(v);
+        if (((v->mode & MODE_TF) || v->debug_hits) && get_wide(v, RCX, o.width)) { /* a step is one element */
+            if (v->mode & MODE_BREAK)
+                v->cpu.rflags |= FL_RF; /* a breakpoint on it has been passed */
+            return step_done(v);
         }
     }
 }
@@ -644,9 +659,8 @@ const void *helper_popf(struct soft_vcpu *v, const struct site *s)
     v->cpu.gpr[RSP] = linear(v, v->cpu.gpr[RSP] + size);
     soft_update_mode(v);
     v->cpu.rip = next_pc(v, s);
-    if (was) {
-        cpu_raise(&v->cpu, EXC_DB);
-        v->cpu.exc.dr6 = 1u << 14;
+    if (was || v->debug_hits) {
+        cpu_raise_debug(&v->cpu, v->debug_hits | (was ? DR6_BS : 0));
         return fault(v);
     }
     return soft_next(v);
@@ -664,6 +678,10 @@ static const void *transferred(struct soft_vcpu *v, int rc)
     if (rc)
         return fault(v);
     soft_update_mode(v);
+    if (v->debug_hits) {
+        cpu_raise_debug(&v->cpu, v->debug_hits);
+        return fault(v);
+    }
     return jump(v);
 }
 
@@ -757,7 +775,7 @@ const void *helper_load_segment(struct soft_vcpu *v, const struct site *s)
     if (pop)
         v->cpu.gpr[RSP] = linear(v, v->cpu.gpr[RSP] + (s->arg >> 16 & 0xff));
     soft_update_mode(v);
-    return jump_next(v, s);
+    return arg_kind(s) == SS ? jump_next_shadow(v, s) : jump_next(v, s);
 }
 
 /* lfs, lgs, lss, lds, les */
@@ -954,9 +972,11 @@ const void *helper_target(struct soft_vcpu *v, const struct site *s)
     uint64_t sp = v->cpu.gpr[RSP] - s->arg;
     if (cpu_canonical(&v->cpu, v->helper_ea))
         return soft_code(v->engine, s->next);
-    if (s->arg && cpu_canonical(&v->cpu, sp) && cpu_walk(&v->cpu, sp, ACCESS_WRITE, user_mode(v), &tr))
-        return fault(v);
-    return gp0(v);
+    if (s->arg && !(cpu_canonical(&v->cpu, sp) && cpu_canonical(&v->cpu, sp + s->arg - 1)))
+        cpu_raise_error(&v->cpu, EXC_SS, 0);
+    else if (!s->arg || !cpu_walk(&v->cpu, sp, ACCESS_WRITE, user_mode(v), &tr))
+        cpu_raise_error(&v->cpu, EXC_GP, 0);
+    return fault(v);
 }
 
 const void *helper_clzero(struct soft_vcpu *v, const struct site *s)

@@ -311,8 +311,9 @@ const void *soft_slow(struct soft_vcpu *v)
         cpu_raise_error(&v->cpu, EXC_GP, 0);
         return access_fault(v, s);
     }
-    /* what is looked at first: a store of 64 bytes is two */
-    unsigned part = s->first ? s->first : s->size == 64 && !(s->access & SITE_READ) ? 32 : s->size;
+    /* what is looked at first: a store of 64 bytes is two, so are operands of 80 bits and masks by byte */
+    unsigned part = s->first ? s->first : s->size == 64 && !(s->access & SITE_READ) ? 32
+                    : s->halves ? 8 : s->size;
     unsigned low = 0, high = part - 1;
     if (s->mask_kind) {
         low = (unsigned)__builtin_ctzll(active_bytes(s)); /* the first element: the others come one by one */

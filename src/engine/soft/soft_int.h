@@ -78,6 +78,8 @@ enum {
     MODE_FIXED_PC = 1 << 10, /* translation bound to its gva (kernel), else position independent */
 };
 
+enum { DR6_BS = 1 << 14 };
+
 struct block;
 struct site;
 struct soft_vcpu;
@@ -137,6 +139,7 @@ struct site {
     uint8_t gp_align;    /* address bits that must be zero always */
     bool x87;            /* a pending x87 exception comes before a fault */
     uint8_t segment;     /* FS or GS: AMD wants the address canonical before its base is added, too */
+    bool halves;         /* the first 8 bytes are looked at before the others */
     uint8_t first;       /* of a large operand: the first so many bytes are probed, then its last byte */
     uint8_t mask_kind, mask_reg, element; /* masked accesses: see mmu.c */
     uint32_t resume;     /* code offsets: landing with v->slow_host real */
@@ -214,6 +217,7 @@ struct soft_vcpu {
     struct stats stats;
     char error[256];
     bool failed, shutdown;
+    uint32_t debug_hits; /* breakpoints on data and ports that the instruction under way has met: bits of DR6 */
     /* filled by the signal handler */
     uint8_t signal_vector;
     bool signal_has_error;
@@ -282,6 +286,7 @@ static inline void soft_flags_out(struct soft_vcpu *v)
 void soft_fpu_park(struct soft_vcpu *v);   /* guest SIMD state to v->xsave, host defaults in */
 void soft_fpu_unpark(struct soft_vcpu *v);
 const void *soft_next(struct soft_vcpu *v);  /* code to run at cpu.rip, or the way out to the loop */
+const void *soft_next_single(struct soft_vcpu *v); /* the same for one instruction, then helper_single_step */
 /* The same when a window of `b` was refused: around it, or for good when that is usual. */
 const void *soft_next_ungrouped(struct soft_vcpu *v, struct block *b);
 const void *soft_deliver(struct soft_vcpu *v); /* deliver cpu.exc, then soft_next */

@@ -95,12 +95,29 @@ static void flag_liveness(struct translator *t)
 
 /* --- decoding ------------------------------------------------------------------------------------ */
 
+/* Zydis takes [r13d + index] with mod 0 for a base register; it is a displacement without a base. */
+static void correct_base(struct insn *in)
+{
+    if (!in->d.raw.modrm.offset || in->d.raw.modrm.mod != 0 || in->d.raw.modrm.rm != 4 || in->d.raw.sib.base != 5)
+        return;
+    for (unsigned i = 0; i < in->d.operand_count; i++) {
+        ZydisDecodedOperand *op = &in->op[i];
+        if (op->type != ZYDIS_OPERAND_TYPE_MEMORY || op->mem.base != ZYDIS_REGISTER_R13D)
+            continue;
+        op->mem.base = ZYDIS_REGISTER_NONE;
+        op->mem.disp.has_displacement = true;
+        op->mem.disp.value = in->d.raw.disp.value;
+    }
+}
+
 static ZyanStatus decode_at(struct translator *t, struct insn *in, unsigned pc, unsigned available)
 {
     const ZydisDecoder *d = t->mode & MODE_64 ? &t->decoder64 : &t->decoder32;
     in->bytes = t->code + pc;
     in->pc = (uint16_t)pc;
     ZyanStatus status = ZydisDecoderDecodeFull(d, in->bytes, available, &in->d, in->op);
+    if (ZYAN_SUCCESS(status))
+        correct_base(in);
     return ZYAN_SUCCESS(status) && !isa_has(t, in) ? ZYDIS_STATUS_DECODING_ERROR : status;
 }
 
