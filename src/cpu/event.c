@@ -195,6 +195,8 @@ static int deliver_protected(struct cpu *cpu, const struct event *ev)
     if (inner || g.ist) {
         if (tss_stack(cpu, cpl, g.ist, ev->ext, &stack, &ss_desc))
             return CPU_FAULT;
+        if (wide && !cpu_canonical(cpu, stack.rsp)) /* as loaded, before anything is pushed */
+            return cpu_raise_error(cpu, EXC_SS, ev->ext);
         if (!inner)
             stack.ss = cpu->seg[SS]; /* IST without a change of level: SS stays */
     } else {

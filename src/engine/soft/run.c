@@ -68,9 +68,17 @@ static bool segmented(const struct cpu *c)
     return false;
 }
 
+static bool breaks_on_instructions(const struct cpu *c)
+{
+    for (unsigned i = 0; i < 4; i++)
+        if ((c->dr7 >> (2 * i) & 3) && (c->dr7 >> (16 + 4 * i) & 3) == 0)
+            return true;
+    return false;
+}
+
 void soft_update_mode(struct soft_vcpu *v)
 {
-    const struct cpu *c = &v->cpu;
+    struct cpu *c = &v->cpu;
     uint32_t mode = 0;
     if (c->cpl == 3)
         mode = MMU_USER;
@@ -90,8 +98,10 @@ void soft_update_mode(struct soft_vcpu *v)
         mode |= MODE_ALIGN;
     if (c->rflags & FL_TF)
         mode |= MODE_TF;
-    if (c->dr7 & 0xff)
-        mode |= MODE_BREAK;
+    if ((c->dr7 & 0xff) && breaks_on_instructions(c))
+        mode |= MODE_BREAK; /* helper_break ends RF, before the instruction that it was for */
+    else
+        c->rflags &= ~(uint32_t)FL_RF; /* without a breakpoint nobody can tell when it ends */
     if (fpu_traps(c, v->engine->xcr0))
         mode |= MODE_FPU_TRAP;
     v->mode = mode;
@@ -139,6 +149,7 @@ static const void *enter_block(struct soft_vcpu *v, const struct block *b)
 
 const void *soft_deliver(struct soft_vcpu *v)
 {
+    v->debug_hits = 0; /* the exception has them, or is a fault: it happens all over again */
     v->stats.exceptions[v->cpu.exc.vector & 31]++;
     if (v->engine->config.log_items & ENGINE_LOG_EXC) {
         soft_fpu_park(v);
@@ -151,6 +162,14 @@ const void *soft_deliver(struct soft_vcpu *v)
         atomic_store(&v->poll, 1);
     }
     return soft_next(v);
+}
+
+/* One instruction at cpu.rip, whatever comes after it: in a block as with RFLAGS.TF, whose end only looks at
+ * what is due (helper_single_step).  A breakpoint on it has been passed. */
+const void *soft_next_single(struct soft_vcpu *v)
+{
+    struct block *b = block_at_rip_in(v, (v->mode | MODE_TF) & ~(uint32_t)MODE_BREAK, true);
+    return b ? enter_block(v, b) : soft_deliver(v);
 }
 
 /* Where to go on at cpu.rip.  cpu.rflags is right here. */
@@ -348,7 +367,7 @@ static void handle_dma(struct soft_vcpu *v)
 }
 
 /* Everything asynchronous arrives here.  false: leave with *exit. */
-static bool take_requests(struct soft_vcpu *v, enum engine_exit *exit)
+static bool take_requests(struct soft_vcpu *v, enum engine_exit *exit, bool *single)
 {
     struct cpu *c = &v->cpu;
     atomic_store(&v->poll, 0);
@@ -382,8 +401,7 @@ static bool take_requests(struct soft_vcpu *v, enum engine_exit *exit)
             return false;
         }
         c->irq_shadow = 0;
-        if (shadow && c->request) /* one instruction at least, then look again */
-            atomic_store(&v->poll, 1);
+        *single = shadow && !delivered && c->request; /* one instruction, then look again */
         if (delivered) {
             v->stats.interrupts++;
             if (v->engine->config.log_items & ENGINE_LOG_IRQ)
@@ -398,7 +416,7 @@ static bool take_requests(struct soft_vcpu *v, enum engine_exit *exit)
     return true;
 }
 
-static const void *first_block(struct soft_vcpu *v)
+static const void *first_block(struct soft_vcpu *v, bool single)
 {
     for (;;) {
         if (v->failed || v->shutdown)
@@ -407,12 +425,13 @@ static const void *first_block(struct soft_vcpu *v)
             soft_next(v);
             return NULL;
         }
-        struct block *b = block_at_rip(v);
+        struct block *b = single ? block_at_rip_in(v, v->mode | MODE_TF, true) : block_at_rip(v);
         if (b)
             return enter_block(v, b);
         v->stats.exceptions[v->cpu.exc.vector & 31]++;
         if (cpu_deliver(&v->cpu) == CPU_SHUTDOWN)
             v->shutdown = true;
+        single = false;
     }
 }
 
@@ -424,11 +443,12 @@ static enum engine_exit soft_run(struct engine *e, unsigned i, char *error)
     set_gs_base(v);
     soft_update_mode(v);
     for (;;) {
-        if (!take_requests(v, &exit))
+        bool single = false;
+        if (!take_requests(v, &exit, &single))
             break;
         /* Something that cannot be delivered yet (IF clear) stays in cpu.request without keeping us
          * here: sti, popf and iret look at it again. */
-        const void *next = first_block(v);
+        const void *next = first_block(v, single);
         if (!next)
             continue;
         v->next = next;

@@ -106,6 +106,8 @@ static void handler(int sig, siginfo_t *info, void *context)
 /* From glue, out of the handler: SIMD state is live again as the instruction left it. */
 const void *soft_signal_fault(struct soft_vcpu *v)
 {
+    if (v->signal_vector == EXC_XM && !(v->cpu.cr4 & CR4_OSXMMEXCPT))
+        v->signal_vector = EXC_UD; /* SDM vol. 3, 6.15, interrupt 19 */
     if (v->signal_has_error)
         cpu_raise_error(&v->cpu, v->signal_vector, 0);
     else

@@ -17,12 +17,11 @@ enum { C_X87 = 1, C_SSE = 2, C_AVX = 4, C_K = 0x20, C_ZMM_HI256 = 0x40, C_HI16_Z
 
 static const void *done(struct soft_vcpu *v, const struct site *s)
 {
-    if (s->block->dead || v->poll || (v->mode & MODE_TF)) {
+    if (s->block->dead || v->poll || v->debug_hits || (v->mode & MODE_TF)) {
         uint64_t pc = v->cpu.rip + s->len;
         v->cpu.rip = v->mode & MODE_64 ? pc : (uint32_t)pc;
-        if (v->mode & MODE_TF) {
-            cpu_raise(&v->cpu, EXC_DB);
-            v->cpu.exc.dr6 = 1u << 14;
+        if (v->debug_hits || (v->mode & MODE_TF)) {
+            cpu_raise_debug(&v->cpu, v->debug_hits | (v->mode & MODE_TF ? DR6_BS : 0));
             return soft_deliver(v);
         }
         return soft_next(v);
