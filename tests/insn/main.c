@@ -461,7 +461,7 @@ static int parse(struct options *o, int argc, char **argv)
 int main(int argc, char **argv)
 {
     static struct session s; /* large */
-    s.o = (struct options){.engine = BACKEND_DEFAULT, .rounds = 4, .sequences = 100000, .invalid = 30000, .show = 200, .seed = 1};
+    s.o = (struct options){.engine = BACKEND_DEFAULT, .rounds = 4, .sequences = 200000, .invalid = 30000, .show = 200, .seed = 1};
     if (parse(&s.o, argc, argv)) {
         fprintf(stderr, "usage: insn-diff [--engine soft|native] [--seed N] [--rounds N] [--sequences N] [--invalid N] "
                         "[--bits 64|32] [--only MNEMONIC] [--show GROUPS] [--left-out] [--fuzz [--seconds N]] [--one CASE [--repeat N]]\n");
