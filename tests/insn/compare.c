@@ -56,7 +56,8 @@ static bool differ64(struct text *t, const char *name, uint64_t cpu, uint64_t ot
     return cpu != other;
 }
 
-static bool differ_bytes(struct text *t, const char *name, unsigned number, const uint8_t *cpu, const uint8_t *other, unsigned len)
+static bool differ_bytes(struct text *t, const char *name, unsigned number, const uint8_t *cpu, const uint8_t *other,
+                         unsigned len)
 {
     if (!memcmp(cpu, other, len))
         return false;
@@ -107,9 +108,13 @@ static bool differ_memory(struct text *t, const struct result *a, const struct r
     return true;
 }
 
-static bool has_error_code(unsigned vector) { return 1u << (vector & 31) & 0x227d00; }
+static bool has_error_code(unsigned vector)
+{
+    return 1u << (vector & 31) & 0x227d00;
+}
 
-static bool differ_exception(struct text *t, const struct test *test, const struct result *a, const struct result *b, unsigned cpl)
+static bool differ_exception(struct text *t, const struct test *test, const struct result *a, const struct result *b,
+                             unsigned cpl)
 {
     if (differ64(t, "vector", a->vector, b->vector)) {
         if (a->vector == 14 || b->vector == 14)
@@ -132,7 +137,10 @@ static bool differ_exception(struct text *t, const struct test *test, const stru
 }
 
 /* The upper halves are undefined after 32-bit code (SDM vol. 1, 3.4.1.1). */
-static uint64_t mask_of(const struct test *t, unsigned gpr) { return t->compat && gpr < 8 ? 0xffffffff : ~0ull; }
+static uint64_t mask_of(const struct test *t, unsigned gpr)
+{
+    return t->compat && gpr < 8 ? 0xffffffff : ~0ull;
+}
 
 enum verdict compare(const struct test *t, const struct result *oracle, const struct result *other, unsigned cpl,
                      const struct xstate_layout *l, char *text, size_t size)
@@ -143,7 +151,10 @@ enum verdict compare(const struct test *t, const struct result *oracle, const st
     if (oracle->status != RUN_OK)
         return NO_ORACLE;
     if (other->status != RUN_OK) {
-        say(&s, " engine: %s", other->note[0] ? other->note : other->status == RUN_TIMEOUT ? "does not end" : "did not run");
+        say(&s, " engine: %s",
+            other->note[0]                 ? other->note
+            : other->status == RUN_TIMEOUT ? "does not end"
+                                           : "did not run");
         return DIFFERENT;
     }
     bool d = differ_exception(&s, t, oracle, other, cpl);
@@ -162,7 +173,8 @@ enum verdict compare(const struct test *t, const struct result *oracle, const st
         d |= differ_xstate(&s, x[0], x[1], l);
     uint64_t flags = (oracle->out.rflags ^ other->out.rflags);
     if (flags) {
-        differ64(&s, flags & ~t->undefined_flags ? "rflags" : "undefined rflags", oracle->out.rflags, other->out.rflags);
+        differ64(&s, flags & ~t->undefined_flags ? "rflags" : "undefined rflags", oracle->out.rflags,
+                 other->out.rflags);
         d |= (flags & ~t->undefined_flags) != 0;
     }
     return d ? DIFFERENT : flags ? SAME_BUT_UNDEFINED_FLAGS : SAME;

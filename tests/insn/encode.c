@@ -4,8 +4,8 @@
 #include "insn.h"
 
 const char *const mem_mode_name[MEM_MODES] = {
-    "aligned", "unaligned", "cross", "cross-ro", "ro", "cross-none", "none", "from-none", "noncanonical", "high",
-    "high-cross", "high-cross-none", "code",
+    "aligned",      "unaligned", "cross",      "cross-ro",        "ro",   "cross-none", "none", "from-none",
+    "noncanonical", "high",      "high-cross", "high-cross-none", "code",
 };
 
 /* An address for an access of `size` bytes. */
@@ -33,7 +33,8 @@ static uint64_t target_any(struct rng *r, enum mem_mode mode, unsigned size)
     case MEM_FROM_NONE:
         return DATA_LOW - over;
     case MEM_NONCANONICAL:
-        return rng_percent(r, 25) ? 0x800000000000ull - over : 0x800000000000ull << rng_below(r, 17) ^ rng_below(r, 4096);
+        return rng_percent(r, 25) ? 0x800000000000ull - over
+                                  : 0x800000000000ull << rng_below(r, 17) ^ rng_below(r, 4096);
     case MEM_HIGH:
         return DATA_HIGH + rng_below(r, (uint32_t)(2 * PAGE - size));
     case MEM_HIGH_CROSS:
@@ -112,7 +113,8 @@ static void choose_memory(struct operands *o, const struct form *f, struct rng *
         return;
     }
     if (kind == 14) { /* no base */
-        uint32_t v = kind == 14 && index == 4 && !f->vsib ? (uint32_t)target_pick(r, mode, f->mem_size, compat) : rng_below(r, 65536);
+        uint32_t v = kind == 14 && index == 4 && !f->vsib ? (uint32_t)target_pick(r, mode, f->mem_size, compat)
+                                                          : rng_below(r, 65536);
         o->modrm |= 4, o->sib_used = true, o->disp_len = 4;
         memcpy(o->disp, &v, 4);
         o->sib = (uint8_t)(rng_below(r, 4) << 6 | (index & 7) << 3 | 5);
@@ -241,8 +243,19 @@ static unsigned put_vector(const struct form *f, const struct operands *o, struc
 static uint64_t near_data(struct rng *r, uint64_t addr, enum mem_mode mode, unsigned size)
 {
     static const enum mem_mode high[MEM_MODES] = {
-        MEM_HIGH, MEM_HIGH, MEM_HIGH_CROSS, MEM_CODE, MEM_CODE, MEM_HIGH_CROSS_NONE, MEM_HIGH_CROSS_NONE,
-        MEM_HIGH_CROSS_NONE, MEM_HIGH_CROSS_NONE, MEM_HIGH, MEM_HIGH_CROSS, MEM_HIGH_CROSS_NONE, MEM_CODE,
+        MEM_HIGH,
+        MEM_HIGH,
+        MEM_HIGH_CROSS,
+        MEM_CODE,
+        MEM_CODE,
+        MEM_HIGH_CROSS_NONE,
+        MEM_HIGH_CROSS_NONE,
+        MEM_HIGH_CROSS_NONE,
+        MEM_HIGH_CROSS_NONE,
+        MEM_HIGH,
+        MEM_HIGH_CROSS,
+        MEM_HIGH_CROSS_NONE,
+        MEM_CODE,
     };
     uint64_t t = target_pick(r, addr >= CODE_HIGH ? high[mode] : mode, size, false);
     int64_t delta = (int64_t)(t - addr);
@@ -258,7 +271,7 @@ static unsigned form_encode_off(const struct forms *f, const struct form *form, 
     struct insn i;
     choose_operands(&o, form, r, mode, f->compat, base);
     unsigned n = form->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY ? put_legacy(form, &o, r, out, f->compat)
-                                                                    : put_vector(form, &o, r, out);
+                                                                     : put_vector(form, &o, r, out);
     unsigned disp_at = 0;
     if (form->has_modrm) {
         out[n++] = o.modrm;
@@ -305,8 +318,13 @@ unsigned form_encode(const struct forms *f, const struct form *form, struct rng 
 static bool fits_sequence(const struct form *f)
 {
     switch (f->category) {
-    case ZYDIS_CATEGORY_CALL: case ZYDIS_CATEGORY_COND_BR: case ZYDIS_CATEGORY_UNCOND_BR: case ZYDIS_CATEGORY_RET:
-    case ZYDIS_CATEGORY_INTERRUPT: case ZYDIS_CATEGORY_XSAVE: case ZYDIS_CATEGORY_XSAVEOPT:
+    case ZYDIS_CATEGORY_CALL:
+    case ZYDIS_CATEGORY_COND_BR:
+    case ZYDIS_CATEGORY_UNCOND_BR:
+    case ZYDIS_CATEGORY_RET:
+    case ZYDIS_CATEGORY_INTERRUPT:
+    case ZYDIS_CATEGORY_XSAVE:
+    case ZYDIS_CATEGORY_XSAVEOPT:
         return false;
     default:
         return f->out == IN_SCOPE;
@@ -360,7 +378,8 @@ static bool add_body(const struct forms *f, struct rng *r, uint64_t addr, uint8_
         const struct form *form = choose_form(f, r, p->leaning);
         if (!fits_sequence(form))
             continue;
-        enum mem_mode mode = rng_percent(r, 90) ? (enum mem_mode)rng_below(r, 3) : (enum mem_mode)rng_below(r, MEM_MODES);
+        enum mem_mode mode = rng_percent(r, 90) ? (enum mem_mode)rng_below(r, 3)
+                                                : (enum mem_mode)rng_below(r, MEM_MODES);
         unsigned base = rng_percent(r, 90) ? p->base : ANY_BASE;
         unsigned n = form_encode_off(f, form, r, addr + p->len, mode, base, out + p->len);
         struct insn i;
@@ -388,7 +407,7 @@ unsigned sequence_encode(const struct forms *f, struct rng *r, uint64_t addr, ui
     uint8_t skip[4][2], skips = 0;
     if (loop) {
         uint32_t count = rng_percent(r, 90) ? 1 + rng_below(r, 5) : 5000 + rng_below(r, 4000); /* few or hot */
-        out[p.len++] = 0xb9; /* mov ecx, count */
+        out[p.len++] = 0xb9;                                                                   /* mov ecx, count */
         memcpy(out + p.len, &count, 4);
         loop_at = p.len += 4;
     }

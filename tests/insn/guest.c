@@ -52,20 +52,38 @@ struct guest {
     unsigned cpl;
     const struct test *loaded; /* whose code is in the code pages */
     uint64_t runs;
-    _Atomic uint64_t serial;   /* of the test that runs; the watchdog compares it with what it saw before */
+    _Atomic uint64_t serial; /* of the test that runs; the watchdog compares it with what it saw before */
 };
 
 /* The machine has no interrupt controller. */
-static bool no_pending(void *opaque) { return false; }
-static int no_acknowledge(void *opaque) { return -1; }
-static uint64_t no_tpr(void *opaque) { return 0; }
+static bool no_pending(void *opaque)
+{
+    return false;
+}
+static int no_acknowledge(void *opaque)
+{
+    return -1;
+}
+static uint64_t no_tpr(void *opaque)
+{
+    return 0;
+}
 static void no_set_tpr(void *opaque, uint64_t cr8) {}
-static bool no_read_msr(void *opaque, uint32_t index, uint64_t *value) { return false; }
-static bool no_write_msr(void *opaque, uint32_t index, uint64_t value) { return false; }
+static bool no_read_msr(void *opaque, uint32_t index, uint64_t *value)
+{
+    return false;
+}
+static bool no_write_msr(void *opaque, uint32_t index, uint64_t value)
+{
+    return false;
+}
 static const struct cpu_irq_ops no_irq = {no_pending, no_acknowledge, no_tpr, no_set_tpr, no_read_msr, no_write_msr};
 
 /* ---- the machine's tables ------------------------------------------------------------------------------ */
-static uint64_t *ram64(struct guest *g, uint64_t gpa) { return (uint64_t *)(g->memory->base + gpa); }
+static uint64_t *ram64(struct guest *g, uint64_t gpa)
+{
+    return (uint64_t *)(g->memory->base + gpa);
+}
 
 static void map_page(struct guest *g, uint64_t cr3, uint64_t gva, uint64_t gpa, uint64_t bits)
 {
@@ -109,7 +127,8 @@ static void build_tables(struct guest *g)
     for (unsigned v = 0; v < 256; v++) {
         uint64_t to = SYSTEM_GVA + STUB_GPA + v * STUB_SPACING;
         uint64_t *gate = ram64(g, IDT_GPA + v * 16);
-        gate[0] = (to & 0xffff) | 0x10u << 16 | 1ull << 32 | (v == 3 || v == 4 ? 0xeeull : 0x8eull) << 40 | (to >> 16 & 0xffff) << 48;
+        gate[0] = (to & 0xffff) | 0x10u << 16 | 1ull << 32 | (v == 3 || v == 4 ? 0xeeull : 0x8eull) << 40 |
+                  (to >> 16 & 0xffff) << 48;
         gate[1] = to >> 32;
         g->memory->base[STUB_GPA + v * STUB_SPACING] = 0xf4; /* hlt */
     }
@@ -237,7 +256,10 @@ static void code_write(struct guest *g, const struct test *t, bool back)
     }
 }
 
-static bool has_error_code(unsigned vector) { return 1u << (vector & 31) & 0x227d00; }
+static bool has_error_code(unsigned vector)
+{
+    return 1u << (vector & 31) & 0x227d00;
+}
 
 static void collect(struct guest *g, const struct test *t, struct result *r)
 {
@@ -262,7 +284,8 @@ static void collect(struct guest *g, const struct test *t, struct result *r)
     r->status = RUN_OK;
     if (frame[1] != code_selector(g, t) || frame[4] != (g->cpl == 3 ? 0x2bu : 0x18u)) {
         r->status = RUN_ODD;
-        snprintf(r->note, sizeof r->note, "frame holds cs %#llx ss %#llx", (unsigned long long)frame[1], (unsigned long long)frame[4]);
+        snprintf(r->note, sizeof r->note, "frame holds cs %#llx ss %#llx", (unsigned long long)frame[1],
+                 (unsigned long long)frame[4]);
     }
 }
 
@@ -311,7 +334,8 @@ static void run_test(struct guest *g, const struct test *t, struct result *r)
         collect(g, t, r);
     } else {
         r->status = exit == ENGINE_EXIT_REQUEST ? RUN_TIMEOUT : RUN_ODD;
-        snprintf(r->note, sizeof r->note, "exit %s at rip %#llx%s%.40s", ends[exit], (unsigned long long)c->rip, *error ? ": " : "", error);
+        snprintf(r->note, sizeof r->note, "exit %s at rip %#llx%s%.40s", ends[exit], (unsigned long long)c->rip,
+                 *error ? ": " : "", error);
         init_cpu(g); /* the next test begins from known ground */
         build_tables(g);
         enter_level(g, g->cpl);

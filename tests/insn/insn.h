@@ -7,6 +7,7 @@
  *
  *      forms.c     walks the opcode space, classifies, says what is left out and why
  *      encode.c    form + random choices -> code bytes
+ *      values.c    edge values, the memory that tests run in
  *      state.c     code bytes + seed -> registers, SIMD state, memory patch
  *      native.c    backend: the real CPU, in a sandboxed child, tests loaded through sigreturn
  *      guest.c     backend: a bare machine driven by an engine
@@ -30,10 +31,10 @@ struct region {
     unsigned arena_page; /* where it lives in the arena, in pages */
 };
 /* Everything beside these pages is not mapped. */
-#define DATA_LOW 0x10000000ull   /* rw rw ro rw, then nothing */
-#define DATA_STACK 0x10100000ull /* rw rw */
+#define DATA_LOW 0x10000000ull      /* rw rw ro rw, then nothing */
+#define DATA_STACK 0x10100000ull    /* rw rw */
 #define DATA_HIGH 0x123456780000ull /* rw rw */
-#define CODE_LOW 0x20000000ull   /* rx rx */
+#define CODE_LOW 0x20000000ull      /* rx rx */
 #define CODE_HIGH 0x123456700000ull /* rx rx */
 #define N_REGIONS 7
 #define ARENA_DATA_PAGES 8 /* compared after each test; code pages follow */
@@ -42,16 +43,18 @@ extern const struct region regions[N_REGIONS];
 /* Offset in the arena of gva, or -1; *left = bytes to the end of its region. */
 int64_t arena_offset(uint64_t gva, uint64_t *left);
 void arena_fill(uint8_t *arena); /* the pristine contents: edge values, valid FXSAVE/XSAVE images, int3 in code */
-#define IMAGE_FXSAVE 0x800 /* offsets from DATA_LOW of valid images */
+#define IMAGE_FXSAVE 0x800       /* offsets from DATA_LOW of valid images */
 #define IMAGE_XSAVE 0x3100
 
 /* ---- state ------------------------------------------------------------------------------------- */
 #define XSTATE_MAX 2688 /* the standard-format area up to PKRU */
 #define XSTATE_BITS 0xe7ull
 struct xstate_layout { /* of this host, from CPUID leaf 0xD */
-    uint64_t bits; /* XCR0 & XSTATE_BITS */
+    uint64_t bits;     /* XCR0 & XSTATE_BITS */
     uint32_t size;
-    struct { uint32_t offset, size; } part[8];
+    struct {
+        uint32_t offset, size;
+    } part[8];
     bool segments; /* COMPAT_FS and COMPAT_GS can be used */
 };
 void xstate_layout_init(struct xstate_layout *l);
@@ -95,7 +98,9 @@ struct result {
     uint64_t error, cr2;
     uint32_t n_diffs; /* 8-byte words of memory that changed */
     uint64_t diff_hash;
-    struct { uint64_t gva, value; } diff[N_DIFFS];
+    struct {
+        uint64_t gva, value;
+    } diff[N_DIFFS];
     char note[80];
 };
 
@@ -105,7 +110,10 @@ struct result {
 #define COMPAT_FS 0x07
 #define COMPAT_GS 0x0f /* in the native child's LDT; the guest has them in the hidden parts only */
 bool compat_segments_create(void);
-static inline uint16_t compat_selector(uint64_t base, uint16_t selector) { return base ? selector : 0; }
+static inline uint16_t compat_selector(uint64_t base, uint16_t selector)
+{
+    return base ? selector : 0;
+}
 
 /* ---- batches ----------------------------------------------------------------------------------- */
 #define BATCH 1024
@@ -153,13 +161,29 @@ static inline uint64_t rng_next(struct rng *r)
     z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
     return z ^ (z >> 31);
 }
-static inline uint32_t rng_below(struct rng *r, uint32_t n) { return (uint32_t)(((rng_next(r) >> 32) * n) >> 32); }
-static inline bool rng_percent(struct rng *r, uint32_t p) { return rng_below(r, 100) < p; }
+static inline uint32_t rng_below(struct rng *r, uint32_t n)
+{
+    return (uint32_t)(((rng_next(r) >> 32) * n) >> 32);
+}
+static inline bool rng_percent(struct rng *r, uint32_t p)
+{
+    return rng_below(r, 100) < p;
+}
 
 /* ---- forms -------------------------------------------------------------------------------------- */
 enum left_out {
-    IN_SCOPE, OUT_PRIVILEGED, OUT_KERNEL_ENTRY, OUT_IO, OUT_NONDETERMINISTIC, OUT_DESCRIPTOR, OUT_UMIP, OUT_SEGMENT,
-    OUT_FAR, OUT_NOT_OFFERED, OUT_HOST_LACKS, OUT_REASONS,
+    IN_SCOPE,
+    OUT_PRIVILEGED,
+    OUT_KERNEL_ENTRY,
+    OUT_IO,
+    OUT_NONDETERMINISTIC,
+    OUT_DESCRIPTOR,
+    OUT_UMIP,
+    OUT_SEGMENT,
+    OUT_FAR,
+    OUT_NOT_OFFERED,
+    OUT_HOST_LACKS,
+    OUT_REASONS,
 };
 extern const char *const left_out_reason[OUT_REASONS];
 
@@ -169,14 +193,14 @@ struct insn { /* a decoded instruction */
 };
 
 struct form {
-    uint8_t encoding;              /* ZydisInstructionEncoding: LEGACY, VEX, EVEX */
+    uint8_t encoding; /* ZydisInstructionEncoding: LEGACY, VEX, EVEX */
     bool p66, w, lock, has_modrm, is_mem, reg_free, rm_free, vvvv_free, opcode_reg, vsib, x87;
-    uint8_t rep;                   /* 0, F2, F3 */
+    uint8_t rep;                                  /* 0, F2, F3 */
     uint8_t map, opcode, modrm, pp, l, b, z, aaa; /* map: 0 one-byte, 1 0F, 2 0F38, 3 0F3A */
-    uint8_t disp, imm[2];          /* sizes in bytes; disp only without modrm (moffs) */
-    bool relative;                 /* imm[0] is a branch displacement */
+    uint8_t disp, imm[2];                         /* sizes in bytes; disp only without modrm (moffs) */
+    bool relative;                                /* imm[0] is a branch displacement */
     uint16_t mnemonic, isa_set, category;
-    uint16_t mem_size;             /* bytes */
+    uint16_t mem_size; /* bytes */
     enum left_out out;
     uint64_t key;
     /* filled by the run */
@@ -200,8 +224,20 @@ const struct ZydisDecodedOperand_ *insn_mem(const struct insn *i); /* first memo
 
 /* ---- encode.c ------------------------------------------------------------------------------------ */
 enum mem_mode {
-    MEM_ALIGNED, MEM_UNALIGNED, MEM_CROSS, MEM_CROSS_RO, MEM_RO, MEM_CROSS_NONE, MEM_NONE, MEM_FROM_NONE,
-    MEM_NONCANONICAL, MEM_HIGH, MEM_HIGH_CROSS, MEM_HIGH_CROSS_NONE, MEM_CODE, MEM_MODES,
+    MEM_ALIGNED,
+    MEM_UNALIGNED,
+    MEM_CROSS,
+    MEM_CROSS_RO,
+    MEM_RO,
+    MEM_CROSS_NONE,
+    MEM_NONE,
+    MEM_FROM_NONE,
+    MEM_NONCANONICAL,
+    MEM_HIGH,
+    MEM_HIGH_CROSS,
+    MEM_HIGH_CROSS_NONE,
+    MEM_CODE,
+    MEM_MODES,
 };
 extern const char *const mem_mode_name[MEM_MODES];
 uint64_t target_pick(struct rng *r, enum mem_mode mode, unsigned size, bool compat);

@@ -45,7 +45,7 @@ struct session {
     uint32_t n_groups;
     uint64_t executed, same, failed, undefined, no_oracle, executes_though_rejected, ud_differs_there;
     uint64_t undefined_by_mnemonic[ZYDIS_MNEMONIC_MAX_VALUE + 1];
-    bool differed[BATCH]; /* at CPL3 */
+    bool differed[BATCH];     /* at CPL3 */
     uint8_t rejected[4][256]; /* by map and opcode byte: executes though Zydis rejects it */
     struct timespec start;
 };
@@ -97,11 +97,13 @@ static void group_key(const struct result *cpu, const struct result *other, cons
 
 static const char *name_of(unsigned mnemonic)
 {
-    return mnemonic == NO_MNEMONIC ? "(sequence)" : mnemonic == NO_MNEMONIC + 1 ? "(invalid)" : ZydisMnemonicGetString(mnemonic);
+    return mnemonic == NO_MNEMONIC       ? "(sequence)"
+           : mnemonic == NO_MNEMONIC + 1 ? "(invalid)"
+                                         : ZydisMnemonicGetString(mnemonic);
 }
 
-static void failure(struct session *s, const struct test *t, const struct result *cpu, const struct result *other, unsigned cpl,
-                    const char *what)
+static void failure(struct session *s, const struct test *t, const struct result *cpu, const struct result *other,
+                    unsigned cpl, const char *what)
 {
     char key[64], line[256], code[320];
     unsigned mnemonic = t->kind == TEST_INVALID ? NO_MNEMONIC + 1 : NO_MNEMONIC;
@@ -124,8 +126,9 @@ static void failure(struct session *s, const struct test *t, const struct result
         return;
     disassemble(&s->forms.decoder, t, line, sizeof line);
     spec(t, code, sizeof code);
-    snprintf(g->sample[g->n_samples++], sizeof g->sample[0], "cpl%u %s | %s |%.400s\n        insn-diff --one %s%s (cpl%u)", cpl, line,
-             mem_mode_name[t->mode], what, code, t->compat ? " --bits 32" : "", cpl);
+    snprintf(g->sample[g->n_samples++], sizeof g->sample[0],
+             "cpl%u %s | %s |%.400s\n        insn-diff --one %s%s (cpl%u)", cpl, line, mem_mode_name[t->mode], what,
+             code, t->compat ? " --bits 32" : "", cpl);
 }
 
 static void print_group(const struct group *g)
@@ -151,7 +154,8 @@ static void report_forms(struct session *s)
     unsigned out[OUT_REASONS] = {0}, covered = 0, failed = 0, missed = 0;
     for (uint32_t n = 0; n < s->forms.n; n++) {
         struct form *f = &s->forms.form[n];
-        bool is_ud = f->mnemonic == ZYDIS_MNEMONIC_UD0 || f->mnemonic == ZYDIS_MNEMONIC_UD1 || f->mnemonic == ZYDIS_MNEMONIC_UD2;
+        bool is_ud = f->mnemonic == ZYDIS_MNEMONIC_UD0 || f->mnemonic == ZYDIS_MNEMONIC_UD1 ||
+                     f->mnemonic == ZYDIS_MNEMONIC_UD2;
         if (f->out == IN_SCOPE && f->runs && !f->not_ud && !is_ud)
             f->out = OUT_HOST_LACKS;
         out[f->out]++;
@@ -179,7 +183,8 @@ static void list_left_out(const struct session *s)
         printf("left out, %s:", left_out_reason[reason]);
         for (unsigned m = 0; m <= ZYDIS_MNEMONIC_MAX_VALUE; m++)
             for (uint32_t n = 0; n < s->forms.n; n++)
-                if (s->forms.form[n].out == reason && s->forms.form[n].mnemonic == m && last != ZydisMnemonicGetString(m))
+                if (s->forms.form[n].out == reason && s->forms.form[n].mnemonic == m &&
+                    last != ZydisMnemonicGetString(m))
                     printf(" %s", last = ZydisMnemonicGetString(m));
         printf("\n");
     }
@@ -192,19 +197,22 @@ static void report(struct session *s)
         print_group(&s->group[n]);
     for (unsigned n = 0; n <= ZYDIS_MNEMONIC_MAX_VALUE; n++)
         if (s->undefined_by_mnemonic[n])
-            printf("undefined flags differ (no failure): %s %" PRIu64 "\n", ZydisMnemonicGetString(n), s->undefined_by_mnemonic[n]);
+            printf("undefined flags differ (no failure): %s %" PRIu64 "\n", ZydisMnemonicGetString(n),
+                   s->undefined_by_mnemonic[n]);
     report_forms(s);
     if (s->o.left_out)
         list_left_out(s);
-    printf("rejected by Zydis, executed by this CPU, not held against the engine: %" PRIu64 " encodings", s->executes_though_rejected);
+    printf("rejected by Zydis, executed by this CPU, not held against the engine: %" PRIu64 " encodings",
+           s->executes_though_rejected);
     for (unsigned map = 0; map < 4; map++)
         for (unsigned op = 0; op < 256; op++)
             if (s->rejected[map][op])
                 printf(" %s%02x", (const char *[]){"", "0f", "0f38", "0f3a"}[map], op);
     printf(" (different there: %" PRIu64 ")\n", s->ud_differs_there);
     double t = elapsed(s);
-    printf("%" PRIu64 " executions in %.1f s (%.0f per second), seed %#" PRIx64 ", no oracle (endless or system call) %" PRIu64
-           ", undefined flags differ %" PRIu64 ", groups of failures %u\n",
+    printf("%" PRIu64 " executions in %.1f s (%.0f per second), seed %#" PRIx64
+           ", no oracle (endless or system call) %" PRIu64 ", undefined flags differ %" PRIu64
+           ", groups of failures %u\n",
            s->executed, t, (double)s->executed / t, s->o.seed, s->no_oracle, s->undefined, s->n_groups);
     printf("%" PRIu64 " passed, %" PRIu64 " failed\n", s->same, s->failed);
     fflush(stdout);
@@ -214,7 +222,8 @@ static void report(struct session *s)
 static void note_rejected(struct session *s, const struct test *t, bool differs)
 {
     unsigned n = 0;
-    while (n + 3 < t->len && (strchr("\x66\xf2\xf3\xf0\x2e\x36\x3e\x26\x64\x65\x67", t->code[n]) || (t->code[n] & 0xf0) == 0x40))
+    while (n + 3 < t->len &&
+           (strchr("\x66\xf2\xf3\xf0\x2e\x36\x3e\x26\x64\x65\x67", t->code[n]) || (t->code[n] & 0xf0) == 0x40))
         n++;
     unsigned map = t->code[n] != 0x0f ? 0 : t->code[n + 1] == 0x38 ? 2 : t->code[n + 1] == 0x3a ? 3 : 1;
     s->rejected[map][t->code[n + (map == 0 ? 0 : map == 1 ? 1 : 2)]] = 1;
@@ -229,10 +238,12 @@ static bool too_long(const struct session *s, const struct test *t)
     uint8_t code[CODE_MAX + 16];
     memset(code, 0xcc, sizeof code);
     memcpy(code, t->code, t->len);
-    return ZydisDecoderDecodeFull(&s->forms.decoder, code, t->len + 16u, &i.i, i.op) == ZYDIS_STATUS_INSTRUCTION_TOO_LONG;
+    return ZydisDecoderDecodeFull(&s->forms.decoder, code, t->len + 16u, &i.i, i.op) ==
+           ZYDIS_STATUS_INSTRUCTION_TOO_LONG;
 }
 
-static void judge(struct session *s, const struct test *t, const struct result *cpu, const struct result *other, unsigned cpl)
+static void judge(struct session *s, const struct test *t, const struct result *cpu, const struct result *other,
+                  unsigned cpl)
 {
     char what[4096];
     enum verdict v = compare(t, cpu, other, cpl, &s->layout, what, sizeof what);
@@ -243,7 +254,8 @@ static void judge(struct session *s, const struct test *t, const struct result *
         bool fetch = cpu->vector == 14 && cpu->error & 16 && cpu->out.rip == t->addr;
         f->not_ud += !(cpu->vector == 6 && cpu->out.rip == t->addr) && !fetch;
     }
-    if (v != NO_ORACLE && t->kind == TEST_INVALID && !(cpu->vector == 6 && cpu->out.rip == t->addr) && !too_long(s, t)) {
+    if (v != NO_ORACLE && t->kind == TEST_INVALID && !(cpu->vector == 6 && cpu->out.rip == t->addr) &&
+        !too_long(s, t)) {
         note_rejected(s, t, v != SAME);
         return;
     }
@@ -292,8 +304,8 @@ static bool flush_batch(struct session *s)
     return true;
 }
 
-static bool push(struct session *s, uint64_t addr, const uint8_t *code, unsigned len, enum test_kind kind, unsigned mode,
-                 uint64_t seed, uint32_t form)
+static bool push(struct session *s, uint64_t addr, const uint8_t *code, unsigned len, enum test_kind kind,
+                 unsigned mode, uint64_t seed, uint32_t form)
 {
     struct test *t = &s->batch->test[s->batch->n];
     t->addr = addr, t->len = (uint8_t)len, t->kind = kind, t->mode = (uint8_t)mode, t->seed = seed, t->form = form;
@@ -384,9 +396,14 @@ static bool run_fuzz(struct session *s)
     while (!s->o.seconds || elapsed(s) < s->o.seconds) {
         uint32_t form = rng_below(&r, s->forms.n), how = rng_below(&r, 10);
         uint64_t seed = rng_next(&r);
-        bool ok = how == 0 ? push_invalid(s, seed) : how < 6 ? push_sequence(s, seed)
-                  : !selected(s, &s->forms.form[form]) ? true
-                  : push_form(s, form, s->forms.form[form].mem_size || s->forms.form[form].is_mem ? rng_below(&r, MEM_MODES) : MEM_ALIGNED, seed);
+        bool ok = how == 0  ? push_invalid(s, seed)
+                  : how < 6 ? push_sequence(s, seed)
+                  : !selected(s, &s->forms.form[form])
+                      ? true
+                      : push_form(s, form,
+                                  s->forms.form[form].mem_size || s->forms.form[form].is_mem ? rng_below(&r, MEM_MODES)
+                                                                                             : MEM_ALIGNED,
+                                  seed);
         if (!ok)
             return false;
         if (elapsed(s) > next) {
@@ -418,7 +435,8 @@ static bool run_one(struct session *s)
     printf("%s\n", line);
     for (unsigned n = 0; n < 16; n++)
         printf("r%-2u %016" PRIx64 "%s", n, t->in.gpr[n], n % 4 == 3 ? "\n" : "  ");
-    printf("rip %#" PRIx64 " rflags %#" PRIx64 " fs %#" PRIx64 " gs %#" PRIx64 "\n", t->in.rip, t->in.rflags, t->in.fs_base, t->in.gs_base);
+    printf("rip %#" PRIx64 " rflags %#" PRIx64 " fs %#" PRIx64 " gs %#" PRIx64 "\n", t->in.rip, t->in.rflags,
+           t->in.fs_base, t->in.gs_base);
     for (unsigned n = 1; n < s->o.repeat; n++) /* the same code in other states: what a translation keeps may matter */
         if (!push(s, addr, code, len, kind, mode, seed + n % 64, UINT32_MAX))
             return false;
@@ -429,9 +447,13 @@ static bool run_one(struct session *s)
 static int parse(struct options *o, int argc, char **argv)
 {
     static const struct option longs[] = {
-        {"engine", 1, 0, 'e'}, {"seed", 1, 0, 's'}, {"rounds", 1, 0, 'r'}, {"sequences", 1, 0, 'q'}, {"invalid", 1, 0, 'i'},
-        {"seconds", 1, 0, 't'}, {"fuzz", 0, 0, 'f'}, {"one", 1, 0, '1'}, {"only", 1, 0, 'm'}, {"show", 1, 0, 'n'}, {"left-out", 0, 0, 'l'}, {"bits", 1, 0, 'b'}, {"repeat", 1, 0, 'p'},
-        {0},
+        {"engine", 1, 0, 'e'},   {"seed", 1, 0, 's'},
+        {"rounds", 1, 0, 'r'},   {"sequences", 1, 0, 'q'},
+        {"invalid", 1, 0, 'i'},  {"seconds", 1, 0, 't'},
+        {"fuzz", 0, 0, 'f'},     {"one", 1, 0, '1'},
+        {"only", 1, 0, 'm'},     {"show", 1, 0, 'n'},
+        {"left-out", 0, 0, 'l'}, {"bits", 1, 0, 'b'},
+        {"repeat", 1, 0, 'p'},   {0},
     };
     for (int c; (c = getopt_long(argc, argv, "", longs, NULL)) != -1;) {
         uint64_t v = optarg ? strtoull(optarg, NULL, 0) : 0;
@@ -440,19 +462,44 @@ static int parse(struct options *o, int argc, char **argv)
             if (strcmp(optarg, o->engine->name))
                 o->engine = !strcmp(optarg, "native") ? &backend_native : NULL;
             break;
-        case 's': o->seed = v; break;
-        case 'r': o->rounds = (unsigned)v; break;
-        case 'q': o->sequences = (unsigned)v; break;
-        case 'i': o->invalid = (unsigned)v; break;
-        case 't': o->seconds = (unsigned)v; break;
-        case 'n': o->show = (unsigned)v; break;
-        case 'p': o->repeat = (unsigned)v; break;
-        case 'b': o->compat = v == 32; break;
-        case 'l': o->left_out = true; break;
-        case 'f': o->fuzz = true; break;
-        case '1': o->one = optarg; break;
-        case 'm': o->only = optarg; break;
-        default: return -1;
+        case 's':
+            o->seed = v;
+            break;
+        case 'r':
+            o->rounds = (unsigned)v;
+            break;
+        case 'q':
+            o->sequences = (unsigned)v;
+            break;
+        case 'i':
+            o->invalid = (unsigned)v;
+            break;
+        case 't':
+            o->seconds = (unsigned)v;
+            break;
+        case 'n':
+            o->show = (unsigned)v;
+            break;
+        case 'p':
+            o->repeat = (unsigned)v;
+            break;
+        case 'b':
+            o->compat = v == 32;
+            break;
+        case 'l':
+            o->left_out = true;
+            break;
+        case 'f':
+            o->fuzz = true;
+            break;
+        case '1':
+            o->one = optarg;
+            break;
+        case 'm':
+            o->only = optarg;
+            break;
+        default:
+            return -1;
         }
     }
     return optind == argc && o->engine ? 0 : -1;
@@ -461,10 +508,12 @@ static int parse(struct options *o, int argc, char **argv)
 int main(int argc, char **argv)
 {
     static struct session s; /* large */
-    s.o = (struct options){.engine = BACKEND_DEFAULT, .rounds = 4, .sequences = 200000, .invalid = 30000, .show = 200, .seed = 1};
+    s.o = (struct options){
+        .engine = BACKEND_DEFAULT, .rounds = 4, .sequences = 200000, .invalid = 30000, .show = 200, .seed = 1};
     if (parse(&s.o, argc, argv)) {
         fprintf(stderr, "usage: insn-diff [--engine soft|native] [--seed N] [--rounds N] [--sequences N] [--invalid N] "
-                        "[--bits 64|32] [--only MNEMONIC] [--show GROUPS] [--left-out] [--fuzz [--seconds N]] [--one CASE [--repeat N]]\n");
+                        "[--bits 64|32] [--only MNEMONIC] [--show GROUPS] [--left-out] [--fuzz [--seconds N]] [--one "
+                        "CASE [--repeat N]]\n");
         return 2;
     }
     signal(SIGPIPE, SIG_IGN);

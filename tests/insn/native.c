@@ -150,7 +150,9 @@ BARE static void handler(int sig, siginfo_t *si, void *ctx)
     __asm__ volatile("pushfq; andl $~0x244000, (%%rsp); popfq" ::: "memory", "cc");
     unsigned long fs = _readfsbase_u64(), gs = _readgsbase_u64();
     uint16_t fs_selector, gs_selector;
-    __asm__ volatile("mov %%fs, %0; mov %%gs, %1; mov %2, %%fs; mov %2, %%gs" : "=&r"(fs_selector), "=&r"(gs_selector) : "r"(0));
+    __asm__ volatile("mov %%fs, %0; mov %%gs, %1; mov %2, %%fs; mov %2, %%gs"
+                     : "=&r"(fs_selector), "=&r"(gs_selector)
+                     : "r"(0));
     _writefsbase_u64(home_fs);
     _writegsbase_u64(home_gs);
     if (step(sig, ctx, fs, gs)) {
@@ -198,7 +200,9 @@ static int map_regions(int fd)
 {
     for (unsigned n = 0; n < N_REGIONS; n++) {
         const struct region *g = &regions[n];
-        int prot = g->access == REGION_RW ? PROT_READ | PROT_WRITE : g->access == REGION_RX ? PROT_READ | PROT_EXEC : PROT_READ;
+        int prot = g->access == REGION_RW   ? PROT_READ | PROT_WRITE
+                   : g->access == REGION_RX ? PROT_READ | PROT_EXEC
+                                            : PROT_READ;
         if (mmap((void *)g->gva, g->pages * PAGE, prot, MAP_SHARED | MAP_FIXED_NOREPLACE | MAP_POPULATE, fd,
                  (off_t)(g->arena_page * PAGE)) != (void *)g->gva)
             return -errno;
@@ -209,7 +213,8 @@ static int map_regions(int fd)
 /* The descriptors behind COMPAT_FS and COMPAT_GS. */
 static bool local_segment(unsigned entry, unsigned base)
 {
-    struct user_desc d = {.entry_number = entry, .base_addr = base, .limit = 0xfffff, .seg_32bit = 1, .limit_in_pages = 1, .useable = 1};
+    struct user_desc d = {
+        .entry_number = entry, .base_addr = base, .limit = 0xfffff, .seg_32bit = 1, .limit_in_pages = 1, .useable = 1};
     return syscall(SYS_modify_ldt, 0x11, &d, sizeof d) == 0;
 }
 

@@ -153,8 +153,8 @@ struct result *runner_finish(struct runner *r)
         struct result *res = &r->results[at];
         memset(res, 0, sizeof *res);
         res->status = RUN_DIED;
-        snprintf(res->note, sizeof res->note, reply ? "the %s process died (%s %d)" : "the %s process hangs", r->backend->name,
-                 info.si_code == CLD_EXITED ? "status" : "signal", info.si_status);
+        snprintf(res->note, sizeof res->note, reply ? "the %s process died (%s %d)" : "the %s process hangs",
+                 r->backend->name, info.si_code == CLD_EXITED ? "status" : "signal", info.si_status);
         reap(r);
         if (spawn(r))
             return NULL;

@@ -1,70 +1,16 @@
-/* The state in which a test runs: edge values, addresses that land where the memory mode says. */
+/* The state in which a test runs: registers and SIMD state, addresses that land where the memory mode says. */
 #include <string.h>
 
 #include "insn.h"
-
-/* ---- values -------------------------------------------------------------------------------------- */
-static const uint64_t edges[] = {
-    0, 1, 2, 0x7f, 0x80, 0xff, 0x100, 0x7fff, 0x8000, 0xffff, 0x10000, 0x7fffffff, 0x80000000, 0xffffffff,
-    0x100000000, 0x7fffffffffffffff, 0x8000000000000000, 0xffffffffffffffff, 0xfffffffffffffffe, 0xffffffff80000000,
-    0xffffffffffff8000, 0xffffffffffffff80, 0xaaaaaaaaaaaaaaaa, 0x5555555555555555,
-};
-static const uint32_t edges_f32[] = {
-    0, 0x80000000, 0x3f800000, 0xbf800000, 0x7f800000, 0xff800000, 0x7fc00000, 0xffc00000, 0x7f800001, 0x7fbfffff,
-    0x00000001, 0x80000001, 0x007fffff, 0x00800000, 0x7f7fffff, 0xff7fffff, 0x4f000000, 0xcf000000, 0x5f000000, 0x3f000000,
-    0x4b000000, 0x33800000, 0x40490fdb,
-};
-static const uint64_t edges_f64[] = {
-    0, 0x8000000000000000, 0x3ff0000000000000, 0xbff0000000000000, 0x7ff0000000000000, 0xfff0000000000000,
-    0x7ff8000000000000, 0xfff8000000000000, 0x7ff0000000000001, 0x7ff7ffffffffffff, 1, 0x8000000000000001,
-    0x000fffffffffffff, 0x0010000000000000, 0x7fefffffffffffff, 0xffefffffffffffff, 0x43e0000000000000,
-    0xc3e0000000000000, 0x41dfffffffc00000, 0xc1e0000000000000, 0x3fe0000000000000, 0x3ca0000000000000,
-    0x47efffffe0000000, 0x36a0000000000000, 0x400921fb54442d18,
-};
-static const struct { uint64_t mantissa; uint16_t exponent; } edges_f80[] = {
-    {0, 0}, {0, 0x8000}, {0x8000000000000000, 0x3fff}, {0x8000000000000000, 0xbfff}, {0x8000000000000000, 0x7fff},
-    {0x8000000000000000, 0xffff}, {0xc000000000000000, 0x7fff}, {0xc000000000000000, 0xffff}, {0xa000000000000000, 0x7fff},
-    {1, 0}, {0x7fffffffffffffff, 0}, {0x8000000000000000, 0} /* pseudo-denormal */, {0x8000000000000000, 1},
-    {0xffffffffffffffff, 0x7ffe}, {0, 0x7fff} /* pseudo-infinity */, {0x1234, 0x3fff} /* unnormal */,
-    {0x8000000000000000, 0x403e}, {0xc90fdaa22168c235, 0x4000}, {0x9a209a84fbcff799, 0x3ffd}, {0xde0b6b3a76400000, 0x403a},
-    {0x8000000000000000, 0x3fbf}, {0x8000000000000000, 0x7ffd},
-};
-#define COUNT(a) ((uint32_t)(sizeof(a) / sizeof(a)[0]))
-
-enum value_kind { V_RANDOM, V_EDGE8, V_EDGE16, V_EDGE32, V_EDGE64, V_F32, V_F64, V_SMALL, V_BYTE, V_KINDS };
-
-static void fill(struct rng *r, uint8_t *p, size_t len, enum value_kind kind)
-{
-    static const uint8_t step[V_KINDS] = {8, 1, 2, 4, 8, 4, 8, 4, 64};
-    for (size_t n = 0; n < len; n += step[kind]) {
-        size_t take = len - n < step[kind] ? len - n : step[kind];
-        uint64_t v = rng_next(r);
-        if (kind == V_F32) {
-            uint32_t e = (uint32_t)(v >> 40) % 4 ? edges_f32[(uint32_t)v % COUNT(edges_f32)]
-                                                : 0x3f800000 + ((uint32_t)v & 0x83ffffff) - 0x1000000;
-            memcpy(p + n, &e, take);
-        } else if (kind == V_F64) {
-            uint64_t e = (uint32_t)(v >> 40) % 4 ? edges_f64[(uint32_t)v % COUNT(edges_f64)]
-                                                : 0x3ff0000000000000 + (v & 0x807fffffffffffff) - 0x40000000000000;
-            memcpy(p + n, &e, take);
-        } else if (kind == V_BYTE) {
-            memset(p + n, (int)v, take);
-        } else {
-            if (kind == V_SMALL)
-                v = (uint64_t)(int64_t)(int)((uint32_t)v % 65) - 32;
-            else if (kind != V_RANDOM)
-                v = edges[(uint32_t)v % COUNT(edges)];
-            memcpy(p + n, &v, take);
-        }
-    }
-}
+#include "values.h"
 
 static uint64_t gpr_value(struct rng *r)
 {
     uint64_t v = rng_next(r);
     switch (rng_below(r, 8)) {
-    case 0: case 1:
-        return edges[(uint32_t)v % COUNT(edges)];
+    case 0:
+    case 1:
+        return edges[(uint32_t)v % N_EDGES];
     case 2:
         return v & 0xff;
     case 3:
@@ -78,125 +24,22 @@ static uint64_t gpr_value(struct rng *r)
     }
 }
 
-/* ---- memory ---------------------------------------------------------------------------------------- */
-const struct region regions[N_REGIONS] = {
-    {DATA_LOW, 2, REGION_RW, 0}, {DATA_LOW + 2 * PAGE, 1, REGION_RO, 2}, {DATA_LOW + 3 * PAGE, 1, REGION_RW, 3},
-    {DATA_STACK, 2, REGION_RW, 4}, {DATA_HIGH, 2, REGION_RW, 6},
-    {CODE_LOW, 2, REGION_RX, 8}, {CODE_HIGH, 2, REGION_RX, 10},
-};
-
-int64_t arena_offset(uint64_t gva, uint64_t *left)
-{
-    for (unsigned n = 0; n < N_REGIONS; n++) {
-        uint64_t off = gva - regions[n].gva, size = regions[n].pages * PAGE;
-        if (off < size) {
-            if (left)
-                *left = size - off;
-            return (int64_t)(regions[n].arena_page * PAGE + off);
-        }
-    }
-    return -1;
-}
-
-void arena_fill(uint8_t *arena)
-{
-    struct rng r = {42};
-    for (size_t n = 0; n < ARENA_DATA_PAGES * PAGE; n += 128)
-        fill(&r, arena + n, 128, (enum value_kind)rng_below(&r, V_KINDS));
-    memset(arena + ARENA_DATA_PAGES * PAGE, 0xcc, (ARENA_PAGES - ARENA_DATA_PAGES) * PAGE);
-    /* Images that fxrstor and xrstor take; the test's patch varies the header. */
-    uint8_t *fx = arena + IMAGE_FXSAVE, *xs = arena + IMAGE_XSAVE;
-    uint16_t fcw = 0x37f;
-    uint32_t mxcsr = 0x1f80;
-    for (unsigned k = 0; k < 2; k++, fx = xs) {
-        memcpy(fx, &fcw, 2);
-        memset(fx + 6, 0, 18);
-        memcpy(fx + 24, &mxcsr, 4);
-        memset(fx + 416, 0, 96);
-    }
-    memset(xs + 512, 0, 64);
-    xs[512] = 7;
-}
-
-static void patch_in(uint8_t *arena, const uint8_t *pristine, const struct patch *p, bool back)
-{
-    for (uint32_t n = 0; n < p->len; n++) {
-        int64_t off = arena_offset(p->addr + n, NULL);
-        if (off >= 0 && off < (int64_t)(ARENA_DATA_PAGES * PAGE))
-            arena[off] = back ? pristine[off] : p->bytes[n];
-    }
-}
-
-static void patch_all(struct arena_view *v, const struct test *t, bool back)
-{
-    for (unsigned k = 0; k < N_PATCHES; k++) {
-        patch_in(v->live, v->pristine, &t->patch[k], back);
-        patch_in(v->shadow, v->pristine, &t->patch[k], back);
-    }
-}
-
-void arena_prepare(struct arena_view *v, const struct test *t) { patch_all(v, t, false); }
-
-static uint64_t arena_gva(size_t off)
-{
-    for (unsigned n = 0; n < N_REGIONS; n++)
-        if (off - regions[n].arena_page * PAGE < regions[n].pages * PAGE)
-            return regions[n].gva + (off - regions[n].arena_page * PAGE);
-    return 0;
-}
-
-/* Code pages are not compared: they are not writable and the harness rewrites them through an alias. */
-void arena_collect(struct arena_view *v, const struct test *t, struct result *r)
-{
-    r->n_diffs = 0;
-    r->diff_hash = 0;
-    for (unsigned page = 0; page < ARENA_DATA_PAGES; page++) {
-        uint64_t *live = (uint64_t *)(v->live + page * PAGE), *shadow = (uint64_t *)(v->shadow + page * PAGE);
-        for (unsigned n = 0; n < PAGE / 8; n += 8) {
-            uint64_t any = 0;
-            for (unsigned k = 0; k < 8; k++)
-                any |= live[n + k] ^ shadow[n + k];
-            for (unsigned k = n; any && k < n + 8; k++) {
-                if (live[k] == shadow[k])
-                    continue;
-                if (r->n_diffs < N_DIFFS) {
-                    r->diff[r->n_diffs].gva = arena_gva(page * PAGE + k * 8);
-                    r->diff[r->n_diffs].value = live[k];
-                }
-                r->n_diffs++;
-                r->diff_hash = (r->diff_hash ^ live[k] ^ (page * PAGE + k)) * 0x9e3779b97f4a7c15ull + (r->diff_hash >> 31);
-                live[k] = shadow[k];
-            }
-        }
-    }
-    patch_all(v, t, true);
-}
-
-void xstate_layout_init(struct xstate_layout *l)
-{
-    uint32_t a, b, c, d, lo, hi;
-    __asm__("xgetbv" : "=a"(lo), "=d"(hi) : "c"(0));
-    memset(l, 0, sizeof *l);
-    l->bits = lo & XSTATE_BITS;
-    l->size = 576;
-    for (unsigned n = 2; n < 8; n++) {
-        if (!(l->bits >> n & 1))
-            continue;
-        __asm__("cpuid" : "=a"(a), "=b"(b), "=c"(c), "=d"(d) : "a"(0xd), "c"(n));
-        l->part[n].offset = b, l->part[n].size = a;
-        if (a + b > l->size)
-            l->size = a + b;
-    }
-}
-
 /* ---- SIMD and x87 ------------------------------------------------------------------------------------ */
-static void put32(uint8_t *p, uint32_t v) { memcpy(p, &v, 4); }
-static void put16(uint8_t *p, uint16_t v) { memcpy(p, &v, 2); }
+static void put32(uint8_t *p, uint32_t v)
+{
+    memcpy(p, &v, 4);
+}
+static void put16(uint8_t *p, uint16_t v)
+{
+    memcpy(p, &v, 2);
+}
 
 static void fill_x87(struct rng *r, uint8_t *x)
 {
     uint32_t c = rng_below(r, 20);
-    uint16_t fcw = c < 13 ? 0x37f : c < 18 ? (uint16_t)(0x7f | rng_below(r, 16) << 8) : (uint16_t)(0x40 | (rng_next(r) & 0xf3f));
+    uint16_t fcw = c < 13   ? 0x37f
+                   : c < 18 ? (uint16_t)(0x7f | rng_below(r, 16) << 8)
+                            : (uint16_t)(0x40 | (rng_next(r) & 0xf3f));
     uint16_t fsw = (uint16_t)(rng_below(r, 8) << 11);
     if (rng_percent(r, 20))
         fsw |= rng_next(r) & 0x473f;
@@ -211,7 +54,7 @@ static void fill_x87(struct rng *r, uint8_t *x)
         uint64_t mantissa = rng_next(r);
         uint16_t exponent = 0xffff; /* as MMX leaves it */
         if (rng_percent(r, 55)) {
-            uint32_t e = rng_below(r, COUNT(edges_f80));
+            uint32_t e = rng_below(r, N_EDGES_F80);
             mantissa = edges_f80[e].mantissa, exponent = edges_f80[e].exponent;
         } else if (rng_percent(r, 60)) {
             mantissa |= 1ull << 63;
@@ -261,7 +104,8 @@ static void fill_xstate(struct rng *r, uint8_t *x, const struct xstate_layout *l
 }
 
 /* Element n (of `size` bytes) of vector register `reg`. */
-static void set_element(uint8_t *x, const struct xstate_layout *l, unsigned reg, unsigned n, unsigned size, uint64_t value)
+static void set_element(uint8_t *x, const struct xstate_layout *l, unsigned reg, unsigned n, unsigned size,
+                        uint64_t value)
 {
     unsigned at = n * size;
     if (reg >= 16) {
@@ -328,7 +172,8 @@ static void place_registers(struct placing *p, const struct insn *i, const Zydis
         set_gpr(p, base, (want - d) / (scale + 1), width);
     } else {
         if (index >= 0) {
-            set_gpr(p, index, rng_percent(p->r, 60) ? (uint64_t)(int64_t)((int)rng_below(p->r, 129) - 64) : rng_next(p->r), 64);
+            set_gpr(p, index,
+                    rng_percent(p->r, 60) ? (uint64_t)(int64_t)((int)rng_below(p->r, 129) - 64) : rng_next(p->r), 64);
             d += p->t->in.gpr[index] * scale;
         }
         set_gpr(p, base, want - d, width);
@@ -339,7 +184,8 @@ static void place_registers(struct placing *p, const struct insn *i, const Zydis
 static bool is_push_like(const struct insn *i)
 {
     switch (i->i.meta.category) {
-    case ZYDIS_CATEGORY_CALL: case ZYDIS_CATEGORY_PUSH:
+    case ZYDIS_CATEGORY_CALL:
+    case ZYDIS_CATEGORY_PUSH:
         return true;
     default:
         return i->i.mnemonic == ZYDIS_MNEMONIC_ENTER;
@@ -369,7 +215,7 @@ static void add_patch(struct placing *p, const struct insn *i, uint64_t gva, uns
         memcpy(patch->bytes, &to, 8);
     }
     if (size == 10 && rng_percent(p->r, 70)) {
-        uint32_t e = rng_below(p->r, COUNT(edges_f80));
+        uint32_t e = rng_below(p->r, N_EDGES_F80);
         memcpy(patch->bytes, &edges_f80[e].mantissa, 8);
         memcpy(patch->bytes + 8, &edges_f80[e].exponent, 2);
         if (i->i.mnemonic == ZYDIS_MNEMONIC_FBLD)
@@ -377,16 +223,20 @@ static void add_patch(struct placing *p, const struct insn *i, uint64_t gva, uns
                 patch->bytes[n] = (uint8_t)(rng_below(p->r, 10) << 4 | rng_below(p->r, 10));
     }
     switch (i->i.mnemonic) {
-    case ZYDIS_MNEMONIC_LDMXCSR: case ZYDIS_MNEMONIC_VLDMXCSR:
+    case ZYDIS_MNEMONIC_LDMXCSR:
+    case ZYDIS_MNEMONIC_VLDMXCSR:
         patch->bytes[2] = patch->bytes[3] = rng_percent(p->r, 90) ? 0 : patch->bytes[3];
         break;
-    case ZYDIS_MNEMONIC_CMPXCHG: case ZYDIS_MNEMONIC_CMPXCHG8B: case ZYDIS_MNEMONIC_CMPXCHG16B:
+    case ZYDIS_MNEMONIC_CMPXCHG:
+    case ZYDIS_MNEMONIC_CMPXCHG8B:
+    case ZYDIS_MNEMONIC_CMPXCHG16B:
         if (rng_percent(p->r, 50)) {
             memcpy(patch->bytes, &p->t->in.gpr[0], 8);
             memcpy(patch->bytes + (size == 16 ? 8 : 4), &p->t->in.gpr[2], size == 16 ? 8 : 4);
         }
         break;
-    case ZYDIS_MNEMONIC_POPF: case ZYDIS_MNEMONIC_POPFQ:
+    case ZYDIS_MNEMONIC_POPF:
+    case ZYDIS_MNEMONIC_POPFQ:
         patch->bytes[1] &= rng_percent(p->r, 95) ? ~1 : ~0; /* TF */
         break;
     default:
@@ -457,13 +307,17 @@ static void tune(struct placing *p, const struct insn *i)
 {
     uint64_t *gpr = p->t->in.gpr;
     switch (i->i.mnemonic) {
-    case ZYDIS_MNEMONIC_DIV: case ZYDIS_MNEMONIC_IDIV:
+    case ZYDIS_MNEMONIC_DIV:
+    case ZYDIS_MNEMONIC_IDIV:
         if (rng_percent(p->r, 60))
             gpr[2] = rng_percent(p->r, 50) ? 0 : (uint64_t)((int64_t)gpr[0] >> 63);
         if (rng_percent(p->r, 30))
             gpr[0] &= 0xff;
         break;
-    case ZYDIS_MNEMONIC_BT: case ZYDIS_MNEMONIC_BTS: case ZYDIS_MNEMONIC_BTR: case ZYDIS_MNEMONIC_BTC: {
+    case ZYDIS_MNEMONIC_BT:
+    case ZYDIS_MNEMONIC_BTS:
+    case ZYDIS_MNEMONIC_BTR:
+    case ZYDIS_MNEMONIC_BTC: {
         int reg = i->op[1].type == ZYDIS_OPERAND_TYPE_REGISTER ? gpr_of(i->op[1].reg.value) : -1;
         if (reg >= 0 && rng_percent(p->r, 75)) { /* bit offsets reach other pages */
             gpr[reg] = (uint64_t)(int64_t)((int)rng_below(p->r, 80000) - 40000);
@@ -502,7 +356,9 @@ static bool place_insn(struct placing *p, const struct insn *i)
         const ZydisDecodedOperand *o = &i->op[swap ? k : i->i.operand_count - 1u - k];
         if (o->type != ZYDIS_OPERAND_TYPE_MEMORY)
             continue;
-        enum mem_mode mode = first ? p->t->mode : rng_percent(p->r, 90) ? rng_below(p->r, 3) : rng_below(p->r, MEM_MODES);
+        enum mem_mode mode = first                   ? p->t->mode
+                             : rng_percent(p->r, 90) ? rng_below(p->r, 3)
+                                                     : rng_below(p->r, MEM_MODES);
         place_mem(p, i, o, mode);
         first = false;
     }
@@ -526,14 +382,15 @@ bool test_fill(struct test *t, const ZydisDecoder *d, const struct xstate_layout
         t->in.gpr[n] = gpr_value(&r) & (t->compat && n < 8 ? 0xffffffff : ~0ull);
     t->in.gpr[4] = DATA_STACK + PAGE + (rng_percent(&r, 80) ? rng_below(&r, 256) * 8 : rng_below(&r, 2048));
     static const uint64_t bases[] = {0, 0x1000, 0x123450000000, 0xfffffffffffff000, 0x7fffffff0000, 0x10};
-    t->in.fs_base = bases[rng_below(&r, COUNT(bases))];
-    t->in.gs_base = bases[rng_below(&r, COUNT(bases))];
+    t->in.fs_base = bases[rng_below(&r, (uint32_t)(sizeof bases / sizeof bases[0]))];
+    t->in.gs_base = bases[rng_below(&r, (uint32_t)(sizeof bases / sizeof bases[0]))];
     if (t->compat) {
         t->in.fs_base = l->segments && rng_percent(&r, 90) ? COMPAT_FS_BASE : 0;
         t->in.gs_base = l->segments && rng_percent(&r, 90) ? COMPAT_GS_BASE : 0;
     }
     t->in.rip = t->addr;
-    t->in.rflags = 0x202 | (rng_next(&r) & 0x8d5) | (rng_percent(&r, 6) ? 0x400 : 0) | (rng_percent(&r, 2) ? 0x40000 : 0);
+    t->in.rflags = 0x202 | (rng_next(&r) & 0x8d5) | (rng_percent(&r, 6) ? 0x400 : 0) |
+                   (rng_percent(&r, 2) ? 0x40000 : 0);
     if (t->in.rflags & 0x40000)
         t->cpl3_only = true; /* alignment checks exist at CPL3 only */
     fill_xstate(&r, t->in.xstate, l);
