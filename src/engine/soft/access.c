@@ -437,7 +437,8 @@ void emit_access(struct translator *t, const struct insn *in, const struct ea *e
         e_gs(e, 0x2b, true, t->A, slot); /* sub A, slot.tag */
     }
     uint32_t misaligned = 0;
-    if (t->amd && (t->mode & MODE_64) && (ea->segment == FS || ea->segment == GS))
+    s->based = ea->segment == FS || ea->segment == GS;
+    if (t->amd && (t->mode & MODE_64) && s->based)
         s->segment = (uint8_t)ea->segment;
     s->gp_align = (uint8_t)gp_alignment(t, in, size);
     if (s->gp_align || in->d.mnemonic == ZYDIS_MNEMONIC_LDMXCSR || in->d.mnemonic == ZYDIS_MNEMONIC_VLDMXCSR)

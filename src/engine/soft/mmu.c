@@ -22,6 +22,57 @@ static void dirty_add(struct dirty_list *d, unsigned index)
         d->n++;
 }
 
+/* --- breakpoints on data (SDM vol. 3, 17.2.4) ---------------------------------------------------------- */
+
+static void watch_one(struct soft_vcpu *v, unsigned i)
+{
+    static const uint8_t lengths[4] = { 1, 2, 8, 4 };
+    uint64_t dr7 = v->cpu.dr7, length = lengths[dr7 >> (18 + 4 * i) & 3], first = v->cpu.dr[i] & ~(length - 1);
+    unsigned kind = dr7 >> (16 + 4 * i) & 3;
+    if ((dr7 >> (2 * i) & 3) && (kind & 1))
+        v->watch[v->n_watch++] = (struct watch){ .first = first, .last = first + length - 1, .reads = kind == 3, .bit = 1u << i };
+}
+
+static void tlb_flush(struct soft_vcpu *v, unsigned mmu, bool globals_too);
+
+void soft_watch_update(struct soft_vcpu *v)
+{
+    const struct cpu *c = &v->cpu;
+    bool same = v->watched_dr7 == c->dr7;
+    for (unsigned i = 0; i < 4; i++) {
+        same &= v->watched_dr[i] == c->dr[i];
+        v->watched_dr[i] = c->dr[i];
+    }
+    v->watched_dr7 = c->dr7;
+    if (same)
+        return;
+    unsigned before = v->n_watch;
+    v->n_watch = 0;
+    for (unsigned i = 0; i < 4; i++)
+        watch_one(v, i);
+    for (unsigned mmu = 0; mmu < MMU_COUNT && (before || v->n_watch); mmu++)
+        tlb_flush(v, mmu, true);
+}
+
+bool soft_watched(const struct soft_vcpu *v, uint64_t gva, bool write)
+{
+    for (unsigned i = 0; i < v->n_watch; i++)
+        if (v->watch[i].first >> 12 == gva >> 12 && (write || v->watch[i].reads))
+            return true;
+    return false;
+}
+
+uint32_t soft_watch_hits(const struct soft_vcpu *v, uint64_t gva, uint64_t n, bool write)
+{
+    uint32_t hits = 0;
+    for (unsigned i = 0; i < v->n_watch; i++) {
+        const struct watch *w = &v->watch[i];
+        if ((write || w->reads) && gva <= w->last && gva + n - 1 >= w->first)
+            hits |= w->bit;
+    }
+    return hits;
+}
+
 /* --- filling ------------------------------------------------------------------------------------- */
 
 static void tlb_insert(struct soft_vcpu *v, unsigned mmu, unsigned write, uint64_t gva, uint8_t *page, bool global)
@@ -48,9 +99,10 @@ static void note_large(struct soft_vcpu *v, uint64_t gva, const struct translati
 static void tlb_fill(struct soft_vcpu *v, unsigned mmu, uint64_t gva, const struct translation *tr, uint8_t *page)
 {
     struct engine *e = v->engine;
-    tlb_insert(v, mmu, 0, gva, page, tr->global);
+    if (!soft_watched(v, gva, false))
+        tlb_insert(v, mmu, 0, gva, page, tr->global);
     bool may_write = tr->dirty && (tr->writable || (mmu != MMU_USER && !(v->cpu.cr0 & CR0_WP)));
-    if (may_write && !e->code_granules[tr->gpa >> 12])
+    if (may_write && !e->code_granules[tr->gpa >> 12] && !soft_watched(v, gva, true))
         tlb_insert(v, mmu, 1, gva, page, tr->global);
     note_large(v, gva, tr);
 }
@@ -231,6 +283,12 @@ static bool canonical(const struct soft_vcpu *v, uint64_t gva)
     return !(v->mode & MODE_64) || cpu_canonical(&v->cpu, gva);
 }
 
+/* An operand that wraps at the end of a flat segment (SDM vol. 3, 5.3). */
+static bool beyond_limit(const struct soft_vcpu *v, const struct site *s, uint64_t low, uint64_t high)
+{
+    return !(v->mode & (MODE_64 | MODE_SEGMENTED)) && !s->based && (uint32_t)high < (uint32_t)low;
+}
+
 /* Reads (or validates, for a store) [gva, gva+size) into the bounce buffer. */
 static int bounce_fill(struct soft_vcpu *v, const struct site *s, uint64_t gva, uint64_t bytes)
 {
@@ -294,6 +352,29 @@ static const void *slow_resume(struct soft_vcpu *v, const struct site *s, uint8_
     return soft_code(v->engine, s->resume);
 }
 
+static uint32_t site_hits(const struct soft_vcpu *v, const struct site *s, uint64_t gva)
+{
+    bool write = s->access & SITE_WRITE;
+    if (!s->mask_kind)
+        return soft_watch_hits(v, gva, s->size, write);
+    uint32_t hits = 0;
+    for (uint64_t bytes = active_bytes(s); bytes; bytes &= bytes - 1)
+        hits |= soft_watch_hits(v, gva + (unsigned)__builtin_ctzll(bytes), 1, write);
+    return hits;
+}
+
+/* The access will meet a breakpoint: the instruction is begun again in a block of its own, whose end raises it. */
+static const void *restart_single(struct soft_vcpu *v, const struct site *s)
+{
+    if (s->access & SITE_FLAGS)
+        v->arith = (uint16_t)v->slow_flags;
+    v->cpu.rip = soft_site_pc(v, s->block) + s->pc;
+    soft_flags_in(v);
+    const void *next = soft_next_single(v);
+    soft_flags_out(v);
+    return next;
+}
+
 /* From glue: the TLB had no answer for v->slow_ea. */
 const void *soft_slow(struct soft_vcpu *v)
 {
@@ -319,7 +400,7 @@ const void *soft_slow(struct soft_vcpu *v)
         low = (unsigned)__builtin_ctzll(active_bytes(s)); /* the first element: the others come one by one */
         high = low + s->element - 1;
     }
-    if (!canonical(v, gva + low) || !canonical(v, gva + high) ||
+    if (!canonical(v, gva + low) || !canonical(v, gva + high) || beyond_limit(v, s, gva + low, gva + high) ||
         (s->segment && !canonical(v, gva + low - v->cpu.seg[s->segment].base))) {
         cpu_raise_error(&v->cpu, s->access & SITE_STACK ? EXC_SS : EXC_GP, 0);
         return access_fault(v, s);
@@ -328,6 +409,10 @@ const void *soft_slow(struct soft_vcpu *v)
         cpu_raise_error(&v->cpu, EXC_AC, 0);
         return access_fault(v, s);
     }
+    uint32_t hits = v->n_watch ? site_hits(v, s, wrap(v, gva)) : 0;
+    if (hits && !(s->block->mode & MODE_TF))
+        return restart_single(v, s);
+    v->debug_hits |= hits;
     if (s->mask_kind || (part < s->size && (gva & 4095) + s->size > 4096))
         return slow_bounce(v, s, gva);
     if ((gva & 4095) + s->size > 4096) {
@@ -450,7 +535,7 @@ const void *soft_commit(struct soft_vcpu *v)
         soft_flags_in(v);
         v->cpu.rip = soft_site_pc(v, s->block) + s->pc + s->len;
         if (s->block->dead)
-            next = soft_next(v);
+            next = soft_step_done(v);
         soft_flags_out(v);
     }
     if (!v->fpu_live)

@@ -79,6 +79,10 @@ enum {
 };
 
 enum { DR6_BS = 1 << 14 };
+/* Blocks whose every end goes through C: none is chained or in an IBTC. */
+#define MODE_BY_C (MODE_TF | MODE_BREAK | MODE_SEGMENTED)
+/* Blocks in an IBTC are of one mode as far as these go. */
+#define MODE_IBTC (MODE_CPL0 | MODE_64 | MODE_FPU_TRAP | MODE_ALIGN)
 
 struct block;
 struct site;
@@ -139,6 +143,7 @@ struct site {
     uint8_t gp_align;    /* address bits that must be zero always */
     bool x87;            /* a pending x87 exception comes before a fault */
     uint8_t segment;     /* FS or GS: AMD wants the address canonical before its base is added, too */
+    bool based;          /* through FS or GS */
     bool halves;         /* the first 8 bytes are looked at before the others */
     uint8_t first;       /* of a large operand: the first so many bytes are probed, then its last byte */
     uint8_t mask_kind, mask_reg, element; /* masked accesses: see mmu.c */
@@ -218,6 +223,15 @@ struct soft_vcpu {
     char error[256];
     bool failed, shutdown;
     uint32_t debug_hits; /* breakpoints on data and ports that the instruction under way has met: bits of DR6 */
+    /* breakpoints on data: their pages stay out of the TLBs, so that accesses come to soft_slow */
+    struct watch {
+        uint64_t first, last;
+        bool reads; /* too */
+        uint32_t bit;
+    } watch[4];
+    unsigned n_watch;
+    uint64_t watched_dr[4], watched_dr7; /* what `watch` was made from */
+    uint32_t ibtc_mode[2]; /* of the blocks in the IBTCs: the bits of MODE_IBTC */
     /* filled by the signal handler */
     uint8_t signal_vector;
     bool signal_has_error;
@@ -286,6 +300,7 @@ static inline void soft_flags_out(struct soft_vcpu *v)
 void soft_fpu_park(struct soft_vcpu *v);   /* guest SIMD state to v->xsave, host defaults in */
 void soft_fpu_unpark(struct soft_vcpu *v);
 const void *soft_next(struct soft_vcpu *v);  /* code to run at cpu.rip, or the way out to the loop */
+const void *soft_step_done(struct soft_vcpu *v); /* the instruction before cpu.rip is complete: traps, or soft_next */
 const void *soft_next_single(struct soft_vcpu *v); /* the same for one instruction, then helper_single_step */
 /* The same when a window of `b` was refused: around it, or for good when that is usual. */
 const void *soft_next_ungrouped(struct soft_vcpu *v, struct block *b);
@@ -303,6 +318,9 @@ extern const char soft_leave[], soft_glue_slow[], soft_glue_commit[], soft_glue_
 void soft_tlb_init(struct soft_vcpu *v);
 void soft_slots_clear(struct soft_vcpu *v, unsigned mmu, unsigned write);
 extern const struct cpu_engine_ops soft_cpu_ops;
+void soft_watch_update(struct soft_vcpu *v); /* DR0-DR3 or DR7 may have changed */
+bool soft_watched(const struct soft_vcpu *v, uint64_t gva, bool write); /* has its page a breakpoint on data? */
+uint32_t soft_watch_hits(const struct soft_vcpu *v, uint64_t gva, uint64_t n, bool write); /* bits of DR6 */
 int soft_translate_exec(struct soft_vcpu *v, uint64_t gva, uint64_t *gpa, bool *global);
 void soft_ibtc_flush(struct soft_vcpu *v, unsigned which);
 void soft_ibtc_insert(struct soft_vcpu *v, uint64_t gva, const struct block *b);

@@ -110,6 +110,18 @@ static void correct_base(struct insn *in)
     }
 }
 
+/* Bytes of 32-bit code that 64-bit code, into which they are copied, reads differently: 82h is 80h, and a
+ * register number in an immediate has three bits. */
+static void wide_bytes(const struct insn *in, uint8_t *bytes)
+{
+    if (in->d.encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY && in->d.opcode_map == ZYDIS_OPCODE_MAP_DEFAULT &&
+        in->d.opcode == 0x82)
+        bytes[in->d.raw.modrm.offset - 1] = 0x80;
+    for (unsigned i = 0; i < in->d.operand_count_visible; i++)
+        if (in->op[i].encoding == ZYDIS_OPERAND_ENCODING_IS4)
+            bytes[in->d.length - 1] &= 0x7f;
+}
+
 static ZyanStatus decode_at(struct translator *t, struct insn *in, unsigned pc, unsigned available)
 {
     const ZydisDecoder *d = t->mode & MODE_64 ? &t->decoder64 : &t->decoder32;
@@ -118,6 +130,8 @@ static ZyanStatus decode_at(struct translator *t, struct insn *in, unsigned pc, 
     ZyanStatus status = ZydisDecoderDecodeFull(d, in->bytes, available, &in->d, in->op);
     if (ZYAN_SUCCESS(status))
         correct_base(in);
+    if (ZYAN_SUCCESS(status) && !(t->mode & MODE_64))
+        wide_bytes(in, t->code + pc);
     return ZYAN_SUCCESS(status) && !isa_has(t, in) ? ZYDIS_STATUS_DECODING_ERROR : status;
 }
 
@@ -358,7 +372,7 @@ static void translate_body(struct translator *t)
         translate_insn(t, last);
     }
     if (!t->ended) {
-        if (t->mode & MODE_TF)
+        if (t->mode & MODE_BY_C)
             emit_helper(t, last, helper_single_step, true);
         else
             emit_exit(t, last->pc + last->d.length, CC_NONE);
