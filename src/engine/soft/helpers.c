@@ -18,22 +18,10 @@ static uint64_t next_pc(const struct soft_vcpu *v, const struct site *s)
 
 static const void *jump(struct soft_vcpu *v) { return soft_next(v); }
 
-/* The instruction is complete and rip behind it: the trap that it ends with, or on.  Breakpoints on data and
- * ports that it met wait in v->debug_hits. */
-static const void *step_done(struct soft_vcpu *v)
-{
-    uint32_t dr6 = v->debug_hits | (v->mode & MODE_TF ? DR6_BS : 0);
-    if (!dr6)
-        return soft_next(v);
-    v->debug_hits = 0;
-    cpu_raise_debug(&v->cpu, dr6);
-    return soft_deliver(v);
-}
-
 static const void *jump_next(struct soft_vcpu *v, const struct site *s)
 {
     v->cpu.rip = next_pc(v, s);
-    return step_done(v);
+    return soft_step_done(v);
 }
 
 /* The same behind a load of ss, which holds off interrupts and debug traps for one instruction. */
@@ -64,6 +52,26 @@ static bool arg_memory(const struct site *s) { return s->arg >> 24 & 1; }
 static bool user_mode(const struct soft_vcpu *v) { return v->cpu.cpl == 3; }
 
 static uint64_t linear(const struct soft_vcpu *v, uint64_t gva) { return v->mode & MODE_64 ? gva : (uint32_t)gva; }
+
+/* Breakpoints on data that the access meets. */
+static void watch(struct soft_vcpu *v, uint64_t gva, unsigned n, bool write)
+{
+    if (v->n_watch)
+        v->debug_hits |= soft_watch_hits(v, gva, n, write);
+}
+
+/* Breakpoints on ports (SDM vol. 3, 17.2.4). */
+static void watch_port(struct soft_vcpu *v, uint16_t port, unsigned n)
+{
+    const struct cpu *c = &v->cpu;
+    if (!(c->cr4 & CR4_DE) || !(c->dr7 & 0xff))
+        return;
+    for (unsigned i = 0; i < 4; i++) {
+        uint64_t length = (c->dr7 >> (18 + 4 * i) & 3) + 1, first = c->dr[i] & ~(length - 1);
+        if ((c->dr7 >> (2 * i) & 3) && (c->dr7 >> (16 + 4 * i) & 3) == 2 && port < first + length && first < port + n)
+            v->debug_hits |= 1u << i;
+    }
+}
 
 /* The host address of [gva, gva+n) when the TLB has it, as translated code would find it. */
 static uint8_t *tlb_hit(const struct soft_vcpu *v, uint64_t gva, unsigned n, unsigned write)
@@ -97,6 +105,7 @@ static int data_read(struct soft_vcpu *v, uint64_t gva, void *buf, unsigned n)
     }
     if (bad_address(v, gva, n))
         return CPU_FAULT;
+    watch(v, linear(v, gva), n, false);
     return cpu_read(&v->cpu, linear(v, gva), buf, n, user_mode(v));
 }
 
@@ -109,6 +118,7 @@ static int data_write(struct soft_vcpu *v, uint64_t gva, const void *buf, unsign
     }
     if (bad_address(v, gva, n))
         return CPU_FAULT;
+    watch(v, linear(v, gva), n, true);
     return cpu_write(&v->cpu, linear(v, gva), buf, n, user_mode(v));
 }
 
@@ -140,7 +150,7 @@ const void *helper_gp0(struct soft_vcpu *v, const struct site *s) { return gp0(v
 const void *helper_single_step(struct soft_vcpu *v, const struct site *s)
 {
     v->cpu.rip = s->arg ? v->helper_ea : next_pc(v, s);
-    return step_done(v);
+    return soft_step_done(v);
 }
 
 /* An instruction breakpoint in DR0-DR3 (SDM 17.2.5): a fault before the instruction, unless RF. */
@@ -210,7 +220,7 @@ static uint8_t *string_run(struct soft_vcpu *v, uint64_t gva, unsigned access)
     const struct tlb_entry *t = &v->tlb[v->mode & MODE_MMU][access][gva >> 12 & (TLB_SIZE - 1)];
     if (t->tag == (gva & ~4095ull))
         return (uint8_t *)t->host + (gva & 4095);
-    if ((v->mode & MODE_64) && !cpu_canonical(&v->cpu, gva))
+    if (((v->mode & MODE_64) && !cpu_canonical(&v->cpu, gva)) || soft_watched(v, gva, access == ACCESS_WRITE))
         return NULL;
     struct translation tr;
     struct exception saved = v->cpu.exc;
@@ -398,7 +408,7 @@ const void *helper_string(struct soft_vcpu *v, const struct site *s)
         if (((v->mode & MODE_TF) || v->debug_hits) && get_wide(v, RCX, o.width)) { /* a step is one element */
             if (v->mode & MODE_BREAK)
                 v->cpu.rflags |= FL_RF; /* a breakpoint on it has been passed */
-            return step_done(v);
+            return soft_step_done(v);
         }
     }
 }
@@ -407,12 +417,14 @@ const void *helper_string(struct soft_vcpu *v, const struct site *s)
 
 static uint64_t port_read(struct soft_vcpu *v, uint16_t port, unsigned size)
 {
+    watch_port(v, port, size);
     soft_fpu_park(v);
     return bus_read(v->engine->config.bus, BUS_PORT, port, size);
 }
 
 static void port_write(struct soft_vcpu *v, uint16_t port, uint64_t value, unsigned size)
 {
+    watch_port(v, port, size);
     soft_fpu_park(v);
     bus_write(v->engine->config.bus, BUS_PORT, port, value, size);
 }
@@ -621,6 +633,7 @@ static unsigned stack_push(struct soft_vcpu *v, const void *value, unsigned size
         return (unsigned)cpu_raise_error(&v->cpu, EXC_SS, 0);
     if (misaligned(v, sp, size))
         return (unsigned)cpu_raise_error(&v->cpu, EXC_AC, 0);
+    watch(v, linear(v, sp + base), size, true);
     if (cpu_write(&v->cpu, linear(v, sp + base), value, size, user_mode(v)))
         return CPU_FAULT;
     v->cpu.gpr[RSP] = sp;
@@ -635,6 +648,7 @@ static unsigned stack_read(struct soft_vcpu *v, uint64_t at, void *value, unsign
         return (unsigned)cpu_raise_error(&v->cpu, EXC_SS, 0);
     if (misaligned(v, sp, size))
         return (unsigned)cpu_raise_error(&v->cpu, EXC_AC, 0);
+    watch(v, linear(v, sp + base), size, false);
     return (unsigned)cpu_read(&v->cpu, linear(v, sp + base), value, size, user_mode(v));
 }
 
@@ -992,6 +1006,7 @@ const void *helper_pusha(struct soft_vcpu *v, const struct site *s)
     uint8_t block[32];
     uint32_t base = (uint32_t)c->seg[SS].base;
     if (s->arg & 0x80) {
+        watch(v, (uint32_t)(c->gpr[RSP] + base), 8 * size, false);
         if (cpu_read(c, (uint32_t)(c->gpr[RSP] + base), block, 8 * size, user_mode(v)))
             return fault(v);
         for (unsigned i = 0; i < 8; i++) {
@@ -1006,6 +1021,7 @@ const void *helper_pusha(struct soft_vcpu *v, const struct site *s)
     for (unsigned i = 0; i < 8; i++)
         cpu_copy(block + (7 - i) * size, &c->gpr[i], size);
     uint32_t sp = (uint32_t)c->gpr[RSP] - 8 * size;
+    watch(v, (uint32_t)(sp + base), 8 * size, true);
     if (cpu_write(c, (uint32_t)(sp + base), block, 8 * size, user_mode(v)))
         return fault(v);
     c->gpr[RSP] = sp;

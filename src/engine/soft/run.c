@@ -98,6 +98,8 @@ void soft_update_mode(struct soft_vcpu *v)
         mode |= MODE_ALIGN;
     if (c->rflags & FL_TF)
         mode |= MODE_TF;
+    if ((c->dr7 | v->watched_dr7) & 0xff)
+        soft_watch_update(v);
     if ((c->dr7 & 0xff) && breaks_on_instructions(c))
         mode |= MODE_BREAK; /* helper_break ends RF, before the instruction that it was for */
     else
@@ -105,6 +107,11 @@ void soft_update_mode(struct soft_vcpu *v)
     if (fpu_traps(c, v->engine->xcr0))
         mode |= MODE_FPU_TRAP;
     v->mode = mode;
+    unsigned which = (mode & MODE_MMU) != MMU_USER;
+    if (v->ibtc_mode[which] != (mode & MODE_IBTC)) {
+        v->ibtc_mode[which] = mode & MODE_IBTC;
+        soft_ibtc_flush(v, which);
+    }
 }
 
 /* --- finding the next block ------------------------------------------------------------------------- */
@@ -162,6 +169,17 @@ const void *soft_deliver(struct soft_vcpu *v)
         atomic_store(&v->poll, 1);
     }
     return soft_next(v);
+}
+
+/* The instruction is complete and rip behind it: the trap that it ends with, or on.  Breakpoints on data and
+ * ports that it met wait in v->debug_hits. */
+const void *soft_step_done(struct soft_vcpu *v)
+{
+    uint32_t dr6 = v->debug_hits | (v->mode & MODE_TF ? DR6_BS : 0);
+    if (!dr6)
+        return soft_next(v);
+    cpu_raise_debug(&v->cpu, dr6);
+    return soft_deliver(v);
 }
 
 /* One instruction at cpu.rip, whatever comes after it: in a block as with RFLAGS.TF, whose end only looks at

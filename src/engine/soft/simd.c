@@ -20,11 +20,7 @@ static const void *done(struct soft_vcpu *v, const struct site *s)
     if (s->block->dead || v->poll || v->debug_hits || (v->mode & MODE_TF)) {
         uint64_t pc = v->cpu.rip + s->len;
         v->cpu.rip = v->mode & MODE_64 ? pc : (uint32_t)pc;
-        if (v->debug_hits || (v->mode & MODE_TF)) {
-            cpu_raise_debug(&v->cpu, v->debug_hits | (v->mode & MODE_TF ? DR6_BS : 0));
-            return soft_deliver(v);
-        }
-        return soft_next(v);
+        return soft_step_done(v);
     }
     return soft_code(v->engine, s->next);
 }
@@ -60,6 +56,8 @@ static int access_memory(struct soft_vcpu *v, uint64_t gva, void *buf, unsigned 
     gva = linear(v, gva);
     if ((v->mode & MODE_64) && !(cpu_canonical(&v->cpu, gva) && cpu_canonical(&v->cpu, gva + n - 1)))
         return cpu_raise_error(&v->cpu, stack_site(v) ? EXC_SS : EXC_GP, 0);
+    if (v->n_watch)
+        v->debug_hits |= soft_watch_hits(v, gva, n, write);
     return write ? cpu_write(&v->cpu, gva, buf, n, user) : cpu_read(&v->cpu, gva, buf, n, user);
 }
 

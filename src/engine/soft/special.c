@@ -90,7 +90,7 @@ static void sp_helper(struct translator *t, const struct insn *in)
 
 static void end_indirect(struct translator *t)
 {
-    if (t->mode & MODE_TF) {
+    if (t->mode & MODE_BY_C) {
         e_store(&t->hot, R11, VOFF(helper_ea));
         struct site *s = emit_helper(t, &t->insns[t->n_insns - 1], helper_single_step, true);
         s->arg = 1;
@@ -102,7 +102,7 @@ static void end_indirect(struct translator *t)
 
 static void end_direct(struct translator *t, const struct insn *in, int64_t target, int cc)
 {
-    if (!(t->mode & MODE_TF)) {
+    if (!(t->mode & MODE_BY_C)) {
         emit_exit(t, target, cc);
         return;
     }
