@@ -113,11 +113,20 @@ static unsigned sreg_of(ZydisRegister r)
     }
 }
 
+/* 32-bit code: nothing can be reached through an empty segment, nor written through a code segment. */
+static bool forbidden_segment(const struct translator *t, unsigned segment, const ZydisDecodedOperand *op)
+{
+    return (segment == FS && (t->mode & MODE_NULL_FS)) || (segment == GS && (t->mode & MODE_NULL_GS)) ||
+           (segment == CS && (t->v->cpu.cr0 & CR0_PE) && (op->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE));
+}
+
 bool insn_ea(struct translator *t, const struct insn *in, const ZydisDecodedOperand *op, struct ea *out)
 {
     const struct ZydisDecodedOperandMem_ *m = &op->mem;
     *out = (struct ea){ .base = NO_REG, .index = NO_REG, .disp = m->disp.has_displacement ? m->disp.value : 0,
                         .segment = sreg_of(m->segment) };
+    if (!(t->mode & MODE_64) && in->d.mnemonic != ZYDIS_MNEMONIC_LEA && forbidden_segment(t, out->segment, op))
+        emit_helper(t, in, helper_gp0, false);
     out->addr32 = in->d.address_width == 32;
     if (in->d.address_width == 16)
         return false;

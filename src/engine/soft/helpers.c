@@ -86,12 +86,20 @@ static bool misaligned(const struct soft_vcpu *v, uint64_t gva, unsigned n)
     return (v->mode & MODE_ALIGN) && n <= 8 && !(n & (n - 1)) && (gva & (n - 1));
 }
 
+/* Past the end of a flat 32-bit segment. */
+static bool wraps(const struct soft_vcpu *v, uint64_t gva, unsigned n)
+{
+    return !(v->mode & (MODE_64 | MODE_SEGMENTED)) && gva <= UINT32_MAX && gva + n - 1 > UINT32_MAX;
+}
+
 /* #GP, or #SS through the stack segment; then #AC. */
 static int bad_address(struct soft_vcpu *v, uint64_t gva, unsigned n)
 {
     const struct site *s = &v->engine->sites[v->site];
     if ((v->mode & MODE_64) && (!(cpu_canonical(&v->cpu, gva) && cpu_canonical(&v->cpu, gva + n - 1)) ||
                                 (s->segment && !cpu_canonical(&v->cpu, gva - v->cpu.seg[s->segment].base))))
+        return cpu_raise_error(&v->cpu, s->access & SITE_STACK ? EXC_SS : EXC_GP, 0);
+    if (!s->based && wraps(v, gva, n))
         return cpu_raise_error(&v->cpu, s->access & SITE_STACK ? EXC_SS : EXC_GP, 0);
     return misaligned(v, gva, n) ? cpu_raise_error(&v->cpu, EXC_AC, 0) : 0;
 }
@@ -378,6 +386,9 @@ const void *helper_string(struct soft_vcpu *v, const struct site *s)
 {
     struct string_op o = { .kind = s->arg & 0xff, .size = s->arg >> 8 & 0xff, .rep = s->arg >> 16 & 0xff,
                            .segment = s->arg2 & 0xff, .width = s->arg2 >> 8 };
+    if (!(v->mode & MODE_64) && !(v->cpu.seg[o.segment].attr & SEG_P) && o.kind != STR_STOS && o.kind != STR_SCAS &&
+        o.kind != STR_INS && !(o.rep && !get_wide(v, RCX, o.width)))
+        return gp0(v);
     o.step = v->cpu.rflags & FL_DF ? -(int64_t)o.size : (int64_t)o.size;
     if (!o.rep)
         return string_element(v, &o) ? fault(v) : finish(v, s);
@@ -631,6 +642,8 @@ static unsigned stack_push(struct soft_vcpu *v, const void *value, unsigned size
     uint64_t base = v->mode & MODE_64 ? 0 : v->cpu.seg[SS].base;
     if ((v->mode & MODE_64) && !(cpu_canonical(&v->cpu, sp) && cpu_canonical(&v->cpu, sp + size - 1)))
         return (unsigned)cpu_raise_error(&v->cpu, EXC_SS, 0);
+    if (wraps(v, sp, size))
+        return (unsigned)cpu_raise_error(&v->cpu, EXC_SS, 0);
     if (misaligned(v, sp, size))
         return (unsigned)cpu_raise_error(&v->cpu, EXC_AC, 0);
     watch(v, linear(v, sp + base), size, true);
@@ -645,6 +658,8 @@ static unsigned stack_read(struct soft_vcpu *v, uint64_t at, void *value, unsign
     uint64_t sp = linear(v, at);
     uint64_t base = v->mode & MODE_64 ? 0 : v->cpu.seg[SS].base;
     if ((v->mode & MODE_64) && !(cpu_canonical(&v->cpu, sp) && cpu_canonical(&v->cpu, sp + size - 1)))
+        return (unsigned)cpu_raise_error(&v->cpu, EXC_SS, 0);
+    if (wraps(v, sp, size))
         return (unsigned)cpu_raise_error(&v->cpu, EXC_SS, 0);
     if (misaligned(v, sp, size))
         return (unsigned)cpu_raise_error(&v->cpu, EXC_AC, 0);

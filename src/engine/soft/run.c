@@ -93,7 +93,7 @@ void soft_update_mode(struct soft_vcpu *v)
     else if (segmented(c))
         mode |= MODE_SEGMENTED;
     if (!(mode & MODE_64))
-        mode |= MODE_FIXED_PC;
+        mode |= MODE_FIXED_PC | (c->seg[FS].attr & SEG_P ? 0 : MODE_NULL_FS) | (c->seg[GS].attr & SEG_P ? 0 : MODE_NULL_GS);
     if (c->cpl == 3 && (c->rflags & FL_AC) && (c->cr0 & CR0_AM))
         mode |= MODE_ALIGN;
     if (c->rflags & FL_TF)

@@ -75,6 +75,8 @@ enum {
     MODE_BREAK = 1 << 8,   /* DR7 has an instruction breakpoint */
     MODE_ALIGN = 1 << 9,   /* CPL 3 with CR0.AM and RFLAGS.AC: misaligned accesses raise #AC */
     MODE_UNGROUPED = 1 << 11, /* no windows (window.c): a way around one that could not be had; never in v->mode */
+    MODE_NULL_FS = 1 << 12, /* 32-bit code: these segments hold nothing, and faults */
+    MODE_NULL_GS = 1 << 13,
     MODE_FIXED_PC = 1 << 10, /* translation bound to its gva (kernel), else position independent */
 };
 
@@ -82,7 +84,7 @@ enum { DR6_BS = 1 << 14 };
 /* Blocks whose every end goes through C: none is chained or in an IBTC. */
 #define MODE_BY_C (MODE_TF | MODE_BREAK | MODE_SEGMENTED)
 /* Blocks in an IBTC are of one mode as far as these go. */
-#define MODE_IBTC (MODE_CPL0 | MODE_64 | MODE_FPU_TRAP | MODE_ALIGN)
+#define MODE_IBTC (MODE_CPL0 | MODE_64 | MODE_SEGMENTED | MODE_FPU_TRAP | MODE_ALIGN | MODE_NULL_FS | MODE_NULL_GS)
 
 struct block;
 struct site;

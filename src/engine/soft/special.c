@@ -52,6 +52,7 @@ static void site_segment(struct translator *t, struct site *s, const ZydisDecode
     ZydisRegister r = op->mem.segment;
     if (r == ZYDIS_REGISTER_SS)
         s->access |= SITE_STACK;
+    s->based = r == ZYDIS_REGISTER_FS || r == ZYDIS_REGISTER_GS;
     if (t->amd && code64(t) && (r == ZYDIS_REGISTER_FS || r == ZYDIS_REGISTER_GS))
         s->segment = r == ZYDIS_REGISTER_FS ? FS : GS;
 }
@@ -827,6 +828,7 @@ static void sp_string(struct translator *t, const struct insn *in)
             default: break;
             }
     struct site *s = emit_helper(t, in, helper_string, false);
+    s->based = segment == FS || segment == GS;
     s->arg = kinds[i].kind | (uint32_t)kinds[i].size << 8 | rep << 16;
     s->arg2 = segment | (uint32_t)in->d.address_width << 8;
 }
