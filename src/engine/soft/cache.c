@@ -269,10 +269,8 @@ void soft_block_kill(struct engine *e, struct block *b)
             const void *entry = soft_code(e, b->entry_indirect);
             /* every gva that maps to it ends in the same 12 bits */
             for (unsigned k = b->gpa & 4095; k < IBTC_SIZE; k += 4096)
-                if (t[k].entry == entry) {
+                if (t[k].entry == entry)
                     t[k].entry = soft_glue_ibtc_miss;
-                    t[k].tag = TLB_INVALID;
-                }
         }
     e->vcpus[0]->stats.invalidated++;
 }

@@ -568,7 +568,7 @@ void soft_ibtc_insert(struct soft_vcpu *v, uint64_t gva, const struct block *b)
 {
     unsigned which = mmu_of(v) != MMU_USER, i = gva & (IBTC_SIZE - 1);
     struct ibtc_entry *t = &v->ibtc[which][i];
-    t->tag = gva;
+    t->minus_tag = -gva;
     t->entry = soft_code(v->engine, b->entry_indirect);
     struct itlb_entry *it = &v->itlb[mmu_of(v)][gva >> 12 & (ITLB_SIZE - 1)];
     if (!which || !it->global)
@@ -582,7 +582,6 @@ void soft_ibtc_insert(struct soft_vcpu *v, uint64_t gva, const struct block *b)
 static void ibtc_clear(struct ibtc_entry *t)
 {
     t->entry = soft_glue_ibtc_miss;
-    t->tag = TLB_INVALID;
 }
 
 static void ibtc_flush(struct soft_vcpu *v, unsigned which, bool globals_too)
@@ -591,7 +590,7 @@ static void ibtc_flush(struct soft_vcpu *v, unsigned which, bool globals_too)
     /* no user entry is global: their list is complete unless it overflowed */
     if ((globals_too && which) || d->n > DIRTY_MAX) {
         for (unsigned i = 0; i < IBTC_SIZE; i++)
-            if (v->ibtc[which][i].tag != TLB_INVALID)
+            if (v->ibtc[which][i].entry != soft_glue_ibtc_miss)
                 ibtc_clear(&v->ibtc[which][i]);
     } else {
         for (unsigned i = 0; i < d->n; i++)

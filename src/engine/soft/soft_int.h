@@ -55,11 +55,11 @@ struct itlb_entry {
     bool global;
 };
 
-/* Indirect branch target cache: jumped through without a compare; the target block checks `tag`. */
+/* Indirect branch target cache: jumped through without a compare; the target block checks the tag. */
 #define IBTC_SIZE 65536
 struct ibtc_entry {
     const void *entry; /* a block's indirect entry, or the miss routine */
-    uint64_t tag;      /* the target's gva */
+    uint64_t minus_tag; /* minus the target's gva: the comparison must not touch flags */
 };
 
 /* --- blocks ------------------------------------------------------------------------------------ */

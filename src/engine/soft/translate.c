@@ -5,7 +5,8 @@
  * control transfer, by an instruction that may change what follows (privileged ones), or by its
  * length.  Layout in the code cache:
  *
- *     entry_indirect:  compare the wanted gva with the IBTC tag; set code_base when position independent
+ *     entry_indirect:  is this the block for the wanted gva (the IBTC's entry may be another's)?  Set
+ *                      code_base when position independent
  *     entry_poll:      leave when something waits for this vCPU
  *     entry:           the instructions
  *
@@ -264,16 +265,17 @@ static void emit_prologue(struct translator *t)
     bool live = t->n_insns && t->insns[0].live_before;
     unsigned which = (t->mode & MODE_MMU) != MMU_USER;
     b->entry_indirect = e_offset(e);
-    if (live)
-        e_save_flags(e, R9);
-    e_gs_index8(e, 0x3b, true, R11, R10, (uint32_t)offsetof(struct soft_vcpu, ibtc[which][0].tag)); /* cmp */
-    uint32_t miss = e_jcc(e, 5, 0);
-    e_patch(e, miss, e_offset(&t->cold));
-    if (live)
-        e_restore_flags(&t->cold, R9);
+    /* The flags may be wanted by this block or, if the entry is another's, by whoever is meant: so the
+     * comparison is one that leaves them alone, rcx = gva - tag. */
+    e_mov(e, true, R9, RCX);
+    e_gs_index8(e, 0x8b, true, RCX, R10, (uint32_t)offsetof(struct soft_vcpu, ibtc[which][0].minus_tag));
+    e_lea(e, true, RCX, RCX, R11, 0, 0);
+    e8(e, 0xe3); /* jrcxz over the jump */
+    e8(e, 5);
+    e_jmp(e, e_offset(&t->cold));
+    e_mov(&t->cold, true, RCX, R9);
     e_gs_jump(&t->cold, VOFF(glue_ibtc_miss));
-    if (live)
-        e_restore_flags(e, R9);
+    e_mov(e, true, RCX, R9);
     if (!(t->mode & MODE_FIXED_PC)) {
         if (t->page_offset)
             e_lea(e, true, R11, R11, NO_REG, 0, -(int32_t)t->page_offset);
