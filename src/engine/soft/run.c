@@ -599,6 +599,7 @@ static void soft_destroy(struct engine *e)
             munmap(e->vcpus[i], sizeof(*e->vcpus[i]));
         }
     soft_cache_destroy(e);
+    cpuid_table_destroy(e->cpuid);
     free(e->vcpus);
     free(e);
 }
