@@ -120,7 +120,7 @@ static bool forbidden_segment(const struct translator *t, unsigned segment, cons
            (segment == CS && (t->v->cpu.cr0 & CR0_PE) && (op->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE));
 }
 
-bool insn_ea(struct translator *t, const struct insn *in, const ZydisDecodedOperand *op, struct ea *out)
+void insn_ea(struct translator *t, const struct insn *in, const ZydisDecodedOperand *op, struct ea *out)
 {
     const struct ZydisDecodedOperandMem_ *m = &op->mem;
     *out = (struct ea){ .base = NO_REG, .index = NO_REG, .disp = m->disp.has_displacement ? m->disp.value : 0,
@@ -128,8 +128,7 @@ bool insn_ea(struct translator *t, const struct insn *in, const ZydisDecodedOper
     if (!(t->mode & MODE_64) && in->d.mnemonic != ZYDIS_MNEMONIC_LEA && forbidden_segment(t, out->segment, op))
         emit_helper(t, in, helper_gp0, false);
     out->addr32 = in->d.address_width == 32;
-    if (in->d.address_width == 16)
-        return false;
+    out->addr16 = in->d.address_width == 16;
     if (m->base == ZYDIS_REGISTER_RIP || m->base == ZYDIS_REGISTER_EIP) {
         out->pc_relative = true;
         out->disp += in->pc + in->d.length;
@@ -138,12 +137,9 @@ bool insn_ea(struct translator *t, const struct insn *in, const ZydisDecodedOper
     }
     if (m->index != ZYDIS_REGISTER_NONE) {
         out->index = gpr_of(m->index);
-        if (out->index == NO_REG)
-            return false; /* a vector index */
         out->scale = (unsigned)__builtin_ctz(m->scale ? m->scale : 1);
     }
     out->stack = out->segment == SS;
-    return true;
 }
 
 /* The gva of block start + offset into a register. */
@@ -196,6 +192,8 @@ void emit_ea(struct translator *t, const struct ea *ea, unsigned to, unsigned te
                 e_lea(e, wide, to, base, index, ea->scale, (int32_t)ea->disp);
         }
     }
+    if (ea->addr16)
+        e_movzx16(e, to, to);
     bool has_base = ea->segment == FS || ea->segment == GS || ((t->mode & MODE_SEGMENTED) && !(t->mode & MODE_64));
     if (!has_base)
         return;
@@ -579,7 +577,7 @@ void copy_insn_with_address(struct emit *e, const struct insn *in, unsigned addr
     copy_opcode(e, in, addr);
     e8(e, (in->bytes[d->raw.modrm.offset] & 0x38) | (addr & 7));
     unsigned rest = d->raw.modrm.offset + 1;
-    rest += (in->bytes[d->raw.modrm.offset] >> 6) != 3 && (in->bytes[d->raw.modrm.offset] & 7) == 4; /* SIB */
+    rest += d->address_width != 16 && (in->bytes[d->raw.modrm.offset] & 7) == 4; /* SIB */
     rest += d->raw.disp.size / 8;
     e_bytes(e, in->bytes + rest, d->length - rest);
     if (borrow)
@@ -737,10 +735,7 @@ void generic_insn(struct translator *t, const struct insn *in)
         return;
     }
     struct ea ea;
-    if (!insn_ea(t, in, mem, &ea)) {
-        emit_helper(t, in, helper_legacy, true);
-        return;
-    }
+    insn_ea(t, in, mem, &ea);
     if (window_serves(t, in)) {
         stolen_loads(&t->hot, in);
         copy_insn_in_window(&t->hot, in, ea.base, (int32_t)ea.disp);

@@ -1138,10 +1138,3 @@ const void *helper_decimal(struct soft_vcpu *v, const struct site *s)
                  (__builtin_parity(al) ? 0 : FL_PF);
     return finish(v, s);
 }
-
-/* What this engine does not run yet: 16-bit addressing. */
-const void *helper_legacy(struct soft_vcpu *v, const struct site *s)
-{
-    soft_fail(v, "the guest uses 16-bit addressing, which the software engine does not run yet");
-    return soft_leave;
-}

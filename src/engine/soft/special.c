@@ -38,10 +38,7 @@ static bool code64(const struct translator *t) { return (t->mode & MODE_64) != 0
 static void store_helper_ea(struct translator *t, const struct insn *in, const ZydisDecodedOperand *op)
 {
     struct ea ea;
-    if (!insn_ea(t, in, op, &ea)) {
-        emit_helper(t, in, helper_legacy, true);
-        return;
-    }
+    insn_ea(t, in, op, &ea);
     emit_ea(t, &ea, R11, R10);
     e_store(&t->hot, R11, VOFF(helper_ea));
 }
@@ -155,17 +152,35 @@ static void sp_jcc(struct translator *t, const struct insn *in)
 
 static bool addr32(const struct insn *in) { return in->d.address_width == 32; }
 
-/* loop, loope, loopne, jecxz, jrcxz: the short branch itself is copied over a longer one */
+static bool addr16(const struct insn *in) { return in->d.address_width == 16; }
+
+/* A count in cx: it has been run in ecx, r10 has the rest of rcx. */
+static void merge_count(struct emit *e)
+{
+    e8(e, 0x66);
+    e_mov(e, false, R10, RCX);
+    e_mov(e, true, RCX, R10);
+}
+
+/* loop, loope, loopne, jcxz, jecxz, jrcxz: the short branch itself is copied over a longer one */
 static void sp_loop(struct translator *t, const struct insn *in)
 {
     struct emit *e = &t->hot;
-    if (addr32(in))
+    if (addr16(in)) {
+        e_mov(e, true, R10, RCX);
+        e_movzx16(e, RCX, RCX);
+    }
+    if (addr32(in) || addr16(in))
         e8(e, 0x67);
     e8(e, in->bytes[in->d.raw.imm[0].offset - 1]);
     uint8_t *rel = e->p;
     e8(e, 0);
+    if (addr16(in))
+        merge_count(e);
     end_direct(t, in, in->pc + in->d.length, -1);
     *rel = (uint8_t)(e->p - rel - 1);
+    if (addr16(in))
+        merge_count(e);
     if (code64(t) && branch_size(t, in) == 2)
         end_short(t, in, -1);
     else
@@ -578,10 +593,7 @@ static void sp_lea(struct translator *t, const struct insn *in)
     const ZydisDecodedOperand *mem = &in->op[1];
     struct ea ea;
     unsigned reg = op_gpr(&in->op[0]);
-    if (!insn_ea(t, in, mem, &ea)) {
-        emit_helper(t, in, helper_legacy, true);
-        return;
-    }
+    insn_ea(t, in, mem, &ea);
     bool plain = !ea.pc_relative && !is_stolen(reg) && (ea.base == NO_REG || !is_stolen(ea.base)) &&
                  (ea.index == NO_REG || !is_stolen(ea.index)) && code64(t);
     if (plain) {
@@ -643,6 +655,8 @@ static void sp_xlat(struct translator *t, const struct insn *in)
     e_lea(e, true, t->B, RBX, t->B, 0, 0);
     if (addr32(in))
         e_mov(e, false, t->B, t->B);
+    else if (addr16(in))
+        e_movzx16(e, t->B, t->B);
     e_mov(e, true, t->A, t->B);
     const ZydisDecodedOperand *mem = NULL;
     for (unsigned i = 0; i < in->d.operand_count; i++)
@@ -669,10 +683,7 @@ static void sp_bt(struct translator *t, const struct insn *in)
         return;
     }
     struct ea ea;
-    if (!insn_ea(t, in, mem, &ea)) {
-        emit_helper(t, in, helper_legacy, true);
-        return;
-    }
+    insn_ea(t, in, mem, &ea);
     unsigned size = in->d.operand_width / 8, segment = ea.segment, reg = op_gpr(&in->op[1]);
     struct emit *e = &t->hot;
     choose_scratch(t, 0);
@@ -702,6 +713,8 @@ static void sp_bt(struct translator *t, const struct insn *in)
     e8(e, 3);
     e_alu_imm(e, true, 4, t->B, -size);
     e_lea(e, !ea.addr32, t->A, t->A, t->B, 0, 0);
+    if (ea.addr16)
+        e_movzx16(e, t->A, t->A);
     e_store(e, t->A, SCRATCH_SLOT);
 
     struct tail tail;
@@ -959,10 +972,7 @@ static void sp_maskmov(struct translator *t, const struct insn *in)
         if (in->op[i].type == ZYDIS_OPERAND_TYPE_MEMORY)
             mem = &in->op[i];
     struct ea ea;
-    if (!mem || !insn_ea(t, in, mem, &ea)) {
-        emit_helper(t, in, helper_legacy, true);
-        return;
-    }
+    insn_ea(t, in, mem, &ea);
     choose_scratch(t, 0);
     flags_guard(t, in);
     struct tail tail;
@@ -982,11 +992,6 @@ static void sp_maskmov(struct translator *t, const struct insn *in)
     emit_access(t, in, &ea, SITE_READ | SITE_WRITE, in->d.mnemonic == M(MASKMOVQ) ? 8 : 16, &tail);
 }
 
-static void sp_legacy(struct translator *t, const struct insn *in)
-{
-    emit_helper(t, in, helper_legacy, true);
-}
-
 static void sp_undefined(struct translator *t, const struct insn *in)
 {
     emit_helper(t, in, helper_undefined, true)->arg = in->d.length == 16;
@@ -1004,7 +1009,7 @@ static const struct special specials[ZYDIS_MNEMONIC_MAX_VALUE + 1] = {
     JCC(JB), JCC(JBE), JCC(JL), JCC(JLE), JCC(JNB), JCC(JNBE), JCC(JNL), JCC(JNLE), JCC(JNO), JCC(JNP), JCC(JNS),
     JCC(JNZ), JCC(JO), JCC(JP), JCC(JS), JCC(JZ),
     [M(JRCXZ)] = { .fn = sp_loop, .ends = true }, [M(JECXZ)] = { .fn = sp_loop, .ends = true },
-    [M(JCXZ)] = { .fn = sp_legacy, .ends = true }, /* 16-bit counts are the 16-bit front end's */
+    [M(JCXZ)] = { .fn = sp_loop, .ends = true },
     [M(LOOP)] = { .fn = sp_loop, .ends = true }, [M(LOOPE)] = { .fn = sp_loop, .ends = true },
     [M(LOOPNE)] = { .fn = sp_loop, .ends = true },
     [M(JMP)] = { .fn = sp_jmp, .ends = true }, [M(CALL)] = { .fn = sp_call, .ends = true },

@@ -27,7 +27,7 @@ struct ea {
     int64_t disp;
     bool pc_relative;     /* disp is relative to the block's start */
     unsigned segment;     /* enum sreg; only those with a base matter */
-    bool addr32;          /* truncate to 32 bits before adding the segment base */
+    bool addr32, addr16;  /* truncate to 32 or 16 bits before adding the segment base */
     bool stack;           /* faults are #SS */
 };
 
@@ -72,7 +72,7 @@ static inline bool is_stolen(unsigned reg) { return reg >= R9 && reg <= R11; }
 
 /* access.c */
 void tail_begin(struct tail *t);
-bool insn_ea(struct translator *t, const struct insn *in, const ZydisDecodedOperand *op, struct ea *out);
+void insn_ea(struct translator *t, const struct insn *in, const ZydisDecodedOperand *op, struct ea *out);
 void emit_ea(struct translator *t, const struct ea *ea, unsigned to, unsigned temp);
 void choose_scratch(struct translator *t, uint32_t used_mask);
 void flags_guard(struct translator *t, const struct insn *in);
@@ -121,4 +121,4 @@ helper_fn helper_undefined, helper_string, helper_hlt, helper_in, helper_out, he
     helper_far, helper_far_ret, helper_descriptor_table, helper_descriptor_load, helper_query, helper_swapgs,
     helper_invlpg, helper_invpcid, helper_fsgsbase, helper_xsetbv, helper_xgetbv, helper_xstate, helper_stac,
     helper_clts_lmsw, helper_wbinvd, helper_store_system, helper_enter, helper_single_step, helper_fpu_check, helper_gp0,
-    helper_gather, helper_break, helper_ac_check, helper_legacy, helper_pusha, helper_bound;
+    helper_gather, helper_break, helper_ac_check, helper_pusha, helper_bound;
