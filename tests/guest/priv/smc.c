@@ -129,6 +129,73 @@ static void test_crossing(void)
     }
 }
 
+/* Flags and registers live on over the edge of a page, wherever it falls. */
+static void test_state_over_edge(void)
+{
+    /* mov %edi, %eax; sub $1, %eax; mov %eax, %ecx; lea 1(%rcx), %edx; pushf; pop %rax; ret */
+    static const u8 program[] = {0x89, 0xf8, 0x83, 0xe8, 1, 0x89, 0xc1, 0x8d, 0x51, 1, 0x9c, 0x58, 0xc3};
+    static const struct {
+        u32 value;
+        u64 flags;
+    } cases[] = {{0, 0x97}, {1, 0x46}, {2, 0x02}, {0x80000000, 0x816}, {0xffffffff, 0x82}};
+    prepare();
+    for (int round = 0; round < 3; round++)
+        for (u32 i = 0; i <= sizeof program; i++)
+            for (u32 c = 0; c < 5; c++) {
+                u64 flags;
+                memcpy(code + 4096 - i, program, sizeof program);
+                __asm__ volatile("call *%1"
+                                 : "=a"(flags)
+                                 : "r"((u64)code + 4096 - i), "D"(cases[c].value)
+                                 : "rcx", "rdx", "cc", "memory");
+                EXPECT_EQ(flags & 0x8d7, cases[c].flags & 0x8d7);
+            }
+}
+
+/* The same for what decides a branch, where the second page is not there until it is fetched. */
+static u64 faults;
+static void on_fetch_fault(struct frame *f)
+{
+    (void)f;
+    faults++;
+    *table_entry(TEST_VA + 4096, 1) |= PTE_P;
+}
+
+static void test_branch_over_edge(void)
+{
+    /* push %rbp; mov %edi, %eax; sub $1, %eax; mov %eax, %ebp; js 1f; pop %rbp; mov $0, %eax; ret; 1: ... $1 */
+    static u8 program[] = {0x55, 0x89, 0xf8, 0x83, 0xe8, 1,    0x89, 0xc5, 0x78, 7, 0x5d, 0xb8,
+                           0,    0,    0,    0,    0xc3, 0x5d, 0xb8, 1,    0,    0, 0,    0xc3};
+    static const struct {
+        u32 value;
+        u8 opcode, taken;
+    } cases[] = {{0, 0x78, 1}, {1, 0x78, 0}, {0xffffffff, 0x78, 1}, {0, 0x72, 1},
+                 {1, 0x72, 0}, {1, 0x74, 1}, {2, 0x74, 0},          {0x80000000, 0x70, 1}};
+    prepare();
+    set_handler(PF, on_fetch_fault);
+    for (u32 absent = 0; absent < 2; absent++)
+        for (u32 i = 0; i <= 12; i++)
+            for (u32 c = 0; c < 8; c++) {
+                program[8] = cases[c].opcode;
+                memcpy(code + 4096 - i, program, sizeof program);
+                for (u32 round = 0; round < 3; round++) {
+                    u32 result;
+                    u64 before = faults;
+                    if (absent) {
+                        *table_entry(TEST_VA + 4096, 1) &= ~PTE_P;
+                        invlpg(TEST_VA + 4096);
+                    }
+                    __asm__ volatile("call *%1"
+                                     : "=a"(result)
+                                     : "r"(TEST_VA + 4096 - i), "D"(cases[c].value)
+                                     : "rcx", "rdx", "cc", "memory");
+                    EXPECT_EQ(result | i << 16 | c << 24, cases[c].taken | i << 16 | c << 24);
+                    EXPECT_EQ(faults - before, absent);
+                }
+            }
+    set_handler(PF, NULL);
+}
+
 /* The second page of such an instruction is replaced through the page tables. */
 static void test_crossing_remap(void)
 {
@@ -283,6 +350,8 @@ const struct test tests[] = {
     {"loop", test_loop, NULL},
     {"static-key", test_static_key, NULL},
     {"crossing-pages", test_crossing, NULL},
+    {"state-over-edge", test_state_over_edge, NULL},
+    {"branch-over-edge", test_branch_over_edge, NULL},
     {"crossing-pages-remapped", test_crossing_remap, NULL},
     {"remap", test_remap, NULL},
     {"address-spaces", test_address_spaces, NULL},
