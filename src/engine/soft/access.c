@@ -763,6 +763,7 @@ void generic_insn(struct translator *t, const struct insn *in)
     uint32_t first = t->engine->n_sites;
     emit_access(t, in, &ea, access ? access : SITE_READ, size ? size : 1, &tail);
     masked_access(&t->engine->sites[first], in, mem);
+    t->engine->sites[first].lent = in->d.encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY && has_high8(in);
 }
 
 struct site *emit_helper(struct translator *t, const struct insn *in, helper_fn *fn, bool ends)

@@ -988,6 +988,7 @@ const void *helper_enter(struct soft_vcpu *v, const struct site *s)
     uint64_t sp = linear(v, c->gpr[RSP] - (uint16_t)s->imm);
     struct translation tr;
     if (((v->mode & MODE_64) && !cpu_canonical(c, sp) && cpu_raise_error(c, EXC_SS, 0)) ||
+        (misaligned(v, sp, size) && cpu_raise_error(c, EXC_AC, 0)) ||
         cpu_walk(c, linear(v, sp + (v->mode & MODE_64 ? 0 : c->seg[SS].base)), ACCESS_WRITE, user_mode(v), &tr)) {
         c->gpr[RSP] = rsp;
         return fault(v);
@@ -1006,7 +1007,8 @@ const void *helper_target(struct soft_vcpu *v, const struct site *s)
         return soft_code(v->engine, s->next);
     if (s->arg && !(cpu_canonical(&v->cpu, sp) && cpu_canonical(&v->cpu, sp + s->arg - 1)))
         cpu_raise_error(&v->cpu, EXC_SS, 0);
-    else if (!s->arg || !cpu_walk(&v->cpu, sp, ACCESS_WRITE, user_mode(v), &tr))
+    else if (!s->arg || (!cpu_walk(&v->cpu, sp, ACCESS_WRITE, user_mode(v), &tr) &&
+                         ((sp & 4095) + s->arg <= 4096 || !cpu_walk(&v->cpu, (sp | 4095) + 1, ACCESS_WRITE, user_mode(v), &tr))))
         cpu_raise_error(&v->cpu, EXC_GP, 0);
     return fault(v);
 }

@@ -59,16 +59,15 @@ static bool vector_of(int sig, const siginfo_t *info, const greg_t *r, struct so
     }
 }
 
-/* An address that is not canonical reaches the CPU only from an empty slot (mmu.c): #SS through the stack's
- * segment. */
-static bool stack_access(const struct soft_vcpu *v, const struct block *b, const struct pc_map *m)
+/* The memory access that belongs to a host address, if there is one. */
+static const struct site *find_site(const struct soft_vcpu *v, const struct block *b, const struct pc_map *m)
 {
     for (uint32_t i = b->first_site; i < b->first_site + b->n_sites; i++) {
         const struct site *s = &v->engine->sites[i];
         if (s->pc == m->guest && !s->helper && s->size)
-            return (s->access & (SITE_STACK | SITE_OWN_GP)) == SITE_STACK;
+            return s;
     }
-    return false;
+    return NULL;
 }
 
 static void default_action(int sig)
@@ -94,9 +93,15 @@ static void handler(int sig, siginfo_t *info, void *context)
         return;
     }
     v->stats.signals++;
-    if (v->signal_vector == EXC_GP && stack_access(v, b, m))
+    /* An address that is not canonical reaches the CPU only from an empty slot (mmu.c): #SS through the stack's
+     * segment. */
+    const struct site *s = find_site(v, b, m);
+    if (v->signal_vector == EXC_GP && s && (s->access & (SITE_STACK | SITE_OWN_GP)) == SITE_STACK)
         v->signal_vector = EXC_SS;
+    uint64_t rdi = v->cpu.gpr[RDI];
     save_registers(v, r);
+    if (s && s->lent)
+        v->cpu.gpr[RDI] = rdi;
     v->cpu.rip = soft_site_pc(v, b) + m->guest;
     r[REG_RIP] = (greg_t)soft_glue_signal;
     r[REG_RSP] = (greg_t)v->host_rsp;

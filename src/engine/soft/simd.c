@@ -265,7 +265,7 @@ const void *helper_x87_env(struct soft_vcpu *v, const struct site *s)
         soft_fpu_unpark(v);
     unsigned size = (small ? 14 : 28) + (whole ? 80 : 0);
     unsigned element = small ? 2 : 4;
-    if ((v->mode & MODE_64) && !cpu_canonical(&v->cpu, v->helper_ea))
+    if ((v->mode & MODE_64) && !(cpu_canonical(&v->cpu, v->helper_ea) && cpu_canonical(&v->cpu, v->helper_ea + element - 1)))
         return raise(v, stack_site(v) ? EXC_SS : EXC_GP);
     if ((v->helper_ea & (element - 1)) && (v->mode & MODE_ALIGN)) {
         cpu_raise_error(&v->cpu, EXC_AC, 0);

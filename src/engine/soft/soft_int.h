@@ -145,6 +145,7 @@ struct site {
     uint8_t gp_align;    /* address bits that must be zero always */
     bool x87;            /* a pending x87 exception comes before a fault */
     uint8_t segment;     /* FS or GS: AMD wants the address canonical before its base is added, too */
+    bool lent;           /* the guest's rdi waits in cpu.gpr[] while the instruction runs */
     bool based;          /* through FS or GS */
     bool halves;         /* the first 8 bytes are looked at before the others */
     uint8_t first;       /* of a large operand: the first so many bytes are probed, then its last byte */

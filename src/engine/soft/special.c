@@ -544,10 +544,13 @@ static void sp_leave(struct translator *t, const struct insn *in)
     struct tail tail;
     tail_begin(&tail);
     tail_restore_flags(t, &tail);
+    if (size == 2)
+        e8(&tail.e, 0x66);
+    e_mem(&tail.e, 0x8b, size == 8, t->B, t->A, NO_REG, 0, 0); /* the load may fault: nothing has changed yet */
     e_lea(&tail.e, code64(t), RSP, RBP, NO_REG, 0, (int)size);
     if (size == 2)
         e8(&tail.e, 0x66);
-    e_mem(&tail.e, 0x8b, size == 8, RBP, t->A, NO_REG, 0, 0);
+    e_mov(&tail.e, size == 8, RBP, t->B);
     struct ea ea = { .base = RBP, .index = NO_REG, .segment = SS, .addr32 = !code64(t), .stack = true };
     emit_access(t, in, &ea, SITE_READ, size, &tail);
 }
@@ -980,7 +983,7 @@ static void sp_maskmov(struct translator *t, const struct insn *in)
     tail_restore_flags(t, &tail);
     if (in->d.mnemonic == M(MASKMOVQ) && t->amd)
         e_bytes(&t->hot, "\x41\x0f\x7e\xc2", 4); /* movd r10d, mm0: x87 state becomes MMX state even on a fault */
-    e_mov(&tail.e, true, t->B, RDI);
+    e_store(&tail.e, RDI, GPR_OFFSET(RDI));
     e_mov(&tail.e, true, RDI, t->A);
     for (unsigned i = 0; i < in->d.length; i++) {
         uint8_t b = in->bytes[i];
@@ -988,8 +991,10 @@ static void sp_maskmov(struct translator *t, const struct insn *in)
         if (i >= in->d.raw.prefix_count || !spent)
             e8(&tail.e, b);
     }
-    e_mov(&tail.e, true, RDI, t->B);
+    e_load(&tail.e, RDI, GPR_OFFSET(RDI));
+    uint32_t first = t->engine->n_sites;
     emit_access(t, in, &ea, SITE_READ | SITE_WRITE, in->d.mnemonic == M(MASKMOVQ) ? 8 : 16, &tail);
+    t->engine->sites[first].lent = true;
 }
 
 static void sp_undefined(struct translator *t, const struct insn *in)
