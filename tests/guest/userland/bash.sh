@@ -11,9 +11,10 @@ trap 'echo got USR1' USR1
 kill -USR1 $$
 (exit 42)
 echo "status $?"
-for i in 1 2 3 4 5 6 7 8; do (sleep 0.0$i; exit $i) & done
+pids=() # `jobs -p` would leave out a job that has ended already
+for i in 1 2 3 4 5 6 7 8; do (sleep 0.0$i; exit $i) & pids+=($!); done
 sum=0
-for job in $(jobs -p); do wait "$job"; sum=$((sum + $?)); done
+for job in "${pids[@]}"; do wait "$job"; sum=$((sum + $?)); done
 echo "jobs $sum"
 printf '%.6f %e %x %o %s\n' 3.14159265 12345.678 255 8 'end'
 echo $((2 ** 62)) $((-7 / 2)) $((-7 % 3)) $((0x7fffffffffffffff + 1))
