@@ -162,6 +162,17 @@ static void merge_count(struct emit *e)
     e_mov(e, true, RCX, R10);
 }
 
+/* AMD: a REP prefix says which of loope and loopne it is. */
+static uint8_t loop_opcode(const struct translator *t, const struct insn *in)
+{
+    uint8_t opcode = in->bytes[in->d.raw.imm[0].offset - 1];
+    for (unsigned i = 0; t->amd && opcode <= 0xe1 && i < in->d.raw.prefix_count; i++) {
+        uint8_t p = in->d.raw.prefixes[i].value;
+        opcode = p == 0xf2 ? 0xe0 : p == 0xf3 ? 0xe1 : opcode;
+    }
+    return opcode;
+}
+
 /* loop, loope, loopne, jcxz, jecxz, jrcxz: the short branch itself is copied over a longer one */
 static void sp_loop(struct translator *t, const struct insn *in)
 {
@@ -172,7 +183,7 @@ static void sp_loop(struct translator *t, const struct insn *in)
     }
     if (addr32(in) || addr16(in))
         e8(e, 0x67);
-    e8(e, in->bytes[in->d.raw.imm[0].offset - 1]);
+    e8(e, loop_opcode(t, in));
     uint8_t *rel = e->p;
     e8(e, 0);
     if (addr16(in))
