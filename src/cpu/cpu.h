@@ -241,6 +241,8 @@ int cpu_far_jump(struct cpu *cpu, uint16_t selector, uint64_t offset, unsigned s
 int cpu_far_call(struct cpu *cpu, uint16_t selector, uint64_t offset, unsigned size, uint64_t next_rip);
 int cpu_far_return(struct cpu *cpu, unsigned size, unsigned pop_bytes);
 int cpu_load_segment(struct cpu *cpu, enum sreg reg, uint16_t selector); /* mov/pop/lfs; CS excluded */
+/* May [offset, offset+len) of a segment be accessed, 64-bit mode excepted (SDM vol. 3, 5.3, 5.5)?  #SS(0) or #GP(0). */
+int cpu_check_segment(struct cpu *cpu, enum sreg reg, uint32_t offset, uint32_t len, bool write);
 int cpu_lldt(struct cpu *cpu, uint16_t selector);
 int cpu_ltr(struct cpu *cpu, uint16_t selector);
 /* lar/lsl/verr/verw: true = ZF set; *value for lar (access rights) and lsl (limit). */

@@ -53,6 +53,23 @@ static bool user_mode(const struct soft_vcpu *v) { return v->cpu.cpl == 3; }
 
 static uint64_t linear(const struct soft_vcpu *v, uint64_t gva) { return v->mode & MODE_64 ? gva : (uint32_t)gva; }
 
+/* With segments that are not flat: may it be accessed? */
+static int segment_fault(struct soft_vcpu *v, unsigned segment, uint64_t offset, unsigned n, bool write)
+{
+    if (!(v->mode & MODE_SEGMENTED))
+        return 0;
+    return cpu_check_segment(&v->cpu, (enum sreg)segment, (uint32_t)offset, n, write);
+}
+
+/* 32-bit code on a stack that is addressed by sp: the engine cannot go on. */
+static bool small_stack(struct soft_vcpu *v)
+{
+    bool is = (v->mode & MODE_SEGMENTED) && !(v->cpu.seg[SS].attr & SEG_DB);
+    if (is)
+        soft_fail(v, "the software engine does not run 32-bit code on a 16-bit stack yet");
+    return is;
+}
+
 /* Breakpoints on data that the access meets. */
 static void watch(struct soft_vcpu *v, uint64_t gva, unsigned n, bool write)
 {
@@ -153,6 +170,24 @@ const void *helper_undefined(struct soft_vcpu *v, const struct site *s)
 }
 
 const void *helper_gp0(struct soft_vcpu *v, const struct site *s) { return gp0(v); }
+
+/* An operand in a segment that is not flat: helper_ea is its offset, arg the segment. */
+const void *helper_segment(struct soft_vcpu *v, const struct site *s)
+{
+    struct cpu *c = &v->cpu;
+    uint64_t offset = v->helper_ea;
+    if (s->arg2 == SEGMENT_XLAT) {
+        offset += (uint8_t)c->gpr[RAX];
+    } else if (s->arg2 == SEGMENT_BIT) {
+        int64_t bit = s->size == 2 ? (int16_t)c->gpr[s->element] : (int32_t)c->gpr[s->element];
+        offset += (uint64_t)(bit >> 3 & -(int64_t)s->size);
+    } else if (s->arg2 == SEGMENT_STACK && small_stack(v)) {
+        return soft_leave;
+    }
+    if (cpu_check_segment(c, (enum sreg)s->arg, (uint32_t)(offset & s->imm), s->size, s->access & SITE_WRITE))
+        return fault(v);
+    return soft_code(v->engine, s->next);
+}
 
 /* Control comes here when the instruction of a MODE_TF block is complete. */
 const void *helper_single_step(struct soft_vcpu *v, const struct site *s)
@@ -277,7 +312,7 @@ static void string_advance(struct soft_vcpu *v, const struct string_op *o, uint6
 /* Many elements at once, forward, inside one page each way; how many were done (0: not possible). */
 static uint64_t string_bulk(struct soft_vcpu *v, const struct string_op *o, uint64_t count)
 {
-    if ((v->mode & MODE_ALIGN) || o->step < 0 || (o->kind != STR_MOVS && o->kind != STR_STOS) || count < 2)
+    if ((v->mode & (MODE_ALIGN | MODE_SEGMENTED)) || o->step < 0 || (o->kind != STR_MOVS && o->kind != STR_STOS) || count < 2)
         return 0;
     uint64_t to = linear(v, get_wide(v, RDI, o->width) + seg_base(v, ES)), n = run_elements(to, o->size);
     if (n > count)
@@ -333,6 +368,11 @@ static int string_element(struct soft_vcpu *v, const struct string_op *o)
     uint64_t to = get_wide(v, RDI, o->width) + seg_base(v, ES);
     uint64_t value = 0, other = 0;
     uint16_t port = (uint16_t)v->cpu.gpr[RDX];
+    bool source = o->kind == STR_MOVS || o->kind == STR_LODS || o->kind == STR_CMPS || o->kind == STR_OUTS;
+    bool destination = o->kind != STR_LODS && o->kind != STR_OUTS, write = o->kind != STR_SCAS && o->kind != STR_CMPS;
+    if ((source && segment_fault(v, o->segment, get_wide(v, RSI, o->width), o->size, false)) ||
+        (destination && segment_fault(v, ES, get_wide(v, RDI, o->width), o->size, write)))
+        return CPU_FAULT;
     switch (o->kind) {
     case STR_MOVS:
         if (data_read(v, from, &value, o->size) || data_write(v, to, &value, o->size))
@@ -642,6 +682,8 @@ const void *helper_stac(struct soft_vcpu *v, const struct site *s)
 static unsigned stack_push(struct soft_vcpu *v, const void *value, unsigned size)
 {
     uint64_t sp = linear(v, v->cpu.gpr[RSP] - size);
+    if (small_stack(v) || segment_fault(v, SS, sp, size, true))
+        return CPU_FAULT;
     uint64_t base = v->mode & MODE_64 ? 0 : v->cpu.seg[SS].base;
     if ((v->mode & MODE_64) && !(cpu_canonical(&v->cpu, sp) && cpu_canonical(&v->cpu, sp + size - 1)))
         return (unsigned)cpu_raise_error(&v->cpu, EXC_SS, 0);
@@ -659,6 +701,8 @@ static unsigned stack_push(struct soft_vcpu *v, const void *value, unsigned size
 static unsigned stack_read(struct soft_vcpu *v, uint64_t at, void *value, unsigned size)
 {
     uint64_t sp = linear(v, at);
+    if (small_stack(v) || segment_fault(v, SS, sp, size, false))
+        return CPU_FAULT;
     uint64_t base = v->mode & MODE_64 ? 0 : v->cpu.seg[SS].base;
     if ((v->mode & MODE_64) && !(cpu_canonical(&v->cpu, sp) && cpu_canonical(&v->cpu, sp + size - 1)))
         return (unsigned)cpu_raise_error(&v->cpu, EXC_SS, 0);
@@ -1026,6 +1070,8 @@ const void *helper_pusha(struct soft_vcpu *v, const struct site *s)
     uint8_t block[32];
     uint32_t base = (uint32_t)c->seg[SS].base;
     if (s->arg & 0x80) {
+        if (small_stack(v) || segment_fault(v, SS, c->gpr[RSP], 8 * size, false))
+            return fault(v);
         watch(v, (uint32_t)(c->gpr[RSP] + base), 8 * size, false);
         if (cpu_read(c, (uint32_t)(c->gpr[RSP] + base), block, 8 * size, user_mode(v)))
             return fault(v);
@@ -1041,6 +1087,8 @@ const void *helper_pusha(struct soft_vcpu *v, const struct site *s)
     for (unsigned i = 0; i < 8; i++)
         cpu_copy(block + (7 - i) * size, &c->gpr[i], size);
     uint32_t sp = (uint32_t)c->gpr[RSP] - 8 * size;
+    if (small_stack(v) || segment_fault(v, SS, sp, 8 * size, true))
+        return fault(v);
     watch(v, (uint32_t)(sp + base), 8 * size, true);
     if (cpu_write(c, (uint32_t)(sp + base), block, 8 * size, user_mode(v)))
         return fault(v);

@@ -60,12 +60,21 @@ static bool fpu_traps(const struct cpu *c, uint64_t all)
     return (c->cr0 & (CR0_EM | CR0_TS)) || (c->cr4 & want) != want || (c->xcr0 & all) != all;
 }
 
+/* Is a data segment other than 4 GB that may be read and written? */
+static bool restricted(const struct segment *s)
+{
+    return s->limit != UINT32_MAX || (s->attr & (SEG_P | SEG_CODE | SEG_EXPAND_DOWN | SEG_WRITABLE)) != (SEG_P | SEG_WRITABLE);
+}
+
+/* FS and GS have a base always, and are empty often: MODE_NULL_FS, MODE_NULL_GS. */
 static bool segmented(const struct cpu *c)
 {
-    for (unsigned i = 0; i < 4; i++) /* ES CS SS DS */
-        if (c->seg[i].base || (c->seg[i].limit != UINT32_MAX && (c->seg[i].attr & SEG_P)))
+    static const uint8_t flat[] = { ES, SS, DS };
+    for (unsigned i = 0; i < sizeof(flat); i++)
+        if (c->seg[flat[i]].base || restricted(&c->seg[flat[i]]))
             return true;
-    return false;
+    return c->seg[CS].limit != UINT32_MAX || !(c->seg[SS].attr & SEG_DB) ||
+           ((c->seg[FS].attr & SEG_P) && restricted(&c->seg[FS])) || ((c->seg[GS].attr & SEG_P) && restricted(&c->seg[GS]));
 }
 
 static bool breaks_on_instructions(const struct cpu *c)
@@ -88,7 +97,7 @@ void soft_update_mode(struct soft_vcpu *v)
         mode |= MODE_CPL0;
     if (cpu_64bit(c))
         mode |= MODE_64;
-    else if (!(c->seg[CS].attr & SEG_DB) || !(c->cr0 & CR0_PE) || (c->rflags & FL_VM))
+    else if (!(c->seg[CS].attr & SEG_DB) || !(c->cr0 & CR0_PE) || (c->rflags & FL_VM) || c->seg[CS].base)
         mode |= MODE_16;
     else if (segmented(c))
         mode |= MODE_SEGMENTED;
@@ -140,9 +149,27 @@ static struct block *block_at_rip_in(struct soft_vcpu *v, uint32_t mode, bool no
     return soft_translate(v, gva, gpa, mode, no_windows);
 }
 
+/* Code runs into the end of its segment one instruction at a time. */
+static struct block *block_in_segment(struct soft_vcpu *v)
+{
+    uint32_t limit = v->cpu.seg[CS].limit;
+    if (v->cpu.rip > limit) {
+        cpu_raise_error(&v->cpu, EXC_GP, 0);
+        return NULL;
+    }
+    struct block *b = block_at_rip_in(v, v->mode, false);
+    if (b && v->cpu.rip + b->length - 1 > limit && b->n_insns > 1)
+        b = block_at_rip_in(v, v->mode | MODE_TF, true);
+    if (b && v->cpu.rip + b->length - 1 > limit) {
+        cpu_raise_error(&v->cpu, EXC_GP, 0);
+        return NULL;
+    }
+    return b;
+}
+
 static struct block *block_at_rip(struct soft_vcpu *v)
 {
-    return block_at_rip_in(v, v->mode, false);
+    return v->mode & MODE_SEGMENTED ? block_in_segment(v) : block_at_rip_in(v, v->mode, false);
 }
 
 static const void *enter_block(struct soft_vcpu *v, const struct block *b)
@@ -200,7 +227,9 @@ const void *soft_next(struct soft_vcpu *v)
         if (v->poll)
             return soft_leave;
         if (v->mode & MODE_16) {
-            soft_fail(v, "the software engine does not run 16-bit code yet: boot a kernel by its 64-bit or PVH entry");
+            soft_fail(v, (v->cpu.seg[CS].attr & SEG_DB) && (v->cpu.cr0 & CR0_PE)
+                             ? "the software engine does not run 32-bit code in a segment with a base yet"
+                             : "the software engine does not run 16-bit code yet: boot a kernel by its 64-bit or PVH entry");
             return soft_leave;
         }
         struct block *b = block_at_rip(v);

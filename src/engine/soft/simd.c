@@ -390,7 +390,8 @@ const void *helper_gather(struct soft_vcpu *v, const struct site *s)
             else
                 gva += v->cpu.seg[segment].base;
         }
-        rc = access_memory(v, gva, data + i * element, element, scatter);
+        rc = v->mode & MODE_SEGMENTED ? cpu_check_segment(&v->cpu, (enum sreg)segment, (uint32_t)(gva - v->cpu.seg[segment].base), element, scatter) : 0;
+        rc = rc ? rc : access_memory(v, gva, data + i * element, element, scatter);
         if (rc)
             break;
         element_done(v, s, i, mask, element);

@@ -354,6 +354,8 @@ static void translate_insn(struct translator *t, const struct insn *in)
         struct site *s = emit_helper(t, in, helper_fpu_check, false);
         s->arg = simd_kind(in);
     }
+    if ((t->mode & MODE_SEGMENTED) && !(t->mode & MODE_64))
+        emit_segment_checks(t, in);
     special_fn *fn = special_for(in);
     if (fn)
         fn(t, in);

@@ -111,6 +111,7 @@ void add_map(struct translator *t, uint32_t host, const struct insn *in);
 /* special.c: a translator for each mnemonic that is not simply copied; NULL: generic_insn */
 typedef void special_fn(struct translator *t, const struct insn *in);
 special_fn *special_for(const struct insn *in);
+void emit_segment_checks(struct translator *t, const struct insn *in);
 bool is_plain_mov(const struct insn *in); /* a mov that generic_insn translates */
 bool insn_ends_block(const struct insn *in);
 
@@ -121,4 +122,4 @@ helper_fn helper_undefined, helper_string, helper_hlt, helper_in, helper_out, he
     helper_far, helper_far_ret, helper_descriptor_table, helper_descriptor_load, helper_query, helper_swapgs,
     helper_invlpg, helper_invpcid, helper_fsgsbase, helper_xsetbv, helper_xgetbv, helper_xstate, helper_stac,
     helper_clts_lmsw, helper_wbinvd, helper_store_system, helper_enter, helper_single_step, helper_fpu_check, helper_gp0,
-    helper_gather, helper_break, helper_ac_check, helper_pusha, helper_bound;
+    helper_gather, helper_break, helper_ac_check, helper_segment, helper_pusha, helper_bound;
