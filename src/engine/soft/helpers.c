@@ -398,7 +398,7 @@ static int string_element(struct soft_vcpu *v, const struct string_op *o)
         return 0;
     case STR_CMPS:
         /* CPUs are seen to read [rdi] first, but not where they compare byte by byte in a fast way */
-        if (o->rep && o->size == 1 && data_read(v, from, &value, 1))
+        if (o->rep == STR_REPE && o->size == 1 && data_read(v, from, &value, 1))
             return CPU_FAULT;
         if (data_read(v, to, &other, o->size) || data_read(v, from, &value, o->size))
             return CPU_FAULT;
