@@ -255,6 +255,28 @@ static void test_breakpoint(void)
     end();
 }
 
+/* Set on code that runs well already, and that is reached by a computed branch. */
+LABEL(bp_function);
+__asm__("bp_function: inc %eax; ret");
+static void test_breakpoint_indirect(void)
+{
+    u64 n;
+    start();
+    for (int i = 0; i < 3; i++) {
+        if (i == 1) {
+            write_dr0((u64)bp_function);
+            write_dr7(0x400 | 1 << 1);
+        } else {
+            write_dr7(0x400);
+        }
+        __asm__ volatile("xor %%eax, %%eax; mov $20, %%ecx; 1: call *%1; dec %%ecx; jnz 1b" : "=&a"(n) : "r"(bp_function) : "rcx", "cc");
+        EXPECT_EQ(n, 20);
+        EXPECT_EQ(hits, i ? 20 : 0);
+    }
+    EXPECT_EQ(hit[0].rip, (u64)bp_function);
+    end();
+}
+
 /* Two breakpoints at one address report both; one that is off may be reported but does not stop. */
 static void test_breakpoint_both(void)
 {
@@ -305,6 +327,29 @@ static void test_watch(void)
     EXPECT_EQ(hits, 2);
     __asm__ volatile("push %0; pop %0" : "+m"(watched[2]));
     EXPECT_EQ(hits, 4);
+    end();
+}
+
+/* Over the edge of a page, by a call's push, by an instruction that reads and writes. */
+static void test_watch_kinds(void)
+{
+    static u64 area[1024] __attribute__((aligned(4096)));
+    LABEL(watch_called);
+    start();
+    write_dr0((u64)&area[512]);
+    write_dr7(0x400 | 1 << 1 | 1ull << 16);
+    *(volatile u64 *)((u64)&area[512] - 4) = 1;
+    EXPECT_EQ(hits, 1);
+    *(volatile u32 *)((u64)&area[512] - 4) = 1;
+    EXPECT_EQ(hits, 1);
+    __asm__ volatile("lock xaddl %%eax, %0" : "+m"(area[512]) : "a"(1) : "cc");
+    EXPECT_EQ(hits, 2);
+    __asm__ volatile("mov %%rsp, %%rcx; lea %0, %%rsp; call watch_called; .globl watch_called; watch_called: mov %%rcx, %%rsp" : "+m"(area[513]) : : "rcx", "memory");
+    EXPECT_EQ(hits, 3);
+    EXPECT_EQ(hit[2].rip, (u64)watch_called);
+    __asm__ volatile("mov %%rsp, %%rcx; lea %0, %%rsp; pushf; mov %%rcx, %%rsp" : "+m"(area[513]) : : "rcx", "memory");
+    EXPECT_EQ(hits, 4);
+    EXPECT_EQ(hit[3].dr6 & 0xf, 1);
     end();
 }
 
@@ -448,8 +493,10 @@ const struct test tests[] = {
     {"step-user", test_step_user, NULL},
     {"step-syscall", test_step_syscall, NULL},
     {"breakpoint", test_breakpoint, NULL},
+    {"breakpoint-indirect", test_breakpoint_indirect, NULL},
     {"breakpoint-both", test_breakpoint_both, NULL},
     {"watch", test_watch, NULL},
+    {"watch-kinds", test_watch_kinds, NULL},
     {"watch-rep", test_watch_rep, NULL},
     {"watch-user", test_watch_user, NULL},
     {"io-breakpoint", test_io_breakpoint, NULL},

@@ -387,6 +387,14 @@ USER_CODE32(u32_les, "push $0x23\npush $0x1111\nles (%esp), %eax\nmov %es, %ebx\
 USER_CODE32(u32_16, "mov $0xffff0000, %eax\nmov $0x1234, %ax\nmov $0x12345678, %ebx\nlea 0x1000(%bx), %ecx");
 USER_CODE32(u32_readonly, "mov $0x58 + 3, %eax\nmov %eax, %ds\nmov 0, %ebx\nmov %ebx, 0");
 
+USER_CODE32(u32_down, "mov $0x48 + 3, %eax\nmov %eax, %ds\nmov 0x1000, %ebx\nmov 0xfff, %cl");
+USER_CODE32(u32_null, "mov 0x1000, %ebx"); /* the way to ring 3 has emptied ds */
+USER_CODE32(u32_string, "mov $0x48 + 3, %eax\nmov %eax, %ds\nmov %eax, %es\nxor %esi, %esi\nmov $8, %ecx\nrep movsb");
+USER_CODE32(u32_push, "mov $0x50 + 3, %eax\nmov %eax, %ss\nmov %edi, %esp\npush $7");
+USER_CODE32(u32_bit, "mov $0x48 + 3, %eax\nmov %eax, %ds\nbt %edi, 0");
+USER_CODE32(u32_xlat, "mov $0x48 + 3, %eax\nmov %eax, %ds\nmov $0xff0, %ebx\nmov %edi, %eax\nxlat");
+USER_CODE32(u32_loop, "mov $0x70003, %ecx\nxor %eax, %eax\n1: inc %eax\n.byte 0x67\nloop 1b\nmov %ecx, %edx\n.byte 0x67, 0xe3, 1\ninc %eax");
+
 static void test_compat_operations(void)
 {
     struct context c = user_context32(u32_ops);
@@ -399,6 +407,10 @@ static void test_compat_operations(void)
     EXPECT_TRAP(run(&c), BACK, 0);
     EXPECT_EQ(trap.f.rax, 0xffff1234);
     EXPECT_EQ(trap.f.rcx, 0x6678);
+    c = user_context32(u32_loop); /* counts in cx */
+    EXPECT_TRAP(run(&c), BACK, 0);
+    EXPECT_EQ(trap.f.rax, 3);
+    EXPECT_EQ(trap.f.rdx, 0x70000);
     u8 *low = page_alloc();
     *(u32 *)(low + 0x18) = 0x600df00d;
     u64 *entry = table_entry(0, 2), saved = *entry;
@@ -460,6 +472,40 @@ static void test_compat_limits(void)
     EXPECT_TRAP(run(&c), GP, 0);
     c = user_context32(u32_readonly);
     EXPECT_TRAP(run(&c), GP, 0);
+}
+
+static void test_compat_limits_more(void)
+{
+    u32 *data = page_alloc();
+    struct context c = user_context32(u32_down);
+    map(0xc1000000, (u64)data, PTE_P | PTE_W | PTE_U);
+    data[0] = 0x3333;
+    set_data(0, 0xc0fff000, 0xfff, 0xf7); /* expands down: what is above the limit */
+    EXPECT_TRAP(run(&c), GP, 0);
+    EXPECT_EQ(trap.f.rbx, 0x3333);
+    c = user_context32(u32_null);
+    EXPECT_TRAP(run(&c), GP, 0);
+    set_data(0, 0xc1000000, 0xfff, 0xf3);
+    c = user_context32(u32_string);
+    c.rdi = 0xffc;
+    EXPECT_TRAP(run(&c), GP, 0);
+    EXPECT_EQ(trap.f.rcx, 4);
+    EXPECT_EQ(trap.f.rdi, 0x1000);
+    EXPECT_EQ(data[1023], 0x3333);
+    set_data(1, 0xc1000000, 0xfff, 0xf3);
+    for (int i = 0; i < 3; i++) {
+        c = user_context32(u32_push);
+        c.rdi = i == 0 ? 0x1000 : i == 1 ? 0x1001 : 2;
+        EXPECT_TRAP(run(&c), i ? SS : BACK, 0);
+    }
+    for (int i = 0; i < 2; i++) {
+        c = user_context32(u32_bit); /* the bit's byte counts, of the operand's 4 */
+        c.rdi = 0x7fff + i;
+        EXPECT_TRAP(run(&c), i ? GP : BACK, 0);
+        c = user_context32(u32_xlat);
+        c.rdi = 0xf + i;
+        EXPECT_TRAP(run(&c), i ? GP : BACK, 0);
+    }
 }
 
 /* Ring 0 in compatibility mode, and back. */
@@ -618,6 +664,7 @@ const struct test tests[] = {
     {"compat-operations", test_compat_operations, NULL},
     {"compat-segments", test_compat_segments, NULL},
     {"compat-limits", test_compat_limits, "it checks no limits"},
+    {"compat-limits-more", test_compat_limits_more, "it checks no limits"},
     {"compat-ring-0", test_compat_ring0, NULL},
     {"syscall-sysret", test_syscall, NULL},
     {"sysret-compat", test_sysret_compat, NULL},
