@@ -403,7 +403,7 @@ struct block *soft_translate(struct soft_vcpu *v, uint64_t gva, uint64_t gpa, ui
     t->page_offset = gva & 4095;
     t->poll_after = false;
     *b = (struct block){ .gpa = gpa, .gva = mode & MODE_FIXED_PC ? gva : t->page_offset, .gpa2 = UINT64_MAX,
-                         .mode = mode, .no_windows = no_windows, .hot = soft_is_hot(e, gpa) };
+                         .mode = mode, .no_windows = no_windows, .hot = e->config.always_hot || soft_is_hot(e, gpa) };
     if (!decode_block(t, gpa, mode & (MODE_TF | MODE_BREAK) ? 1 : BLOCK_MAX_INSNS)) {
         e->n_blocks--;
         return NULL;
