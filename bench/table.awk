@@ -107,7 +107,7 @@ BEGIN {
 }
 
 END {
-    printf "%s of %d round(s), kernel %s, 1 vCPU\n\n%-10s", stat, rounds, kernel, ""
+    printf "%s of %d round(s), kernel %s, 1 vCPU, load of the host %s\n\n%-10s", stat, rounds, kernel, load, ""
     for (i = 1; i <= peers; i++)
         printf " %*s", width[i], peer[i]
     printf " %8s %8s %8s  %s\n", "guise/", "TCG/", "guise/", "promised"
@@ -117,7 +117,6 @@ END {
     printf " %8s %8s %8s  %s\n", "native", "native", "TCG", "(guise/TCG)"
     for (m = 1; m <= programs; m++)
         row(program[m], 1)
-    line = "geo. mean"
     printf "%-10s", "geo. mean"
     for (i = 1; i <= peers; i++)
         printf " %*s", width[i], ""

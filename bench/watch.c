@@ -1,10 +1,11 @@
 /*
- * watch [-t SECONDS] [-m MEBIBYTES] COMMAND...
+ * watch [-t SECONDS] [-i SECONDS] [-m MEBIBYTES] COMMAND...
  *
  * Runs a command and copies its standard output, each line preceded by the seconds since the
  * command was started and a tab.  With -m it also samples the memory of the process, guest RAM
  * left out, from the line that begins with INIT on: not before, so that the boot is not disturbed.
- * Ends with two lines of its own: `MEMORY KIBIBYTES` and `EXIT STATUS` (124: time was up).
+ * -i says how soon that line must come.  Ends with two lines of its own: `MEMORY KIBIBYTES` and `EXIT STATUS` (124:
+ * time was up).
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -22,7 +23,7 @@
 #define SAMPLE_SECONDS 0.5
 
 struct watch {
-    double start, limit;
+    double start, limit, init_limit;
     long ram_kib; /* a mapping of at least half of this size, or called so, is guest RAM */
     pid_t pid;
     int out;
@@ -134,7 +135,7 @@ static int follow(struct watch *w)
         if (ready > 0 && !copy(w))
             break;
         sample(w);
-        late = now() - w->start > w->limit;
+        late = now() - w->start > (w->sampling ? w->limit : w->init_limit);
         if (late)
             break;
     }
@@ -151,18 +152,20 @@ static int follow(struct watch *w)
 
 int main(int argc, char **argv)
 {
-    struct watch w = {.limit = 300};
+    struct watch w = {.limit = 300, .init_limit = 300};
     int option;
-    while ((option = getopt(argc, argv, "+t:m:")) != -1) {
+    while ((option = getopt(argc, argv, "+t:i:m:")) != -1) {
         if (option == 't')
             w.limit = atof(optarg);
+        else if (option == 'i')
+            w.init_limit = atof(optarg);
         else if (option == 'm')
             w.ram_kib = atol(optarg) << 10;
         else
             return 2;
     }
     if (optind == argc || start(&w, argv + optind)) {
-        fprintf(stderr, "usage: watch [-t SECONDS] [-m MEBIBYTES] COMMAND...\n");
+        fprintf(stderr, "usage: watch [-t SECONDS] [-i SECONDS] [-m MEBIBYTES] COMMAND...\n");
         return 2;
     }
     int status = follow(&w);
