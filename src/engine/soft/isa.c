@@ -38,7 +38,7 @@ static const struct need needs[ZYDIS_ISA_SET_MAX_VALUE + 1] = {
     I(POPCNT) = { L1C, 23 }, I(AES) = { L1C, 25 }, I(XSAVE) = { L1C, 26 }, I(AVX) = { L1C, 28 }, I(AVXAES) = { L1C, 25 },
     I(F16C) = { L1C, 29 }, I(RDRAND) = { L1C, 30 },
     I(RDWRFSGS) = { L7B, 0 }, I(SGX) = { L7B, 2 }, I(SGX_ENCLV) = { L7B, 2 }, I(BMI1) = { L7B, 3 }, I(AVX2) = { L7B, 5 },
-    I(AVX2GATHER) = { L7B, 5 }, I(BMI2) = { L7B, 8 }, I(INVPCID) = { L7B, 10 }, I(RTM) = { L7B, 11 }, I(MPX) = { L7B, 14 },
+    I(AVX2GATHER) = { L7B, 5 }, I(BMI2) = { L7B, 8 }, I(INVPCID) = { L7B, 10 }, I(RTM) = { L7B, 11 }, I(MPX) = { NEVER },
     I(RDSEED) = { L7B, 18 }, I(ADOX_ADCX) = { L7B, 19 }, I(SMAP) = { L7B, 20 }, I(CLFLUSHOPT) = { L7B, 23 },
     I(CLWB) = { L7B, 24 }, I(PT) = { L7B, 25 }, I(SHA) = { L7B, 29 },
     SIMD512(AVX512F, L7B, 16), I(AVX512F_128N) = { L7B, 16 }, I(AVX512F_SCALAR) = { L7B, 16 }, I(AVX512F_KOP) = { L7B, 16 },
@@ -99,7 +99,6 @@ void isa_init(struct translator *t, const struct cpu *cpu)
         w[i] = word(cpu, i);
     for (unsigned i = 0; i <= ZYDIS_ISA_SET_MAX_VALUE; i++)
         t->isa[i] = (w[needs[i].word] >> needs[i].bit & 1) && (!needs[i].vl || w[L7B] >> 31);
-    t->movdir64b = w[L7C] >> 28 & 1;
     t->amd = amd(cpu);
     decoder_modes(&t->decoder64, w, t->amd);
     decoder_modes(&t->decoder32, w, t->amd);
@@ -107,8 +106,8 @@ void isa_init(struct translator *t, const struct cpu *cpu)
 
 bool isa_has(const struct translator *t, const struct insn *in)
 {
-    if (in->d.mnemonic == ZYDIS_MNEMONIC_MOVDIR64B) /* of one set with MOVDIRI, but a CPUID bit of its own */
-        return t->movdir64b;
+    if (in->d.mnemonic == ZYDIS_MNEMONIC_MOVDIR64B) /* stores through an address in a register: never copied */
+        return false;
     if (in->d.opcode_map == ZYDIS_OPCODE_MAP_0F && in->d.opcode == 0x0d && in->d.raw.modrm.mod == 3)
         return !t->amd; /* PREFETCH of a register: a no-op elsewhere */
     return t->isa[in->d.meta.isa_set];

@@ -41,7 +41,7 @@ struct tail {
 struct translator {
     ZydisDecoder decoder64, decoder32;
     bool isa[ZYDIS_ISA_SET_MAX_VALUE + 1]; /* what the guest's CPU has: isa.c */
-    bool movdir64b, amd;
+    bool amd;
     struct soft_vcpu *v;
     struct engine *engine;
     struct block *b;
