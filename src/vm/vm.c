@@ -122,7 +122,8 @@ static int setup_cpu(struct vm *vm, unsigned i)
 static int setup_engine(struct vm *vm, char *error, size_t n)
 {
     const struct engine_config config = {.memory = machine_memory(vm->machine), .bus = vm->bus,
-                                         .n_cpus = vm->config->n_cpus, .log_items = vm->config->log_items};
+                                         .n_cpus = vm->config->n_cpus, .log_items = vm->config->log_items,
+                                         .timing = vm->config->stats};
     int err = vm->ops->create(&vm->engine, &config);
 
     if (err) {

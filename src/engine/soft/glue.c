@@ -58,6 +58,15 @@ __attribute__((naked, used)) void soft_glue(void)
         GLUE("soft_glue_hot", SAVE_FLAGS, "soft_hot")
         GLUE("soft_glue_poll", SAVE_FLAGS, "soft_poll")
         GLUE("soft_glue_ibtc_miss", "mov %%r11, %%gs:%c[rip]\n" SAVE_FLAGS, "soft_ibtc_miss")
+        /* the same for --stats, through functions that take the time */
+        GLUE("soft_timed_glue_slow", "mov %%rax, %%gs:0\n lahf\n seto %%al\n movw %%ax, %%gs:%c[arith]\n", "soft_timed_slow")
+        GLUE("soft_timed_glue_window", "mov %%rax, %%gs:0\n lahf\n seto %%al\n movw %%ax, %%gs:%c[arith]\n", "soft_timed_window")
+        GLUE("soft_timed_glue_demote", "mov %%rax, %%gs:0\n lahf\n seto %%al\n movw %%ax, %%gs:%c[arith]\n", "soft_timed_demote")
+        GLUE("soft_timed_glue_commit", SAVE_FLAGS, "soft_timed_commit")
+        GLUE("soft_timed_glue_helper", SAVE_FLAGS, "soft_timed_helper")
+        GLUE("soft_timed_glue_exit", SAVE_FLAGS, "soft_timed_exit")
+        GLUE("soft_timed_glue_hot", SAVE_FLAGS, "soft_timed_hot")
+        GLUE("soft_timed_glue_ibtc_miss", "mov %%r11, %%gs:%c[rip]\n" SAVE_FLAGS, "soft_timed_ibtc_miss")
         /* the signal handler comes here with the host stack in place and the state saved */
         ".globl soft_glue_signal\n soft_glue_signal:\n mov %%gs:%c[self], %%rdi\n" CALL_C("soft_signal_fault") RESTORE
         :: G(host_rsp), G(arith), G(next), [self] "i"(offsetof(struct soft_vcpu, self)),

@@ -471,16 +471,21 @@ const void *helper_string(struct soft_vcpu *v, const struct site *s)
 
 static uint64_t port_read(struct soft_vcpu *v, uint16_t port, unsigned size)
 {
+    uint64_t start = soft_ticks(v->engine);
     watch_port(v, port, size);
     soft_fpu_park(v);
-    return bus_read(v->engine->config.bus, BUS_PORT, port, size);
+    uint64_t value = bus_read(v->engine->config.bus, BUS_PORT, port, size);
+    soft_ticks_nested(v, TIME_DEVICE, start);
+    return value;
 }
 
 static void port_write(struct soft_vcpu *v, uint16_t port, uint64_t value, unsigned size)
 {
+    uint64_t start = soft_ticks(v->engine);
     watch_port(v, port, size);
     soft_fpu_park(v);
     bus_write(v->engine->config.bus, BUS_PORT, port, value, size);
+    soft_ticks_nested(v, TIME_DEVICE, start);
 }
 
 /* Zydis lists al/ax/eax first for in, last for out; the port is an immediate or dx. */

@@ -159,6 +159,7 @@ static bool cpu_walk_probe_access(struct soft_vcpu *v, uint64_t gva, struct tran
 static void mmio(struct soft_vcpu *v, uint64_t gpa, uint8_t *buf, unsigned len, bool write)
 {
     struct bus *bus = v->engine->config.bus;
+    uint64_t start = soft_ticks(v->engine);
     soft_fpu_park(v);
     v->stats.slow_mmio++;
     while (len) {
@@ -175,6 +176,7 @@ static void mmio(struct soft_vcpu *v, uint64_t gpa, uint8_t *buf, unsigned len, 
         }
         gpa += n, buf += n, len -= n;
     }
+    soft_ticks_nested(v, TIME_DEVICE, start);
 }
 
 /* --- masked accesses ------------------------------------------------------------------------------- */

@@ -146,7 +146,10 @@ static struct block *block_at_rip_in(struct soft_vcpu *v, uint32_t mode, bool no
         soft_block_kill(v->engine, b);
     }
     soft_fpu_park(v);
-    return soft_translate(v, gva, gpa, mode, no_windows);
+    uint64_t start = soft_ticks(v->engine);
+    struct block *made = soft_translate(v, gva, gpa, mode, no_windows);
+    soft_ticks_nested(v, TIME_TRANSLATE, start);
+    return made;
 }
 
 /* Code runs into the end of its segment one instruction at a time. */
@@ -501,7 +504,10 @@ static enum engine_exit soft_run(struct engine *e, unsigned i, char *error)
         v->next = next;
         soft_flags_out(v);
         v->stats.enters++;
+        uint64_t start = soft_ticks(e);
         soft_enter(v);
+        if (e->config.timing)
+            v->stats.ticks[TIME_RUN] += __builtin_ia32_rdtsc() - start;
         soft_fpu_park(v);
     }
     soft_fpu_park(v);
@@ -612,6 +618,8 @@ static int vcpu_create(struct engine *e, unsigned i)
     v->cpu.cpuid = e->cpuid;
     v->cpu.tsc_khz = e->tsc_khz;
     vcpu_glue(v);
+    if (e->config.timing)
+        soft_timing_install(v);
     fpu_initial(v);
     soft_tlb_init(v);
     v->translator = soft_translator_create(&v->cpu);
@@ -699,6 +707,8 @@ static void soft_stats(struct engine *e, FILE *out)
     for (unsigned i = 0; i < e->n_cpus; i++) {
         const struct stats *s = &e->vcpus[i]->stats;
         fprintf(out, "vcpu %u (software engine)\n", i);
+        if (e->config.timing)
+            soft_timing_print(e->vcpus[i], out);
         STAT(blocks); STAT(insns); STAT(guest_bytes); STAT(evictions); STAT(invalidated); STAT(enters); STAT(slow_read);
         STAT(slow_write); STAT(window_fill); STAT(window_refused); STAT(demoted); STAT(promoted); STAT(slow_cross); STAT(slow_mmio); STAT(slow_code); STAT(walks); STAT(tlb_flush);
         STAT(tlb_flush_page); STAT(cr3_writes); STAT(helpers); STAT(exits); STAT(chained); STAT(ibtc_miss);

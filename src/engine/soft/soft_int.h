@@ -169,11 +169,15 @@ struct code_cache {
     uint32_t hot_end;   /* = where the cold half starts */
 };
 
+/* Where time goes besides translated code; what is inside another kind is not counted twice. */
+enum time_kind { TIME_RUN /* all of it */, TIME_MMU, TIME_HELPER, TIME_BRANCH, TIME_TRANSLATE, TIME_DEVICE, TIME_KINDS };
+
 struct stats {
     uint64_t blocks, insns, guest_bytes, flushes, evictions, invalidated;
     uint64_t slow_read, slow_write, window_fill, window_refused, demoted, promoted, slow_cross, slow_mmio, slow_code, tlb_flush, tlb_flush_page, cr3_writes;
     uint64_t helpers, exits, ibtc_miss, ibtc_insert, chained, faults, interrupts, exceptions[32], polls, halts, signals;
     uint64_t walks, enters;
+    uint64_t ticks[TIME_KINDS]; /* TSC ticks, with engine_config.timing */
     uint64_t by_mnemonic[2048]; /* helper calls, by ZydisMnemonic */
 };
 
@@ -223,6 +227,7 @@ struct soft_vcpu {
     struct engine *engine;
     struct translator *translator;
     struct stats stats;
+    uint64_t nested_ticks; /* of the way out being timed: counted as another kind */
     char error[256];
     bool failed, shutdown;
     uint32_t debug_hits; /* breakpoints on data and ports that the instruction under way has met: bits of DR6 */
@@ -316,6 +321,13 @@ void soft_fail(struct soft_vcpu *v, const char *why); /* the engine cannot go on
 void soft_enter(struct soft_vcpu *v);
 extern const char soft_leave[], soft_glue_slow[], soft_glue_commit[], soft_glue_helper[], soft_glue_exit[],
     soft_glue_ibtc_miss[], soft_glue_poll[], soft_glue_window[], soft_glue_demote[], soft_glue_hot[], soft_glue_signal[];
+
+/* --- timing.c: entry points like glue's, that take the time for --stats --- */
+void soft_timing_install(struct soft_vcpu *v);
+static inline uint64_t soft_ticks(const struct engine *e) { return e->config.timing ? __builtin_ia32_rdtsc() : 0; }
+/* Time since `start` was of that kind, and not of the kind around it. */
+void soft_ticks_nested(struct soft_vcpu *v, enum time_kind kind, uint64_t start);
+void soft_timing_print(const struct soft_vcpu *v, FILE *out);
 
 /* --- mmu.c --- */
 void soft_tlb_init(struct soft_vcpu *v);
