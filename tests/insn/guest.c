@@ -206,7 +206,7 @@ static void *watchdog(void *arg)
     return NULL;
 }
 
-static int guest_open(void **ctx, const struct xstate_layout *layout)
+static int open_with(void **ctx, const struct xstate_layout *layout, bool hot)
 {
     struct guest *g = calloc(1, sizeof *g);
     if (!g)
@@ -215,7 +215,8 @@ static int guest_open(void **ctx, const struct xstate_layout *layout)
     g->layout = layout;
     int r = memory_create(&g->memory, RAM_SIZE);
     r = r ? r : bus_create(&g->bus, g->memory);
-    struct engine_config config = {.memory = g->memory, .bus = g->bus, .n_cpus = 1, .precise_flags = true};
+    struct engine_config config = {
+        .memory = g->memory, .bus = g->bus, .n_cpus = 1, .precise_flags = !hot, .always_hot = hot};
     r = r ? r : g->ops->create(&g->engine, &config);
     if (r)
         return r;
@@ -238,6 +239,16 @@ static int guest_open(void **ctx, const struct xstate_layout *layout)
     *ctx = g;
     pthread_t thread;
     return -pthread_create(&thread, NULL, watchdog, g);
+}
+
+static int guest_open(void **ctx, const struct xstate_layout *layout)
+{
+    return open_with(ctx, layout, false);
+}
+
+static int guest_open_hot(void **ctx, const struct xstate_layout *layout)
+{
+    return open_with(ctx, layout, true);
 }
 
 /* ---- one test --------------------------------------------------------------------------------------------- */
@@ -359,4 +370,7 @@ static void guest_run(void *ctx, const struct batch *b, struct result *results, 
     g->loaded = NULL;
 }
 
-const struct backend backend_soft = {"soft", true, guest_open, guest_run};
+const struct backend backend_soft_hot = {
+    .name = "soft, hot", .has_cpl0 = true, .fast = true, .open = guest_open_hot, .run = guest_run};
+const struct backend backend_soft = {
+    .name = "soft", .has_cpl0 = true, .hot = &backend_soft_hot, .open = guest_open, .run = guest_run};

@@ -124,6 +124,8 @@ struct batch {
 struct backend {
     const char *name;
     bool has_cpl0;
+    bool fast; /* flags and branch targets at faults are not precise: docs/QUIRKS.md */
+    const struct backend *hot; /* the same engine, all code treated as hot, and fast; NULL: there is none */
     /* Runs in the child.  0 or -errno. */
     int (*open)(void **ctx, const struct xstate_layout *layout);
     /* Runs tests [from, n) of the batch; stores *progress = index before each. */
@@ -131,7 +133,7 @@ struct backend {
                 volatile uint32_t *progress);
 };
 extern const struct backend backend_native;
-extern const struct backend backend_soft;
+extern const struct backend backend_soft, backend_soft_hot;
 
 struct runner;
 int runner_create(struct runner **out, const struct backend *backend, struct batch *shared_batch);
@@ -257,7 +259,7 @@ bool test_fill(struct test *t, const ZydisDecoder *d, const struct xstate_layout
 /* ---- compare.c ------------------------------------------------------------------------------------- */
 void xstate_normalise(uint8_t *area, const struct xstate_layout *l);
 enum verdict { SAME, SAME_BUT_UNDEFINED_FLAGS, DIFFERENT, NO_ORACLE };
-/* Compares and, when text is given, says what differs. */
+/* Compares and, when text is given, says what differs.  fast: arithmetic flags at faults do not count. */
 enum verdict compare(const struct test *t, const struct result *oracle, const struct result *other, unsigned cpl,
-                     const struct xstate_layout *l, char *text, size_t size);
+                     bool fast, const struct xstate_layout *l, char *text, size_t size);
 void disassemble(const ZydisDecoder *d, const struct test *t, char *text, size_t size);

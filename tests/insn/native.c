@@ -265,4 +265,4 @@ static void native_run(void *ctx, const struct batch *b, struct result *results,
     __asm__ volatile("int3" ::: "memory");
 }
 
-const struct backend backend_native = {"native", false, native_open, native_run};
+const struct backend backend_native = {.name = "native", .open = native_open, .run = native_run};
