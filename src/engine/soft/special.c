@@ -593,9 +593,62 @@ static void sp_cli(struct translator *t, const struct insn *in)
 /* The instruction after sti still runs in its shadow; then the block ends and looks for interrupts. */
 static void sp_sti(struct translator *t, const struct insn *in)
 {
+    struct emit *e = &t->hot;
     bool last = in == &t->insns[t->n_insns - 1];
-    emit_helper(t, in, helper_sti, false)->arg = last;
-    t->shadow = !last;
+    if (last || !(t->mode & MODE_CPL0)) {
+        emit_helper(t, in, helper_sti, false)->arg = last;
+        t->shadow = !last;
+        return;
+    }
+    choose_scratch(t, 0);
+    flags_guard(t, in);
+    e_gs(e, 0x81, false, 1, CPUOFF(rflags)); /* or */
+    e32(e, FL_IF);
+    e_gs(e, 0x83, false, 7, CPUOFF(request)); /* cmp, 0: does something wait for IF? */
+    e8(e, 0);
+    e8(e, 0x74);
+    uint8_t *skip = e->p;
+    e8(e, 0);
+    e_store_imm32(e, VOFF(poll), 1);
+    *skip = (uint8_t)(e->p - skip - 1);
+    if (t->flags_saved)
+        e_restore_flags(e, t->C);
+    t->flags_saved = false;
+    t->shadow = true;
+}
+
+/* The two GS bases change places. */
+static void sp_swapgs(struct translator *t, const struct insn *in)
+{
+    if (!(t->mode & MODE_CPL0) || !code64(t)) {
+        sp_helper(t, in);
+        return;
+    }
+    uint32_t active = (uint32_t)(offsetof(struct cpu, seg) + GS * sizeof(struct segment) + offsetof(struct segment, base));
+    e_load(&t->hot, R11, active);
+    e_load(&t->hot, R10, CPUOFF(kernel_gs_base));
+    e_store(&t->hot, R10, active);
+    e_store(&t->hot, R11, CPUOFF(kernel_gs_base));
+}
+
+/* The kernel's: the host's counter and the guest's offset, flags untouched.  In user mode CR4.TSD may
+ * forbid it. */
+static void sp_rdtsc(struct translator *t, const struct insn *in)
+{
+    struct emit *e = &t->hot;
+    if (!(t->mode & MODE_CPL0)) {
+        sp_helper(t, in);
+        return;
+    }
+    e8(e, 0x0f);
+    e8(e, 0x31);
+    e_rorx(e, RDX, RDX, 32);
+    e_lea(e, true, RAX, RAX, RDX, 0, 0);
+    e_load(e, R11, CPUOFF(tsc_offset));
+    e_lea(e, true, RAX, RAX, R11, 0, 0);
+    e_rorx(e, RDX, RAX, 32);
+    e_mov(e, false, RDX, RDX);
+    e_mov(e, false, RAX, RAX);
 }
 
 /* --- odd ones ---------------------------------------------------------------------------------------- */
@@ -1164,7 +1217,7 @@ static const struct special specials[ZYDIS_MNEMONIC_MAX_VALUE + 1] = {
     [M(FNSAVE)] = { .fn = sp_x87_env, .helper = helper_x87_env, .arg = 1 },
     /* ports, CPUID, MSRs */
     SOME(IN, sp_port), SOME(OUT, sp_port), HELP(CPUID, helper_cpuid, 0),
-    HELP(RDTSC, helper_rdtsc, 0), HELP(RDTSCP, helper_rdtsc, 1), HELP(RDPID, helper_rdtsc, 2),
+    [M(RDTSC)] = { .fn = sp_rdtsc, .helper = helper_rdtsc }, HELP(RDTSCP, helper_rdtsc, 1), HELP(RDPID, helper_rdtsc, 2),
     HELP(RDMSR, helper_msr, 0), ENDS(WRMSR, helper_msr, 1), HELP(RDPMC, helper_gp0, 0),
     ENDS(XSETBV, helper_xsetbv, 0), HELP(XGETBV, helper_xgetbv, 0),
     /* system tables and registers */
@@ -1176,7 +1229,7 @@ static const struct special specials[ZYDIS_MNEMONIC_MAX_VALUE + 1] = {
     [M(LAR)] = { .fn = sp_query, .helper = helper_query, .arg = DESC_LAR },
     [M(LSL)] = { .fn = sp_query, .helper = helper_query, .arg = DESC_LSL }, HELP(VERR, helper_query, DESC_VERR),
     HELP(VERW, helper_query, DESC_VERW),
-    ENDS(SWAPGS, helper_swapgs, 0), ENDS(INVLPG, helper_invlpg, 0), ENDS(INVPCID, helper_invpcid, 0),
+    [M(SWAPGS)] = { .fn = sp_swapgs, .helper = helper_swapgs }, ENDS(INVLPG, helper_invlpg, 0), ENDS(INVPCID, helper_invpcid, 0),
     [M(RDFSBASE)] = { .fn = sp_fsgsbase, .helper = helper_fsgsbase, .arg = 0 },
     [M(RDGSBASE)] = { .fn = sp_fsgsbase, .helper = helper_fsgsbase, .arg = 1 },
     [M(WRFSBASE)] = { .fn = sp_fsgsbase, .helper = helper_fsgsbase, .arg = 2 },
