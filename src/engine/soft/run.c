@@ -188,12 +188,6 @@ const void *soft_deliver(struct soft_vcpu *v)
 {
     v->debug_hits = 0; /* the exception has them, or is a fault: it happens all over again */
     v->stats.exceptions[v->cpu.exc.vector & 31]++;
-    if (v->engine->config.log_items & ENGINE_LOG_EXC) {
-        soft_fpu_park(v);
-        fprintf(stderr, "guise: exception %u error %#x cr2 %#llx at %#llx rsp %#llx\n", v->cpu.exc.vector,
-                v->cpu.exc.error, (unsigned long long)v->cpu.exc.cr2, (unsigned long long)v->cpu.rip,
-                (unsigned long long)v->cpu.gpr[RSP]);
-    }
     if (cpu_deliver(&v->cpu) == CPU_SHUTDOWN) {
         v->shutdown = true;
         atomic_store(&v->poll, 1);
@@ -454,8 +448,6 @@ static bool take_requests(struct soft_vcpu *v, enum engine_exit *exit, bool *sin
         *single = shadow && !delivered && c->request; /* one instruction, then look again */
         if (delivered) {
             v->stats.interrupts++;
-            if (v->engine->config.log_items & ENGINE_LOG_IRQ)
-                fprintf(stderr, "guise: interrupt, handler at %#llx\n", (unsigned long long)c->rip);
         }
     }
     if (c->halted) {

@@ -433,5 +433,9 @@ struct block *soft_translate(struct soft_vcpu *v, uint64_t gva, uint64_t gpa, ui
     v->stats.insns += t->n_insns;
     v->stats.guest_bytes += b->length;
     soft_block_insert(e, b);
+    if (v->cpu.log && (e->config.log_items & ENGINE_LOG_TRANSLATE))
+        v->cpu.log(&v->cpu, "translate", "%#llx (gpa %#llx, mode %#x%s): %u instructions, %u bytes to %u + %u",
+                   (unsigned long long)gva, (unsigned long long)gpa, mode, b->hot ? ", hot" : "", b->n_insns, b->length,
+                   b->hot_end - b->hot_start, b->cold_end - b->cold_start);
     return b;
 }
