@@ -23,7 +23,7 @@
  * (mmu.c) either comes back to the instruction with a real address in A, or runs a second copy of it
  * on a bounce buffer and commits that.
  */
-#include "engine/soft/translate_int.h"
+#include "engine/soft/helpers.h"
 
 void tail_begin(struct tail *t)
 {
@@ -120,13 +120,26 @@ static bool forbidden_segment(const struct translator *t, unsigned segment, cons
            (segment == CS && (t->v->cpu.cr0 & CR0_PE) && (op->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE));
 }
 
+static void masked_access(struct site *s, const struct insn *in, const ZydisDecodedOperand *mem);
+static bool waits_for_x87(const struct insn *in);
+
+/* Faults, unless a mask leaves nothing to access. */
+static void emit_no_segment(struct translator *t, const struct insn *in, const ZydisDecodedOperand *op)
+{
+    struct site *s = emit_helper(t, in, helper_no_segment, false);
+    s->x87 = waits_for_x87(in);
+    s->size = (uint16_t)(op->size / 8);
+    if (in->d.encoding != ZYDIS_INSTRUCTION_ENCODING_LEGACY)
+        masked_access(s, in, op);
+}
+
 void insn_ea(struct translator *t, const struct insn *in, const ZydisDecodedOperand *op, struct ea *out)
 {
     const struct ZydisDecodedOperandMem_ *m = &op->mem;
     *out = (struct ea){ .base = NO_REG, .index = NO_REG, .disp = m->disp.has_displacement ? m->disp.value : 0,
                         .segment = sreg_of(m->segment) };
     if (!(t->mode & MODE_64) && in->d.mnemonic != ZYDIS_MNEMONIC_LEA && forbidden_segment(t, out->segment, op))
-        emit_helper(t, in, helper_gp0, false);
+        emit_no_segment(t, in, op);
     out->addr32 = in->d.address_width == 32;
     out->addr16 = in->d.address_width == 16;
     if (m->base == ZYDIS_REGISTER_RIP || m->base == ZYDIS_REGISTER_EIP) {
@@ -445,7 +458,7 @@ void emit_access(struct translator *t, const struct insn *in, const struct ea *e
     }
     uint32_t misaligned = 0;
     s->based = ea->segment == FS || ea->segment == GS;
-    if (t->amd && (t->mode & MODE_64) && s->based)
+    if (s->based && (t->amd || !(t->mode & MODE_64)))
         s->segment = (uint8_t)ea->segment;
     s->gp_align = (uint8_t)gp_alignment(t, in, size);
     if (s->gp_align || in->d.mnemonic == ZYDIS_MNEMONIC_LDMXCSR || in->d.mnemonic == ZYDIS_MNEMONIC_VLDMXCSR)

@@ -116,7 +116,7 @@ static int bad_address(struct soft_vcpu *v, uint64_t gva, unsigned n)
     if ((v->mode & MODE_64) && (!(cpu_canonical(&v->cpu, gva) && cpu_canonical(&v->cpu, gva + n - 1)) ||
                                 (s->segment && !cpu_canonical(&v->cpu, gva - v->cpu.seg[s->segment].base))))
         return cpu_raise_error(&v->cpu, s->access & SITE_STACK ? EXC_SS : EXC_GP, 0);
-    if (!s->based && wraps(v, gva, n))
+    if (wraps(v, s->based && s->segment ? (uint32_t)(gva - v->cpu.seg[s->segment].base) : gva, n))
         return cpu_raise_error(&v->cpu, s->access & SITE_STACK ? EXC_SS : EXC_GP, 0);
     return misaligned(v, gva, n) ? cpu_raise_error(&v->cpu, EXC_AC, 0) : 0;
 }
@@ -1072,31 +1072,27 @@ const void *helper_pusha(struct soft_vcpu *v, const struct site *s)
 {
     struct cpu *c = &v->cpu;
     unsigned size = s->arg & 0x7f;
-    uint8_t block[32];
     uint32_t base = (uint32_t)c->seg[SS].base;
+    /* one by one, as CPUs are seen to do: what came before a fault is done, but for esp */
     if (s->arg & 0x80) {
         if (small_stack(v) || segment_fault(v, SS, c->gpr[RSP], 8 * size, false))
             return fault(v);
-        watch(v, (uint32_t)(c->gpr[RSP] + base), 8 * size, false);
-        if (cpu_read(c, (uint32_t)(c->gpr[RSP] + base), block, 8 * size, user_mode(v)))
-            return fault(v);
         for (unsigned i = 0; i < 8; i++) {
             uint64_t value = 0;
-            cpu_copy(&value, block + (7 - i) * size, size);
-            if (i != RSP)
-                set_gpr(v, i, value, size);
+            if (data_read(v, (uint32_t)(c->gpr[RSP] + i * size + base), &value, size))
+                return fault(v);
+            if (7 - i != RSP)
+                set_gpr(v, 7 - i, value, size);
         }
         c->gpr[RSP] = (uint32_t)(c->gpr[RSP] + 8 * size);
         return finish(v, s);
     }
-    for (unsigned i = 0; i < 8; i++)
-        cpu_copy(block + (7 - i) * size, &c->gpr[i], size);
     uint32_t sp = (uint32_t)c->gpr[RSP] - 8 * size;
     if (small_stack(v) || segment_fault(v, SS, sp, 8 * size, true))
         return fault(v);
-    watch(v, (uint32_t)(sp + base), 8 * size, true);
-    if (cpu_write(c, (uint32_t)(sp + base), block, 8 * size, user_mode(v)))
-        return fault(v);
+    for (unsigned i = 0; i < 8; i++)
+        if (data_write(v, (uint32_t)(sp + (7 - i) * size + base), &c->gpr[i], size))
+            return fault(v);
     c->gpr[RSP] = sp;
     return finish(v, s);
 }
@@ -1106,7 +1102,7 @@ const void *helper_bound(struct soft_vcpu *v, const struct site *s)
     int32_t limits[2];
     unsigned size = s->arg2;
     uint8_t raw[8];
-    if (data_read(v, v->helper_ea, raw, 2 * size))
+    if (data_read(v, v->helper_ea, raw, size) || data_read(v, linear(v, v->helper_ea + size), raw + size, size))
         return fault(v);
     int32_t index = (int32_t)v->cpu.gpr[arg_reg(s)];
     for (unsigned i = 0; i < 2; i++) {

@@ -8,6 +8,7 @@
 #include "engine/soft/soft_int.h"
 
 const void *soft_slow(struct soft_vcpu *v);
+const void *helper_no_segment(struct soft_vcpu *v, const struct site *s);
 const void *soft_window(struct soft_vcpu *v);
 const void *soft_demote(struct soft_vcpu *v);
 const void *soft_commit(struct soft_vcpu *v);
@@ -255,6 +256,22 @@ static bool x87_pending(const struct soft_vcpu *v)
     return fsw & 0x80;
 }
 
+/* 32-bit code: an operand in an empty segment, or a store to the code segment. */
+const void *helper_no_segment(struct soft_vcpu *v, const struct site *s)
+{
+    if (s->mask_kind) {
+        if (!v->fpu_live)
+            soft_fpu_unpark(v);
+        if (!active_bytes(s))
+            return soft_code(v->engine, s->next);
+    }
+    if (s->x87 && x87_pending(v))
+        cpu_raise(&v->cpu, EXC_MF);
+    else
+        cpu_raise_error(&v->cpu, EXC_GP, 0);
+    return soft_deliver(v);
+}
+
 static bool misaligned_sse(const struct soft_vcpu *v)
 {
     uint32_t mxcsr;
@@ -285,10 +302,11 @@ static bool canonical(const struct soft_vcpu *v, uint64_t gva)
     return !(v->mode & MODE_64) || cpu_canonical(&v->cpu, gva);
 }
 
-/* An operand that wraps at the end of a flat segment (SDM vol. 3, 5.3). */
-static bool beyond_limit(const struct soft_vcpu *v, const struct site *s, uint64_t low, uint64_t high)
+/* An operand at gva that wraps at the end of a flat segment (SDM vol. 3, 5.3), as far as its byte `high`. */
+static bool beyond_limit(const struct soft_vcpu *v, const struct site *s, uint64_t gva, unsigned high)
 {
-    return !(v->mode & (MODE_64 | MODE_SEGMENTED)) && !s->based && (uint32_t)high < (uint32_t)low;
+    uint64_t base = s->based ? v->cpu.seg[s->segment].base : 0;
+    return !(v->mode & (MODE_64 | MODE_SEGMENTED)) && (uint32_t)(gva - base) > UINT32_MAX - high;
 }
 
 /* Reads (or validates, for a store) [gva, gva+size) into the bounce buffer. */
@@ -317,7 +335,7 @@ static int bounce_fill(struct soft_vcpu *v, const struct site *s, uint64_t gva, 
             first = s->size - 1;
             skip = first - p[i].offset;
         }
-        if (!canonical(v, gva + first)) /* of a large operand: the rest was looked at */
+        if (!canonical(v, gva + first) || beyond_limit(v, s, gva, first)) /* of a large operand: the rest was looked at */
             return cpu_raise_error(&v->cpu, s->access & SITE_STACK ? EXC_SS : EXC_GP, 0);
         if (piece_translate(v, wrap(v, gva + first), access, &p[i], &tr))
             return CPU_FAULT;
@@ -402,7 +420,7 @@ const void *soft_slow(struct soft_vcpu *v)
         low = (unsigned)__builtin_ctzll(active_bytes(s)); /* the first element: the others come one by one */
         high = low + s->element - 1;
     }
-    if (!canonical(v, gva + low) || !canonical(v, gva + high) || beyond_limit(v, s, gva + low, gva + high) ||
+    if (!canonical(v, gva + low) || !canonical(v, gva + high) || beyond_limit(v, s, gva, high) ||
         (s->segment && !canonical(v, gva + low - v->cpu.seg[s->segment].base))) {
         cpu_raise_error(&v->cpu, s->access & SITE_STACK ? EXC_SS : EXC_GP, 0);
         return access_fault(v, s);

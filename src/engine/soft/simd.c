@@ -166,6 +166,32 @@ static bool bad_mxcsr_in(const struct soft_vcpu *v, const uint8_t *area, uint64_
     return (rfbm & (comp >> 63 ? bv : ~0ull) & (C_SSE | C_AVX)) && bad_mxcsr(area);
 }
 
+static bool keeps_high(const struct soft_vcpu *v);
+static void read_high(struct soft_vcpu *v, uint8_t (*high)[64]);
+static void restore_high(struct soft_vcpu *v, uint8_t (*high)[64]);
+
+/* In the image that the host's 64-bit mode has written over `old`, the parts of registers 8 and up: not written
+ * in 32-bit code. */
+static void put_back(const struct soft_vcpu *v, uint8_t *area, const uint8_t *old, uint64_t rfbm, bool compact)
+{
+    const struct engine *e = v->engine;
+    unsigned at[8], end = XSAVE_EXTENDED;
+    for (unsigned i = 2; i < 8; i++) {
+        if (rfbm >> i & 1 && e->xs_aligned[i])
+            end = compact ? (end + 63) & ~63u : end;
+        at[i] = compact ? end : e->xs_offset[i];
+        end += rfbm >> i & 1 ? e->xs_size[i] : 0;
+    }
+    if (rfbm & C_SSE)
+        memcpy(area + 288, old + 288, 128);
+    if (rfbm & C_AVX)
+        memcpy(area + at[2] + 128, old + at[2] + 128, 128);
+    if (rfbm & C_ZMM_HI256)
+        memcpy(area + at[6] + 256, old + at[6] + 256, 256);
+    if (rfbm & C_HI16_ZMM)
+        memcpy(area + at[7], old + at[7], e->xs_size[7]);
+}
+
 static const void *fx(struct soft_vcpu *v, const struct site *s, unsigned kind, bool wide)
 {
     uint8_t *area = v->bounce_buffer;
@@ -181,19 +207,27 @@ static const void *fx(struct soft_vcpu *v, const struct site *s, unsigned kind, 
         access_memory(v, v->helper_ea, area, 512, false))
         return soft_deliver(v);
     if (kind == XS_FXSAVE) {
+        memcpy(v->bounce_buffer + 4096, area, 512);
         if (wide)
             do_fxsave64(area, 0);
         else
             do_fxsave(area, 0);
         hide_pointers(area);
+        if (keeps_high(v))
+            put_back(v, area, v->bounce_buffer + 4096, C_SSE, false);
         return access_memory(v, v->helper_ea, area, 512, true) ? soft_deliver(v) : done(v, s);
     }
     if (bad_mxcsr(area))
         return raise(v, EXC_GP);
+    uint8_t high[24][64];
+    if (keeps_high(v))
+        read_high(v, high);
     if (wide)
         do_fxrstor64(area, 0);
     else
         do_fxrstor(area, 0);
+    if (keeps_high(v))
+        restore_high(v, high);
     return done(v, s);
 }
 
@@ -207,9 +241,12 @@ static const void *save(struct soft_vcpu *v, const struct site *s, unsigned kind
         return soft_deliver(v);
     /* xsaveopt may write everything, and must: what it would leave out is judged by our address */
     void (*insn)(void *, uint64_t) = compact ? (wide ? do_xsavec64 : do_xsavec) : (wide ? do_xsave64 : do_xsave);
+    memcpy(v->bounce_buffer + 4096, area, size);
     insn(area, rfbm);
     if (rfbm & C_X87)
         hide_pointers(area);
+    if (keeps_high(v))
+        put_back(v, area, v->bounce_buffer + 4096, rfbm, compact);
     return access_memory(v, v->helper_ea, area, size, true) ? soft_deliver(v) : done(v, s);
 }
 
@@ -228,10 +265,15 @@ static const void *restore(struct soft_vcpu *v, const struct site *s, bool wide,
         return soft_deliver(v);
     if (bad_mxcsr_in(v, area, rfbm))
         return raise(v, EXC_GP);
+    uint8_t high[24][64];
+    if (keeps_high(v))
+        read_high(v, high);
     if (wide)
         do_xrstor64(area, rfbm);
     else
         do_xrstor(area, rfbm);
+    if (keeps_high(v))
+        restore_high(v, high);
     return done(v, s);
 }
 
@@ -331,6 +373,39 @@ static uint64_t *mask_register(struct soft_vcpu *v, unsigned k)
     return (uint64_t *)(void *)(part(v, 5, e->xs_offset[5], e->xs_size[5]) + 8 * k);
 }
 
+/* --- 32-bit code knows registers 0-7 ------------------------------------------------------------------------ */
+
+const void *helper_vzero(struct soft_vcpu *v, const struct site *s)
+{
+    uint8_t zero[64] = { 0 }, low[64] = { 0 };
+    bool all = s->arg & 1;
+    soft_fpu_park(v);
+    for (unsigned n = 0; n < 8; n++) {
+        if (!all)
+            vector_copy(v, n, low, 16, false);
+        vector_copy(v, n, all ? zero : low, v->engine->xcr0 & C_ZMM_HI256 ? 64 : 32, true);
+    }
+    return done(v, s);
+}
+
+static bool keeps_high(const struct soft_vcpu *v) { return !(v->mode & MODE_64); }
+
+/* After the host restored all registers from a 32-bit guest's image: 8 and up get back what they held. */
+static void restore_high(struct soft_vcpu *v, uint8_t (*high)[64])
+{
+    soft_fpu_park(v);
+    for (unsigned n = 8; n < (v->engine->xcr0 & C_HI16_ZMM ? 32 : 16); n++)
+        vector_copy(v, n, high[n - 8], v->engine->xcr0 & C_ZMM_HI256 ? 64 : v->engine->xcr0 & C_AVX ? 32 : 16, true);
+}
+
+static void read_high(struct soft_vcpu *v, uint8_t (*high)[64])
+{
+    soft_fpu_park(v);
+    for (unsigned n = 8; n < (v->engine->xcr0 & C_HI16_ZMM ? 32 : 16); n++)
+        vector_copy(v, n, high[n - 8], v->engine->xcr0 & C_ZMM_HI256 ? 64 : v->engine->xcr0 & C_AVX ? 32 : 16, false);
+    soft_fpu_unpark(v);
+}
+
 /* --- gathers and scatters ---------------------------------------------------------------------------------------
  * site: arg  data register | mask register << 8 | index register << 16
  *       arg2 element bytes | index bytes << 8 | scale << 16 | 32-bit address << 24 | segment << 28
@@ -389,6 +464,11 @@ const void *helper_gather(struct soft_vcpu *v, const struct site *s)
                 gva = (uint64_t)1 << 63;
             else
                 gva += v->cpu.seg[segment].base;
+        }
+        uint64_t base = segment == FS || segment == GS || !(v->mode & MODE_64) ? v->cpu.seg[segment].base : 0;
+        if (!(v->mode & (MODE_64 | MODE_SEGMENTED)) && (s->based || (uint32_t)(gva - base) > UINT32_MAX - element + 1)) {
+            rc = cpu_raise_error(&v->cpu, stack_site(v) ? EXC_SS : EXC_GP, 0); /* nothing there, or a wrap */
+            break;
         }
         rc = v->mode & MODE_SEGMENTED ? cpu_check_segment(&v->cpu, (enum sreg)segment, (uint32_t)(gva - v->cpu.seg[segment].base), element, scatter) : 0;
         rc = rc ? rc : access_memory(v, gva, data + i * element, element, scatter);

@@ -144,7 +144,7 @@ struct site {
     uint8_t align;       /* address bits that must be zero, with MODE_ALIGN */
     uint8_t gp_align;    /* address bits that must be zero always */
     bool x87;            /* a pending x87 exception comes before a fault */
-    uint8_t segment;     /* FS or GS: AMD wants the address canonical before its base is added, too */
+    uint8_t segment;     /* FS or GS: AMD wants the address canonical before its base is added, too; 32-bit: its limit counts */
     bool lent;           /* the guest's rdi waits in cpu.gpr[] while the instruction runs */
     bool based;          /* through FS or GS */
     bool halves;         /* the first 8 bytes are looked at before the others */

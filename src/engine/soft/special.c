@@ -50,7 +50,7 @@ static void site_segment(struct translator *t, struct site *s, const ZydisDecode
     if (r == ZYDIS_REGISTER_SS)
         s->access |= SITE_STACK;
     s->based = r == ZYDIS_REGISTER_FS || r == ZYDIS_REGISTER_GS;
-    if (t->amd && code64(t) && (r == ZYDIS_REGISTER_FS || r == ZYDIS_REGISTER_GS))
+    if (s->based && (t->amd || !code64(t)))
         s->segment = r == ZYDIS_REGISTER_FS ? FS : GS;
 }
 
@@ -79,6 +79,8 @@ static void sp_helper(struct translator *t, const struct insn *in)
     struct site *s = emit_helper(t, in, sp->helper, sp->ends);
     if (memory)
         site_segment(t, s, memory);
+    if (sp->helper == helper_pusha)
+        s->access |= SITE_STACK;
     s->arg = sp->arg | reg << 8 | (size & 0xff) << 16 | (uint32_t)(memory != NULL) << 24;
     s->arg2 = in->d.operand_width / 8;
     s->imm = imm;
@@ -957,6 +959,7 @@ static void sp_gather(struct translator *t, const struct insn *in)
     s->size = (uint16_t)count;
     s->element = (uint8_t)(count * element);
     s->mask_kind = in->d.encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX ? MASK_K : MASK_VEC_SIGN;
+    s->based = !code64(t) && ((segment == FS && (t->mode & MODE_NULL_FS)) || (segment == GS && (t->mode & MODE_NULL_GS)));
     s->access = (data->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE ? SITE_READ : SITE_WRITE) |
                 (m->segment == ZYDIS_REGISTER_SS ? SITE_STACK : 0);
 }
@@ -1156,6 +1159,29 @@ void emit_segment_checks(struct translator *t, const struct insn *in)
     }
 }
 
+/* 64-bit code runs these as they are; in 32-bit code registers 8 and up stay. */
+static void sp_vzero(struct translator *t, const struct insn *in)
+{
+    if (code64(t))
+        generic_insn(t, in);
+    else
+        sp_helper(t, in);
+}
+
+/* VEX.W is ignored in 32-bit code, but the host is in 64-bit mode: there it widens the lengths in rax and rdx. */
+static void sp_pcmpestr(struct translator *t, const struct insn *in)
+{
+    uint8_t bytes[16];
+    struct insn narrow = *in;
+    if (!code64(t) && in->d.encoding == ZYDIS_INSTRUCTION_ENCODING_VEX && in->bytes[in->d.raw.vex.offset] == 0xc4) {
+        for (unsigned i = 0; i < in->d.length; i++)
+            bytes[i] = in->bytes[i];
+        bytes[in->d.raw.vex.offset + 2] &= 0x7f;
+        narrow.bytes = bytes;
+    }
+    generic_insn(t, &narrow);
+}
+
 #define HELP(mn, f, a) [M(mn)] = { .fn = sp_helper, .helper = f, .arg = (a) }
 #define ENDS(mn, f, a) [M(mn)] = { .fn = sp_helper, .helper = f, .arg = (a), .ends = true }
 #define JCC(mn) [M(mn)] = { .fn = sp_jcc, .ends = true }
@@ -1205,6 +1231,9 @@ static const struct special specials[ZYDIS_MNEMONIC_MAX_VALUE + 1] = {
     SOME(CMPSB, sp_string), SOME(CMPSW, sp_string), SOME(CMPSD, sp_string), SOME(CMPSQ, sp_string),
     SOME(INSB, sp_string), SOME(INSW, sp_string), SOME(INSD, sp_string),
     SOME(OUTSB, sp_string), SOME(OUTSW, sp_string), SOME(OUTSD, sp_string),
+    [M(VZEROALL)] = { .fn = sp_vzero, .helper = helper_vzero, .arg = 1, .fn_sometimes = true },
+    [M(VZEROUPPER)] = { .fn = sp_vzero, .helper = helper_vzero, .fn_sometimes = true },
+    SOME(VPCMPESTRI, sp_pcmpestr), SOME(VPCMPESTRM, sp_pcmpestr),
     HELP(XSAVE, helper_xstate, XS_XSAVE), HELP(XSAVE64, helper_xstate, XS_XSAVE | XS_64),
     HELP(XSAVEOPT, helper_xstate, XS_XSAVEOPT), HELP(XSAVEOPT64, helper_xstate, XS_XSAVEOPT | XS_64),
     HELP(XSAVEC, helper_xstate, XS_XSAVEC), HELP(XSAVEC64, helper_xstate, XS_XSAVEC | XS_64),
