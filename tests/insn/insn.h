@@ -13,6 +13,7 @@
  *      guest.c     backend: a bare machine driven by an engine
  *      runner.c    one child process per backend, batches through shared memory
  *      compare.c   what must be equal, and what is masked for which reason
+ *      known.c     differences that stay, each with its reason
  *      main.c      plans, totals, the report
  */
 #pragma once
@@ -262,4 +263,11 @@ enum verdict { SAME, SAME_BUT_UNDEFINED_FLAGS, DIFFERENT, NO_ORACLE };
 /* Compares and, when text is given, says what differs.  fast: arithmetic flags at faults do not count. */
 enum verdict compare(const struct test *t, const struct result *oracle, const struct result *other, unsigned cpl,
                      bool fast, const struct xstate_layout *l, char *text, size_t size);
+/* ---- known.c --------------------------------------------------------------------------------------- */
+#define N_KNOWN 2
+/* Which known difference (docs/QUIRKS.md) these results show, or -1. */
+int known_difference(const struct test *t, const ZydisDecoder *d, const struct result *cpu, const struct result *other,
+                     bool fast);
+const char *known_name(unsigned n);
+
 void disassemble(const ZydisDecoder *d, const struct test *t, char *text, size_t size);

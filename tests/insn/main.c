@@ -45,6 +45,7 @@ struct session {
     struct group *group;
     uint32_t n_groups;
     uint64_t executed, same, failed, undefined, no_oracle, executes_though_rejected, ud_differs_there;
+    uint64_t known[N_KNOWN];
     uint64_t undefined_by_mnemonic[ZYDIS_MNEMONIC_MAX_VALUE + 1];
     bool differed[BATCH];     /* at CPL3 */
     uint8_t rejected[4][256]; /* by map and opcode byte: executes though Zydis rejects it */
@@ -216,6 +217,13 @@ static void report(struct session *s)
            ", no oracle (endless or system call) %" PRIu64 ", undefined flags differ %" PRIu64
            ", groups of failures %u\n",
            s->executed, t, (double)s->executed / t, s->o.seed, s->no_oracle, s->undefined, s->n_groups);
+    uint64_t known = 0;
+    for (unsigned n = 0; n < N_KNOWN; n++) {
+        known += s->known[n];
+        if (s->known[n])
+            printf("known difference: %s: %" PRIu64 "\n", known_name(n), s->known[n]);
+    }
+    printf("known differences: %" PRIu64 "\n", known);
     printf("%" PRIu64 " passed, %" PRIu64 " failed\n", s->same, s->failed);
     fflush(stdout);
 }
@@ -249,6 +257,7 @@ static void judge(struct session *s, const struct test *t, const struct result *
 {
     char what[4096];
     enum verdict v = compare(t, cpu, other, cpl, s->o.engine->fast, &s->layout, what, sizeof what);
+    int known;
     s->executed++;
     if (t->form != UINT32_MAX && v != NO_ORACLE) {
         struct form *f = &s->forms.form[t->form];
@@ -275,6 +284,11 @@ static void judge(struct session *s, const struct test *t, const struct result *
         s->same++;
         break;
     case DIFFERENT:
+        known = known_difference(t, &s->forms.decoder, cpu, other, s->o.engine->fast);
+        if (known >= 0) {
+            s->known[known]++;
+            break;
+        }
         s->failed++;
         failure(s, t, cpu, other, cpl, what);
     }
