@@ -306,6 +306,8 @@ static bool canonical(const struct soft_vcpu *v, uint64_t gva)
 static bool beyond_limit(const struct soft_vcpu *v, const struct site *s, uint64_t gva, unsigned high)
 {
     uint64_t base = s->based ? v->cpu.seg[s->segment].base : 0;
+    if (s->mask_kind == MASK_VEC_SIGN && (s->access & SITE_WRITE)) /* CPUs are seen to go on at 0 */
+        return false;
     return !(v->mode & (MODE_64 | MODE_SEGMENTED)) && (uint32_t)(gva - base) > UINT32_MAX - high;
 }
 

@@ -59,15 +59,20 @@ static bool vector_of(int sig, const siginfo_t *info, const greg_t *r, struct so
     }
 }
 
-/* The memory access that belongs to a host address, if there is one. */
-static const struct site *find_site(const struct soft_vcpu *v, const struct block *b, const struct pc_map *m)
+/* The memory access that belongs to a host address, if there is one; of two (pop to memory) the one under way. */
+static const struct site *find_site(const struct soft_vcpu *v, const struct block *b, const struct pc_map *m, uint32_t at)
 {
+    const struct site *last = NULL;
+    bool in_order = at >= b->hot_start && at < b->hot_end;
     for (uint32_t i = b->first_site; i < b->first_site + b->n_sites; i++) {
         const struct site *s = &v->engine->sites[i];
-        if (s->pc == m->guest && !s->helper && s->size)
+        if (s->pc != m->guest || s->helper || !s->size)
+            continue;
+        if (!in_order || s->next > at)
             return s;
+        last = s;
     }
-    return NULL;
+    return last;
 }
 
 static void default_action(int sig)
@@ -95,7 +100,7 @@ static void handler(int sig, siginfo_t *info, void *context)
     v->stats.signals++;
     /* An address that is not canonical reaches the CPU only from an empty slot (mmu.c): #SS through the stack's
      * segment. */
-    const struct site *s = find_site(v, b, m);
+    const struct site *s = find_site(v, b, m, (uint32_t)at);
     if (v->signal_vector == EXC_GP && s && (s->access & (SITE_STACK | SITE_OWN_GP)) == SITE_STACK)
         v->signal_vector = EXC_SS;
     uint64_t rdi = v->cpu.gpr[RDI];

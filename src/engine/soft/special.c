@@ -1041,6 +1041,8 @@ static void sp_maskmov(struct translator *t, const struct insn *in)
     for (unsigned i = 0; i < in->d.operand_count; i++)
         if (in->op[i].type == ZYDIS_OPERAND_TYPE_MEMORY)
             mem = &in->op[i];
+    if (in->d.mnemonic == M(MASKMOVQ) && t->amd)
+        e_bytes(&t->hot, "\x41\x0f\x7e\xc2", 4); /* movd r10d, mm0: x87 state becomes MMX state even on a fault */
     struct ea ea;
     insn_ea(t, in, mem, &ea);
     choose_scratch(t, 0);
@@ -1048,8 +1050,6 @@ static void sp_maskmov(struct translator *t, const struct insn *in)
     struct tail tail;
     tail_begin(&tail);
     tail_restore_flags(t, &tail);
-    if (in->d.mnemonic == M(MASKMOVQ) && t->amd)
-        e_bytes(&t->hot, "\x41\x0f\x7e\xc2", 4); /* movd r10d, mm0: x87 state becomes MMX state even on a fault */
     e_store(&tail.e, RDI, GPR_OFFSET(RDI));
     e_mov(&tail.e, true, RDI, t->A);
     for (unsigned i = 0; i < in->d.length; i++) {
