@@ -595,7 +595,7 @@ void soft_ibtc_insert(struct soft_vcpu *v, uint64_t gva, const struct block *b)
     struct itlb_entry *it = &v->itlb[mmu_of(v)][gva >> 12 & (ITLB_SIZE - 1)];
     if (!which || !it->global)
         dirty_add(&v->ibtc_dirty[which], i);
-    v->exec_bloom[which][gva >> 18 & 63] |= 1ull << (gva >> 12 & 63);
+    v->exec_bloom[which][gva >> 63][gva >> 18 & 63] |= 1ull << (gva >> 12 & 63);
     v->stats.ibtc_insert++;
 }
 
@@ -621,7 +621,7 @@ static void ibtc_flush(struct soft_vcpu *v, unsigned which, bool globals_too)
     d->n = 0;
     if (which == 0)
         for (unsigned i = 0; i < 64; i++)
-            v->exec_bloom[0][i] = 0;
+            v->exec_bloom[0][0][i] = v->exec_bloom[0][1][i] = 0;
 }
 
 void soft_ibtc_flush(struct soft_vcpu *v, unsigned which)
@@ -673,7 +673,7 @@ static void flush_all(struct cpu *cpu, bool globals_too)
         for (unsigned half = 0; half < 2; half++)
             v->large_bloom[half][0] = v->large_bloom[half][1] = 0;
         for (unsigned i = 0; i < 64; i++)
-            v->exec_bloom[0][i] = v->exec_bloom[1][i] = 0;
+            v->exec_bloom[0][0][i] = v->exec_bloom[0][1][i] = v->exec_bloom[1][0][i] = v->exec_bloom[1][1][i] = 0;
     }
 }
 
@@ -694,7 +694,7 @@ static void flush_region(struct soft_vcpu *v, uint64_t gva, unsigned shift)
 
 static bool bloom_has(const struct soft_vcpu *v, unsigned which, uint64_t gva)
 {
-    return v->exec_bloom[which][gva >> 18 & 63] >> (gva >> 12 & 63) & 1;
+    return v->exec_bloom[which][gva >> 63][gva >> 18 & 63] >> (gva >> 12 & 63) & 1;
 }
 
 static void flush_page(struct cpu *cpu, uint64_t gva)
@@ -729,7 +729,7 @@ static void flush_page(struct cpu *cpu, uint64_t gva)
             continue; /* only code in global pages is chained across pages: the kernel's */
         soft_unchain_cross(v->engine);
         for (unsigned k = 0; k < 64; k++)
-            v->exec_bloom[1][k] = 0;
+            v->exec_bloom[1][0][k] = v->exec_bloom[1][1][k] = 0;
     }
 }
 

@@ -324,7 +324,7 @@ const void *soft_exit(struct soft_vcpu *v)
             soft_chain(e, x, b);
             v->stats.chained++;
             if (x->cross)
-                v->exec_bloom[1][b->gva >> 18 & 63] |= 1ull << (b->gva >> 12 & 63);
+                v->exec_bloom[1][b->gva >> 63][b->gva >> 18 & 63] |= 1ull << (b->gva >> 12 & 63);
         }
         next = enter_block(v, b);
     }

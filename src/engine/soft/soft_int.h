@@ -219,7 +219,7 @@ struct soft_vcpu {
     struct itlb_entry itlb[MMU_COUNT][ITLB_SIZE];
     struct ibtc_entry ibtc[2][IBTC_SIZE]; /* user, kernel */
     struct dirty_list ibtc_dirty[2];
-    uint64_t exec_bloom[2][64];  /* pages with IBTC entries, by IBTC and page number mod 4096 */
+    uint64_t exec_bloom[2][2][64]; /* pages with IBTC entries: by IBTC, half of the address space, page mod 4096 */
     uint64_t large_bloom[2][2];  /* by half of the address space: 2 MB and 1 GB regions that TLB entries came from, by number mod 64 */
     uint8_t bounce_buffer[BOUNCE_SIZE] __attribute__((aligned(4096)));
     uint8_t xsave[8192] __attribute__((aligned(64)));
