@@ -59,8 +59,8 @@ struct fadt {
     uint16_t arm_boot;
     uint8_t minor;
     uint64_t x_facs, x_dsdt;
-    struct address x_pm1a_event, x_pm1b_event, x_pm1a_control, x_pm1b_control, x_pm2_control, x_pm_timer, x_gpe0, x_gpe1,
-        sleep_control, sleep_status;
+    struct address x_pm1a_event, x_pm1b_event, x_pm1a_control, x_pm1b_control, x_pm2_control, x_pm_timer, x_gpe0,
+        x_gpe1, sleep_control, sleep_status;
     uint64_t hypervisor;
 } __attribute__((packed));
 
@@ -80,19 +80,23 @@ _Static_assert(sizeof(struct facs) == 64, "FACS, 5.2.10");
 
 enum { SPACE_MEMORY, SPACE_IO };
 enum { /* FADT flags, table 5.10 */
-    FADT_WBINVD = 1 << 0, FADT_PROC_C1 = 1 << 2, FADT_SLEEP_BUTTON_METHOD = 1 << 5, FADT_TIMER_32 = 1 << 8,
-    FADT_RESET_REGISTER = 1 << 10,
+       FADT_WBINVD = 1 << 0,
+       FADT_PROC_C1 = 1 << 2,
+       FADT_SLEEP_BUTTON_METHOD = 1 << 5,
+       FADT_TIMER_32 = 1 << 8,
+       FADT_RESET_REGISTER = 1 << 10,
 };
 enum { /* IA-PC boot architecture, table 5.11: no VGA, no 8042 keyboard */
-    BOOT_LEGACY_DEVICES = 1 << 0, BOOT_NO_VGA = 1 << 2,
+       BOOT_LEGACY_DEVICES = 1 << 0,
+       BOOT_NO_VGA = 1 << 2,
 };
-#define NO_C2 101   /* a latency above 100 us: not supported */
+#define NO_C2 101 /* a latency above 100 us: not supported */
 #define NO_C3 1001
 
 struct builder {
     struct memory *memory;
     const struct platform *p;
-    uint8_t *area;   /* all tables, until they are copied */
+    uint8_t *area; /* all tables, until they are copied */
     size_t used;
     uint64_t tables[4];
     unsigned n_tables;
@@ -181,14 +185,26 @@ static int put_fadt(struct builder *b, uint64_t facs, uint64_t dsdt)
     uint64_t gpa;
     struct aml a = begin(b, 16, &gpa);
     struct fadt f = {
-        .facs = (uint32_t)facs, .dsdt = (uint32_t)dsdt, .sci = p->sci_gsi,
-        .pm1a_event = p->pm1a_event, .pm1a_control = p->pm1a_control, .pm_timer = p->pm_timer,
-        .pm1_event_len = 4, .pm1_control_len = 2, .pm_timer_len = 4, .c2_latency = NO_C2, .c3_latency = NO_C3,
-        .century = p->century, .boot_architecture = BOOT_LEGACY_DEVICES | BOOT_NO_VGA,
+        .facs = (uint32_t)facs,
+        .dsdt = (uint32_t)dsdt,
+        .sci = p->sci_gsi,
+        .pm1a_event = p->pm1a_event,
+        .pm1a_control = p->pm1a_control,
+        .pm_timer = p->pm_timer,
+        .pm1_event_len = 4,
+        .pm1_control_len = 2,
+        .pm_timer_len = 4,
+        .c2_latency = NO_C2,
+        .c3_latency = NO_C3,
+        .century = p->century,
+        .boot_architecture = BOOT_LEGACY_DEVICES | BOOT_NO_VGA,
         .flags = FADT_WBINVD | FADT_PROC_C1 | FADT_SLEEP_BUTTON_METHOD | FADT_TIMER_32 | FADT_RESET_REGISTER,
-        .reset = port(p->reset_port, 8), .reset_value = p->reset_value, .minor = 3,
+        .reset = port(p->reset_port, 8),
+        .reset_value = p->reset_value,
+        .minor = 3,
         .x_dsdt = dsdt, /* x_facs stays zero: it is for a FACS above 4 GiB */
-        .x_pm1a_event = port(p->pm1a_event, 32), .x_pm1a_control = port(p->pm1a_control, 16),
+        .x_pm1a_event = port(p->pm1a_event, 32),
+        .x_pm1a_control = port(p->pm1a_control, 16),
         .x_pm_timer = port(p->pm_timer, 32),
     };
     f.x_pm1a_event.access = 2; /* two registers of 16 bits */

@@ -37,7 +37,7 @@ void aml_path(struct aml *a, const char *path);    /* "\_SB", "PCI0", dots betwe
 void aml_name(struct aml *a, const char *segment); /* Name(segment, ...): the object follows */
 void aml_integer(struct aml *a, uint64_t value);
 void aml_string(struct aml *a, const char *text);
-void aml_eisa_id(struct aml *a, const char *id);   /* "PNP0501" */
+void aml_eisa_id(struct aml *a, const char *id); /* "PNP0501" */
 
 /* --- resource templates (ACPI 6.5, 6.4) -------------------------------------------------------------- */
 size_t aml_resources(struct aml *a);

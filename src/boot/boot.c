@@ -48,8 +48,8 @@ int boot_put_command_line(struct memory *m, const char *text, size_t max, char *
     if (max > BOOT_COMMAND_LINE_MAX - 1)
         max = BOOT_COMMAND_LINE_MAX - 1;
     if (len > max)
-        return boot_error(error, error_size, -E2BIG, "the kernel command line has %zu characters; this kernel takes %zu",
-                          len, max);
+        return boot_error(error, error_size, -E2BIG,
+                          "the kernel command line has %zu characters; this kernel takes %zu", len, max);
     return memory_write(m, BOOT_COMMAND_LINE, text ? text : "", len + 1);
 }
 
@@ -118,6 +118,7 @@ int boot_load(struct memory *m, const struct boot_source *source, const struct p
         err = acpi_build(m, platform);
     if (!err)
         err = smbios_build(m, platform);
-    return err ? boot_error(error, error_size, err, "cannot build the guest's ACPI and SMBIOS tables: %s", strerror(-err))
+    return err ? boot_error(error, error_size, err, "cannot build the guest's ACPI and SMBIOS tables: %s",
+                            strerror(-err))
                : 0;
 }

@@ -31,7 +31,7 @@ struct platform {
 };
 
 struct boot_source {
-    const char *kernel_path; /* for messages */
+    const char *kernel_path;  /* for messages */
     int kernel_fd, initrd_fd; /* initrd_fd: -1 if none */
     const char *append;       /* command line, may be NULL */
 };

@@ -15,8 +15,13 @@
 #define PCI_PORTS 0xcf8u
 
 enum {
-    OP_AND = 0x7b, OP_OR = 0x7d, OP_RETURN = 0xa4, OP_LEQUAL = 0x93, OP_CREATE_DWORD = 0x8a,
-    OP_ARG0 = 0x68, OP_ARG3 = 0x6b,
+    OP_AND = 0x7b,
+    OP_OR = 0x7d,
+    OP_RETURN = 0xa4,
+    OP_LEQUAL = 0x93,
+    OP_CREATE_DWORD = 0x8a,
+    OP_ARG0 = 0x68,
+    OP_ARG3 = 0x6b,
 };
 
 static void put_s5(struct aml *a, const struct platform *p)

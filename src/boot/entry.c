@@ -35,12 +35,14 @@ static void put_page_tables(struct memory *m)
 
 static void set_segments(struct cpu *cpu, bool long_mode)
 {
-    const struct segment data = {.selector = SELECTOR_DATA, .limit = 0xffffffff,
-                                 .attr = TYPE_DATA | SEG_S | SEG_P | SEG_DB | SEG_G};
+    const struct segment data = {
+        .selector = SELECTOR_DATA, .limit = 0xffffffff, .attr = TYPE_DATA | SEG_S | SEG_P | SEG_DB | SEG_G};
     for (unsigned i = 0; i < 6; i++)
         cpu->seg[i] = data;
-    cpu->seg[CS] = (struct segment){.selector = SELECTOR_CODE, .limit = 0xffffffff,
-                                    .attr = (uint16_t)(TYPE_CODE | SEG_S | SEG_P | SEG_G | (long_mode ? SEG_L : SEG_DB))};
+    cpu->seg[CS] = (struct segment){
+        .selector = SELECTOR_CODE,
+        .limit = 0xffffffff,
+        .attr = (uint16_t)(TYPE_CODE | SEG_S | SEG_P | SEG_G | (long_mode ? SEG_L : SEG_DB))};
     cpu->tr = (struct segment){.limit = 0x67, .attr = TYPE_TSS_BUSY | SEG_P};
     cpu->gdtr = (struct descriptor_table){.base = BOOT_GDT, .limit = 4 * 8 - 1};
     cpu->idtr = (struct descriptor_table){0};

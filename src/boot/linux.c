@@ -12,7 +12,7 @@
 #include "boot/boot_int.h"
 
 #define HEADER_OFFSET 0x1f1u
-#define HEADER_END_MAX 0x290u /* what follows in the zero page */
+#define HEADER_END_MAX 0x290u    /* what follows in the zero page */
 #define HEADER_MAGIC 0x53726448u /* "HdrS" */
 #define BOOT_FLAG 0xaa55u
 #define VERSION_MIN 0x20cu /* 2.12: xloadflags */

@@ -52,8 +52,8 @@ static int read_segments64(struct elf_file *f)
     for (f->n = 0; f->n < h.e_phnum; f->n++) {
         if (h.e_phoff > f->size || boot_pread(f->fd, &ph, sizeof ph, h.e_phoff + f->n * sizeof ph))
             return -ENOEXEC;
-        f->segments[f->n] =
-            (struct segment_info){ph.p_type, ph.p_offset, ph.p_paddr, ph.p_filesz, ph.p_memsz, ph.p_align};
+        f->segments[f->n] = (struct segment_info){ph.p_type,   ph.p_offset, ph.p_paddr,
+                                                  ph.p_filesz, ph.p_memsz,  ph.p_align};
     }
     return 0;
 }
@@ -69,8 +69,8 @@ static int read_segments32(struct elf_file *f)
     for (f->n = 0; f->n < h.e_phnum; f->n++) {
         if (boot_pread(f->fd, &ph, sizeof ph, h.e_phoff + f->n * sizeof ph))
             return -ENOEXEC;
-        f->segments[f->n] =
-            (struct segment_info){ph.p_type, ph.p_offset, ph.p_paddr, ph.p_filesz, ph.p_memsz, ph.p_align};
+        f->segments[f->n] = (struct segment_info){ph.p_type,   ph.p_offset, ph.p_paddr,
+                                                  ph.p_filesz, ph.p_memsz,  ph.p_align};
     }
     return 0;
 }
@@ -86,7 +86,7 @@ static int open_elf(struct elf_file *f, const struct boot_source *source, char *
     f->size = (uint64_t)st.st_size;
     int err = boot_pread(f->fd, ident, sizeof ident, 0);
     if (!err)
-        err = ident[EI_DATA] != ELFDATA2LSB       ? -ENOEXEC
+        err = ident[EI_DATA] != ELFDATA2LSB   ? -ENOEXEC
               : ident[EI_CLASS] == ELFCLASS64 ? read_segments64(f)
               : ident[EI_CLASS] == ELFCLASS32 ? read_segments32(f)
                                               : -ENOEXEC;
@@ -168,9 +168,14 @@ static int put_start_info(struct memory *m, const struct platform *p, const stru
     unsigned n = boot_memory_map(m, p, map);
 
     s.info = (struct start_info){
-        .magic = START_MAGIC, .version = 1, .n_modules = initrd->size != 0,
-        .modules = BOOT_START_INFO + offsetof(__typeof__(s), module), .command_line = BOOT_COMMAND_LINE,
-        .rsdp = BOOT_ACPI, .memory_map = BOOT_START_INFO + offsetof(__typeof__(s), map), .memory_map_entries = n,
+        .magic = START_MAGIC,
+        .version = 1,
+        .n_modules = initrd->size != 0,
+        .modules = BOOT_START_INFO + offsetof(__typeof__(s), module),
+        .command_line = BOOT_COMMAND_LINE,
+        .rsdp = BOOT_ACPI,
+        .memory_map = BOOT_START_INFO + offsetof(__typeof__(s), map),
+        .memory_map_entries = n,
     };
     s.module = (struct start_module){.address = initrd->base, .size = initrd->size};
     for (unsigned i = 0; i < n; i++)

@@ -80,10 +80,12 @@ static void put_bios(struct writer *w) /* 7.1 */
     put(w, 0xf000, 2); /* segment */
     put(w, 3, 1);      /* release date */
     zeros(w, 1);
-    put(w, 1 << 3, 8);      /* "characteristics not supported" */
-    put(w, 0x1001, 2);      /* ACPI; a virtual machine */
-    put(w, 0xffffffff, 4);  /* no release numbers */
-    END(w, "guise\0" "1.0\0" "01/01/2024\0");
+    put(w, 1 << 3, 8);     /* "characteristics not supported" */
+    put(w, 0x1001, 2);     /* ACPI; a virtual machine */
+    put(w, 0xffffffff, 4); /* no release numbers */
+    END(w, "guise\0"
+           "1.0\0"
+           "01/01/2024\0");
 }
 
 static void put_system(struct writer *w) /* 7.2 */
@@ -93,10 +95,12 @@ static void put_system(struct writer *w) /* 7.2 */
     put(w, 2, 1);
     put(w, 3, 1);
     put(w, 0, 1);
-    zeros(w, 16);  /* UUID not set */
-    put(w, 6, 1);  /* power switch */
+    zeros(w, 16); /* UUID not set */
+    put(w, 6, 1); /* power switch */
     put(w, 0, 2);
-    END(w, "guise\0" "guise virtual machine\0" "1.0\0");
+    END(w, "guise\0"
+           "guise virtual machine\0"
+           "1.0\0");
 }
 
 static void put_chassis(struct writer *w) /* 7.4 */
@@ -115,16 +119,16 @@ static void put_chassis(struct writer *w) /* 7.4 */
 static void put_processor(struct writer *w, const struct platform *p) /* 7.5 */
 {
     begin(w, 4, 0);
-    put(w, 1, 1);    /* socket */
-    put(w, 3, 1);    /* central processor */
-    put(w, 1, 1);    /* family: other */
-    put(w, 2, 1);    /* manufacturer */
-    zeros(w, 8);     /* id */
+    put(w, 1, 1); /* socket */
+    put(w, 3, 1); /* central processor */
+    put(w, 1, 1); /* family: other */
+    put(w, 2, 1); /* manufacturer */
+    zeros(w, 8);  /* id */
     put(w, 0, 1);
     put(w, 0, 1);
-    zeros(w, 6);     /* external clock, maximum and current speed: unknown */
-    put(w, 0x41, 1); /* populated, enabled */
-    put(w, 1, 1);    /* upgrade: other */
+    zeros(w, 6);                  /* external clock, maximum and current speed: unknown */
+    put(w, 0x41, 1);              /* populated, enabled */
+    put(w, 1, 1);                 /* upgrade: other */
     put(w, 0xffffffffffffull, 6); /* caches: not provided */
     zeros(w, 3);
     put(w, p->n_cpus, 1);
@@ -135,7 +139,8 @@ static void put_processor(struct writer *w, const struct platform *p) /* 7.5 */
     put(w, p->n_cpus, 2);
     put(w, p->n_cpus, 2);
     put(w, p->n_cpus, 2);
-    END(w, "CPU 0\0" "guise\0");
+    END(w, "CPU 0\0"
+           "guise\0");
 }
 
 static void put_memory_array(struct writer *w, uint64_t bytes) /* 7.17 */
@@ -172,7 +177,8 @@ static void put_memory_device(struct writer *w, uint64_t bytes) /* 7.18 */
     put(w, mib < 0x7fff ? 0 : mib & 0x7fffffff, 4);
     zeros(w, 2);
     zeros(w, 6);
-    END(w, "DIMM 0\0" "guise\0");
+    END(w, "DIMM 0\0"
+           "guise\0");
 }
 
 static void put_range(struct writer *w, unsigned number, uint64_t base, uint64_t size) /* 7.20 */
@@ -225,9 +231,16 @@ int smbios_build(struct memory *m, const struct platform *p)
     w.data = area + (TABLE - BOOT_SMBIOS);
     put_tables(&w, m, p);
     struct entry_point e = {
-        .anchor = {'_', 'S', 'M', '_'}, .length = sizeof e, .major = 2, .minor = 8, .largest = w.largest,
-        .intermediate = {'_', 'D', 'M', 'I', '_'}, .table_length = (uint16_t)w.len, .table_address = TABLE,
-        .count = w.count, .bcd = 0x28,
+        .anchor = {'_', 'S', 'M', '_'},
+        .length = sizeof e,
+        .major = 2,
+        .minor = 8,
+        .largest = w.largest,
+        .intermediate = {'_', 'D', 'M', 'I', '_'},
+        .table_length = (uint16_t)w.len,
+        .table_address = TABLE,
+        .count = w.count,
+        .bcd = 0x28,
     };
     e.intermediate_checksum = checksum(e.intermediate, sizeof e - offsetof(struct entry_point, intermediate));
     e.checksum = checksum(&e, sizeof e);

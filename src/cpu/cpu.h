@@ -25,30 +25,89 @@ enum sreg { ES, CS, SS, DS, FS, GS };
 
 /* RFLAGS */
 enum {
-    FL_CF = 1u << 0, FL_ONE = 1u << 1, FL_PF = 1u << 2, FL_AF = 1u << 4, FL_ZF = 1u << 6, FL_SF = 1u << 7,
-    FL_TF = 1u << 8, FL_IF = 1u << 9, FL_DF = 1u << 10, FL_OF = 1u << 11, FL_IOPL = 3u << 12, FL_NT = 1u << 14,
-    FL_RF = 1u << 16, FL_VM = 1u << 17, FL_AC = 1u << 18, FL_VIF = 1u << 19, FL_VIP = 1u << 20, FL_ID = 1u << 21,
+    FL_CF = 1u << 0,
+    FL_ONE = 1u << 1,
+    FL_PF = 1u << 2,
+    FL_AF = 1u << 4,
+    FL_ZF = 1u << 6,
+    FL_SF = 1u << 7,
+    FL_TF = 1u << 8,
+    FL_IF = 1u << 9,
+    FL_DF = 1u << 10,
+    FL_OF = 1u << 11,
+    FL_IOPL = 3u << 12,
+    FL_NT = 1u << 14,
+    FL_RF = 1u << 16,
+    FL_VM = 1u << 17,
+    FL_AC = 1u << 18,
+    FL_VIF = 1u << 19,
+    FL_VIP = 1u << 20,
+    FL_ID = 1u << 21,
     FL_ARITH = FL_CF | FL_PF | FL_AF | FL_ZF | FL_SF | FL_OF,
 };
 
 enum {
-    CR0_PE = 1u << 0, CR0_MP = 1u << 1, CR0_EM = 1u << 2, CR0_TS = 1u << 3, CR0_ET = 1u << 4, CR0_NE = 1u << 5,
-    CR0_WP = 1u << 16, CR0_AM = 1u << 18, CR0_NW = 1u << 29, CR0_CD = 1u << 30, CR0_PG = 1u << 31,
+    CR0_PE = 1u << 0,
+    CR0_MP = 1u << 1,
+    CR0_EM = 1u << 2,
+    CR0_TS = 1u << 3,
+    CR0_ET = 1u << 4,
+    CR0_NE = 1u << 5,
+    CR0_WP = 1u << 16,
+    CR0_AM = 1u << 18,
+    CR0_NW = 1u << 29,
+    CR0_CD = 1u << 30,
+    CR0_PG = 1u << 31,
 };
 enum {
-    CR4_VME = 1u << 0, CR4_PVI = 1u << 1, CR4_TSD = 1u << 2, CR4_DE = 1u << 3, CR4_PSE = 1u << 4, CR4_PAE = 1u << 5,
-    CR4_MCE = 1u << 6, CR4_PGE = 1u << 7, CR4_PCE = 1u << 8, CR4_OSFXSR = 1u << 9, CR4_OSXMMEXCPT = 1u << 10,
-    CR4_UMIP = 1u << 11, CR4_LA57 = 1u << 12, CR4_FSGSBASE = 1u << 16, CR4_PCIDE = 1u << 17, CR4_OSXSAVE = 1u << 18,
-    CR4_SMEP = 1u << 20, CR4_SMAP = 1u << 21, CR4_PKE = 1u << 22,
+    CR4_VME = 1u << 0,
+    CR4_PVI = 1u << 1,
+    CR4_TSD = 1u << 2,
+    CR4_DE = 1u << 3,
+    CR4_PSE = 1u << 4,
+    CR4_PAE = 1u << 5,
+    CR4_MCE = 1u << 6,
+    CR4_PGE = 1u << 7,
+    CR4_PCE = 1u << 8,
+    CR4_OSFXSR = 1u << 9,
+    CR4_OSXMMEXCPT = 1u << 10,
+    CR4_UMIP = 1u << 11,
+    CR4_LA57 = 1u << 12,
+    CR4_FSGSBASE = 1u << 16,
+    CR4_PCIDE = 1u << 17,
+    CR4_OSXSAVE = 1u << 18,
+    CR4_SMEP = 1u << 20,
+    CR4_SMAP = 1u << 21,
+    CR4_PKE = 1u << 22,
 };
 enum {
-    EFER_SCE = 1u << 0, EFER_LME = 1u << 8, EFER_LMA = 1u << 10, EFER_NXE = 1u << 11, EFER_SVME = 1u << 12,
+    EFER_SCE = 1u << 0,
+    EFER_LME = 1u << 8,
+    EFER_LMA = 1u << 10,
+    EFER_NXE = 1u << 11,
+    EFER_SVME = 1u << 12,
     EFER_FFXSR = 1u << 14,
 };
 
 enum vector {
-    EXC_DE = 0, EXC_DB = 1, EXC_NMI = 2, EXC_BP = 3, EXC_OF = 4, EXC_BR = 5, EXC_UD = 6, EXC_NM = 7, EXC_DF = 8,
-    EXC_TS = 10, EXC_NP = 11, EXC_SS = 12, EXC_GP = 13, EXC_PF = 14, EXC_MF = 16, EXC_AC = 17, EXC_MC = 18, EXC_XM = 19,
+    EXC_DE = 0,
+    EXC_DB = 1,
+    EXC_NMI = 2,
+    EXC_BP = 3,
+    EXC_OF = 4,
+    EXC_BR = 5,
+    EXC_UD = 6,
+    EXC_NM = 7,
+    EXC_DF = 8,
+    EXC_TS = 10,
+    EXC_NP = 11,
+    EXC_SS = 12,
+    EXC_GP = 13,
+    EXC_PF = 14,
+    EXC_MF = 16,
+    EXC_AC = 17,
+    EXC_MC = 18,
+    EXC_XM = 19,
 };
 
 /* Page-fault error code bits (SDM 4.7). */
@@ -63,9 +122,21 @@ struct segment {
     uint64_t base;
 };
 enum {
-    SEG_TYPE = 0xf, SEG_ACCESSED = 1, SEG_WRITABLE = 2 /* data */, SEG_READABLE = 2 /* code */, SEG_EXPAND_DOWN = 4,
-    SEG_CONFORMING = 4, SEG_CODE = 8, SEG_S = 1 << 4, SEG_DPL_SHIFT = 5, SEG_DPL = 3 << 5, SEG_P = 1 << 7,
-    SEG_AVL = 1 << 8, SEG_L = 1 << 9, SEG_DB = 1 << 10, SEG_G = 1 << 11,
+    SEG_TYPE = 0xf,
+    SEG_ACCESSED = 1,
+    SEG_WRITABLE = 2 /* data */,
+    SEG_READABLE = 2 /* code */,
+    SEG_EXPAND_DOWN = 4,
+    SEG_CONFORMING = 4,
+    SEG_CODE = 8,
+    SEG_S = 1 << 4,
+    SEG_DPL_SHIFT = 5,
+    SEG_DPL = 3 << 5,
+    SEG_P = 1 << 7,
+    SEG_AVL = 1 << 8,
+    SEG_L = 1 << 9,
+    SEG_DB = 1 << 10,
+    SEG_G = 1 << 11,
 };
 
 struct descriptor_table {
@@ -85,19 +156,19 @@ struct exception {
 
 /* Why a vCPU must leave translated code; set in cpu->request by any thread, followed by a kick. */
 enum cpu_request {
-    REQ_IRQ = 1,      /* the interrupt controller may have something: ask cpu->irq->pending */
+    REQ_IRQ = 1, /* the interrupt controller may have something: ask cpu->irq->pending */
     REQ_NMI = 2,
     REQ_INIT = 4,
-    REQ_SIPI = 8,     /* cpu->sipi_vector */
-    REQ_EXIT = 16,    /* return from the engine's run function to its caller */
-    REQ_FLUSH = 32,   /* another vCPU or a device changed code or mappings: engine drops and goes on */
-    REQ_WINDOW = 64,  /* an interrupt waits for the end of an interrupt shadow or for IF */
+    REQ_SIPI = 8,    /* cpu->sipi_vector */
+    REQ_EXIT = 16,   /* return from the engine's run function to its caller */
+    REQ_FLUSH = 32,  /* another vCPU or a device changed code or mappings: engine drops and goes on */
+    REQ_WINDOW = 64, /* an interrupt waits for the end of an interrupt shadow or for IF */
 };
 
 /* The local interrupt controller as the CPU sees it; supplied by the machine (devices/lapic.c). */
 struct cpu_irq_ops {
-    bool (*pending)(void *opaque);  /* is there a vector above the processor priority? */
-    int (*acknowledge)(void *opaque); /* take it: its vector, or -1 when it has gone */
+    bool (*pending)(void *opaque);     /* is there a vector above the processor priority? */
+    int (*acknowledge)(void *opaque);  /* take it: its vector, or -1 when it has gone */
     uint64_t (*get_tpr)(void *opaque); /* CR8 */
     void (*set_tpr)(void *opaque, uint64_t cr8);
     /* APIC_BASE (0x1b), TSC_DEADLINE (0x6e0), x2APIC (0x800-0x8ff).  false: #GP. */
@@ -124,9 +195,9 @@ struct translation {
 struct cpu_engine_ops {
     /* Called after the paging state changed: which entries die (SDM 4.10.4). */
     void (*tlb_flush_all)(struct cpu *cpu, bool globals_too);
-    void (*tlb_flush_page)(struct cpu *cpu, uint64_t gva);           /* invlpg: current PCID and globals */
-    void (*tlb_flush_pcid)(struct cpu *cpu, uint16_t pcid);          /* invpcid type 1 */
-    void (*address_space_changed)(struct cpu *cpu, bool keep);       /* CR3 written; keep = bit 63 (no flush) */
+    void (*tlb_flush_page)(struct cpu *cpu, uint64_t gva);     /* invlpg: current PCID and globals */
+    void (*tlb_flush_pcid)(struct cpu *cpu, uint16_t pcid);    /* invpcid type 1 */
+    void (*address_space_changed)(struct cpu *cpu, bool keep); /* CR3 written; keep = bit 63 (no flush) */
     /* Called after CPL, CS.L/D, RFLAGS.TF/AC/VM, CR0, CR4, EFER, XCR0 or DR7 changed. */
     void (*mode_changed)(struct cpu *cpu);
     /* Called before guest RAM [gpa, gpa+len) is written by this room (page tables' A/D bits excepted). */
@@ -142,7 +213,7 @@ struct cpu_engine_ops {
 struct cpu {
     uint64_t gpr[16];
     uint64_t rip;
-    uint32_t rflags;    /* everything but IF's fast copy below; bit 1 always set */
+    uint32_t rflags;          /* everything but IF's fast copy below; bit 1 always set */
     _Atomic uint32_t request; /* enum cpu_request; any thread sets, the vCPU thread clears */
     struct segment seg[6];
     uint64_t kernel_gs_base;
@@ -150,7 +221,7 @@ struct cpu {
     uint8_t cpl;
     uint8_t irq_shadow; /* 1: the next instruction boundary takes no interrupt (sti, mov ss, pop ss) */
     uint8_t nmi_blocked;
-    uint8_t halted;     /* in HLT, or waiting for INIT/SIPI when wait_sipi */
+    uint8_t halted; /* in HLT, or waiting for INIT/SIPI when wait_sipi */
     uint8_t wait_sipi, sipi_vector;
     struct segment ldtr, tr;
     struct descriptor_table gdtr, idtr;
@@ -161,7 +232,7 @@ struct cpu {
     uint64_t sysenter_cs, sysenter_esp, sysenter_eip;
     uint64_t pat, tsc_aux, misc_enable, spec_ctrl;
     uint64_t mtrr_def_type, mtrr_fixed[11], mtrr_base[8], mtrr_mask[8];
-    int64_t tsc_offset;  /* guest TSC = host TSC + tsc_offset */
+    int64_t tsc_offset; /* guest TSC = host TSC + tsc_offset */
     uint64_t tsc_adjust;
     uint64_t kvmclock_system_time, kvmclock_wall; /* pvclock MSRs */
     uint64_t mcg_status;
@@ -179,16 +250,22 @@ struct cpu {
     const struct cpuid_table *cpuid;
     uint64_t tsc_khz;
     void (*log)(struct cpu *cpu, const char *item, const char *format, ...); /* NULL unless --log */
-    void *log_opaque; /* of whoever set log */
+    void *log_opaque;                                                        /* of whoever set log */
 };
 
 enum { CPU_OK = 0, CPU_FAULT = 1, CPU_SHUTDOWN = 2 };
 
 /* --- state (state.c) -------------------------------------------------------------------------- */
-void cpu_reset(struct cpu *cpu);        /* power-on values (SDM 9.1.1), real mode at F000:FFF0 */
-void cpu_init_signal(struct cpu *cpu);  /* INIT: APs wait for SIPI */
-static inline bool cpu_long_mode(const struct cpu *c) { return c->efer & EFER_LMA; }
-static inline bool cpu_64bit(const struct cpu *c) { return (c->efer & EFER_LMA) && (c->seg[CS].attr & SEG_L); }
+void cpu_reset(struct cpu *cpu);       /* power-on values (SDM 9.1.1), real mode at F000:FFF0 */
+void cpu_init_signal(struct cpu *cpu); /* INIT: APs wait for SIPI */
+static inline bool cpu_long_mode(const struct cpu *c)
+{
+    return c->efer & EFER_LMA;
+}
+static inline bool cpu_64bit(const struct cpu *c)
+{
+    return (c->efer & EFER_LMA) && (c->seg[CS].attr & SEG_L);
+}
 
 /* Records an exception and returns CPU_FAULT. */
 int cpu_raise(struct cpu *cpu, unsigned vector);
@@ -215,7 +292,7 @@ static inline bool cpu_canonical(const struct cpu *cpu, uint64_t gva)
 int cpu_read(struct cpu *cpu, uint64_t gva, void *buf, size_t len, bool user);
 int cpu_write(struct cpu *cpu, uint64_t gva, const void *buf, size_t len, bool user);
 int cpu_fetch(struct cpu *cpu, uint64_t gva, void *buf, size_t len); /* ACCESS_EXEC at current CPL */
-void cpu_copy(void *to, const void *from, size_t len); /* memcpy without SIMD (rep movsb) */
+void cpu_copy(void *to, const void *from, size_t len);               /* memcpy without SIMD (rep movsb) */
 
 /* --- events (event.c), SDM chapter 6 ---------------------------------------------------------- */
 /* Delivers cpu->exc (already recorded), with double-fault escalation.  CPU_OK: rip and the rest are
@@ -267,7 +344,9 @@ int cpu_check_io(struct cpu *cpu, uint16_t port, unsigned size);
 /* --- MSRs and CPUID (msr.c, cpuid.c) ----------------------------------------------------------- */
 int cpu_rdmsr(struct cpu *cpu, uint32_t index, uint64_t *value); /* #GP for what does not exist */
 int cpu_wrmsr(struct cpu *cpu, uint32_t index, uint64_t value);
-struct cpuid_regs { uint32_t eax, ebx, ecx, edx; };
+struct cpuid_regs {
+    uint32_t eax, ebx, ecx, edx;
+};
 void cpu_cpuid(const struct cpu *cpu, uint32_t leaf, uint32_t subleaf, struct cpuid_regs *out);
 /* Builds the guest's CPUID from the host's: what the host has, less what guise does not do. */
 int cpuid_table_create(struct cpuid_table **out, unsigned n_cpus, uint64_t tsc_khz);

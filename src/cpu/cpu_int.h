@@ -15,7 +15,7 @@ struct cpuid_table {
     bool amd; /* the vendor string is AMD's (or Hygon's): its manual decides where the two differ */
     bool gbpages;
     unsigned phys_bits;
-    uint64_t phys_reserved; /* bits 51..phys_bits: must be zero in page-table entries */
+    uint64_t phys_reserved;                  /* bits 51..phys_bits: must be zero in page-table entries */
     uint64_t cr4_mask, efer_mask, xcr0_mask; /* bits that may be set */
     uint64_t tsc_khz;
     uint64_t tsc_base; /* the host's TSC when the machine's clock read 0; one for all vCPUs */
@@ -29,16 +29,31 @@ enum { EFER_AIBRSE = 1u << 21 }; /* automatic IBRS */
 
 const struct cpuid_regs *cpuid_find(const struct cpuid_table *t, uint32_t leaf, uint32_t subleaf);
 
-static inline bool cpu_is_amd(const struct cpu *c) { return c->cpuid && c->cpuid->amd; }
-static inline unsigned cpu_phys_bits(const struct cpu *c) { return c->cpuid ? c->cpuid->phys_bits : 48; }
+static inline bool cpu_is_amd(const struct cpu *c)
+{
+    return c->cpuid && c->cpuid->amd;
+}
+static inline unsigned cpu_phys_bits(const struct cpu *c)
+{
+    return c->cpuid ? c->cpuid->phys_bits : 48;
+}
 /* Bits 63..52 are not in it: in entries they are NX and software's; in CR3 see system.c. */
 static inline uint64_t cpu_phys_reserved(const struct cpu *c)
 {
     return c->cpuid ? c->cpuid->phys_reserved : 0x000f000000000000ull;
 }
-static inline bool cpu_real_mode(const struct cpu *c) { return !(c->cr0 & CR0_PE); }
-static inline bool cpu_v86(const struct cpu *c) { return c->rflags & FL_VM; }
-static inline unsigned cpu_iopl(const struct cpu *c) { return (c->rflags >> 12) & 3; }
+static inline bool cpu_real_mode(const struct cpu *c)
+{
+    return !(c->cr0 & CR0_PE);
+}
+static inline bool cpu_v86(const struct cpu *c)
+{
+    return c->rflags & FL_VM;
+}
+static inline unsigned cpu_iopl(const struct cpu *c)
+{
+    return (c->rflags >> 12) & 3;
+}
 
 /* --- linear.c ----------------------------------------------------------------------------------- */
 /* In `access`, beside enum access: an implicit supervisor access; RFLAGS.AC does not open SMAP. */
@@ -46,8 +61,8 @@ enum { ACCESS_IMPLICIT = 4 };
 /* Descriptor tables and TSS: supervisor whatever the CPL. */
 int sys_read(struct cpu *cpu, uint64_t gva, void *buf, size_t len);
 int sys_write(struct cpu *cpu, uint64_t gva, const void *buf, size_t len);
-int sys_or_byte(struct cpu *cpu, uint64_t gva, uint8_t bits);   /* locked */
-int sys_and_byte(struct cpu *cpu, uint64_t gva, uint8_t bits);  /* locked */
+int sys_or_byte(struct cpu *cpu, uint64_t gva, uint8_t bits);  /* locked */
+int sys_and_byte(struct cpu *cpu, uint64_t gva, uint8_t bits); /* locked */
 /* Raises nothing when all of [gva, gva+len) can be written at that privilege. */
 int cpu_probe_write(struct cpu *cpu, uint64_t gva, size_t len, bool user);
 
@@ -74,19 +89,58 @@ struct desc {
     uint32_t low, high;
     uint64_t gva; /* where it was read */
 };
-static inline unsigned desc_type(const struct desc *d) { return (d->high >> 8) & 15; }
-static inline unsigned desc_dpl(const struct desc *d) { return (d->high >> 13) & 3; }
-static inline bool desc_present(const struct desc *d) { return d->high & 0x8000; }
-static inline bool desc_segment(const struct desc *d) { return d->high & 0x1000; } /* S: code or data */
-static inline bool desc_code(const struct desc *d) { return (d->high & 0x1800) == 0x1800; }
-static inline bool desc_conforming(const struct desc *d) { return d->high & 0x400; }
-static inline bool desc_writable_data(const struct desc *d) { return (d->high & 0x1a00) == 0x1200; }
-static inline bool desc_long(const struct desc *d) { return d->high & 0x200000; }
-static inline bool desc_big(const struct desc *d) { return d->high & 0x400000; }
+static inline unsigned desc_type(const struct desc *d)
+{
+    return (d->high >> 8) & 15;
+}
+static inline unsigned desc_dpl(const struct desc *d)
+{
+    return (d->high >> 13) & 3;
+}
+static inline bool desc_present(const struct desc *d)
+{
+    return d->high & 0x8000;
+}
+static inline bool desc_segment(const struct desc *d)
+{
+    return d->high & 0x1000;
+} /* S: code or data */
+static inline bool desc_code(const struct desc *d)
+{
+    return (d->high & 0x1800) == 0x1800;
+}
+static inline bool desc_conforming(const struct desc *d)
+{
+    return d->high & 0x400;
+}
+static inline bool desc_writable_data(const struct desc *d)
+{
+    return (d->high & 0x1a00) == 0x1200;
+}
+static inline bool desc_long(const struct desc *d)
+{
+    return d->high & 0x200000;
+}
+static inline bool desc_big(const struct desc *d)
+{
+    return d->high & 0x400000;
+}
 
 /* Types of system descriptors (S = 0). */
-enum { SYS_TSS16 = 1, SYS_LDT = 2, SYS_TSS16_BUSY = 3, SYS_CALL16 = 4, SYS_TASK = 5, SYS_INT16 = 6, SYS_TRAP16 = 7,
-       SYS_TSS = 9, SYS_TSS_BUSY = 11, SYS_CALL = 12, SYS_INT = 14, SYS_TRAP = 15 };
+enum {
+    SYS_TSS16 = 1,
+    SYS_LDT = 2,
+    SYS_TSS16_BUSY = 3,
+    SYS_CALL16 = 4,
+    SYS_TASK = 5,
+    SYS_INT16 = 6,
+    SYS_TRAP16 = 7,
+    SYS_TSS = 9,
+    SYS_TSS_BUSY = 11,
+    SYS_CALL = 12,
+    SYS_INT = 14,
+    SYS_TRAP = 15
+};
 
 /* Reads the descriptor of a non-null selector; outside its table: `vector` with selector | ext.
  * vector 0: returns DESC_NONE instead of raising. */
@@ -96,8 +150,14 @@ int desc_read(struct cpu *cpu, uint16_t selector, struct desc *d, unsigned vecto
 int desc_read_upper(struct cpu *cpu, uint16_t selector, const struct desc *d, uint32_t *base_high, uint32_t *last);
 int desc_set_accessed(struct cpu *cpu, const struct desc *d);
 void desc_unpack(const struct desc *d, uint16_t selector, struct segment *seg);
-static inline uint32_t sel_error(uint16_t selector, uint32_t ext) { return (selector & 0xfffcu) | ext; }
-static inline bool sel_null(uint16_t selector) { return !(selector & 0xfffc); }
+static inline uint32_t sel_error(uint16_t selector, uint32_t ext)
+{
+    return (selector & 0xfffcu) | ext;
+}
+static inline bool sel_null(uint16_t selector)
+{
+    return !(selector & 0xfffc);
+}
 /* [offset, offset+len) inside a segment's limit (legacy and compatibility mode). */
 bool seg_contains(const struct segment *seg, uint32_t offset, uint32_t len);
 /* Real and virtual-8086 mode: base = selector * 16. */

@@ -20,8 +20,9 @@
 #define ALL 0xffffffffu
 
 /* Leaf 1: SSE3 PCLMUL SSSE3 FMA CX16 PCID SSE4.1 SSE4.2 MOVBE POPCNT AES XSAVE AVX F16C RDRAND */
-#define L1_ECX_KEEP (BIT(0) | BIT(1) | BIT(9) | BIT(12) | BIT(13) | BIT(17) | BIT(19) | BIT(20) | BIT(22) | BIT(23) | \
-    BIT(25) | BIT(26) | BIT(28) | BIT(29) | BIT(30))
+#define L1_ECX_KEEP                                                                                                    \
+    (BIT(0) | BIT(1) | BIT(9) | BIT(12) | BIT(13) | BIT(17) | BIT(19) | BIT(20) | BIT(22) | BIT(23) | BIT(25) |        \
+     BIT(26) | BIT(28) | BIT(29) | BIT(30))
 /* x2APIC, TSC deadline: the machine's own APIC has them; hypervisor */
 #define L1_ECX_SET (BIT(21) | BIT(24) | BIT(31))
 /* FPU DE PSE TSC MSR PAE MCE CX8 APIC SEP MTRR PGE MCA CMOV PAT PSE36 CLFSH MMX FXSR SSE SSE2 SS.
@@ -29,11 +30,12 @@
 #define L1_EDX_KEEP 0x0f8bfbfdu
 /* FSGSBASE TSC_ADJUST BMI1 AVX2 FDP SMEP BMI2 ERMS INVPCID no-FCS AVX512F/DQ RDSEED ADX SMAP IFMA CLFLUSHOPT CLWB
  * AVX512CD SHA AVX512BW/VL */
-#define L7_EBX_KEEP (BIT(0) | BIT(3) | BIT(5) | BIT(6) | BIT(7) | BIT(8) | BIT(9) | BIT(10) | BIT(13) | BIT(16) | \
-    BIT(17) | BIT(18) | BIT(19) | BIT(20) | BIT(21) | BIT(23) | BIT(24) | BIT(28) | BIT(29) | BIT(30) | BIT(31))
+#define L7_EBX_KEEP                                                                                                    \
+    (BIT(0) | BIT(3) | BIT(5) | BIT(6) | BIT(7) | BIT(8) | BIT(9) | BIT(10) | BIT(13) | BIT(16) | BIT(17) | BIT(18) |  \
+     BIT(19) | BIT(20) | BIT(21) | BIT(23) | BIT(24) | BIT(28) | BIT(29) | BIT(30) | BIT(31))
 /* VBMI UMIP VBMI2 GFNI VAES VPCLMULQDQ VNNI BITALG VPOPCNTDQ RDPID MOVDIRI */
-#define L7_ECX_KEEP (BIT(1) | BIT(2) | BIT(6) | BIT(8) | BIT(9) | BIT(10) | BIT(11) | BIT(12) | BIT(14) | BIT(22) | \
-    BIT(27))
+#define L7_ECX_KEEP                                                                                                    \
+    (BIT(1) | BIT(2) | BIT(6) | BIT(8) | BIT(9) | BIT(10) | BIT(11) | BIT(12) | BIT(14) | BIT(22) | BIT(27))
 /* FSRM VP2INTERSECT SERIALIZE AVX512_FP16 */
 #define L7_EDX_KEEP (BIT(4) | BIT(8) | BIT(14) | BIT(23))
 /* AVX_VNNI AVX512_BF16 FZRM FSRS FSRC */
@@ -78,7 +80,8 @@ static const struct rule rules[] = {
     {0x80000006, 0, 0, ON_ANY, {ALL, ALL, ALL, ALL}},
     {0x80000007, 0, 0, ON_ANY, {0}, {.edx = BIT(8)}}, /* invariant TSC */
     {0x80000008, 0, 0, ON_INTEL, {0xffff}},
-    {0x80000008, 0, 0, ON_AMD, {0xffff, BIT(0) | BIT(2)}, {.ebx = BIT(26) | BIT(29)}}, /* CLZERO XSAVEERPTR; SSB_NO BTC_NO */
+    {0x80000008, 0, 0, ON_AMD, {0xffff, BIT(0) | BIT(2)}, {.ebx = BIT(26) | BIT(29)}}, /* CLZERO XSAVEERPTR; SSB_NO
+                                                                                          BTC_NO */
     {0x80000019, 0, 0, ON_AMD, {ALL, ALL}},
     {0x8000001a, 0, 0, ON_AMD, {ALL}},
     {0x8000001d, 0, 1, ON_AMD, {0x3ff, ALL, ALL, ALL}},
@@ -97,8 +100,12 @@ static const struct {
     {4, 1, 0, {.ecx = BIT(12) | BIT(28) | BIT(29)}},
     {4, 7, 0, {.ebx = BIT(5), .ecx = BIT(9) | BIT(10)}},
     {4, 7, 1, {.eax = BIT(4)}},
-    {0xe0, 7, 0, {.ebx = BIT(16) | BIT(17) | BIT(21) | BIT(28) | BIT(30) | BIT(31),
-                  .ecx = BIT(1) | BIT(6) | BIT(11) | BIT(12) | BIT(14), .edx = BIT(8) | BIT(23)}},
+    {0xe0,
+     7,
+     0,
+     {.ebx = BIT(16) | BIT(17) | BIT(21) | BIT(28) | BIT(30) | BIT(31),
+      .ecx = BIT(1) | BIT(6) | BIT(11) | BIT(12) | BIT(14),
+      .edx = BIT(8) | BIT(23)}},
     {0xe0, 7, 1, {.eax = BIT(5)}},
 };
 
@@ -258,7 +265,7 @@ static void derive_masks(struct cpuid_table *t)
         uint32_t have;
         uint64_t bit;
     } cr4[] = {
-        {one.ecx & BIT(26), CR4_OSXSAVE}, {one.ecx & BIT(17), CR4_PCIDE},  {seven.ecx & BIT(2), CR4_UMIP},
+        {one.ecx & BIT(26), CR4_OSXSAVE},   {one.ecx & BIT(17), CR4_PCIDE}, {seven.ecx & BIT(2), CR4_UMIP},
         {seven.ebx & BIT(0), CR4_FSGSBASE}, {seven.ebx & BIT(7), CR4_SMEP}, {seven.ebx & BIT(20), CR4_SMAP},
     };
     t->cr4_mask = CR4_TSD | CR4_DE | CR4_PSE | CR4_PAE | CR4_MCE | CR4_PGE | CR4_PCE | CR4_OSFXSR | CR4_OSXMMEXCPT;

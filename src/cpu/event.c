@@ -12,10 +12,10 @@ struct event {
     enum exc_kind kind;
     bool has_error;
     uint32_t error;
-    uint32_t ext;       /* bit 0 of the error codes of nested faults */
-    bool dpl_checked;   /* int n, int3, into: the gate's DPL counts */
-    uint64_t rip;       /* return address */
-    uint32_t rflags;    /* as pushed */
+    uint32_t ext;     /* bit 0 of the error codes of nested faults */
+    bool dpl_checked; /* int n, int3, into: the gate's DPL counts */
+    uint64_t rip;     /* return address */
+    uint32_t rflags;  /* as pushed */
 };
 
 /* An IDT entry in both its forms. */
@@ -210,8 +210,7 @@ static int deliver_protected(struct cpu *cpu, const struct event *ev)
     unsigned size = wide ? 8 : g.type == SYS_INT || g.type == SYS_TRAP ? 4 : 2;
     if (wide ? !cpu_canonical(cpu, g.offset) : g.offset > cs.limit)
         return cpu_raise_error(cpu, EXC_GP, ev->ext);
-    if (desc_set_accessed(cpu, &cs_desc) || desc_set_accessed(cpu, &ss_desc) ||
-        stack_push(cpu, &stack, n, size, frame))
+    if (desc_set_accessed(cpu, &cs_desc) || desc_set_accessed(cpu, &ss_desc) || stack_push(cpu, &stack, n, size, frame))
         return CPU_FAULT;
     cpu->seg[SS] = stack.ss;
     cpu->gpr[RSP] = stack.rsp;
@@ -255,8 +254,13 @@ static int deliver_once(struct cpu *cpu, const struct event *ev)
 static void event_from_exception(struct cpu *cpu, struct event *ev)
 {
     const struct exception *exc = &cpu->exc;
-    *ev = (struct event){.vector = exc->vector, .kind = EXC_HARD, .ext = 1, .rip = cpu->rip, .rflags = cpu->rflags,
-                         .has_error = exc->has_error && !cpu_real_mode(cpu), .error = exc->error};
+    *ev = (struct event){.vector = exc->vector,
+                         .kind = EXC_HARD,
+                         .ext = 1,
+                         .rip = cpu->rip,
+                         .rflags = cpu->rflags,
+                         .has_error = exc->has_error && !cpu_real_mode(cpu),
+                         .error = exc->error};
     if (exc->vector == EXC_PF)
         cpu->cr2 = exc->cr2;
     if (exc->vector == EXC_DB) {
@@ -318,8 +322,8 @@ int cpu_soft_interrupt(struct cpu *cpu, unsigned vector, enum exc_kind kind, uin
 {
     /* int1 (icebp) is as privileged as an exception: no DPL check, and its faults are external. */
     bool icebp = kind == EXC_HARD || (kind == EXC_SOFT_TRAP && vector == EXC_DB);
-    struct event ev = {.vector = vector, .kind = kind, .ext = icebp, .dpl_checked = !icebp, .rip = next_rip,
-                       .rflags = cpu->rflags};
+    struct event ev = {
+        .vector = vector, .kind = kind, .ext = icebp, .dpl_checked = !icebp, .rip = next_rip, .rflags = cpu->rflags};
     if (cpu_v86(cpu) && kind == EXC_SOFT_INT && cpu_iopl(cpu) < 3)
         return cpu_raise_error(cpu, EXC_GP, 0);
     return deliver_once(cpu, &ev);

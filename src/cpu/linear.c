@@ -274,8 +274,7 @@ int stack_peek(struct cpu *cpu, const struct stack *s, unsigned skip, unsigned n
             return CPU_FAULT;
     } else {
         for (unsigned i = 0; i < n; i++) {
-            if (stack_address(cpu, s, skip + i * size, size, &gva) ||
-                cpu_read(cpu, gva, buf + i * size, size, s->user))
+            if (stack_address(cpu, s, skip + i * size, size, &gva) || cpu_read(cpu, gva, buf + i * size, size, s->user))
                 return CPU_FAULT;
         }
     }

@@ -14,8 +14,8 @@ struct msr {
     uint8_t vendor;
     bool (*read)(struct cpu *cpu, const struct msr *m, uint32_t index, uint64_t *value);
     bool (*write)(struct cpu *cpu, const struct msr *m, uint32_t index, uint64_t value); /* NULL: read-only */
-    uint64_t value;  /* of a constant; of a field: bits that may be set */
-    size_t offset;   /* of a field in struct cpu */
+    uint64_t value; /* of a constant; of a field: bits that may be set */
+    size_t offset;  /* of a field in struct cpu */
 };
 
 #define ALL_BITS (~0ull)
@@ -184,42 +184,43 @@ static bool write_mtrr_variable(struct cpu *cpu, const struct msr *m, uint32_t i
 
 /* --- the table ---------------------------------------------------------------------------------------- */
 #define STORED(name, writer) .read = read_field, .write = writer, .offset = offsetof(struct cpu, name)
-#define FIELD(name, bits) .read = read_field, .write = write_field, .value = (bits), \
-    .offset = offsetof(struct cpu, name)
+#define FIELD(name, bits)                                                                                              \
+    .read = read_field, .write = write_field, .value = (bits), .offset = offsetof(struct cpu, name)
 #define ADDRESS(name) .read = read_field, .write = write_address, .offset = offsetof(struct cpu, name)
 #define CONSTANT(number) .read = read_constant, .value = (number)
 #define TUNING(number) .read = read_constant, .write = write_ignored, .value = (number)
 
 /* IA32_ARCH_CAPABILITIES: see the note on speculation in cpuid.c. */
-#define ARCH_CAPABILITIES (1ull << 0 | 1ull << 1 | 1ull << 3 | 1ull << 4 | 1ull << 5 | 1ull << 6 | 1ull << 8 | \
-    1ull << 13 | 1ull << 14 | 1ull << 15 | 1ull << 20 | 1ull << 24 | 1ull << 26 | 1ull << 27 | 1ull << 62)
+#define ARCH_CAPABILITIES                                                                                              \
+    (1ull << 0 | 1ull << 1 | 1ull << 3 | 1ull << 4 | 1ull << 5 | 1ull << 6 | 1ull << 8 | 1ull << 13 | 1ull << 14 |     \
+     1ull << 15 | 1ull << 20 | 1ull << 24 | 1ull << 26 | 1ull << 27 | 1ull << 62)
 
 static const struct msr table[] = {
     {0x10, 0x10, ANY, .read = read_tsc, .write = write_tsc},
     {0x11, 0x11, ANY, STORED(kvmclock_wall, write_pv_wall)},
     {0x12, 0x12, ANY, STORED(kvmclock_system_time, write_pv_time)},
-    {0x17, 0x17, INTEL, CONSTANT(0)},                  /* platform id */
+    {0x17, 0x17, INTEL, CONSTANT(0)}, /* platform id */
     {0x1b, 0x1b, ANY, .read = read_apic, .write = write_apic},
-    {0x3a, 0x3a, INTEL, CONSTANT(1)},                  /* feature control: locked, no VMX */
+    {0x3a, 0x3a, INTEL, CONSTANT(1)}, /* feature control: locked, no VMX */
     {0x3b, 0x3b, ANY, STORED(tsc_adjust, write_tsc_adjust)},
     {0x48, 0x48, INTEL, FIELD(spec_ctrl, 7)},
-    {0x49, 0x49, INTEL, .write = write_ignored},       /* prediction barrier: write-only */
-    {0x79, 0x79, INTEL, .write = write_ignored},       /* microcode update trigger */
+    {0x49, 0x49, INTEL, .write = write_ignored}, /* prediction barrier: write-only */
+    {0x79, 0x79, INTEL, .write = write_ignored}, /* microcode update trigger */
     {0x8b, 0x8b, INTEL, .read = read_constant, .write = write_ignored, .value = 0x100000000ull},
-    {0x8b, 0x8b, AMD, CONSTANT(0x0a101248)},           /* microcode revision */
-    {0xce, 0xce, INTEL, CONSTANT(0)},                  /* platform info */
-    {0xfe, 0xfe, ANY, CONSTANT(0x508)},                /* MTRRs: 8 variable, fixed, write-combining */
+    {0x8b, 0x8b, AMD, CONSTANT(0x0a101248)}, /* microcode revision */
+    {0xce, 0xce, INTEL, CONSTANT(0)},        /* platform info */
+    {0xfe, 0xfe, ANY, CONSTANT(0x508)},      /* MTRRs: 8 variable, fixed, write-combining */
     {0x10a, 0x10a, INTEL, CONSTANT(ARCH_CAPABILITIES)},
-    {0x140, 0x140, INTEL, TUNING(0)},                  /* misc features enables */
+    {0x140, 0x140, INTEL, TUNING(0)}, /* misc features enables */
     {0x174, 0x174, ANY, FIELD(sysenter_cs, 0xffffffff)},
     {0x175, 0x175, ANY, ADDRESS(sysenter_esp)},
     {0x176, 0x176, ANY, ADDRESS(sysenter_eip)},
-    {0x179, 0x179, ANY, CONSTANT(0)},                  /* machine check: no banks */
+    {0x179, 0x179, ANY, CONSTANT(0)}, /* machine check: no banks */
     {0x17a, 0x17a, ANY, FIELD(mcg_status, 7)},
-    {0x198, 0x199, INTEL, TUNING(0)},                  /* performance status and control */
+    {0x198, 0x199, INTEL, TUNING(0)}, /* performance status and control */
     {0x1a0, 0x1a0, INTEL, FIELD(misc_enable, 0x400c51889ull)},
-    {0x1d9, 0x1d9, ANY, TUNING(0)},                    /* DEBUGCTL: no branch records */
-    {0x1db, 0x1de, AMD, CONSTANT(0)},                  /* last branch and exception */
+    {0x1d9, 0x1d9, ANY, TUNING(0)},   /* DEBUGCTL: no branch records */
+    {0x1db, 0x1de, AMD, CONSTANT(0)}, /* last branch and exception */
     {0x200, 0x20f, ANY, .read = read_mtrr_variable, .write = write_mtrr_variable},
     {0x250, 0x250, ANY, STORED(mtrr_fixed[0], write_mtrr_fixed)},
     {0x258, 0x259, ANY, STORED(mtrr_fixed[1], write_mtrr_fixed)},
@@ -239,18 +240,18 @@ static const struct msr table[] = {
     {0xc0000101, 0xc0000101, ANY, ADDRESS(seg[GS].base)},
     {0xc0000102, 0xc0000102, ANY, ADDRESS(kernel_gs_base)},
     {0xc0000103, 0xc0000103, ANY, FIELD(tsc_aux, 0xffffffff)},
-    {0xc0010010, 0xc0010010, AMD, TUNING(0)},          /* SYSCFG: no memory encryption, no TOM2 */
-    {0xc0010015, 0xc0010015, AMD, TUNING(1u << 24)},   /* HWCR: the TSC counts at P0 frequency */
-    {0xc001001a, 0xc001001a, AMD, TUNING(0)},          /* TOP_MEM */
-    {0xc001001d, 0xc001001d, AMD, TUNING(0)},          /* TOP_MEM2 */
-    {0xc001001f, 0xc001001f, AMD, TUNING(0)},          /* northbridge configuration */
+    {0xc0010010, 0xc0010010, AMD, TUNING(0)},              /* SYSCFG: no memory encryption, no TOM2 */
+    {0xc0010015, 0xc0010015, AMD, TUNING(1u << 24)},       /* HWCR: the TSC counts at P0 frequency */
+    {0xc001001a, 0xc001001a, AMD, TUNING(0)},              /* TOP_MEM */
+    {0xc001001d, 0xc001001d, AMD, TUNING(0)},              /* TOP_MEM2 */
+    {0xc001001f, 0xc001001f, AMD, TUNING(0)},              /* northbridge configuration */
     {0xc0010020, 0xc0010020, AMD, .write = write_ignored}, /* microcode loader */
-    {0xc0010055, 0xc0010055, AMD, CONSTANT(0)},        /* interrupt pending: no C1E */
-    {0xc0010058, 0xc0010058, AMD, TUNING(0)},          /* MMIO configuration base: disabled */
-    {0xc0010114, 0xc0010114, AMD, CONSTANT(0x10)},     /* VM_CR: SVM disabled */
-    {0xc0010140, 0xc0010141, AMD, CONSTANT(0)},        /* OS-visible workarounds: none */
-    {0xc0011020, 0xc0011023, AMD, TUNING(0)},          /* LS, IC, DC, BU configuration */
-    {0xc0011029, 0xc0011029, AMD, TUNING(1u << 1)},    /* DE_CFG: LFENCE serialises */
+    {0xc0010055, 0xc0010055, AMD, CONSTANT(0)},            /* interrupt pending: no C1E */
+    {0xc0010058, 0xc0010058, AMD, TUNING(0)},              /* MMIO configuration base: disabled */
+    {0xc0010114, 0xc0010114, AMD, CONSTANT(0x10)},         /* VM_CR: SVM disabled */
+    {0xc0010140, 0xc0010141, AMD, CONSTANT(0)},            /* OS-visible workarounds: none */
+    {0xc0011020, 0xc0011023, AMD, TUNING(0)},              /* LS, IC, DC, BU configuration */
+    {0xc0011029, 0xc0011029, AMD, TUNING(1u << 1)},        /* DE_CFG: LFENCE serialises */
     {0xc001102a, 0xc001102a, AMD, TUNING(0)},
 };
 

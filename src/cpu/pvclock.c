@@ -48,7 +48,9 @@ static int64_t wall_clock_ns(void)
 {
     struct timespec now = {0};
     long result;
-    __asm__ volatile("syscall" : "=a"(result) : "0"((long)SYS_clock_gettime), "D"((long)CLOCK_REALTIME), "S"(&now)
+    __asm__ volatile("syscall"
+                     : "=a"(result)
+                     : "0"((long)SYS_clock_gettime), "D"((long)CLOCK_REALTIME), "S"(&now)
                      : "rcx", "r11", "memory");
     return result ? 0 : now.tv_sec * 1000000000ll + now.tv_nsec;
 }

@@ -76,7 +76,8 @@ bool seg_contains(const struct segment *seg, uint32_t offset, uint32_t len)
 int cpu_check_segment(struct cpu *cpu, enum sreg reg, uint32_t offset, uint32_t len, bool write)
 {
     const struct segment *seg = &cpu->seg[reg];
-    bool code = seg->attr & SEG_CODE, allowed = write ? !code && (seg->attr & SEG_WRITABLE) : !code || (seg->attr & SEG_READABLE);
+    bool code = seg->attr & SEG_CODE,
+         allowed = write ? !code && (seg->attr & SEG_WRITABLE) : !code || (seg->attr & SEG_READABLE);
     if (!(seg->attr & SEG_P) || !allowed || !seg_contains(seg, offset, len))
         return cpu_raise_error(cpu, reg == SS ? EXC_SS : EXC_GP, 0);
     return CPU_OK;
@@ -142,14 +143,16 @@ int seg_check_stack(struct cpu *cpu, uint16_t selector, unsigned cpl, unsigned v
 
 void seg_set_flat_code(struct segment *seg, uint16_t selector, unsigned dpl, bool long_mode)
 {
-    *seg = (struct segment){.selector = selector, .limit = 0xffffffff,
+    *seg = (struct segment){.selector = selector,
+                            .limit = 0xffffffff,
                             .attr = SEG_P | SEG_S | SEG_CODE | SEG_READABLE | SEG_ACCESSED | SEG_G |
                                     dpl << SEG_DPL_SHIFT | (long_mode ? SEG_L : SEG_DB)};
 }
 
 void seg_set_flat_data(struct segment *seg, uint16_t selector, unsigned dpl)
 {
-    *seg = (struct segment){.selector = selector, .limit = 0xffffffff,
+    *seg = (struct segment){.selector = selector,
+                            .limit = 0xffffffff,
                             .attr = SEG_P | SEG_S | SEG_WRITABLE | SEG_ACCESSED | SEG_G | SEG_DB |
                                     dpl << SEG_DPL_SHIFT};
 }

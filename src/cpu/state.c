@@ -12,7 +12,9 @@ static void reset_common(struct cpu *cpu)
     cpu->gpr[RDX] = version ? version->eax : 0x600;
     for (unsigned i = 0; i < 6; i++)
         cpu->seg[i] = (struct segment){.attr = SEG_P | SEG_S | SEG_WRITABLE | SEG_ACCESSED, .limit = 0xffff};
-    cpu->seg[CS] = (struct segment){.selector = 0xf000, .base = 0xffff0000, .limit = 0xffff,
+    cpu->seg[CS] = (struct segment){.selector = 0xf000,
+                                    .base = 0xffff0000,
+                                    .limit = 0xffff,
                                     .attr = SEG_P | SEG_S | SEG_CODE | SEG_READABLE | SEG_ACCESSED};
     cpu->rip = 0xfff0;
     cpu->rflags = FL_ONE;

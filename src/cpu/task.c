@@ -13,9 +13,23 @@ struct layout {
     unsigned width, n_sregs, sreg_step;
 };
 static const struct layout layouts[2] = {
-    {.ip = 0x0e, .flags = 0x10, .gpr = 0x12, .sreg = 0x22, .ldt = 0x2a, .size = 0x2c, .width = 2, .n_sregs = 4,
+    {.ip = 0x0e,
+     .flags = 0x10,
+     .gpr = 0x12,
+     .sreg = 0x22,
+     .ldt = 0x2a,
+     .size = 0x2c,
+     .width = 2,
+     .n_sregs = 4,
      .sreg_step = 2},
-    {.ip = 0x20, .flags = 0x24, .gpr = 0x28, .sreg = 0x48, .ldt = 0x60, .size = 0x68, .width = 4, .n_sregs = 6,
+    {.ip = 0x20,
+     .flags = 0x24,
+     .gpr = 0x28,
+     .sreg = 0x48,
+     .ldt = 0x60,
+     .size = 0x68,
+     .width = 4,
+     .n_sregs = 6,
      .sreg_step = 4},
 };
 

@@ -136,7 +136,7 @@ static void commit_real(struct cpu *cpu, uint16_t selector, uint64_t offset)
 /* --- gates ---------------------------------------------------------------------------------------------- */
 struct call_gate {
     uint16_t selector;
-    unsigned size;   /* of what it pushes: 2, 4, 8 */
+    unsigned size; /* of what it pushes: 2, 4, 8 */
     unsigned params;
     uint64_t offset;
     struct desc desc; /* of the target code segment */
@@ -163,8 +163,7 @@ static int read_call_gate(struct cpu *cpu, uint16_t selector, const struct desc 
         return cpu_raise_error(cpu, EXC_GP, 0);
     if (desc_read(cpu, g->selector, &g->desc, EXC_GP, 0))
         return CPU_FAULT;
-    if (!desc_code(&g->desc) || desc_dpl(&g->desc) > cpu->cpl ||
-        (wide && (!desc_long(&g->desc) || desc_big(&g->desc))))
+    if (!desc_code(&g->desc) || desc_dpl(&g->desc) > cpu->cpl || (wide && (!desc_long(&g->desc) || desc_big(&g->desc))))
         return cpu_raise_error(cpu, EXC_GP, error);
     return desc_present(&g->desc) ? CPU_OK : cpu_raise_error(cpu, EXC_NP, error);
 }

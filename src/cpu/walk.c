@@ -18,13 +18,13 @@ enum { PTE_P = 1, PTE_W = 2, PTE_U = 4, PTE_A = 1 << 5, PTE_D = 1 << 6, PTE_PS =
 /* One walk's findings: the entries it used and the rights of all levels together. */
 struct walk {
     uint64_t gva;
-    unsigned n;           /* entries used; the last is the leaf */
-    unsigned entry_size;  /* 4 or 8 */
+    unsigned n;          /* entries used; the last is the leaf */
+    unsigned entry_size; /* 4 or 8 */
     void *where[5];
     uint64_t value[5];
-    uint64_t all;         /* AND of all: W, U and A count */
-    uint64_t any;         /* OR of all: NX counts */
-    unsigned shift;       /* log2 of the page's size */
+    uint64_t all;   /* AND of all: W, U and A count */
+    uint64_t any;   /* OR of all: NX counts */
+    unsigned shift; /* log2 of the page's size */
     uint64_t frame;
 };
 

@@ -11,8 +11,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { STS_TIMER = 1 << 0, STS_GLOBAL_LOCK = 1 << 5, STS_POWER_BUTTON = 1 << 8, STS_SLEEP_BUTTON = 1 << 9,
-       STS_RTC = 1 << 10, STS_WAKE = 1 << 15 };
+enum {
+    STS_TIMER = 1 << 0,
+    STS_GLOBAL_LOCK = 1 << 5,
+    STS_POWER_BUTTON = 1 << 8,
+    STS_SLEEP_BUTTON = 1 << 9,
+    STS_RTC = 1 << 10,
+    STS_WAKE = 1 << 15
+};
 enum { CNT_SCI_EN = 1 << 0, CNT_WRITABLE = 7 << 10 | 2, CNT_TYPE_SHIFT = 10, CNT_SLEEP = 1 << 13 };
 #define STS_MASK (STS_TIMER | STS_GLOBAL_LOCK | STS_POWER_BUTTON | STS_SLEEP_BUTTON | STS_RTC | STS_WAKE)
 #define EN_MASK (STS_MASK & ~STS_WAKE)
@@ -22,8 +28,8 @@ enum { CNT_SCI_EN = 1 << 0, CNT_WRITABLE = 7 << 10 | 2, CNT_TYPE_SHIFT = 10, CNT
 
 struct acpi_pm_state {
     uint16_t status, enable, control;
-    uint64_t start_ns;      /* clock_ns() when the timer was zero */
-    uint64_t halves;        /* half periods whose carry has been put into status */
+    uint64_t start_ns; /* clock_ns() when the timer was zero */
+    uint64_t halves;   /* half periods whose carry has been put into status */
 };
 
 struct acpi_pm {
@@ -100,7 +106,7 @@ static void write_register(struct acpi_pm *pm, unsigned offset, uint16_t value, 
     struct acpi_pm_state *s = &pm->saved;
     switch (offset) {
     case 0:
-        s->status &= (uint16_t)~(value & mask & STS_MASK);
+        s->status &= (uint16_t) ~(value & mask & STS_MASK);
         break;
     case 2:
         s->enable = (uint16_t)(((s->enable & ~mask) | (value & mask)) & EN_MASK);

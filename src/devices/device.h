@@ -17,8 +17,8 @@ struct pci_host;
 struct device_env {
     struct bus *bus;
     struct loop *loop;
-    struct pci_host *pci;         /* NULL before the host bridge exists */
-    struct irq_line *isa_irq;     /* 24 lines (GSI): to the 8259 pair (0-15) and the I/O APIC (0-23) */
+    struct pci_host *pci;     /* NULL before the host bridge exists */
+    struct irq_line *isa_irq; /* 24 lines (GSI): to the 8259 pair (0-15) and the I/O APIC (0-23) */
     /* The machine's reaction to a guest's wish: enum machine_event of this header. */
     void (*event)(void *opaque, int event);
     void *event_opaque;
@@ -44,6 +44,6 @@ struct device_class {
     void (*destroy)(struct device *dev);
     /* The bytes that make up the saved state, a plain struct with no pointers, at state+offset. */
     size_t save_offset, save_size;
-    void (*pre_save)(struct device *dev); /* brings the saved bytes up to date; may be NULL */
+    void (*pre_save)(struct device *dev);     /* brings the saved bytes up to date; may be NULL */
     void (*post_restore)(struct device *dev); /* re-arm timers, re-drive lines; may be NULL */
 };

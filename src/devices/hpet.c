@@ -8,8 +8,15 @@ enum { REG_CAPABILITIES = 0x00, REG_CONFIG = 0x10, REG_STATUS = 0x20, REG_COUNTE
 enum { TIMER_CONFIG = 0x00, TIMER_COMPARATOR = 0x08, TIMER_STRIDE = 0x20 };
 enum { CONFIG_ENABLE = 1, CONFIG_LEGACY = 2 };
 enum {
-    T_LEVEL = 1 << 1, T_ENABLE = 1 << 2, T_PERIODIC = 1 << 3, T_CAN_PERIODIC = 1 << 4, T_64BIT = 1 << 5,
-    T_SET_VALUE = 1 << 6, T_32MODE = 1 << 8, T_ROUTE_SHIFT = 9, T_ROUTE = 31 << T_ROUTE_SHIFT,
+    T_LEVEL = 1 << 1,
+    T_ENABLE = 1 << 2,
+    T_PERIODIC = 1 << 3,
+    T_CAN_PERIODIC = 1 << 4,
+    T_64BIT = 1 << 5,
+    T_SET_VALUE = 1 << 6,
+    T_32MODE = 1 << 8,
+    T_ROUTE_SHIFT = 9,
+    T_ROUTE = 31 << T_ROUTE_SHIFT,
     T_WRITABLE = T_LEVEL | T_ENABLE | T_PERIODIC | T_SET_VALUE | T_32MODE | T_ROUTE,
 };
 #define ROUTES 0x00f00000u /* GSI 20-23 */
@@ -211,17 +218,25 @@ static uint64_t register_read(const struct hpet *s, unsigned reg)
     if (reg >= REG_TIMER && reg < REG_TIMER + HPET_TIMERS * TIMER_STRIDE) {
         const struct timer_regs *t = &s->saved.timer[(reg - REG_TIMER) / TIMER_STRIDE];
         switch (reg % TIMER_STRIDE) {
-        case TIMER_CONFIG: return t->config & ~(uint64_t)T_SET_VALUE;
-        case TIMER_COMPARATOR: return t->comparator;
-        default: return 0;
+        case TIMER_CONFIG:
+            return t->config & ~(uint64_t)T_SET_VALUE;
+        case TIMER_COMPARATOR:
+            return t->comparator;
+        default:
+            return 0;
         }
     }
     switch (reg) {
-    case REG_CAPABILITIES: return CAPABILITIES;
-    case REG_CONFIG: return s->saved.config;
-    case REG_STATUS: return s->saved.status;
-    case REG_COUNTER: return counter_at(s, clock_ns());
-    default: return 0;
+    case REG_CAPABILITIES:
+        return CAPABILITIES;
+    case REG_CONFIG:
+        return s->saved.config;
+    case REG_STATUS:
+        return s->saved.status;
+    case REG_COUNTER:
+        return counter_at(s, clock_ns());
+    default:
+        return 0;
     }
 }
 
@@ -237,14 +252,19 @@ static void register_write(struct hpet *s, unsigned reg, uint64_t value, uint64_
         return;
     }
     switch (reg) {
-    case REG_CONFIG: config_write(s, value); break;
-    case REG_STATUS: status_write(s, value & written); break;
+    case REG_CONFIG:
+        config_write(s, value);
+        break;
+    case REG_STATUS:
+        status_write(s, value & written);
+        break;
     case REG_COUNTER:
         s->saved.counter = value;
         s->saved.start_ns = clock_ns();
         arm_all(s);
         break;
-    default: break;
+    default:
+        break;
     }
 }
 

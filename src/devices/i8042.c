@@ -8,10 +8,22 @@ enum { STATUS_OBF = 0x01, STATUS_SYSTEM = 0x04, STATUS_COMMAND = 0x08, STATUS_UN
 enum { MODE_IRQ1 = 0x01, MODE_SYSTEM = 0x04, MODE_KEYBOARD_OFF = 0x10, MODE_MOUSE_OFF = 0x20 };
 enum { OUTPUT_NOT_RESET = 0x01, OUTPUT_A20 = 0x02 };
 enum {
-    CMD_READ_RAM = 0x20, CMD_WRITE_RAM = 0x60, CMD_MOUSE_OFF = 0xa7, CMD_MOUSE_ON = 0xa8, CMD_TEST_MOUSE = 0xa9,
-    CMD_SELF_TEST = 0xaa, CMD_TEST_KEYBOARD = 0xab, CMD_KEYBOARD_OFF = 0xad, CMD_KEYBOARD_ON = 0xae,
-    CMD_READ_INPUT = 0xc0, CMD_READ_OUTPUT = 0xd0, CMD_WRITE_OUTPUT = 0xd1, CMD_LOOP_KEYBOARD = 0xd2,
-    CMD_LOOP_MOUSE = 0xd3, CMD_WRITE_MOUSE = 0xd4, CMD_PULSE = 0xf0,
+    CMD_READ_RAM = 0x20,
+    CMD_WRITE_RAM = 0x60,
+    CMD_MOUSE_OFF = 0xa7,
+    CMD_MOUSE_ON = 0xa8,
+    CMD_TEST_MOUSE = 0xa9,
+    CMD_SELF_TEST = 0xaa,
+    CMD_TEST_KEYBOARD = 0xab,
+    CMD_KEYBOARD_OFF = 0xad,
+    CMD_KEYBOARD_ON = 0xae,
+    CMD_READ_INPUT = 0xc0,
+    CMD_READ_OUTPUT = 0xd0,
+    CMD_WRITE_OUTPUT = 0xd1,
+    CMD_LOOP_KEYBOARD = 0xd2,
+    CMD_LOOP_MOUSE = 0xd3,
+    CMD_WRITE_MOUSE = 0xd4,
+    CMD_PULSE = 0xf0,
 };
 enum { PORT92_RESET = 0x01, PORT92_A20 = 0x02 };
 #define NO_ANSWER 0xfe /* what the controller says for a device that does not answer, with STATUS_TIMEOUT */
@@ -74,20 +86,42 @@ static void command_write(void *opaque, uint64_t offset, uint64_t value, unsigne
         return;
     }
     switch (command) {
-    case CMD_SELF_TEST: reply(s, 0x55, 0); s->saved.status |= STATUS_SYSTEM; break;
-    case CMD_TEST_KEYBOARD: reply(s, 0x00, 0); break;
-    case CMD_TEST_MOUSE: reply(s, 0x01, 0); break; /* clock line stuck low: no second port */
-    case CMD_KEYBOARD_OFF: s->saved.ram[0] |= MODE_KEYBOARD_OFF; break;
-    case CMD_KEYBOARD_ON: s->saved.ram[0] &= ~MODE_KEYBOARD_OFF; break;
-    case CMD_MOUSE_OFF: s->saved.ram[0] |= MODE_MOUSE_OFF; break;
-    case CMD_MOUSE_ON: s->saved.ram[0] &= ~MODE_MOUSE_OFF; break;
-    case CMD_READ_INPUT: reply(s, 0x80, 0); break;
-    case CMD_READ_OUTPUT: reply(s, s->saved.output, 0); break;
+    case CMD_SELF_TEST:
+        reply(s, 0x55, 0);
+        s->saved.status |= STATUS_SYSTEM;
+        break;
+    case CMD_TEST_KEYBOARD:
+        reply(s, 0x00, 0);
+        break;
+    case CMD_TEST_MOUSE:
+        reply(s, 0x01, 0);
+        break; /* clock line stuck low: no second port */
+    case CMD_KEYBOARD_OFF:
+        s->saved.ram[0] |= MODE_KEYBOARD_OFF;
+        break;
+    case CMD_KEYBOARD_ON:
+        s->saved.ram[0] &= ~MODE_KEYBOARD_OFF;
+        break;
+    case CMD_MOUSE_OFF:
+        s->saved.ram[0] |= MODE_MOUSE_OFF;
+        break;
+    case CMD_MOUSE_ON:
+        s->saved.ram[0] &= ~MODE_MOUSE_OFF;
+        break;
+    case CMD_READ_INPUT:
+        reply(s, 0x80, 0);
+        break;
+    case CMD_READ_OUTPUT:
+        reply(s, s->saved.output, 0);
+        break;
     case CMD_WRITE_OUTPUT:
     case CMD_LOOP_KEYBOARD:
     case CMD_LOOP_MOUSE:
-    case CMD_WRITE_MOUSE: s->saved.expect = command; break;
-    default: break;
+    case CMD_WRITE_MOUSE:
+        s->saved.expect = command;
+        break;
+    default:
+        break;
     }
 }
 
@@ -103,11 +137,17 @@ static void data_write(void *opaque, uint64_t offset, uint64_t value, unsigned s
         return;
     }
     switch (command) {
-    case CMD_WRITE_OUTPUT: output_write(s, data); break;
+    case CMD_WRITE_OUTPUT:
+        output_write(s, data);
+        break;
     /* A controller with one port knows no mouse loop: the byte comes back as the keyboard's. */
     case CMD_LOOP_KEYBOARD:
-    case CMD_LOOP_MOUSE: reply(s, data, 0); break;
-    default: reply(s, NO_ANSWER, STATUS_TIMEOUT); break;
+    case CMD_LOOP_MOUSE:
+        reply(s, data, 0);
+        break;
+    default:
+        reply(s, NO_ANSWER, STATUS_TIMEOUT);
+        break;
     }
 }
 

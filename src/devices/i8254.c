@@ -13,17 +13,17 @@ enum { P61_GATE2 = 0x01, P61_SPEAKER = 0x02, P61_WRITABLE = 0x0f, P61_REFRESH = 
 
 /* A running channel is described by when it was loaded; what the counter shows is worked out when asked. */
 struct channel {
-    uint64_t load_ns;     /* when counting began */
-    uint32_t reload;      /* 1..65536 (10000 in BCD) */
+    uint64_t load_ns; /* when counting began */
+    uint32_t reload;  /* 1..65536 (10000 in BCD) */
     uint16_t latch;
     uint8_t access, mode, bcd;
     uint8_t gate;
-    uint8_t loaded;       /* a count was written since the control word */
-    uint8_t triggered;    /* modes 1, 5: the gate has risen since; else always true once loaded */
-    uint8_t latched;      /* bytes of `latch` still to be read: 0, 1 or 2 */
+    uint8_t loaded;    /* a count was written since the control word */
+    uint8_t triggered; /* modes 1, 5: the gate has risen since; else always true once loaded */
+    uint8_t latched;   /* bytes of `latch` still to be read: 0, 1 or 2 */
     uint8_t status_latched, status;
     uint8_t read_high, write_high, write_low; /* ACCESS_BOTH: which byte is next; low byte held */
-    uint64_t held_ticks;  /* how far it had counted when the gate went low (modes 0, 2, 3, 4) */
+    uint64_t held_ticks;                      /* how far it had counted when the gate went low (modes 0, 2, 3, 4) */
     uint8_t stopped;
 };
 

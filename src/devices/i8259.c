@@ -5,20 +5,29 @@
 
 /* 8259A data sheet: the first two writes after ICW1 with bit 4 set are ICW2, ICW3; ICW4 if asked. */
 enum {
-    ICW1_INIT = 0x10, ICW1_LEVEL = 0x08, ICW1_SINGLE = 0x02, ICW1_IC4 = 0x01,
-    ICW4_SFNM = 0x10, ICW4_AEOI = 0x02,
-    OCW3_SELECT = 0x08, OCW3_ESMM = 0x40, OCW3_SMM = 0x20, OCW3_POLL = 0x04, OCW3_RR = 0x02, OCW3_RIS = 0x01,
+    ICW1_INIT = 0x10,
+    ICW1_LEVEL = 0x08,
+    ICW1_SINGLE = 0x02,
+    ICW1_IC4 = 0x01,
+    ICW4_SFNM = 0x10,
+    ICW4_AEOI = 0x02,
+    OCW3_SELECT = 0x08,
+    OCW3_ESMM = 0x40,
+    OCW3_SMM = 0x20,
+    OCW3_POLL = 0x04,
+    OCW3_RR = 0x02,
+    OCW3_RIS = 0x01,
     CASCADE = 2,
 };
 enum init_step { STEP_READY, STEP_ICW2, STEP_ICW3, STEP_ICW4 };
 
 struct chip {
-    uint8_t lines;    /* levels of the eight inputs */
+    uint8_t lines; /* levels of the eight inputs */
     uint8_t irr, isr, imr;
     uint8_t elcr, elcr_mask; /* a set bit: level-triggered; which bits can be set */
     uint8_t vector_base;
-    uint8_t lowest;   /* the input with the lowest priority; 7 unless rotated */
-    uint8_t step;     /* enum init_step */
+    uint8_t lowest; /* the input with the lowest priority; 7 unless rotated */
+    uint8_t step;   /* enum init_step */
     uint8_t wants_icw4, single;
     uint8_t read_isr, poll;
     uint8_t special_mask, auto_eoi, rotate_on_auto_eoi, fully_nested;
@@ -31,7 +40,10 @@ struct i8259 {
     const struct irq_line *intr;
     struct bus *bus;
     struct bus_range range[2], elcr_range;
-    struct port { struct i8259 *pic; unsigned n; } port[2];
+    struct port {
+        struct i8259 *pic;
+        unsigned n;
+    } port[2];
 };
 
 /* The requesting input of highest priority that nothing in service keeps back, or -1. */

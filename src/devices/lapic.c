@@ -133,7 +133,7 @@ static void end_of_interrupt(struct lapic *a)
 
 static const uint32_t lvt_writable[LVT_COUNT] = {
     [LVT_TIMER] = 0x700ff, [LVT_THERMAL] = 0x107ff, [LVT_PERF] = 0x107ff,
-    [LVT_LINT0] = 0x1a7ff, [LVT_LINT1] = 0x1a7ff, [LVT_ERROR] = 0x100ff,
+    [LVT_LINT0] = 0x1a7ff, [LVT_LINT1] = 0x1a7ff,   [LVT_ERROR] = 0x100ff,
 };
 
 static uint32_t x2apic_ldr(uint32_t id)
@@ -155,22 +155,51 @@ static bool register_read(struct lapic *a, unsigned reg, uint32_t *value)
         return true;
     }
     switch (reg) {
-    case APIC_ID: *value = lapic_x2apic(r) ? r->id : r->id << 24; break;
-    case APIC_VERSION: *value = 0x14 | (LVT_COUNT - 1) << 16; break;
-    case APIC_TPR: *value = r->tpr; break;
+    case APIC_ID:
+        *value = lapic_x2apic(r) ? r->id : r->id << 24;
+        break;
+    case APIC_VERSION:
+        *value = 0x14 | (LVT_COUNT - 1) << 16;
+        break;
+    case APIC_TPR:
+        *value = r->tpr;
+        break;
     case APIC_APR:
-    case APIC_PPR: *value = lapic_ppr(r); break;
-    case APIC_EOI: *value = 0; break;
-    case APIC_LDR: *value = r->ldr; break;
-    case APIC_DFR: *value = r->dfr; break;
-    case APIC_SVR: *value = r->svr; break;
-    case APIC_ESR: *value = r->esr; break;
-    case APIC_ICR: *value = (uint32_t)r->icr; break;
-    case APIC_ICR_HIGH: *value = (uint32_t)(r->icr >> 32); break;
-    case APIC_INITIAL_COUNT: *value = r->initial_count; break;
-    case APIC_CURRENT_COUNT: *value = lapic_timer_count(a); break;
-    case APIC_DIVIDE: *value = r->divide; break;
-    default: return false;
+    case APIC_PPR:
+        *value = lapic_ppr(r);
+        break;
+    case APIC_EOI:
+        *value = 0;
+        break;
+    case APIC_LDR:
+        *value = r->ldr;
+        break;
+    case APIC_DFR:
+        *value = r->dfr;
+        break;
+    case APIC_SVR:
+        *value = r->svr;
+        break;
+    case APIC_ESR:
+        *value = r->esr;
+        break;
+    case APIC_ICR:
+        *value = (uint32_t)r->icr;
+        break;
+    case APIC_ICR_HIGH:
+        *value = (uint32_t)(r->icr >> 32);
+        break;
+    case APIC_INITIAL_COUNT:
+        *value = r->initial_count;
+        break;
+    case APIC_CURRENT_COUNT:
+        *value = lapic_timer_count(a);
+        break;
+    case APIC_DIVIDE:
+        *value = r->divide;
+        break;
+    default:
+        return false;
     }
     return true;
 }
@@ -215,18 +244,33 @@ static bool register_write(struct lapic *a, unsigned reg, uint32_t value)
         return true;
     }
     switch (reg) {
-    case APIC_TPR: tpr_write(a, value); break;
-    case APIC_EOI: end_of_interrupt(a); break;
-    case APIC_LDR: r->ldr = value & 0xff000000; break;
-    case APIC_DFR: r->dfr = value | 0x0fffffff; break;
-    case APIC_SVR: svr_write(a, value); break;
+    case APIC_TPR:
+        tpr_write(a, value);
+        break;
+    case APIC_EOI:
+        end_of_interrupt(a);
+        break;
+    case APIC_LDR:
+        r->ldr = value & 0xff000000;
+        break;
+    case APIC_DFR:
+        r->dfr = value | 0x0fffffff;
+        break;
+    case APIC_SVR:
+        svr_write(a, value);
+        break;
     case APIC_ESR:
         r->esr = r->esr_pending;
         r->esr_pending = 0;
         break;
-    case APIC_INITIAL_COUNT: lapic_timer_load(a, value); break;
-    case APIC_DIVIDE: lapic_timer_set_divide(a, value); break;
-    default: return false;
+    case APIC_INITIAL_COUNT:
+        lapic_timer_load(a, value);
+        break;
+    case APIC_DIVIDE:
+        lapic_timer_set_divide(a, value);
+        break;
+    default:
+        return false;
     }
     return true;
 }
@@ -282,15 +326,30 @@ static bool x2apic_writable(unsigned reg, uint64_t *allowed)
         return true;
     }
     switch (reg) {
-    case APIC_TPR: *allowed = 0xff; return true;
+    case APIC_TPR:
+        *allowed = 0xff;
+        return true;
     case APIC_EOI:
-    case APIC_ESR: *allowed = 0; return true;
-    case APIC_SVR: *allowed = 0x1ff; return true;
-    case APIC_ICR: *allowed = 0xffffffff000ccfffull | 1u << 12; return true;
-    case APIC_INITIAL_COUNT: *allowed = 0xffffffff; return true;
-    case APIC_DIVIDE: *allowed = 0xb; return true;
-    case APIC_SELF_IPI: *allowed = 0xff; return true;
-    default: return false;
+    case APIC_ESR:
+        *allowed = 0;
+        return true;
+    case APIC_SVR:
+        *allowed = 0x1ff;
+        return true;
+    case APIC_ICR:
+        *allowed = 0xffffffff000ccfffull | 1u << 12;
+        return true;
+    case APIC_INITIAL_COUNT:
+        *allowed = 0xffffffff;
+        return true;
+    case APIC_DIVIDE:
+        *allowed = 0xb;
+        return true;
+    case APIC_SELF_IPI:
+        *allowed = 0xff;
+        return true;
+    default:
+        return false;
     }
 }
 

@@ -7,24 +7,48 @@
 
 /* Register offsets (SDM table 11-1); an x2APIC MSR is 0x800 + offset / 16. */
 enum {
-    APIC_ID = 0x20, APIC_VERSION = 0x30, APIC_TPR = 0x80, APIC_APR = 0x90, APIC_PPR = 0xa0, APIC_EOI = 0xb0,
-    APIC_LDR = 0xd0, APIC_DFR = 0xe0, APIC_SVR = 0xf0, APIC_ISR = 0x100, APIC_TMR = 0x180, APIC_IRR = 0x200,
-    APIC_ESR = 0x280, APIC_ICR = 0x300, APIC_ICR_HIGH = 0x310, APIC_LVT_TIMER = 0x320, APIC_LVT_LAST = 0x370,
-    APIC_INITIAL_COUNT = 0x380, APIC_CURRENT_COUNT = 0x390, APIC_DIVIDE = 0x3e0, APIC_SELF_IPI = 0x3f0,
+    APIC_ID = 0x20,
+    APIC_VERSION = 0x30,
+    APIC_TPR = 0x80,
+    APIC_APR = 0x90,
+    APIC_PPR = 0xa0,
+    APIC_EOI = 0xb0,
+    APIC_LDR = 0xd0,
+    APIC_DFR = 0xe0,
+    APIC_SVR = 0xf0,
+    APIC_ISR = 0x100,
+    APIC_TMR = 0x180,
+    APIC_IRR = 0x200,
+    APIC_ESR = 0x280,
+    APIC_ICR = 0x300,
+    APIC_ICR_HIGH = 0x310,
+    APIC_LVT_TIMER = 0x320,
+    APIC_LVT_LAST = 0x370,
+    APIC_INITIAL_COUNT = 0x380,
+    APIC_CURRENT_COUNT = 0x390,
+    APIC_DIVIDE = 0x3e0,
+    APIC_SELF_IPI = 0x3f0,
 };
 
 enum lvt { LVT_TIMER, LVT_THERMAL, LVT_PERF, LVT_LINT0, LVT_LINT1, LVT_ERROR, LVT_COUNT };
 enum delivery { DM_FIXED, DM_LOWEST, DM_SMI, DM_RESERVED, DM_NMI, DM_INIT, DM_SIPI, DM_EXTINT };
 enum {
-    LVT_MASKED = 1 << 16, LVT_TIMER_MODE = 3 << 17, LVT_PERIODIC = 1 << 17, LVT_DEADLINE = 2 << 17,
+    LVT_MASKED = 1 << 16,
+    LVT_TIMER_MODE = 3 << 17,
+    LVT_PERIODIC = 1 << 17,
+    LVT_DEADLINE = 2 << 17,
     SVR_ENABLE = 1 << 8,
-    ESR_SEND_VECTOR = 1 << 5, ESR_RECEIVE_VECTOR = 1 << 6, ESR_REGISTER = 1 << 7,
-    BASE_BSP = 1 << 8, BASE_X2APIC = 1 << 10, BASE_ENABLE = 1 << 11,
+    ESR_SEND_VECTOR = 1 << 5,
+    ESR_RECEIVE_VECTOR = 1 << 6,
+    ESR_REGISTER = 1 << 7,
+    BASE_BSP = 1 << 8,
+    BASE_X2APIC = 1 << 10,
+    BASE_ENABLE = 1 << 11,
 };
 
 /* The architectural registers of one APIC. */
 struct lapic_regs {
-    uint64_t base;         /* IA32_APIC_BASE */
+    uint64_t base; /* IA32_APIC_BASE */
     uint64_t icr;
     uint64_t tsc_deadline; /* IA32_TSC_DEADLINE; 0: not armed */
     uint64_t timer_start;  /* CLOCK_MONOTONIC ns at which the initial count was loaded; 0: stopped */
@@ -33,7 +57,7 @@ struct lapic_regs {
     uint32_t id, ldr, dfr, svr, tpr;
     uint32_t esr, esr_pending; /* what reads see, and what the next write to ESR will show */
     uint32_t initial_count, divide;
-    uint8_t extint_edge;   /* an ExtINT message came and was not acknowledged yet */
+    uint8_t extint_edge; /* an ExtINT message came and was not acknowledged yet */
     uint8_t lint1;
 };
 
@@ -69,8 +93,14 @@ struct lapic_set {
     struct lapic apic[];
 };
 
-static inline bool lapic_enabled(const struct lapic_regs *r) { return r->base & BASE_ENABLE; }
-static inline bool lapic_x2apic(const struct lapic_regs *r) { return r->base & BASE_X2APIC; }
+static inline bool lapic_enabled(const struct lapic_regs *r)
+{
+    return r->base & BASE_ENABLE;
+}
+static inline bool lapic_x2apic(const struct lapic_regs *r)
+{
+    return r->base & BASE_X2APIC;
+}
 
 /* lapic.c */
 void lapic_update(struct lapic *a);                    /* after any change: tells the vCPU */
@@ -79,7 +109,7 @@ void lapic_accept(struct lapic *a, unsigned vector, bool level);
 void lapic_error(struct lapic *a, uint32_t esr_bit);
 void lapic_local(struct lapic *a, enum lvt entry); /* a local source fires */
 unsigned lapic_ppr(const struct lapic_regs *r);
-void lapic_init_reset(struct lapic *a);            /* INIT (SDM 11.4.7.3) */
+void lapic_init_reset(struct lapic *a); /* INIT (SDM 11.4.7.3) */
 
 /* lapic_message.c */
 void lapic_send_icr(struct lapic *a, uint64_t icr); /* destination in bits 63-32, x2APIC's layout */

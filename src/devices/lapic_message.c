@@ -104,8 +104,13 @@ void lapic_send_icr(struct lapic *a, uint64_t icr)
     uint32_t low = (uint32_t)icr;
     enum shorthand to = low >> 18 & 3;
     struct message m = {
-        .destination = (uint32_t)(icr >> 32), .logical = low & ICR_LOGICAL, .wide = lapic_x2apic(a->regs),
-        .level = low & ICR_LEVEL, .assert = low & ICR_ASSERT, .mode = low >> 8 & 7, .vector = (uint8_t)low,
+        .destination = (uint32_t)(icr >> 32),
+        .logical = low & ICR_LOGICAL,
+        .wide = lapic_x2apic(a->regs),
+        .level = low & ICR_LEVEL,
+        .assert = low & ICR_ASSERT,
+        .mode = low >> 8 & 7,
+        .vector = (uint8_t)low,
     };
     if ((m.mode == DM_FIXED || m.mode == DM_LOWEST) && m.vector < 16) {
         lapic_error(a, ESR_SEND_VECTOR);
@@ -132,8 +137,12 @@ void lapic_msi(void *opaque, uint64_t address, uint32_t data)
 {
     struct lapic_set *s = opaque;
     struct message m = {
-        .destination = address >> 12 & 0xff, .logical = address & 4, .level = data & 1u << 15,
-        .assert = data & 1u << 14, .mode = data >> 8 & 7, .vector = (uint8_t)data,
+        .destination = address >> 12 & 0xff,
+        .logical = address & 4,
+        .level = data & 1u << 15,
+        .assert = data & 1u << 14,
+        .mode = data >> 8 & 7,
+        .vector = (uint8_t)data,
     };
     bool hint = (address & 8) && m.logical && m.mode == DM_FIXED;
     send(s, &m, m.mode == DM_LOWEST || hint);

@@ -45,9 +45,7 @@ static int pvpanic_create(struct device *dev, const struct device_env *env, cons
     return 0;
 }
 
-static void pvpanic_reset(struct device *dev)
-{
-}
+static void pvpanic_reset(struct device *dev) {}
 
 static void pvpanic_destroy(struct device *dev)
 {
@@ -60,5 +58,8 @@ static void pvpanic_destroy(struct device *dev)
 }
 
 const struct device_class pvpanic_class = {
-    .type = "pvpanic", .create = pvpanic_create, .reset = pvpanic_reset, .destroy = pvpanic_destroy,
+    .type = "pvpanic",
+    .create = pvpanic_create,
+    .reset = pvpanic_reset,
+    .destroy = pvpanic_destroy,
 };

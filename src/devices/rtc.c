@@ -7,10 +7,28 @@
 
 /* Registers (MC146818A data sheet, "Address map") and the PC's own bytes behind them. */
 enum {
-    RTC_SECONDS = 0, RTC_SECONDS_ALARM = 1, RTC_MINUTES = 2, RTC_MINUTES_ALARM = 3, RTC_HOURS = 4, RTC_HOURS_ALARM = 5,
-    RTC_WEEKDAY = 6, RTC_DAY = 7, RTC_MONTH = 8, RTC_YEAR = 9, RTC_A = 10, RTC_B = 11, RTC_C = 12, RTC_D = 13,
-    CMOS_BASE_KB = 0x15, CMOS_EXTENDED_KB = 0x17, CMOS_SUM = 0x2e, CMOS_EXTENDED2_KB = 0x30, CMOS_CENTURY = 0x32,
-    CMOS_ABOVE_16M = 0x34, CMOS_ABOVE_4G = 0x5b, CMOS_SIZE = 128,
+    RTC_SECONDS = 0,
+    RTC_SECONDS_ALARM = 1,
+    RTC_MINUTES = 2,
+    RTC_MINUTES_ALARM = 3,
+    RTC_HOURS = 4,
+    RTC_HOURS_ALARM = 5,
+    RTC_WEEKDAY = 6,
+    RTC_DAY = 7,
+    RTC_MONTH = 8,
+    RTC_YEAR = 9,
+    RTC_A = 10,
+    RTC_B = 11,
+    RTC_C = 12,
+    RTC_D = 13,
+    CMOS_BASE_KB = 0x15,
+    CMOS_EXTENDED_KB = 0x17,
+    CMOS_SUM = 0x2e,
+    CMOS_EXTENDED2_KB = 0x30,
+    CMOS_CENTURY = 0x32,
+    CMOS_ABOVE_16M = 0x34,
+    CMOS_ABOVE_4G = 0x5b,
+    CMOS_SIZE = 128,
 };
 enum { A_RATE = 0x0f, A_DIVIDER = 0x70, A_RUNNING = 0x20, A_UIP = 0x80 };
 enum { B_24H = 0x02, B_BINARY = 0x04, B_UPDATE = 0x10, B_ALARM = 0x20, B_PERIODIC = 0x40, B_SET = 0x80 };
@@ -21,9 +39,9 @@ enum { D_VALID = 0x80 };
 
 struct rtc {
     struct {
-        int64_t offset_s;      /* guest's time of day - host's UTC */
-        int64_t seen_s;        /* guest second up to which update and alarm flags were worked out */
-        uint64_t periodic_ns;  /* CLOCK_MONOTONIC: the last periodic tick worked out */
+        int64_t offset_s;     /* guest's time of day - host's UTC */
+        int64_t seen_s;       /* guest second up to which update and alarm flags were worked out */
+        uint64_t periodic_ns; /* CLOCK_MONOTONIC: the last periodic tick worked out */
         uint64_t save_ns;
         uint8_t index, connected;
         uint8_t cmos[CMOS_SIZE]; /* time registers: as written while SET, else as last shown */
@@ -101,8 +119,10 @@ static void take_time(struct rtc *s)
 {
     const uint8_t *c = s->saved.cmos;
     struct tm tm = {
-        .tm_sec = (int)decode(s, c[RTC_SECONDS]), .tm_min = (int)decode(s, c[RTC_MINUTES]),
-        .tm_hour = (int)decode_hour(s, c[RTC_HOURS]), .tm_mday = (int)decode(s, c[RTC_DAY]),
+        .tm_sec = (int)decode(s, c[RTC_SECONDS]),
+        .tm_min = (int)decode(s, c[RTC_MINUTES]),
+        .tm_hour = (int)decode_hour(s, c[RTC_HOURS]),
+        .tm_mday = (int)decode(s, c[RTC_DAY]),
         .tm_mon = (int)decode(s, c[RTC_MONTH]) - 1,
         .tm_year = (int)(decode(s, c[CMOS_CENTURY]) * 100 + decode(s, c[RTC_YEAR])) - 1900,
     };

@@ -219,10 +219,14 @@ static uint8_t register_read(struct uart *u, unsigned reg)
         value = fifo_pop(u);
         refill(u);
         return value;
-    case REG_IER: return dlab ? u->saved.dlm : u->saved.ier;
-    case REG_IIR_FCR: return iir_read(u);
-    case REG_LCR: return u->saved.lcr;
-    case REG_MCR: return u->saved.mcr;
+    case REG_IER:
+        return dlab ? u->saved.dlm : u->saved.ier;
+    case REG_IIR_FCR:
+        return iir_read(u);
+    case REG_LCR:
+        return u->saved.lcr;
+    case REG_MCR:
+        return u->saved.mcr;
     case REG_LSR:
         value = LSR_THRE | LSR_IDLE | (u->saved.fifo_count ? LSR_DATA : 0) | (u->saved.overrun ? LSR_OVERRUN : 0);
         u->saved.overrun = 0;
@@ -231,7 +235,8 @@ static uint8_t register_read(struct uart *u, unsigned reg)
         value = u->saved.msr;
         u->saved.msr &= 0xf0;
         return value;
-    default: return u->saved.scr;
+    default:
+        return u->saved.scr;
     }
 }
 
@@ -284,11 +289,20 @@ static void register_write(struct uart *u, unsigned reg, uint8_t value)
         else
             ier_write(u, value);
         break;
-    case REG_IIR_FCR: fcr_write(u, value); break;
-    case REG_LCR: u->saved.lcr = value; break;
-    case REG_MCR: mcr_write(u, value); break;
-    case REG_SCR: u->saved.scr = value; break;
-    default: break; /* LSR and MSR are for the factory's tests only */
+    case REG_IIR_FCR:
+        fcr_write(u, value);
+        break;
+    case REG_LCR:
+        u->saved.lcr = value;
+        break;
+    case REG_MCR:
+        mcr_write(u, value);
+        break;
+    case REG_SCR:
+        u->saved.scr = value;
+        break;
+    default:
+        break; /* LSR and MSR are for the factory's tests only */
     }
 }
 

@@ -23,9 +23,9 @@ struct engine_config {
     struct bus *bus;
     unsigned n_cpus;
     uint64_t code_cache_bytes; /* soft: 0 = default */
-    bool precise_flags; /* soft: a fault shows even the flags that its instruction would overwrite (slower) */
-    bool always_hot;    /* soft: every block is translated as one that runs often (tests of that code) */
-    bool timing;        /* soft: take the time of everything but translated code, for stats */
+    bool precise_flags;        /* soft: a fault shows even the flags that its instruction would overwrite (slower) */
+    bool always_hot;           /* soft: every block is translated as one that runs often (tests of that code) */
+    bool timing;               /* soft: take the time of everything but translated code, for stats */
     uint32_t log_items;        /* enum engine_log */
 };
 enum engine_log { ENGINE_LOG_TRANSLATE = 1, ENGINE_LOG_EXC = 2, ENGINE_LOG_IRQ = 4, ENGINE_LOG_DEVICE = 8 };

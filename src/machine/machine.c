@@ -41,8 +41,10 @@ static int open_file(const char *path, const char *what, int *fd, char *error, s
 
 static int load(struct machine *m, char *error, size_t n)
 {
-    const struct boot_source source = {.kernel_path = m->config.kernel_path, .kernel_fd = m->kernel_fd,
-                                       .initrd_fd = m->initrd_fd, .append = m->config.append};
+    const struct boot_source source = {.kernel_path = m->config.kernel_path,
+                                       .kernel_fd = m->kernel_fd,
+                                       .initrd_fd = m->initrd_fd,
+                                       .append = m->config.append};
     return boot_load(m->memory, &source, &m->platform, &m->entry, error, n);
 }
 
@@ -112,9 +114,18 @@ void machine_destroy(struct machine *m)
     free(m);
 }
 
-struct memory *machine_memory(struct machine *m) { return m->memory; }
-struct bus *machine_bus(struct machine *m) { return m->bus; }
-struct loop *machine_loop(struct machine *m) { return m->loop; }
+struct memory *machine_memory(struct machine *m)
+{
+    return m->memory;
+}
+struct bus *machine_bus(struct machine *m)
+{
+    return m->bus;
+}
+struct loop *machine_loop(struct machine *m)
+{
+    return m->loop;
+}
 
 /* --- processors -------------------------------------------------------------------------------------- */
 

@@ -10,8 +10,8 @@
 #include "devices/device.h"
 
 struct machine_config {
-    uint64_t memory_bytes; /* rounded up to pages */
-    unsigned n_cpus;       /* 1..64 */
+    uint64_t memory_bytes;                          /* rounded up to pages */
+    unsigned n_cpus;                                /* 1..64 */
     const char *kernel_path, *initrd_path, *append; /* initrd, append may be NULL */
     /* Console: bytes the guest writes leave through output; input arrives by machine_console_input. */
     void (*console_output)(void *opaque, const void *data, size_t len);
@@ -30,7 +30,8 @@ struct bus *machine_bus(struct machine *m);
 struct loop *machine_loop(struct machine *m);
 /* Connects vCPU i: gives it its local APIC, and its boot state (BSP: kernel entry; APs: wait for
  * SIPI).  `kick` is called, lock held or not, after cpu->request was set. */
-int machine_attach_cpu(struct machine *m, struct cpu *cpu, unsigned i, void (*kick)(void *opaque, unsigned i), void *opaque);
+int machine_attach_cpu(struct machine *m, struct cpu *cpu, unsigned i, void (*kick)(void *opaque, unsigned i),
+                       void *opaque);
 
 /* Below: bus lock held. */
 

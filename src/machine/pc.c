@@ -92,18 +92,12 @@ static const struct part {
     const struct device_class *class;
     void (*config)(struct machine *m, union part_config *c); /* NULL: the class wants none */
 } parts[PARTS] = {
-    [PART_PIC] = {"pic", &i8259_class, pic_config},
-    [PART_IOAPIC] = {"ioapic", &ioapic_class, NULL},
-    [PART_LAPIC] = {"lapic", &lapic_class, lapic_config},
-    [PART_PIT] = {"pit", &i8254_class, NULL},
-    [PART_RTC] = {"rtc", &rtc_class, rtc_config},
-    [PART_HPET] = {"hpet", &hpet_class, hpet_config},
-    [PART_KEYBOARD] = {"keyboard", &i8042_class, NULL},
-    [PART_COM1] = {"com1", &uart16550_class, uart_config},
-    [PART_POWER] = {"power", &acpi_pm_class, NULL},
-    [PART_PVPANIC] = {"pvpanic", &pvpanic_class, NULL},
-    [PART_PCI] = {"pci", &pci_host_class, NULL},
-    [PART_RNG] = {"rng", &virtio_rng_class, NULL},
+    [PART_PIC] = {"pic", &i8259_class, pic_config},       [PART_IOAPIC] = {"ioapic", &ioapic_class, NULL},
+    [PART_LAPIC] = {"lapic", &lapic_class, lapic_config}, [PART_PIT] = {"pit", &i8254_class, NULL},
+    [PART_RTC] = {"rtc", &rtc_class, rtc_config},         [PART_HPET] = {"hpet", &hpet_class, hpet_config},
+    [PART_KEYBOARD] = {"keyboard", &i8042_class, NULL},   [PART_COM1] = {"com1", &uart16550_class, uart_config},
+    [PART_POWER] = {"power", &acpi_pm_class, NULL},       [PART_PVPANIC] = {"pvpanic", &pvpanic_class, NULL},
+    [PART_PCI] = {"pci", &pci_host_class, NULL},          [PART_RNG] = {"rng", &virtio_rng_class, NULL},
 };
 
 /* --- wires ---------------------------------------------------------------------------------------------- */

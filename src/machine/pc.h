@@ -8,8 +8,18 @@
 
 /* The order of the array of devices: who is built later may use who was built before. */
 enum pc_part {
-    PART_PIC, PART_IOAPIC, PART_LAPIC, PART_PIT, PART_RTC, PART_HPET, PART_KEYBOARD, PART_COM1, PART_POWER, PART_PVPANIC,
-    PART_PCI, PART_RNG,
+    PART_PIC,
+    PART_IOAPIC,
+    PART_LAPIC,
+    PART_PIT,
+    PART_RTC,
+    PART_HPET,
+    PART_KEYBOARD,
+    PART_COM1,
+    PART_POWER,
+    PART_PVPANIC,
+    PART_PCI,
+    PART_RNG,
     PARTS,
 };
 

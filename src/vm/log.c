@@ -9,7 +9,10 @@ static const struct item {
     uint32_t bit;
     const char *name;
 } items[] = {
-    {ENGINE_LOG_TRANSLATE, "translate"}, {ENGINE_LOG_EXC, "exc"}, {ENGINE_LOG_IRQ, "irq"}, {ENGINE_LOG_DEVICE, "device"},
+    {ENGINE_LOG_TRANSLATE, "translate"},
+    {ENGINE_LOG_EXC, "exc"},
+    {ENGINE_LOG_IRQ, "irq"},
+    {ENGINE_LOG_DEVICE, "device"},
 };
 
 static bool wanted(const struct vm *vm, const char *name)
@@ -37,8 +40,8 @@ static void print_line(struct cpu *cpu, const char *item, const char *format, va
 #define SIMD_AREA 4096u
 #define XSAVE_HEADER 512u
 
-__attribute__((format(printf, 3, 4), target("general-regs-only"))) static void log_line(struct cpu *cpu, const char *item,
-                                                                                       const char *format, ...)
+__attribute__((format(printf, 3, 4), target("general-regs-only"))) static void
+log_line(struct cpu *cpu, const char *item, const char *format, ...)
 {
     _Alignas(64) uint8_t area[SIMD_AREA];
     void *header = area + XSAVE_HEADER;

@@ -15,22 +15,22 @@ struct vm_config {
     const char *kernel_path, *initrd_path, *append; /* the latter two may be NULL */
     uint64_t memory_bytes;
     unsigned n_cpus;
-    const char *engine;                 /* "auto", "soft" or "kvm" */
+    const char *engine;                  /* "auto", "soft" or "kvm" */
     const struct engine_ops *engine_ops; /* not NULL: this one, without a choice or a word about it */
-    const char *serial;                 /* as backends/chr.h */
+    const char *serial;                  /* as backends/chr.h */
     bool no_reboot;
-    uint64_t timeout_ms; /* 0: none */
-    bool stats;          /* print where time went, on stderr, at the end */
-    uint32_t log_items;  /* enum engine_log */
+    uint64_t timeout_ms;  /* 0: none */
+    bool stats;           /* print where time went, on stderr, at the end */
+    uint32_t log_items;   /* enum engine_log */
     const char *log_path; /* NULL: stderr */
 };
 
 enum vm_end {
-    VM_POWEROFF,    /* the guest switched itself off */
-    VM_RESET,       /* it reset, under no_reboot */
-    VM_USER_LEFT,   /* Ctrl-] q */
-    VM_CRASHED,     /* triple fault, or a panic reported through pvpanic */
-    VM_FAILED,      /* guise could not go on, or the configuration could not be set up */
+    VM_POWEROFF,  /* the guest switched itself off */
+    VM_RESET,     /* it reset, under no_reboot */
+    VM_USER_LEFT, /* Ctrl-] q */
+    VM_CRASHED,   /* triple fault, or a panic reported through pvpanic */
+    VM_FAILED,    /* guise could not go on, or the configuration could not be set up */
     VM_TIMEOUT,
     VM_UNAVAILABLE, /* this host has no engine that works */
     VM_SIGNAL,      /* SIGINT, SIGTERM or SIGHUP */

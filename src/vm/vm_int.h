@@ -20,7 +20,7 @@ struct vcpu {
     unsigned index;
     struct cpu *cpu;
     pthread_t thread;
-    _Atomic bool sleeping;  /* in futex_wait, or about to be; pairs with vm_kick: request, then sleeping */
+    _Atomic bool sleeping;   /* in futex_wait, or about to be; pairs with vm_kick: request, then sleeping */
     uint64_t idle_ns, exits; /* the vCPU thread's own */
 };
 

@@ -125,7 +125,7 @@ struct batch {
 struct backend {
     const char *name;
     bool has_cpl0;
-    bool fast; /* flags and branch targets at faults are not precise: docs/QUIRKS.md */
+    bool fast;                 /* flags and branch targets at faults are not precise: docs/QUIRKS.md */
     const struct backend *hot; /* the same engine, all code treated as hot, and fast; NULL: there is none */
     /* Runs in the child.  0 or -errno. */
     int (*open)(void **ctx, const struct xstate_layout *layout);

@@ -9,7 +9,8 @@
 /* The instruction at rip in the test's code. */
 static bool insn_at(const struct test *t, const ZydisDecoder *d, uint64_t rip, struct insn *out)
 {
-    return rip >= t->addr && rip < t->addr + t->len && insn_decode(d, t->code + (rip - t->addr), t->addr + t->len - rip, out);
+    return rip >= t->addr && rip < t->addr + t->len &&
+           insn_decode(d, t->code + (rip - t->addr), t->addr + t->len - rip, out);
 }
 
 static bool canonical(uint64_t a)
@@ -19,15 +20,15 @@ static bool canonical(uint64_t a)
 
 /* A near branch through a register or memory, or a return, to an address that is not canonical: the CPU faults in
  * the branch, the engine without precise_flags at the target, with the stack already changed. */
-static bool far_off_branch(const struct test *t, const ZydisDecoder *d, const struct result *cpu, const struct result *other,
-                           bool fast)
+static bool far_off_branch(const struct test *t, const ZydisDecoder *d, const struct result *cpu,
+                           const struct result *other, bool fast)
 {
     struct insn i;
     if (!fast || t->compat || cpu->vector != 13 || other->vector != 13 || cpu->error || other->error ||
         canonical(other->out.rip) || !insn_at(t, d, cpu->out.rip, &i))
         return false;
-    bool branch = i.i.mnemonic == M(RET) || ((i.i.mnemonic == M(JMP) || i.i.mnemonic == M(CALL)) &&
-                                             i.op[0].type != ZYDIS_OPERAND_TYPE_IMMEDIATE);
+    bool branch = i.i.mnemonic == M(RET) ||
+                  ((i.i.mnemonic == M(JMP) || i.i.mnemonic == M(CALL)) && i.op[0].type != ZYDIS_OPERAND_TYPE_IMMEDIATE);
     /* nothing but rip, rsp and what a call pushes may differ: the rest is compared as if the branch had faulted */
     for (unsigned n = 0; n < 16; n++)
         if (n != 4 /* rsp */ && cpu->out.gpr[n] != other->out.gpr[n])
@@ -37,8 +38,8 @@ static bool far_off_branch(const struct test *t, const ZydisDecoder *d, const st
 
 /* Flags that the SDM leaves undefined after a decimal adjustment, when an instruction of the sequence reads them: the
  * engine computes other ones than AMD's CPUs, which differ among themselves. */
-static bool decimal_flags(const struct test *t, const ZydisDecoder *d, const struct result *cpu, const struct result *other,
-                          bool fast)
+static bool decimal_flags(const struct test *t, const ZydisDecoder *d, const struct result *cpu,
+                          const struct result *other, bool fast)
 {
     struct insn i;
     uint32_t undefined = 0, read = 0;
@@ -56,7 +57,8 @@ static bool decimal_flags(const struct test *t, const ZydisDecoder *d, const str
 }
 
 static const struct known {
-    bool (*is)(const struct test *t, const ZydisDecoder *d, const struct result *cpu, const struct result *other, bool fast);
+    bool (*is)(const struct test *t, const ZydisDecoder *d, const struct result *cpu, const struct result *other,
+               bool fast);
     const char *what;
 } table[N_KNOWN] = {
     {far_off_branch, "computed branch to a non-canonical address"},

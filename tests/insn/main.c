@@ -130,7 +130,10 @@ static void failure(struct session *s, const struct test *t, const struct result
     spec(t, code, sizeof code);
     snprintf(g->sample[g->n_samples++], sizeof g->sample[0],
              "cpl%u %s | %s |%.400s\n        insn-diff --one %s%s (cpl%u)", cpl, line, mem_mode_name[t->mode], what,
-             code, t->compat ? (s->o.engine->fast ? " --bits 32 --hot" : " --bits 32") : s->o.engine->fast ? " --hot" : "",
+             code,
+             t->compat           ? (s->o.engine->fast ? " --bits 32 --hot" : " --bits 32")
+             : s->o.engine->fast ? " --hot"
+                                 : "",
              cpl);
 }
 
@@ -358,7 +361,8 @@ static bool push_sequence(struct session *s, uint64_t seed)
     unsigned len = sequence_encode(&s->forms, &r, addr, code);
     if (len == 0 || len > CODE_MAX)
         return true;
-    for (unsigned n = 0; n < (s->o.engine->fast ? 3 : 1); n++) { /* a second run meets what the first left in the slots */
+    for (unsigned n = 0; n < (s->o.engine->fast ? 3 : 1);
+         n++) { /* a second run meets what the first left in the slots */
         unsigned mode = rng_percent(&r, 85) ? rng_below(&r, 3) : rng_below(&r, MEM_MODES);
         if (!push(s, addr, code, len, TEST_SEQUENCE, mode, rng_next(&r), UINT32_MAX))
             return false;
@@ -480,14 +484,11 @@ static bool run_one(struct session *s)
 static int parse(struct options *o, int argc, char **argv)
 {
     static const struct option longs[] = {
-        {"engine", 1, 0, 'e'},   {"seed", 1, 0, 's'},
-        {"rounds", 1, 0, 'r'},   {"sequences", 1, 0, 'q'},
-        {"invalid", 1, 0, 'i'},  {"seconds", 1, 0, 't'},
-        {"fuzz", 0, 0, 'f'},     {"one", 1, 0, '1'},
-        {"only", 1, 0, 'm'},     {"show", 1, 0, 'n'},
-        {"left-out", 0, 0, 'l'}, {"bits", 1, 0, 'b'},
-        {"repeat", 1, 0, 'p'},   {"hot", 0, 0, 'h'},
-        {0},
+        {"engine", 1, 0, 'e'},    {"seed", 1, 0, 's'},     {"rounds", 1, 0, 'r'},
+        {"sequences", 1, 0, 'q'}, {"invalid", 1, 0, 'i'},  {"seconds", 1, 0, 't'},
+        {"fuzz", 0, 0, 'f'},      {"one", 1, 0, '1'},      {"only", 1, 0, 'm'},
+        {"show", 1, 0, 'n'},      {"left-out", 0, 0, 'l'}, {"bits", 1, 0, 'b'},
+        {"repeat", 1, 0, 'p'},    {"hot", 0, 0, 'h'},      {0},
     };
     for (int c; (c = getopt_long(argc, argv, "", longs, NULL)) != -1;) {
         uint64_t v = optarg ? strtoull(optarg, NULL, 0) : 0;
@@ -548,9 +549,10 @@ int main(int argc, char **argv)
     s.o = (struct options){
         .engine = BACKEND_DEFAULT, .rounds = 4, .sequences = 200000, .invalid = 30000, .show = 200, .seed = 1};
     if (parse(&s.o, argc, argv)) {
-        fprintf(stderr, "usage: insn-diff [--engine soft|native] [--seed N] [--rounds N] [--sequences N] [--invalid N] "
-                        "[--bits 64|32] [--hot] [--only MNEMONIC] [--show GROUPS] [--left-out] [--fuzz [--seconds N]] [--one "
-                        "CASE [--repeat N]]\n");
+        fprintf(stderr,
+                "usage: insn-diff [--engine soft|native] [--seed N] [--rounds N] [--sequences N] [--invalid N] "
+                "[--bits 64|32] [--hot] [--only MNEMONIC] [--show GROUPS] [--left-out] [--fuzz [--seconds N]] [--one "
+                "CASE [--repeat N]]\n");
         return 2;
     }
     if (s.o.hot && s.o.engine->hot)

@@ -87,10 +87,22 @@ static inline void board_run(struct board *b, uint64_t ns)
     loop_run(b->loop);
 }
 
-static inline uint8_t inb(struct board *b, uint16_t port) { return (uint8_t)bus_read(b->bus, BUS_PORT, port, 1); }
-static inline void outb(struct board *b, uint16_t port, uint8_t v) { bus_write(b->bus, BUS_PORT, port, v, 1); }
-static inline uint32_t readl(struct board *b, uint64_t gpa) { return (uint32_t)bus_read(b->bus, BUS_MEM, gpa, 4); }
-static inline void writel(struct board *b, uint64_t gpa, uint32_t v) { bus_write(b->bus, BUS_MEM, gpa, v, 4); }
+static inline uint8_t inb(struct board *b, uint16_t port)
+{
+    return (uint8_t)bus_read(b->bus, BUS_PORT, port, 1);
+}
+static inline void outb(struct board *b, uint16_t port, uint8_t v)
+{
+    bus_write(b->bus, BUS_PORT, port, v, 1);
+}
+static inline uint32_t readl(struct board *b, uint64_t gpa)
+{
+    return (uint32_t)bus_read(b->bus, BUS_MEM, gpa, 4);
+}
+static inline void writel(struct board *b, uint64_t gpa, uint32_t v)
+{
+    bus_write(b->bus, BUS_MEM, gpa, v, 4);
+}
 
 /* xorshift: the same accesses in every run. */
 static inline uint64_t board_random(uint64_t *seed)

@@ -16,11 +16,29 @@
 #include "memory/memory.h"
 
 static const struct platform test_platform = {
-    .n_cpus = 2, .lapic_base = 0xfee00000, .ioapic_base = 0xfec00000, .hpet_base = 0xfed00000, .ecam_base = 0xe0000000,
-    .ecam_size = 0x100000, .mmio32_base = 0xc0000000, .mmio32_size = 0x20000000, .mmio64_base = 0x1000000000,
-    .mmio64_size = 0x1000000000, .pci_gsi_base = 16, .pci_gsi_count = 4, .pm1a_event = 0x600, .pm1a_control = 0x604,
-    .pm_timer = 0x608, .reset_port = 0xcf9, .pvpanic_port = 0x505, .uart_port = 0x3f8, .sci_gsi = 9, .s5_type = 5,
-    .reset_value = 6, .uart_irq = 4, .century = 0x32,
+    .n_cpus = 2,
+    .lapic_base = 0xfee00000,
+    .ioapic_base = 0xfec00000,
+    .hpet_base = 0xfed00000,
+    .ecam_base = 0xe0000000,
+    .ecam_size = 0x100000,
+    .mmio32_base = 0xc0000000,
+    .mmio32_size = 0x20000000,
+    .mmio64_base = 0x1000000000,
+    .mmio64_size = 0x1000000000,
+    .pci_gsi_base = 16,
+    .pci_gsi_count = 4,
+    .pm1a_event = 0x600,
+    .pm1a_control = 0x604,
+    .pm_timer = 0x608,
+    .reset_port = 0xcf9,
+    .pvpanic_port = 0x505,
+    .uart_port = 0x3f8,
+    .sci_gsi = 9,
+    .s5_type = 5,
+    .reset_value = 6,
+    .uart_irq = 4,
+    .century = 0x32,
 };
 
 static inline void poke(uint8_t *file, unsigned at, uint64_t value, unsigned bytes)

@@ -11,12 +11,37 @@
 #include "memory/memory.h"
 
 enum {
-    GDT_AT = 0x1000, IDT_AT = 0x2000, TSS_AT = 0x3000, LDT_AT = 0x3800, STACK0 = 0x8000, STACK1 = 0xa000, IST1 = 0x9000,
-    PML4_AT = 0x10000, PDPT_AT = 0x11000, PD_AT = 0x12000, PT_AT = 0x13000, CODE_AT = 0x20000, USER_STACK = 0x28000,
+    GDT_AT = 0x1000,
+    IDT_AT = 0x2000,
+    TSS_AT = 0x3000,
+    LDT_AT = 0x3800,
+    STACK0 = 0x8000,
+    STACK1 = 0xa000,
+    IST1 = 0x9000,
+    PML4_AT = 0x10000,
+    PDPT_AT = 0x11000,
+    PD_AT = 0x12000,
+    PT_AT = 0x13000,
+    CODE_AT = 0x20000,
+    USER_STACK = 0x28000,
     /* selectors */
-    KCODE64 = 0x08, KDATA = 0x10, UCODE32 = 0x18 | 3, UDATA = 0x20 | 3, UCODE64 = 0x28 | 3, KCODE32 = 0x30,
-    TSS_SEL = 0x40, LDT_SEL = 0x50, ABSENT = 0x60, CONFORMING = 0x68, GATE_SEL = 0x70, RODATA = 0x80, XONLY = 0x88,
-    TSS2_SEL = 0x90, TASKGATE = 0x98, GATE_INNER = 0xa0, DATA16 = 0xa8,
+    KCODE64 = 0x08,
+    KDATA = 0x10,
+    UCODE32 = 0x18 | 3,
+    UDATA = 0x20 | 3,
+    UCODE64 = 0x28 | 3,
+    KCODE32 = 0x30,
+    TSS_SEL = 0x40,
+    LDT_SEL = 0x50,
+    ABSENT = 0x60,
+    CONFORMING = 0x68,
+    GATE_SEL = 0x70,
+    RODATA = 0x80,
+    XONLY = 0x88,
+    TSS2_SEL = 0x90,
+    TASKGATE = 0x98,
+    GATE_INNER = 0xa0,
+    DATA16 = 0xa8,
 };
 
 struct fixture {
@@ -26,10 +51,16 @@ struct fixture {
     struct cpu_engine_ops ops;
 };
 
-static inline uint64_t *at(struct fixture *f, uint64_t gpa) { return (uint64_t *)(f->memory->base + gpa); }
+static inline uint64_t *at(struct fixture *f, uint64_t gpa)
+{
+    return (uint64_t *)(f->memory->base + gpa);
+}
 
 /* TSS fields are not aligned. */
-static inline void set64(struct fixture *f, uint64_t gpa, uint64_t value) { memcpy(f->memory->base + gpa, &value, 8); }
+static inline void set64(struct fixture *f, uint64_t gpa, uint64_t value)
+{
+    memcpy(f->memory->base + gpa, &value, 8);
+}
 
 static inline void set_descriptor(struct fixture *f, uint16_t selector, uint32_t base, uint32_t limit, uint16_t attr)
 {
@@ -49,8 +80,8 @@ static inline void set_gate64(struct fixture *f, unsigned vector, uint16_t selec
 
 static inline void set_gate32(struct fixture *f, unsigned vector, uint16_t selector, uint32_t offset, unsigned attr)
 {
-    *at(f, IDT_AT + vector * 8) =
-        (offset & 0xffff) | (uint64_t)selector << 16 | (uint64_t)attr << 40 | (uint64_t)(offset >> 16) << 48;
+    *at(f, IDT_AT + vector * 8) = (offset & 0xffff) | (uint64_t)selector << 16 | (uint64_t)attr << 40 |
+                                  (uint64_t)(offset >> 16) << 48;
 }
 
 static inline void build_tables(struct fixture *f)
@@ -167,11 +198,11 @@ static inline void to_user32(struct fixture *f)
     c->gpr[RSP] = USER_STACK;
 }
 
-#define assert_fault(call, vec, err)                                                                                  \
-    do {                                                                                                              \
-        assert_int_equal(call, CPU_FAULT);                                                                            \
-        assert_int_equal(f->cpu.exc.vector, vec);                                                                     \
-        assert_int_equal(f->cpu.exc.error, err);                                                                      \
+#define assert_fault(call, vec, err)                                                                                   \
+    do {                                                                                                               \
+        assert_int_equal(call, CPU_FAULT);                                                                             \
+        assert_int_equal(f->cpu.exc.vector, vec);                                                                      \
+        assert_int_equal(f->cpu.exc.error, err);                                                                       \
     } while (0)
 #define assert_ok(call) assert_int_equal(call, CPU_OK)
 

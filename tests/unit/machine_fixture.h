@@ -58,8 +58,8 @@ static inline void fixture_open(struct fixture *f)
         f->lines[i] = (struct irq_line){fixture_line, f, i};
     f->bus->msi = fixture_msi;
     f->bus->msi_opaque = f;
-    f->env = (struct device_env){.bus = f->bus, .loop = f->loop, .isa_irq = f->lines, .event = fixture_event,
-                                 .event_opaque = f};
+    f->env = (struct device_env){
+        .bus = f->bus, .loop = f->loop, .isa_irq = f->lines, .event = fixture_event, .event_opaque = f};
     assert_int_equal(pci_host_class.create(&f->host, &f->env, NULL), 0);
     f->env.pci = f->host.state;
 }
@@ -73,10 +73,22 @@ static inline void fixture_close(struct fixture *f)
     memory_destroy(f->memory);
 }
 
-static inline uint64_t mem_in(struct fixture *f, uint64_t at, unsigned size) { return bus_read(f->bus, BUS_MEM, at, size); }
-static inline void mem_out(struct fixture *f, uint64_t at, uint64_t v, unsigned size) { bus_write(f->bus, BUS_MEM, at, v, size); }
-static inline uint64_t port_in(struct fixture *f, uint16_t at, unsigned size) { return bus_read(f->bus, BUS_PORT, at, size); }
-static inline void port_out(struct fixture *f, uint16_t at, uint64_t v, unsigned size) { bus_write(f->bus, BUS_PORT, at, v, size); }
+static inline uint64_t mem_in(struct fixture *f, uint64_t at, unsigned size)
+{
+    return bus_read(f->bus, BUS_MEM, at, size);
+}
+static inline void mem_out(struct fixture *f, uint64_t at, uint64_t v, unsigned size)
+{
+    bus_write(f->bus, BUS_MEM, at, v, size);
+}
+static inline uint64_t port_in(struct fixture *f, uint16_t at, unsigned size)
+{
+    return bus_read(f->bus, BUS_PORT, at, size);
+}
+static inline void port_out(struct fixture *f, uint16_t at, uint64_t v, unsigned size)
+{
+    bus_write(f->bus, BUS_PORT, at, v, size);
+}
 
 /* Configuration space through ECAM. */
 static inline uint32_t cfg_in(struct fixture *f, unsigned slot, unsigned reg, unsigned size)

@@ -24,7 +24,10 @@ static uint64_t le(const uint8_t *p, unsigned n)
 
 static struct memory *ram;
 
-static const uint8_t *at(uint64_t gpa) { return memory_hva(ram, gpa, 1); }
+static const uint8_t *at(uint64_t gpa)
+{
+    return memory_hva(ram, gpa, 1);
+}
 
 static void build(unsigned n_cpus)
 {

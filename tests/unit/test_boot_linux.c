@@ -157,8 +157,8 @@ static void files_that_are_no_kernel(void **state)
         uint64_t value;
         const char *why;
     } wrong[] = {
-        {0x1fe, 2, 0, "neither"}, {0x202, 4, 0, "neither"}, {0x206, 2, 0x20b, "2.11"}, {0x236, 2, 0, "64-bit"},
-        {0x211, 1, 0, "zImage"},  {0x1f1, 1, 255, "cut off"},
+        {0x1fe, 2, 0, "neither"}, {0x202, 4, 0, "neither"}, {0x206, 2, 0x20b, "2.11"},
+        {0x236, 2, 0, "64-bit"},  {0x211, 1, 0, "zImage"},  {0x1f1, 1, 255, "cut off"},
     };
     struct boot_entry entry;
     for (unsigned i = 0; i < sizeof wrong / sizeof *wrong; i++) {
@@ -201,9 +201,16 @@ struct elf64 {
 static struct elf64 elf(void)
 {
     struct elf64 e = {
-        .header = {.e_ident = {0x7f, 'E', 'L', 'F', ELFCLASS64, ELFDATA2LSB, 1}, .e_type = ET_EXEC, .e_machine = EM_X86_64,
-                   .e_phoff = offsetof(struct elf64, segments), .e_phentsize = sizeof(Elf64_Phdr), .e_phnum = 2},
-        .segments = {{.p_type = PT_LOAD, .p_offset = offsetof(struct elf64, code), .p_paddr = 0x200000, .p_filesz = 64,
+        .header = {.e_ident = {0x7f, 'E', 'L', 'F', ELFCLASS64, ELFDATA2LSB, 1},
+                   .e_type = ET_EXEC,
+                   .e_machine = EM_X86_64,
+                   .e_phoff = offsetof(struct elf64, segments),
+                   .e_phentsize = sizeof(Elf64_Phdr),
+                   .e_phnum = 2},
+        .segments = {{.p_type = PT_LOAD,
+                      .p_offset = offsetof(struct elf64, code),
+                      .p_paddr = 0x200000,
+                      .p_filesz = 64,
                       .p_memsz = 4096},
                      {.p_type = PT_NOTE, .p_offset = offsetof(struct elf64, note), .p_filesz = 24, .p_align = 4}},
         .note = {4, 8, 18, "Xen", 0x200010},
@@ -317,10 +324,18 @@ static void protected_mode_entry(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        T(a_bzimage_is_placed), T(memory_map_has_ram_and_holes), T(a_seed_is_passed),
-        T(the_initrd_goes_high_but_below_the_limit), T(an_initrd_larger_than_memory),
-        T(a_small_guest_gets_the_kernel_lower), T(command_line_length), T(files_that_are_no_kernel),
-        T(headers_at_random), T(an_elf_with_a_pvh_note), T(elf_files_that_are_wrong), T(long_mode_entry),
+        T(a_bzimage_is_placed),
+        T(memory_map_has_ram_and_holes),
+        T(a_seed_is_passed),
+        T(the_initrd_goes_high_but_below_the_limit),
+        T(an_initrd_larger_than_memory),
+        T(a_small_guest_gets_the_kernel_lower),
+        T(command_line_length),
+        T(files_that_are_no_kernel),
+        T(headers_at_random),
+        T(an_elf_with_a_pvh_note),
+        T(elf_files_that_are_wrong),
+        T(long_mode_entry),
         T(protected_mode_entry),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

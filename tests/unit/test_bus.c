@@ -154,8 +154,8 @@ static void each_thread_has_its_vcpu(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(an_access_finds_its_range), cmocka_unit_test(an_access_over_an_end_is_split),
-        cmocka_unit_test(ranges_do_not_overlap),     cmocka_unit_test(a_full_table_says_so),
+        cmocka_unit_test(an_access_finds_its_range),  cmocka_unit_test(an_access_over_an_end_is_split),
+        cmocka_unit_test(ranges_do_not_overlap),      cmocka_unit_test(a_full_table_says_so),
         cmocka_unit_test(dma_tells_before_it_writes), cmocka_unit_test(each_thread_has_its_vcpu),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,8 +1,14 @@
 /* Exceptions, interrupts and IRET: frames, stacks, error codes, double and triple faults. */
 #include "cpu_fixture.h"
 
-static uint64_t *frame64(struct fixture *f) { return at(f, f->cpu.gpr[RSP]); }
-static uint32_t *frame32(struct fixture *f) { return (uint32_t *)at(f, f->cpu.gpr[RSP]); }
+static uint64_t *frame64(struct fixture *f)
+{
+    return at(f, f->cpu.gpr[RSP]);
+}
+static uint32_t *frame32(struct fixture *f)
+{
+    return (uint32_t *)at(f, f->cpu.gpr[RSP]);
+}
 
 static void same_level_in_long_mode(void **state)
 {
@@ -83,8 +89,15 @@ static void software_interrupts_check_the_gate(void **state)
 static void bad_handlers(void **state)
 {
     struct fixture *f = *state;
-    static const struct { uint16_t selector; uint8_t vector; uint32_t error; } cases[] = {
-        {0, EXC_GP, 0}, {KDATA, EXC_GP, KDATA}, {KCODE32, EXC_GP, KCODE32}, {0xf00, EXC_GP, 0xf00},
+    static const struct {
+        uint16_t selector;
+        uint8_t vector;
+        uint32_t error;
+    } cases[] = {
+        {0, EXC_GP, 0},
+        {KDATA, EXC_GP, KDATA},
+        {KCODE32, EXC_GP, KCODE32},
+        {0xf00, EXC_GP, 0xf00},
     };
     enter_long(f);
     for (unsigned i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -148,7 +161,11 @@ static void debug_exception_state(void **state)
 static void iret_in_long_mode(void **state)
 {
     struct fixture *f = *state;
-    static const struct { uint64_t rip, cs, ss; uint8_t vector; uint32_t error; } bad[] = {
+    static const struct {
+        uint64_t rip, cs, ss;
+        uint8_t vector;
+        uint32_t error;
+    } bad[] = {
         {0x5000, 0, KDATA, EXC_GP, 0},
         {0x5000, KDATA, KDATA, EXC_GP, KDATA},
         {0x5000, 0xf08, KDATA, EXC_GP, 0xf08},
@@ -281,8 +298,13 @@ static void real_mode(void **state)
 }
 
 /* --- what is due at an instruction boundary ------------------------------------------------------------- */
-struct controller { int vector; };
-static bool pending(void *opaque) { return ((struct controller *)opaque)->vector >= 0; }
+struct controller {
+    int vector;
+};
+static bool pending(void *opaque)
+{
+    return ((struct controller *)opaque)->vector >= 0;
+}
 static int acknowledge(void *opaque)
 {
     struct controller *c = opaque;
@@ -348,10 +370,19 @@ static void init_and_sipi(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        CPU_TEST(same_level_in_long_mode), CPU_TEST(from_user_and_back), CPU_TEST(ist_and_trap_gate),
-        CPU_TEST(software_interrupts_check_the_gate), CPU_TEST(bad_handlers), CPU_TEST(nested_faults),
-        CPU_TEST(debug_exception_state), CPU_TEST(iret_in_long_mode), CPU_TEST(flags_follow_privilege),
-        CPU_TEST(protected_mode_levels), CPU_TEST(virtual_8086), CPU_TEST(real_mode), CPU_TEST(boundaries),
+        CPU_TEST(same_level_in_long_mode),
+        CPU_TEST(from_user_and_back),
+        CPU_TEST(ist_and_trap_gate),
+        CPU_TEST(software_interrupts_check_the_gate),
+        CPU_TEST(bad_handlers),
+        CPU_TEST(nested_faults),
+        CPU_TEST(debug_exception_state),
+        CPU_TEST(iret_in_long_mode),
+        CPU_TEST(flags_follow_privilege),
+        CPU_TEST(protected_mode_levels),
+        CPU_TEST(virtual_8086),
+        CPU_TEST(real_mode),
+        CPU_TEST(boundaries),
         CPU_TEST(init_and_sipi),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

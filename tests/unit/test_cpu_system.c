@@ -28,8 +28,14 @@ static void cr0_rules(void **state)
 }
 
 static unsigned flushes, keeps, switches;
-static void count_flush(struct cpu *cpu, bool globals) { flushes++; }
-static void count_switch(struct cpu *cpu, bool keep) { switches++, keeps += keep; }
+static void count_flush(struct cpu *cpu, bool globals)
+{
+    flushes++;
+}
+static void count_switch(struct cpu *cpu, bool keep)
+{
+    switches++, keeps += keep;
+}
 
 static void cr3_cr4_cr8_rules(void **state)
 {
@@ -162,15 +168,39 @@ static void msr_rules(void **state)
 {
     struct fixture *f = *state;
     struct cpu *c = &f->cpu;
-    static const struct { uint32_t index; uint64_t value; bool good; } writes[] = {
-        {0xc0000082, 0xffffffff81000000, true}, {0xc0000082, 1ull << 60, false}, {0xc0000100, 1ull << 47, false},
-        {0xc0000101, 0xffff800000000000, true}, {0xc0000102, 0x7fffffffffff, true}, {0xc0000103, 5, true},
-        {0xc0000103, 1ull << 32, false}, {0x277, 0x0007040600070406, true}, {0x277, 2, false}, {0x277, 8, false},
-        {0x2ff, 0xc06, true}, {0x2ff, 2, false}, {0x2ff, 0x100, false}, {0x250, 0x0606060606060606, true},
-        {0x250, 0x07, false}, {0x200, 0x1000006, true}, {0x200, 0x1000106, false}, {0x201, 0xff000800, true},
-        {0x201, 1ull << 55, false}, {0x210, 0, false}, {0xc0000080, EFER_SCE | EFER_LME | EFER_NXE, true},
-        {0xc0000080, EFER_SCE, false}, {0xc0000080, EFER_LME | EFER_SVME, false}, {0xfe, 0, false},
-        {0xdeadbeef, 0, false}, {0x179, 0, false}, {0x174, 8, true}, {0x1b, 0, false} /* no APIC here */,
+    static const struct {
+        uint32_t index;
+        uint64_t value;
+        bool good;
+    } writes[] = {
+        {0xc0000082, 0xffffffff81000000, true},
+        {0xc0000082, 1ull << 60, false},
+        {0xc0000100, 1ull << 47, false},
+        {0xc0000101, 0xffff800000000000, true},
+        {0xc0000102, 0x7fffffffffff, true},
+        {0xc0000103, 5, true},
+        {0xc0000103, 1ull << 32, false},
+        {0x277, 0x0007040600070406, true},
+        {0x277, 2, false},
+        {0x277, 8, false},
+        {0x2ff, 0xc06, true},
+        {0x2ff, 2, false},
+        {0x2ff, 0x100, false},
+        {0x250, 0x0606060606060606, true},
+        {0x250, 0x07, false},
+        {0x200, 0x1000006, true},
+        {0x200, 0x1000106, false},
+        {0x201, 0xff000800, true},
+        {0x201, 1ull << 55, false},
+        {0x210, 0, false},
+        {0xc0000080, EFER_SCE | EFER_LME | EFER_NXE, true},
+        {0xc0000080, EFER_SCE, false},
+        {0xc0000080, EFER_LME | EFER_SVME, false},
+        {0xfe, 0, false},
+        {0xdeadbeef, 0, false},
+        {0x179, 0, false},
+        {0x174, 8, true},
+        {0x1b, 0, false} /* no APIC here */,
     };
     uint64_t value;
     enter_long(f);
@@ -239,9 +269,13 @@ static void cpuid_is_within_the_host(void **state)
 {
     struct fixture *f = *state;
     /* What guise gives by itself: hypervisor, x2APIC, TSC deadline; TSC_ADJUST; CmpLegacy; HTT */
-    static const struct { uint32_t leaf, subleaf, ebx, ecx, edx; } rows[] = {
-        {1, 0, 0xffffffff, 1u << 31 | 1 << 24 | 1 << 21, 1 << 28}, {7, 0, 1 << 1, 0, 1u << 26 | 1 << 29},
-        {7, 1, 0, 0, 0}, {0x80000001, 0, 0, 1 << 1, 0},
+    static const struct {
+        uint32_t leaf, subleaf, ebx, ecx, edx;
+    } rows[] = {
+        {1, 0, 0xffffffff, 1u << 31 | 1 << 24 | 1 << 21, 1 << 28},
+        {7, 0, 1 << 1, 0, 1u << 26 | 1 << 29},
+        {7, 1, 0, 0, 0},
+        {0x80000001, 0, 0, 1 << 1, 0},
     };
     for (unsigned i = 0; i < sizeof rows / sizeof *rows; i++) {
         struct cpuid_regs g;
@@ -325,10 +359,20 @@ static void paravirtual_clock(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        CPU_TEST(cr0_rules), CPU_TEST(cr3_cr4_cr8_rules), CPU_TEST(pae_entries_are_checked), CPU_TEST(debug_registers),
-        CPU_TEST(xcr0_rules), CPU_TEST(invpcid_rules), CPU_TEST(io_permission), CPU_TEST(msr_rules),
-        CPU_TEST(msrs_that_kernels_trust), CPU_TEST(every_msr_index_is_found), CPU_TEST(tsc_moves),
-        CPU_TEST(cpuid_is_within_the_host), CPU_TEST(cpuid_tells_one_story), CPU_TEST(paravirtual_clock),
+        CPU_TEST(cr0_rules),
+        CPU_TEST(cr3_cr4_cr8_rules),
+        CPU_TEST(pae_entries_are_checked),
+        CPU_TEST(debug_registers),
+        CPU_TEST(xcr0_rules),
+        CPU_TEST(invpcid_rules),
+        CPU_TEST(io_permission),
+        CPU_TEST(msr_rules),
+        CPU_TEST(msrs_that_kernels_trust),
+        CPU_TEST(every_msr_index_is_found),
+        CPU_TEST(tsc_moves),
+        CPU_TEST(cpuid_is_within_the_host),
+        CPU_TEST(cpuid_tells_one_story),
+        CPU_TEST(paravirtual_clock),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -4,14 +4,36 @@
 static void data_segment_loads(void **state)
 {
     struct fixture *f = *state;
-    static const struct { uint8_t reg, cpl; uint16_t selector; uint8_t vector; uint16_t error; } cases[] = {
-        {DS, 0, 0, 0, 0}, {DS, 3, 3, 0, 0}, {DS, 0, KDATA, 0, 0}, {ES, 0, KDATA | 3, EXC_GP, KDATA},
-        {DS, 3, KDATA, EXC_GP, KDATA}, {DS, 3, UDATA, 0, 0}, {FS, 0, UDATA, 0, 0}, {GS, 0, CONFORMING, 0, 0},
-        {GS, 3, CONFORMING | 3, 0, 0}, {DS, 0, RODATA, 0, 0}, {DS, 0, XONLY, EXC_GP, XONLY},
-        {DS, 0, TSS_SEL, EXC_GP, TSS_SEL}, {DS, 0, ABSENT, EXC_NP, ABSENT}, {DS, 0, 0xf00, EXC_GP, 0xf00},
-        {DS, 0, 0xc, EXC_GP, 0xc} /* no LDT */, {SS, 0, KDATA, 0, 0}, {SS, 0, RODATA, EXC_GP, RODATA},
-        {SS, 0, UDATA, EXC_GP, UDATA & ~3}, {SS, 0, ABSENT, EXC_SS, ABSENT}, {SS, 3, UDATA, 0, 0},
-        {SS, 0, KCODE64, EXC_GP, KCODE64}, {SS, 3, 3, EXC_GP, 0}, {SS, 0, 0, 0, 0}, {SS, 0, 1, EXC_GP, 0},
+    static const struct {
+        uint8_t reg, cpl;
+        uint16_t selector;
+        uint8_t vector;
+        uint16_t error;
+    } cases[] = {
+        {DS, 0, 0, 0, 0},
+        {DS, 3, 3, 0, 0},
+        {DS, 0, KDATA, 0, 0},
+        {ES, 0, KDATA | 3, EXC_GP, KDATA},
+        {DS, 3, KDATA, EXC_GP, KDATA},
+        {DS, 3, UDATA, 0, 0},
+        {FS, 0, UDATA, 0, 0},
+        {GS, 0, CONFORMING, 0, 0},
+        {GS, 3, CONFORMING | 3, 0, 0},
+        {DS, 0, RODATA, 0, 0},
+        {DS, 0, XONLY, EXC_GP, XONLY},
+        {DS, 0, TSS_SEL, EXC_GP, TSS_SEL},
+        {DS, 0, ABSENT, EXC_NP, ABSENT},
+        {DS, 0, 0xf00, EXC_GP, 0xf00},
+        {DS, 0, 0xc, EXC_GP, 0xc} /* no LDT */,
+        {SS, 0, KDATA, 0, 0},
+        {SS, 0, RODATA, EXC_GP, RODATA},
+        {SS, 0, UDATA, EXC_GP, UDATA & ~3},
+        {SS, 0, ABSENT, EXC_SS, ABSENT},
+        {SS, 3, UDATA, 0, 0},
+        {SS, 0, KCODE64, EXC_GP, KCODE64},
+        {SS, 3, 3, EXC_GP, 0},
+        {SS, 0, 0, 0, 0},
+        {SS, 0, 1, EXC_GP, 0},
     };
     for (unsigned i = 0; i < sizeof cases / sizeof *cases; i++) {
         enter_long(f);
@@ -178,8 +200,15 @@ static void swapgs(void **state)
 static void far_jumps(void **state)
 {
     struct fixture *f = *state;
-    static const struct { uint16_t selector; uint8_t vector; uint16_t error; } bad[] = {
-        {0, EXC_GP, 0}, {KDATA, EXC_GP, KDATA}, {UCODE64, EXC_GP, UCODE64 & ~3}, {0xf00, EXC_GP, 0xf00},
+    static const struct {
+        uint16_t selector;
+        uint8_t vector;
+        uint16_t error;
+    } bad[] = {
+        {0, EXC_GP, 0},
+        {KDATA, EXC_GP, KDATA},
+        {UCODE64, EXC_GP, UCODE64 & ~3},
+        {0xf00, EXC_GP, 0xf00},
         {TSS_SEL, EXC_GP, TSS_SEL} /* no task switch in long mode */,
     };
     enter_long(f);
@@ -288,9 +317,17 @@ static void task_switches(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        CPU_TEST(data_segment_loads), CPU_TEST(accessed_bit_is_set_once), CPU_TEST(ldt_and_task_register),
-        CPU_TEST(queries), CPU_TEST(syscall_and_sysret), CPU_TEST(sysenter_and_sysexit), CPU_TEST(swapgs),
-        CPU_TEST(far_jumps), CPU_TEST(far_calls_and_returns), CPU_TEST(call_gates), CPU_TEST(task_switches),
+        CPU_TEST(data_segment_loads),
+        CPU_TEST(accessed_bit_is_set_once),
+        CPU_TEST(ldt_and_task_register),
+        CPU_TEST(queries),
+        CPU_TEST(syscall_and_sysret),
+        CPU_TEST(sysenter_and_sysexit),
+        CPU_TEST(swapgs),
+        CPU_TEST(far_jumps),
+        CPU_TEST(far_calls_and_returns),
+        CPU_TEST(call_gates),
+        CPU_TEST(task_switches),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

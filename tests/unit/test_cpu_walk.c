@@ -242,9 +242,13 @@ static void accesses_cross_pages_or_not_at_all(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        CPU_TEST(every_permission_in_every_mode), CPU_TEST(not_present_at_each_level),
-        CPU_TEST(reserved_bits_fault), CPU_TEST(five_levels), CPU_TEST(global_probe_and_outside_ram),
-        CPU_TEST(pse36_reaches_above_4g), CPU_TEST(accesses_cross_pages_or_not_at_all),
+        CPU_TEST(every_permission_in_every_mode),
+        CPU_TEST(not_present_at_each_level),
+        CPU_TEST(reserved_bits_fault),
+        CPU_TEST(five_levels),
+        CPU_TEST(global_probe_and_outside_ram),
+        CPU_TEST(pse36_reaches_above_4g),
+        CPU_TEST(accesses_cross_pages_or_not_at_all),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

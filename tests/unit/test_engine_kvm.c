@@ -45,10 +45,10 @@ __asm__(".pushsection .rodata\n"
         "    mov 8(%rdi), %rbx\n    movzbl 1(%rdi), %ecx\n    mov 0xffd(%rdi), %edx\n"
         "    hlt\n"
         "guest_interrupts:\n"
-        "    sti\n    hlt\n"                          /* 0x41 wakes it */
+        "    sti\n    hlt\n"                             /* 0x41 wakes it */
         "    cli\n    mov $1, %al\n    out %al, $0xf0\n" /* the test raises 0x42 */
         "    mov $100000, %ecx\n1:  dec %ecx\n    jnz 1b\n"
-        "    mov $2, %al\n    out %al, $0xf0\n"        /* still not delivered */
+        "    mov $2, %al\n    out %al, $0xf0\n" /* still not delivered */
         "    sti\n    nop\n    nop\n    nop\n"
         "    mov $3, %al\n    out %al, $0xf0\n    cli\n    hlt\n"
         "guest_nmi:\n"
@@ -62,8 +62,8 @@ __asm__(".pushsection .rodata\n"
         "    mov $0x80b, %ecx\n    xor %eax, %eax\n    xor %edx, %edx\n    wrmsr\n"
         "    mov $0x802, %ecx\n    rdmsr\n    mov %eax, %r9d\n"
         "    mov $0x3b, %ecx\n    xor %edx, %edx\n    mov $0x1000, %eax\n    wrmsr\n    rdmsr\n    mov %eax, %r10d\n"
-        "    mov $0x899, %ecx\n    rdmsr\n"           /* #GP: the handler skips it */
-        "    mov $0x12345678, %ecx\n    rdmsr\n"      /* nobody's: #GP */
+        "    mov $0x899, %ecx\n    rdmsr\n"      /* #GP: the handler skips it */
+        "    mov $0x12345678, %ecx\n    rdmsr\n" /* nobody's: #GP */
         "    hlt\n"
         "guest_spin:\n"
         "    inc %rbx\n    jmp guest_spin\n"
@@ -88,9 +88,8 @@ __asm__(".pushsection .rodata\n"
         "guest_end:\n"
         ".popsection\n");
 extern const uint8_t guest_start[], guest_end[], guest_ports[], guest_memory[], guest_interrupts[], guest_nmi[],
-    guest_priority[], guest_msrs[], guest_spin[], guest_open[],
-    guest_idle[], guest_crash[], guest_simd[], guest_real[], handler_41[],
-    handler_42[], handler_nmi[], handler_gp[];
+    guest_priority[], guest_msrs[], guest_spin[], guest_open[], guest_idle[], guest_crash[], guest_simd[], guest_real[],
+    handler_41[], handler_42[], handler_nmi[], handler_gp[];
 
 struct record {
     uint64_t offset, value;
@@ -238,12 +237,12 @@ static void fill_ram(uint8_t *ram)
 
 static void set_long_mode(struct cpu *c, uint64_t rip)
 {
-    struct segment data = {.selector = 16, .limit = ~0u,
-                           .attr = SEG_P | SEG_S | SEG_WRITABLE | SEG_ACCESSED | SEG_DB | SEG_G};
+    struct segment data = {
+        .selector = 16, .limit = ~0u, .attr = SEG_P | SEG_S | SEG_WRITABLE | SEG_ACCESSED | SEG_DB | SEG_G};
     for (unsigned i = 0; i < 6; i++)
         c->seg[i] = data;
-    c->seg[CS] = (struct segment){.selector = 8, .limit = ~0u,
-                                  .attr = SEG_P | SEG_S | SEG_CODE | SEG_READABLE | SEG_ACCESSED | SEG_L | SEG_G};
+    c->seg[CS] = (struct segment){
+        .selector = 8, .limit = ~0u, .attr = SEG_P | SEG_S | SEG_CODE | SEG_READABLE | SEG_ACCESSED | SEG_L | SEG_G};
     c->gdtr = (struct descriptor_table){.base = GDT, .limit = 23};
     c->idtr = (struct descriptor_table){.base = IDT, .limit = 0xfff};
     c->cr0 = CR0_PE | CR0_ET | CR0_NE | CR0_WP | CR0_PG;
@@ -326,7 +325,10 @@ static void ports_of_every_size_and_strings(void **state)
 static void memory_outside_ram_goes_to_the_bus(void **state)
 {
     static const struct record expected[] = {
-        {0, 0x11, 1}, {2, 0x2222, 2}, {4, 0x33333333, 4}, {8, 0x4444444444444444, 8},
+        {0, 0x11, 1},
+        {2, 0x2222, 2},
+        {4, 0x33333333, 4},
+        {8, 0x4444444444444444, 8},
     };
     struct vm *vm = vm_new(1, guest_memory);
     assert_int_equal(run_cpu(vm, 0), ENGINE_EXIT_HALT);

@@ -4,8 +4,14 @@
 
 #include "devices/hpet.h"
 
-static uint64_t readq(struct board *b, unsigned reg) { return bus_read(b->bus, BUS_MEM, HPET_BASE + reg, 8); }
-static void writeq(struct board *b, unsigned reg, uint64_t v) { bus_write(b->bus, BUS_MEM, HPET_BASE + reg, v, 8); }
+static uint64_t readq(struct board *b, unsigned reg)
+{
+    return bus_read(b->bus, BUS_MEM, HPET_BASE + reg, 8);
+}
+static void writeq(struct board *b, unsigned reg, uint64_t v)
+{
+    bus_write(b->bus, BUS_MEM, HPET_BASE + reg, v, 8);
+}
 
 static unsigned legacy_calls;
 static bool legacy_on;
@@ -56,7 +62,7 @@ static void one_shot_in_legacy_mode(void **state)
     writeq(b, 0x10, 3);
     assert_true(legacy_on);
     assert_int_equal(legacy_calls, 1);
-    writeq(b, 0x100, 0x04 | 0x100); /* enabled, 32 bits, edge */
+    writeq(b, 0x100, 0x04 | 0x100);                                  /* enabled, 32 bits, edge */
     writel(b, HPET_BASE + 0x108, (uint32_t)readq(b, 0xf0) + 100000); /* 1 ms */
     board_run(b, 500000);
     assert_int_equal(b->edges[0], 0);
@@ -113,8 +119,8 @@ static void garbage(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(it_says_what_it_is),      cmocka_unit_test(the_counter_runs_when_enabled),
-        cmocka_unit_test(one_shot_in_legacy_mode), cmocka_unit_test(periodic_as_linux_programs_it),
+        cmocka_unit_test(it_says_what_it_is),        cmocka_unit_test(the_counter_runs_when_enabled),
+        cmocka_unit_test(one_shot_in_legacy_mode),   cmocka_unit_test(periodic_as_linux_programs_it),
         cmocka_unit_test(level_holds_until_cleared), cmocka_unit_test(garbage),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

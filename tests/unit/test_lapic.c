@@ -13,8 +13,14 @@ static struct cpu cpu[CPUS];
 static unsigned kicks[CPUS], eois, eoi_vector, extints;
 static struct board *extint_board;
 
-static void kick(void *opaque, unsigned i) { kicks[i]++; }
-static void note_eoi(void *opaque, unsigned vector) { eois++, eoi_vector = vector; }
+static void kick(void *opaque, unsigned i)
+{
+    kicks[i]++;
+}
+static void note_eoi(void *opaque, unsigned vector)
+{
+    eois++, eoi_vector = vector;
+}
 
 static int give_extint(void *opaque)
 {
@@ -54,12 +60,30 @@ static struct board *lapic_board(bool virtual_wire)
     return b;
 }
 
-static uint32_t get(struct board *b, unsigned reg) { return readl(b, LAPIC_BASE + reg); }
-static void put(struct board *b, unsigned reg, uint32_t v) { writel(b, LAPIC_BASE + reg, v); }
-static bool pending(unsigned i) { return cpu[i].irq->pending(cpu[i].irq_opaque); }
-static int acknowledge(unsigned i) { return cpu[i].irq->acknowledge(cpu[i].irq_opaque); }
-static bool wrmsr(unsigned i, uint32_t n, uint64_t v) { return cpu[i].irq->write_msr(cpu[i].irq_opaque, n, v); }
-static bool rdmsr(unsigned i, uint32_t n, uint64_t *v) { return cpu[i].irq->read_msr(cpu[i].irq_opaque, n, v); }
+static uint32_t get(struct board *b, unsigned reg)
+{
+    return readl(b, LAPIC_BASE + reg);
+}
+static void put(struct board *b, unsigned reg, uint32_t v)
+{
+    writel(b, LAPIC_BASE + reg, v);
+}
+static bool pending(unsigned i)
+{
+    return cpu[i].irq->pending(cpu[i].irq_opaque);
+}
+static int acknowledge(unsigned i)
+{
+    return cpu[i].irq->acknowledge(cpu[i].irq_opaque);
+}
+static bool wrmsr(unsigned i, uint32_t n, uint64_t v)
+{
+    return cpu[i].irq->write_msr(cpu[i].irq_opaque, n, v);
+}
+static bool rdmsr(unsigned i, uint32_t n, uint64_t *v)
+{
+    return cpu[i].irq->read_msr(cpu[i].irq_opaque, n, v);
+}
 
 static uint64_t msr(unsigned i, uint32_t n)
 {
@@ -277,7 +301,7 @@ static void init_and_start_up(void **state)
     put(b, 0x300, 0xc500); /* INIT, assert, level */
     assert_int_equal(requests(2), REQ_INIT);
     bus_set_initiator(b->bus, 2);
-    assert_int_equal(get(b, 0xf0), 0xff); /* as after reset, */
+    assert_int_equal(get(b, 0xf0), 0xff);    /* as after reset, */
     assert_int_equal(get(b, 0x20), 2 << 24); /* but its ID */
     bus_set_initiator(b->bus, 0);
     put(b, 0x300, 0x8500); /* de-assert */
@@ -434,7 +458,10 @@ static void one_shot_and_periodic(void **state)
     board_destroy(b);
 }
 
-static uint64_t guest_tsc(unsigned i) { return __builtin_ia32_rdtsc() + (uint64_t)cpu[i].tsc_offset; }
+static uint64_t guest_tsc(unsigned i)
+{
+    return __builtin_ia32_rdtsc() + (uint64_t)cpu[i].tsc_offset;
+}
 
 static void tsc_deadline(void **state)
 {

@@ -34,9 +34,9 @@ static void timers_fire_in_order_and_once(void **state)
         loop_timer_set(b->loop, &t[k].timer, now + 1000000 + k * 10000);
     }
     loop_timer_cancel(b->loop, &t[10].timer);
-    loop_timer_set(b->loop, &t[20].timer, now + 500000);   /* earlier */
-    loop_timer_set(b->loop, &t[30].timer, now + 9000000);  /* later */
-    loop_timer_set(b->loop, &t[31].timer, UINT64_MAX);     /* never */
+    loop_timer_set(b->loop, &t[20].timer, now + 500000);  /* earlier */
+    loop_timer_set(b->loop, &t[30].timer, now + 9000000); /* later */
+    loop_timer_set(b->loop, &t[31].timer, UINT64_MAX);    /* never */
     board_run(b, 15000000);
     assert_int_equal(sequence, 48);
     assert_int_equal(t[20].order, 0);

@@ -25,8 +25,14 @@ static void output(void *opaque, const void *data, size_t len)
         console[console_len++] = ((const char *)data)[i];
 }
 
-static void on_event(void *opaque, int event) { last_event = event; }
-static void on_kick(void *opaque, unsigned i) { kicks[i]++; }
+static void on_event(void *opaque, int event)
+{
+    last_event = event;
+}
+static void on_kick(void *opaque, unsigned i)
+{
+    kicks[i]++;
+}
 
 static int make_kernel(void **state)
 {
@@ -35,12 +41,15 @@ static int make_kernel(void **state)
     return fd < 0 || write(fd, image, sizeof image) != sizeof image || close(fd);
 }
 
-static int remove_kernel(void **state) { return unlink(kernel_path); }
+static int remove_kernel(void **state)
+{
+    return unlink(kernel_path);
+}
 
 static int setup(void **state)
 {
-    const struct machine_config config = {.memory_bytes = 64 << 20, .n_cpus = 2, .kernel_path = kernel_path,
-                                          .append = "test", .console_output = output};
+    const struct machine_config config = {
+        .memory_bytes = 64 << 20, .n_cpus = 2, .kernel_path = kernel_path, .append = "test", .console_output = output};
     console_len = 0;
     last_event = -1;
     assert_int_equal(machine_create(&pc, &config, error, sizeof error), 0);
@@ -61,8 +70,14 @@ static int teardown(void **state)
     return 0;
 }
 
-static uint64_t in(uint16_t port, unsigned size) { return bus_read(bus, BUS_PORT, port, size); }
-static void out(uint16_t port, uint64_t v, unsigned size) { bus_write(bus, BUS_PORT, port, v, size); }
+static uint64_t in(uint16_t port, unsigned size)
+{
+    return bus_read(bus, BUS_PORT, port, size);
+}
+static void out(uint16_t port, uint64_t v, unsigned size)
+{
+    bus_write(bus, BUS_PORT, port, v, size);
+}
 
 static void processors_start_as_they_should(void **state)
 {
@@ -201,8 +216,14 @@ static void creation_fails_with_a_sentence(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        T(processors_start_as_they_should), T(devices_answer), T(the_console_writes), T(events), T(pm_timer_runs),
-        T(pm1_enable_and_power_button), T(the_timer_is_pin_2), T(reset_starts_again),
+        T(processors_start_as_they_should),
+        T(devices_answer),
+        T(the_console_writes),
+        T(events),
+        T(pm_timer_runs),
+        T(pm1_enable_and_power_button),
+        T(the_timer_is_pin_2),
+        T(reset_starts_again),
         cmocka_unit_test(creation_fails_with_a_sentence),
     };
     return cmocka_run_group_tests(tests, make_kernel, remove_kernel);

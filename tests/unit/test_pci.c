@@ -7,8 +7,14 @@ struct toy {
     uint64_t last;
 };
 
-static uint64_t toy_read(void *opaque, uint64_t offset, unsigned size) { return 0x1000 + offset; }
-static void toy_write(void *opaque, uint64_t offset, uint64_t value, unsigned size) { ((struct toy *)opaque)->last = value; }
+static uint64_t toy_read(void *opaque, uint64_t offset, unsigned size)
+{
+    return 0x1000 + offset;
+}
+static void toy_write(void *opaque, uint64_t offset, uint64_t value, unsigned size)
+{
+    ((struct toy *)opaque)->last = value;
+}
 static const struct bus_ops toy_ops = {.read = toy_read, .write = toy_write};
 
 /* BAR 0: 64-bit, 64 KiB.  BAR 2: MSI-X with 3 vectors.  BAR 3: 32 ports. */
@@ -190,7 +196,7 @@ static void msix_sends(void **state)
     assert_int_equal(fx.n_msi, 1);
     assert_int_equal(fx.msi_address, 0xfee01000);
     assert_int_equal(fx.msi_data, 0x41);
-    pci_msix_notify(&toy.f, 3);      /* beyond the table */
+    pci_msix_notify(&toy.f, 3); /* beyond the table */
     pci_msix_notify(&toy.f, 0xffff);
     assert_int_equal(fx.n_msi, 1);
     pci_set_intx(&toy.f, true); /* INTx is silent while MSI-X is on */
@@ -293,10 +299,22 @@ static void slots_run_out(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        T(port_door), T(ecam_door), T(read_only_registers_hold), T(bar_sizes), T(bar_appears_moves_and_vanishes),
-        T(port_bar), T(hostile_bar_addresses), T(intx_goes_to_the_slots_line_and_is_shared), T(intx_disable_bit),
-        T(msix_sends), T(msix_masks_remember), T(msix_hostile), T(reset_register), T(reset_restores_power_on),
-        T(saved_state_restores), T(slots_run_out),
+        T(port_door),
+        T(ecam_door),
+        T(read_only_registers_hold),
+        T(bar_sizes),
+        T(bar_appears_moves_and_vanishes),
+        T(port_bar),
+        T(hostile_bar_addresses),
+        T(intx_goes_to_the_slots_line_and_is_shared),
+        T(intx_disable_bit),
+        T(msix_sends),
+        T(msix_masks_remember),
+        T(msix_hostile),
+        T(reset_register),
+        T(reset_restores_power_on),
+        T(saved_state_restores),
+        T(slots_run_out),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -165,10 +165,14 @@ static void garbage(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(an_edge_is_taken_once), cmocka_unit_test(a_level_comes_again_until_it_falls),
-        cmocka_unit_test(priorities_nest),       cmocka_unit_test(a_masked_request_waits),
-        cmocka_unit_test(automatic_eoi_and_rotation), cmocka_unit_test(poll_mode_acknowledges),
-        cmocka_unit_test(linux_probe_sees_a_pic), cmocka_unit_test(garbage),
+        cmocka_unit_test(an_edge_is_taken_once),
+        cmocka_unit_test(a_level_comes_again_until_it_falls),
+        cmocka_unit_test(priorities_nest),
+        cmocka_unit_test(a_masked_request_waits),
+        cmocka_unit_test(automatic_eoi_and_rotation),
+        cmocka_unit_test(poll_mode_acknowledges),
+        cmocka_unit_test(linux_probe_sees_a_pic),
+        cmocka_unit_test(garbage),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

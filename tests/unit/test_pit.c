@@ -63,7 +63,7 @@ static void read_back_latches_status_and_count(void **state)
 {
     struct board *b = board_create(&i8254_class, NULL);
     outb(b, 0x43, 0x34);
-    outb(b, 0x43, 0xe2); /* status of channel 0 */
+    outb(b, 0x43, 0xe2);                  /* status of channel 0 */
     assert_int_equal(inb(b, 0x40), 0xf4); /* OUT high, null count, both bytes, mode 2 */
     load(b, 0, 2, 50000);
     outb(b, 0x43, 0xc2); /* both */
@@ -169,11 +169,11 @@ static void garbage(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(the_rate_generator_ticks), cmocka_unit_test(one_shot_fires_once),
-        cmocka_unit_test(the_counter_counts),       cmocka_unit_test(read_back_latches_status_and_count),
+        cmocka_unit_test(the_rate_generator_ticks),  cmocka_unit_test(one_shot_fires_once),
+        cmocka_unit_test(the_counter_counts),        cmocka_unit_test(read_back_latches_status_and_count),
         cmocka_unit_test(a_latch_stands_until_read), cmocka_unit_test(channel_2_times_by_its_gate),
-        cmocka_unit_test(bcd_counts_by_tens),       cmocka_unit_test(the_refresh_bit_toggles),
-        cmocka_unit_test(the_hpet_takes_the_line),  cmocka_unit_test(garbage),
+        cmocka_unit_test(bcd_counts_by_tens),        cmocka_unit_test(the_refresh_bit_toggles),
+        cmocka_unit_test(the_hpet_takes_the_line),   cmocka_unit_test(garbage),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -18,14 +18,20 @@ static void put(struct board *b, uint8_t i, uint8_t v)
     outb(b, 0x71, v);
 }
 
-static unsigned bcd(uint8_t v) { return (v >> 4) * 10u + (v & 15); }
+static unsigned bcd(uint8_t v)
+{
+    return (v >> 4) * 10u + (v & 15);
+}
 
 static time_t guest_time(struct board *b)
 {
     while (get(b, 10) & 0x80)
         ;
-    struct tm tm = {.tm_sec = (int)bcd(get(b, 0)), .tm_min = (int)bcd(get(b, 2)), .tm_hour = (int)bcd(get(b, 4)),
-                    .tm_mday = (int)bcd(get(b, 7)), .tm_mon = (int)bcd(get(b, 8)) - 1,
+    struct tm tm = {.tm_sec = (int)bcd(get(b, 0)),
+                    .tm_min = (int)bcd(get(b, 2)),
+                    .tm_hour = (int)bcd(get(b, 4)),
+                    .tm_mday = (int)bcd(get(b, 7)),
+                    .tm_mon = (int)bcd(get(b, 8)) - 1,
                     .tm_year = (int)(bcd(get(b, 0x32)) * 100 + bcd(get(b, 9))) - 1900};
     return timegm(&tm);
 }
@@ -167,10 +173,14 @@ static void garbage(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(it_tells_the_time),   cmocka_unit_test(formats),
-        cmocka_unit_test(updates_interrupt_each_second), cmocka_unit_test(the_alarm_rings),
-        cmocka_unit_test(periodic_interrupts), cmocka_unit_test(cmos_tells_the_memory),
-        cmocka_unit_test(the_hpet_takes_the_line), cmocka_unit_test(garbage),
+        cmocka_unit_test(it_tells_the_time),
+        cmocka_unit_test(formats),
+        cmocka_unit_test(updates_interrupt_each_second),
+        cmocka_unit_test(the_alarm_rings),
+        cmocka_unit_test(periodic_interrupts),
+        cmocka_unit_test(cmos_tells_the_memory),
+        cmocka_unit_test(the_hpet_takes_the_line),
+        cmocka_unit_test(garbage),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -2,8 +2,17 @@
 
 #include "devices/uart16550.h"
 
-enum { RBR = 0x3f8, IER = 0x3f9, IIR = 0x3fa, FCR = 0x3fa, LCR = 0x3fb, MCR = 0x3fc, LSR = 0x3fd,
-       MSR = 0x3fe, SCR = 0x3ff };
+enum {
+    RBR = 0x3f8,
+    IER = 0x3f9,
+    IIR = 0x3fa,
+    FCR = 0x3fa,
+    LCR = 0x3fb,
+    MCR = 0x3fc,
+    LSR = 0x3fd,
+    MSR = 0x3fe,
+    SCR = 0x3ff
+};
 
 static char written[100000];
 static size_t n_written, n_calls;
@@ -17,7 +26,10 @@ static void output(void *opaque, const void *data, size_t len)
     n_written += len;
 }
 
-static void on_space(void *opaque) { spaces++; }
+static void on_space(void *opaque)
+{
+    spaces++;
+}
 
 static struct board *uart_board(void)
 {
@@ -247,11 +259,16 @@ static void garbage(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(linux_probe_finds_a_16550a),      cmocka_unit_test(the_divisor_is_behind_dlab),
-        cmocka_unit_test(an_empty_transmitter_interrupts), cmocka_unit_test(output_goes_out_in_pieces),
-        cmocka_unit_test(input_interrupts),                cmocka_unit_test(a_full_queue_pushes_back),
-        cmocka_unit_test(early_input_is_kept),             cmocka_unit_test(a_guest_that_polls_without_setup_reads),
-        cmocka_unit_test(loopback_returns_what_is_sent),   cmocka_unit_test(modem_lines_tell_changes),
+        cmocka_unit_test(linux_probe_finds_a_16550a),
+        cmocka_unit_test(the_divisor_is_behind_dlab),
+        cmocka_unit_test(an_empty_transmitter_interrupts),
+        cmocka_unit_test(output_goes_out_in_pieces),
+        cmocka_unit_test(input_interrupts),
+        cmocka_unit_test(a_full_queue_pushes_back),
+        cmocka_unit_test(early_input_is_kept),
+        cmocka_unit_test(a_guest_that_polls_without_setup_reads),
+        cmocka_unit_test(loopback_returns_what_is_sent),
+        cmocka_unit_test(modem_lines_tell_changes),
         cmocka_unit_test(garbage),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -19,7 +19,10 @@ static struct fixture fx;
 static struct sink sink;
 static struct driver drv;
 
-static struct sink *of(struct virtio_device *v) { return (struct sink *)((char *)v - offsetof(struct sink, v)); }
+static struct sink *of(struct virtio_device *v)
+{
+    return (struct sink *)((char *)v - offsetof(struct sink, v));
+}
 
 static void sink_notify(struct virtio_device *v, unsigned q)
 {
@@ -33,7 +36,10 @@ static void sink_notify(struct virtio_device *v, unsigned q)
     }
 }
 
-static void sink_reset(struct virtio_device *v) { of(v)->resets++; }
+static void sink_reset(struct virtio_device *v)
+{
+    of(v)->resets++;
+}
 static void sink_config_read(struct virtio_device *v, uint32_t offset, void *buf, unsigned size)
 {
     memcpy(buf, of(v)->config + offset, size);
@@ -44,8 +50,16 @@ static void sink_config_write(struct virtio_device *v, uint32_t offset, const vo
 }
 
 static const struct virtio_ops sink_ops = {
-    .name = "sink", .device_id = 42, .class_code = 0xff0000, .n_queues = 2, .queue_size = 64, .features = 1,
-    .config_size = 8, .config_read = sink_config_read, .config_write = sink_config_write, .notify = sink_notify,
+    .name = "sink",
+    .device_id = 42,
+    .class_code = 0xff0000,
+    .n_queues = 2,
+    .queue_size = 64,
+    .features = 1,
+    .config_size = 8,
+    .config_read = sink_config_read,
+    .config_write = sink_config_write,
+    .notify = sink_notify,
     .reset = sink_reset,
 };
 
@@ -312,8 +326,8 @@ static void length_wrap(void **state)
         uint64_t addr;
         uint32_t len;
     } wrong[] = {
-        {DATA, 0xffffffff}, {~0ull, 2}, {~0ull - 15, 16}, {FIXTURE_RAM - 8, 9}, {FIXTURE_RAM, 1}, {0xfee00000, 4},
-        {PCI_MMIO32_BASE, 4096}, {1ull << 63, 16},
+        {DATA, 0xffffffff}, {~0ull, 2},      {~0ull - 15, 16},        {FIXTURE_RAM - 8, 9},
+        {FIXTURE_RAM, 1},   {0xfee00000, 4}, {PCI_MMIO32_BASE, 4096}, {1ull << 63, 16},
     };
     for (unsigned i = 0; i < sizeof wrong / sizeof *wrong; i++) {
         sink.complete = false;
@@ -387,10 +401,10 @@ static void unaligned_or_outside_rings(void **state)
         uint64_t desc, avail, used;
         const char *why;
     } wrong[] = {
-        {16, DESC + 8, AVAIL, USED, "unaligned"},  {16, DESC, AVAIL + 1, USED, "unaligned"},
-        {16, DESC, AVAIL, USED + 2, "unaligned"},  {16, FIXTURE_RAM - 128, AVAIL, USED, "outside RAM"},
+        {16, DESC + 8, AVAIL, USED, "unaligned"},         {16, DESC, AVAIL + 1, USED, "unaligned"},
+        {16, DESC, AVAIL, USED + 2, "unaligned"},         {16, FIXTURE_RAM - 128, AVAIL, USED, "outside RAM"},
         {16, DESC, FIXTURE_RAM - 4, USED, "outside RAM"}, {16, DESC, AVAIL, ~0ull - 3, "outside RAM"},
-        {0, DESC, AVAIL, USED, "power of two"},    {12, DESC, AVAIL, USED, "power of two"},
+        {0, DESC, AVAIL, USED, "power of two"},           {12, DESC, AVAIL, USED, "power of two"},
         {128, DESC, AVAIL, USED, "power of two"},
     };
     for (unsigned i = 0; i < sizeof wrong / sizeof *wrong; i++) {
@@ -518,13 +532,34 @@ static void registers_at_random(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        T(identity_and_registers), T(features_must_be_agreed), T(a_chain_of_both_directions), T(an_indirect_chain),
-        T(indices_wrap), T(event_index_spares_interrupts), T(no_interrupt_flag), T(configuration_changes),
-        T(window_in_configuration_space), T(loop_in_chain), T(loop_in_indirect_table), T(indirect_within_indirect),
-        T(indirect_with_next), T(indirect_without_feature), T(indirect_table_lengths), T(length_wrap),
-        T(too_many_buffers), T(length_zero), T(index_beyond_queue_size), T(available_index_jumps),
-        T(readable_after_writable), T(unaligned_or_outside_rings), T(reset_in_the_middle), T(moving_an_enabled_queue),
-        T(notify_before_live_or_without_mastering), T(double_fetch), T(hostile_saved_state), T(registers_at_random),
+        T(identity_and_registers),
+        T(features_must_be_agreed),
+        T(a_chain_of_both_directions),
+        T(an_indirect_chain),
+        T(indices_wrap),
+        T(event_index_spares_interrupts),
+        T(no_interrupt_flag),
+        T(configuration_changes),
+        T(window_in_configuration_space),
+        T(loop_in_chain),
+        T(loop_in_indirect_table),
+        T(indirect_within_indirect),
+        T(indirect_with_next),
+        T(indirect_without_feature),
+        T(indirect_table_lengths),
+        T(length_wrap),
+        T(too_many_buffers),
+        T(length_zero),
+        T(index_beyond_queue_size),
+        T(available_index_jumps),
+        T(readable_after_writable),
+        T(unaligned_or_outside_rings),
+        T(reset_in_the_middle),
+        T(moving_an_enabled_queue),
+        T(notify_before_live_or_without_mastering),
+        T(double_fetch),
+        T(hostile_saved_state),
+        T(registers_at_random),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

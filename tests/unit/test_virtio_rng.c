@@ -104,7 +104,8 @@ static void reset_and_restore(void **state)
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 int main(void)
 {
-    const struct CMUnitTest tests[] = {T(fills_buffers), T(a_large_request_gets_a_part), T(a_readable_buffer_gets_nothing),
-                                       T(translations_are_told), T(reset_and_restore)};
+    const struct CMUnitTest tests[] = {T(fills_buffers), T(a_large_request_gets_a_part),
+                                       T(a_readable_buffer_gets_nothing), T(translations_are_told),
+                                       T(reset_and_restore)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

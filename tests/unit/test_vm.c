@@ -21,7 +21,10 @@ static enum engine_exit (*guest)(struct engine *e, unsigned i, char *error);
 static _Atomic unsigned runs, created;
 static int create_error;
 
-static bool toy_probe(char *why, size_t size) { return true; }
+static bool toy_probe(char *why, size_t size)
+{
+    return true;
+}
 
 static int toy_create(struct engine **out, const struct engine_config *config)
 {
@@ -46,7 +49,10 @@ static void toy_destroy(struct engine *e)
     free(e);
 }
 
-static struct cpu *toy_vcpu(struct engine *e, unsigned i) { return &e->cpus[i]; }
+static struct cpu *toy_vcpu(struct engine *e, unsigned i)
+{
+    return &e->cpus[i];
+}
 static void toy_kick(struct engine *e, unsigned i) {}
 static void toy_stats(struct engine *e, FILE *out) {}
 
@@ -58,7 +64,8 @@ static enum engine_exit toy_run(struct engine *e, unsigned i, char *error)
     return e->cpus[i].wait_sipi ? ENGINE_EXIT_HALT : guest(e, i, error);
 }
 
-static const struct engine_ops toy_engine = {"toy", toy_probe, toy_create, toy_destroy, toy_vcpu, toy_run, toy_kick, toy_stats};
+static const struct engine_ops toy_engine = {"toy",    toy_probe, toy_create, toy_destroy,
+                                             toy_vcpu, toy_run,   toy_kick,   toy_stats};
 
 static uint8_t image[BZIMAGE_SIZE];
 static char kernel_path[] = "/tmp/guise-kernel-XXXXXX";
@@ -71,12 +78,19 @@ static int make_kernel(void **state)
     return fd < 0 || write(fd, image, sizeof image) != sizeof image || close(fd);
 }
 
-static int remove_kernel(void **state) { return unlink(kernel_path); }
+static int remove_kernel(void **state)
+{
+    return unlink(kernel_path);
+}
 
 static struct vm_config config_of(void)
 {
-    return (struct vm_config){.kernel_path = kernel_path, .memory_bytes = 64 << 20, .n_cpus = 3,
-                              .engine_ops = &toy_engine, .serial = "null", .timeout_ms = 20000};
+    return (struct vm_config){.kernel_path = kernel_path,
+                              .memory_bytes = 64 << 20,
+                              .n_cpus = 3,
+                              .engine_ops = &toy_engine,
+                              .serial = "null",
+                              .timeout_ms = 20000};
 }
 
 static enum vm_end run(const struct vm_config *config, const char *part)
@@ -100,8 +114,14 @@ static enum engine_exit panics(struct engine *e, unsigned i, char *error)
     return ENGINE_EXIT_HALT;
 }
 
-static enum engine_exit shuts_down(struct engine *e, unsigned i, char *error) { return ENGINE_EXIT_SHUTDOWN; }
-static enum engine_exit sleeps(struct engine *e, unsigned i, char *error) { return ENGINE_EXIT_HALT; }
+static enum engine_exit shuts_down(struct engine *e, unsigned i, char *error)
+{
+    return ENGINE_EXIT_SHUTDOWN;
+}
+static enum engine_exit sleeps(struct engine *e, unsigned i, char *error)
+{
+    return ENGINE_EXIT_HALT;
+}
 
 static enum engine_exit breaks(struct engine *e, unsigned i, char *error)
 {

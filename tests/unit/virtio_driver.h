@@ -38,9 +38,18 @@ static inline void driver_find(struct driver *d, struct fixture *f, unsigned slo
     cfg_out(f, slot, PCI_COMMAND, PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER, 2);
 }
 
-static inline uint64_t get(struct driver *d, unsigned at, unsigned size) { return mem_in(d->f, d->common + at, size); }
-static inline void set(struct driver *d, unsigned at, uint64_t v, unsigned size) { mem_out(d->f, d->common + at, v, size); }
-static inline uint8_t status(struct driver *d) { return (uint8_t)get(d, 20, 1); }
+static inline uint64_t get(struct driver *d, unsigned at, unsigned size)
+{
+    return mem_in(d->f, d->common + at, size);
+}
+static inline void set(struct driver *d, unsigned at, uint64_t v, unsigned size)
+{
+    mem_out(d->f, d->common + at, v, size);
+}
+static inline uint8_t status(struct driver *d)
+{
+    return (uint8_t)get(d, 20, 1);
+}
 
 static inline void negotiate(struct driver *d, uint64_t features)
 {
@@ -91,8 +100,14 @@ static inline uint16_t ram16(struct driver *d, uint64_t at)
     assert_int_equal(memory_read(d->f->memory, at, &v, 2), 0);
     return v;
 }
-static inline uint32_t ram32(struct driver *d, uint64_t at) { return ram16(d, at) | (uint32_t)ram16(d, at + 2) << 16; }
-static inline void ram16_put(struct driver *d, uint64_t at, uint16_t v) { memory_write(d->f->memory, at, &v, 2); }
+static inline uint32_t ram32(struct driver *d, uint64_t at)
+{
+    return ram16(d, at) | (uint32_t)ram16(d, at + 2) << 16;
+}
+static inline void ram16_put(struct driver *d, uint64_t at, uint16_t v)
+{
+    memory_write(d->f->memory, at, &v, 2);
+}
 
 /* Offers the chain that begins at `head`. */
 static inline void offer(struct driver *d, uint16_t head)
@@ -101,5 +116,11 @@ static inline void offer(struct driver *d, uint16_t head)
     ram16_put(d, AVAIL + 4 + 2 * (idx % RING_SIZE), head);
     ram16_put(d, AVAIL + 2, (uint16_t)(idx + 1));
 }
-static inline void kick(struct driver *d) { mem_out(d->f, d->notify, 0, 2); }
-static inline uint16_t used_idx(struct driver *d) { return ram16(d, USED + 2); }
+static inline void kick(struct driver *d)
+{
+    mem_out(d->f, d->notify, 0, 2);
+}
+static inline uint16_t used_idx(struct driver *d)
+{
+    return ram16(d, USED + 2);
+}

@@ -198,8 +198,8 @@ static void host_destroy(struct device *dev)
 
 static int host_create(struct device *dev, const struct device_env *env, const void *config)
 {
-    static const struct pci_identity id = {.vendor = 0x1b36, .device = 0x0008, .subsystem_vendor = 0x1af4,
-                                           .subsystem = 0x1100, .class_code = 0x060000};
+    static const struct pci_identity id = {
+        .vendor = 0x1b36, .device = 0x0008, .subsystem_vendor = 0x1af4, .subsystem = 0x1100, .class_code = 0x060000};
     struct pci_host *h = calloc(1, sizeof *h);
     if (!h)
         return -ENOMEM;

@@ -16,7 +16,7 @@
 #define MSIX_CAP_SIZE 12u
 enum { CONTROL_MASK_ALL = 1 << 14, CONTROL_ENABLE = 1 << 15 };
 
-_Static_assert(PCI_MSIX_MAX * MSIX_ENTRY_SIZE <= MSIX_PBA, "table and pending bits do not overlap");
+_Static_assert(PCI_MSIX_MAX *MSIX_ENTRY_SIZE <= MSIX_PBA, "table and pending bits do not overlap");
 
 static uint16_t control(const struct pci_function *f)
 {

@@ -7,8 +7,7 @@
 #define FIRST_CAPABILITY 0x40u
 #define INTERRUPT_LINE_UNKNOWN 0xff
 
-void pci_function_init(struct pci_function *f, struct pci_state *state, const char *name,
-                       const struct pci_identity *id)
+void pci_function_init(struct pci_function *f, struct pci_state *state, const char *name, const struct pci_identity *id)
 {
     memset(f, 0, sizeof *f);
     memset(state, 0, sizeof *state);
@@ -169,7 +168,7 @@ void pci_config_write(struct pci_function *f, unsigned offset, uint32_t value, u
         uint8_t byte = (uint8_t)(value >> (8 * i)), mask = f->writable[offset + i];
         uint8_t *reg = &f->state->config[offset + i];
         *reg = (uint8_t)((*reg & ~mask) | (byte & mask));
-        *reg &= (uint8_t)~(byte & f->clear_on_one[offset + i]);
+        *reg &= (uint8_t) ~(byte & f->clear_on_one[offset + i]);
     }
     if (in_range(PCI_COMMAND, offset, size, 2) || in_range(PCI_BAR0, offset, size, 4 * PCI_BARS))
         update_bars(f);

@@ -31,13 +31,27 @@
 
 /* Registers of the type 0 header (PCI 3.0, 6.1) that are named in code. */
 enum {
-    PCI_VENDOR_ID = 0x00, PCI_DEVICE_ID = 0x02, PCI_COMMAND = 0x04, PCI_STATUS = 0x06, PCI_REVISION = 0x08,
-    PCI_CLASS = 0x09, PCI_HEADER_TYPE = 0x0e, PCI_BAR0 = 0x10, PCI_SUBSYSTEM_VENDOR = 0x2c, PCI_SUBSYSTEM_ID = 0x2e,
-    PCI_CAP_POINTER = 0x34, PCI_INTERRUPT_LINE = 0x3c, PCI_INTERRUPT_PIN = 0x3d,
+    PCI_VENDOR_ID = 0x00,
+    PCI_DEVICE_ID = 0x02,
+    PCI_COMMAND = 0x04,
+    PCI_STATUS = 0x06,
+    PCI_REVISION = 0x08,
+    PCI_CLASS = 0x09,
+    PCI_HEADER_TYPE = 0x0e,
+    PCI_BAR0 = 0x10,
+    PCI_SUBSYSTEM_VENDOR = 0x2c,
+    PCI_SUBSYSTEM_ID = 0x2e,
+    PCI_CAP_POINTER = 0x34,
+    PCI_INTERRUPT_LINE = 0x3c,
+    PCI_INTERRUPT_PIN = 0x3d,
 };
 enum {
-    PCI_COMMAND_IO = 1, PCI_COMMAND_MEMORY = 2, PCI_COMMAND_MASTER = 4, PCI_COMMAND_INTX_OFF = 1 << 10,
-    PCI_STATUS_INTX = 1 << 3, PCI_STATUS_CAPS = 1 << 4,
+    PCI_COMMAND_IO = 1,
+    PCI_COMMAND_MEMORY = 2,
+    PCI_COMMAND_MASTER = 4,
+    PCI_COMMAND_INTX_OFF = 1 << 10,
+    PCI_STATUS_INTX = 1 << 3,
+    PCI_STATUS_CAPS = 1 << 4,
 };
 enum { PCI_CAP_VENDOR = 0x09, PCI_CAP_MSIX = 0x11 };
 
@@ -71,8 +85,8 @@ struct pci_function {
     struct pci_state *state;
     const char *name;
     uint8_t devfn;
-    uint8_t power_on[PCI_CONFIG_SIZE];   /* configuration space after reset */
-    uint8_t writable[PCI_CONFIG_SIZE];   /* bits that the guest may change */
+    uint8_t power_on[PCI_CONFIG_SIZE]; /* configuration space after reset */
+    uint8_t writable[PCI_CONFIG_SIZE]; /* bits that the guest may change */
     uint8_t clear_on_one[PCI_CONFIG_SIZE];
     unsigned cap_end, last_cap;
     struct pci_bar bars[PCI_BARS];
@@ -110,10 +124,24 @@ void pci_set_intx(struct pci_function *f, bool level);
 /* May the function reach memory (DMA and MSI-X)?  Command register, bus master. */
 bool pci_is_master(const struct pci_function *f);
 
-static inline uint16_t pci_get16(const uint8_t *p) { return (uint16_t)(p[0] | p[1] << 8); }
-static inline uint32_t pci_get32(const uint8_t *p) { return pci_get16(p) | (uint32_t)pci_get16(p + 2) << 16; }
-static inline void pci_put16(uint8_t *p, uint16_t v) { p[0] = (uint8_t)v; p[1] = (uint8_t)(v >> 8); }
-static inline void pci_put32(uint8_t *p, uint32_t v) { pci_put16(p, (uint16_t)v); pci_put16(p + 2, (uint16_t)(v >> 16)); }
+static inline uint16_t pci_get16(const uint8_t *p)
+{
+    return (uint16_t)(p[0] | p[1] << 8);
+}
+static inline uint32_t pci_get32(const uint8_t *p)
+{
+    return pci_get16(p) | (uint32_t)pci_get16(p + 2) << 16;
+}
+static inline void pci_put16(uint8_t *p, uint16_t v)
+{
+    p[0] = (uint8_t)v;
+    p[1] = (uint8_t)(v >> 8);
+}
+static inline void pci_put32(uint8_t *p, uint32_t v)
+{
+    pci_put16(p, (uint16_t)v);
+    pci_put16(p + 2, (uint16_t)(v >> 16));
+}
 
 /* --- MSI-X (msix.c) ---------------------------------------------------------------------------- */
 /* Gives the function n vectors (1 to PCI_MSIX_MAX), with table and pending bits in BAR `bar`. */
@@ -134,4 +162,7 @@ struct bus *pci_bus(struct pci_host *host);
 /* For pci.c: f's wish on INTA# after masking. */
 void pci_host_set_intx(struct pci_host *host, struct pci_function *f, bool level);
 /* The GSI of pin (0 = INTA#) of a slot: each slot is rotated by one. */
-static inline unsigned pci_gsi(unsigned slot, unsigned pin) { return PCI_GSI_BASE + (slot + pin) % PCI_GSI_COUNT; }
+static inline unsigned pci_gsi(unsigned slot, unsigned pin)
+{
+    return PCI_GSI_BASE + (slot + pin) % PCI_GSI_COUNT;
+}

@@ -27,8 +27,14 @@ struct descriptor {
     uint16_t flags, next;
 };
 
-static uint64_t driver_area(const struct virtio_queue_state *q) { return RING_ENTRIES + 2ull * q->size + 2; }
-static uint64_t device_area(const struct virtio_queue_state *q) { return RING_ENTRIES + (uint64_t)USED_SIZE * q->size + 2; }
+static uint64_t driver_area(const struct virtio_queue_state *q)
+{
+    return RING_ENTRIES + 2ull * q->size + 2;
+}
+static uint64_t device_area(const struct virtio_queue_state *q)
+{
+    return RING_ENTRIES + (uint64_t)USED_SIZE * q->size + 2;
+}
 
 const char *virtio_queue_check(const struct virtio_device *v, const struct virtio_queue_state *q)
 {

@@ -122,10 +122,22 @@ static struct virtio_queue_state *selected_idle(struct virtio_device *v)
     return q && !q->enabled ? q : NULL;
 }
 
-static uint64_t get_device_feature_select(struct virtio_device *v) { return v->state->device_feature_select; }
-static void set_device_feature_select(struct virtio_device *v, uint64_t x) { v->state->device_feature_select = (uint32_t)x; }
-static uint64_t get_driver_feature_select(struct virtio_device *v) { return v->state->driver_feature_select; }
-static void set_driver_feature_select(struct virtio_device *v, uint64_t x) { v->state->driver_feature_select = (uint32_t)x; }
+static uint64_t get_device_feature_select(struct virtio_device *v)
+{
+    return v->state->device_feature_select;
+}
+static void set_device_feature_select(struct virtio_device *v, uint64_t x)
+{
+    v->state->device_feature_select = (uint32_t)x;
+}
+static uint64_t get_driver_feature_select(struct virtio_device *v)
+{
+    return v->state->driver_feature_select;
+}
+static void set_driver_feature_select(struct virtio_device *v, uint64_t x)
+{
+    v->state->driver_feature_select = (uint32_t)x;
+}
 
 static uint64_t get_device_feature(struct virtio_device *v)
 {
@@ -152,20 +164,62 @@ static uint16_t usable_vector(struct virtio_device *v, uint64_t x)
     return x < v->pci.n_vectors ? (uint16_t)x : VIRTIO_NO_VECTOR;
 }
 
-static uint64_t get_config_vector(struct virtio_device *v) { return v->state->config_vector; }
-static void set_config_vector(struct virtio_device *v, uint64_t x) { v->state->config_vector = usable_vector(v, x); }
-static uint64_t get_num_queues(struct virtio_device *v) { return v->ops->n_queues; }
-static uint64_t get_status(struct virtio_device *v) { return v->state->status; }
-static uint64_t get_generation(struct virtio_device *v) { return v->state->config_generation; }
-static uint64_t get_queue_select(struct virtio_device *v) { return v->state->queue_select; }
-static void set_queue_select(struct virtio_device *v, uint64_t x) { v->state->queue_select = (uint16_t)x; }
-static uint64_t get_queue_size(struct virtio_device *v) { return selected(v) ? selected(v)->size : 0; }
-static uint64_t get_queue_vector(struct virtio_device *v) { return selected(v) ? selected(v)->vector : VIRTIO_NO_VECTOR; }
-static uint64_t get_queue_enable(struct virtio_device *v) { return selected(v) ? selected(v)->enabled : 0; }
-static uint64_t get_notify_off(struct virtio_device *v) { return selected(v) ? v->state->queue_select : 0; }
-static uint64_t get_desc(struct virtio_device *v) { return selected(v) ? selected(v)->desc : 0; }
-static uint64_t get_driver(struct virtio_device *v) { return selected(v) ? selected(v)->driver : 0; }
-static uint64_t get_device(struct virtio_device *v) { return selected(v) ? selected(v)->device : 0; }
+static uint64_t get_config_vector(struct virtio_device *v)
+{
+    return v->state->config_vector;
+}
+static void set_config_vector(struct virtio_device *v, uint64_t x)
+{
+    v->state->config_vector = usable_vector(v, x);
+}
+static uint64_t get_num_queues(struct virtio_device *v)
+{
+    return v->ops->n_queues;
+}
+static uint64_t get_status(struct virtio_device *v)
+{
+    return v->state->status;
+}
+static uint64_t get_generation(struct virtio_device *v)
+{
+    return v->state->config_generation;
+}
+static uint64_t get_queue_select(struct virtio_device *v)
+{
+    return v->state->queue_select;
+}
+static void set_queue_select(struct virtio_device *v, uint64_t x)
+{
+    v->state->queue_select = (uint16_t)x;
+}
+static uint64_t get_queue_size(struct virtio_device *v)
+{
+    return selected(v) ? selected(v)->size : 0;
+}
+static uint64_t get_queue_vector(struct virtio_device *v)
+{
+    return selected(v) ? selected(v)->vector : VIRTIO_NO_VECTOR;
+}
+static uint64_t get_queue_enable(struct virtio_device *v)
+{
+    return selected(v) ? selected(v)->enabled : 0;
+}
+static uint64_t get_notify_off(struct virtio_device *v)
+{
+    return selected(v) ? v->state->queue_select : 0;
+}
+static uint64_t get_desc(struct virtio_device *v)
+{
+    return selected(v) ? selected(v)->desc : 0;
+}
+static uint64_t get_driver(struct virtio_device *v)
+{
+    return selected(v) ? selected(v)->driver : 0;
+}
+static uint64_t get_device(struct virtio_device *v)
+{
+    return selected(v) ? selected(v)->device : 0;
+}
 
 static void set_queue_size(struct virtio_device *v, uint64_t x)
 {
@@ -383,15 +437,21 @@ int virtio_init(struct virtio_device *v, struct virtio_state *state, const struc
                 const struct device_env *env)
 {
     const struct pci_identity id = {
-        .vendor = PCI_VENDOR_VIRTIO, .device = (uint16_t)(PCI_DEVICE_VIRTIO + ops->device_id), .revision = 1,
-        .subsystem_vendor = PCI_VENDOR_VIRTIO, .subsystem = 0x1100, .class_code = ops->class_code, .intx = true,
+        .vendor = PCI_VENDOR_VIRTIO,
+        .device = (uint16_t)(PCI_DEVICE_VIRTIO + ops->device_id),
+        .revision = 1,
+        .subsystem_vendor = PCI_VENDOR_VIRTIO,
+        .subsystem = 0x1100,
+        .class_code = ops->class_code,
+        .intx = true,
     };
 
     if (!env->pci || ops->n_queues > VIRTIO_QUEUES_MAX || ops->queue_size > VIRTIO_QUEUE_SIZE_MAX)
         return -EINVAL;
     memset(state, 0, sizeof *state);
     *v = (struct virtio_device){.state = state, .ops = ops, .bus = env->bus};
-    v->features = ops->features | 1ull << VIRTIO_F_VERSION_1 | 1ull << VIRTIO_F_INDIRECT_DESC | 1ull << VIRTIO_F_EVENT_IDX;
+    v->features = ops->features | 1ull << VIRTIO_F_VERSION_1 | 1ull << VIRTIO_F_INDIRECT_DESC |
+                  1ull << VIRTIO_F_EVENT_IDX;
     pci_function_init(&v->pci, &state->pci, ops->name, &id);
     pci_bar_init(&v->pci, BAR_REGISTERS, PCI_BAR_MEM64, BAR_SIZE, &registers_ops, v);
     pci_msix_init(&v->pci, BAR_MSIX, ops->n_queues + 1u);

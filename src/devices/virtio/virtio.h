@@ -20,18 +20,24 @@
 #define VIRTIO_NO_VECTOR 0xffffu
 
 enum {
-    VIRTIO_F_INDIRECT_DESC = 28, VIRTIO_F_EVENT_IDX = 29, VIRTIO_F_VERSION_1 = 32,
+    VIRTIO_F_INDIRECT_DESC = 28,
+    VIRTIO_F_EVENT_IDX = 29,
+    VIRTIO_F_VERSION_1 = 32,
 };
 enum {
-    VIRTIO_ACKNOWLEDGE = 1, VIRTIO_DRIVER = 2, VIRTIO_DRIVER_OK = 4, VIRTIO_FEATURES_OK = 8,
-    VIRTIO_NEEDS_RESET = 64, VIRTIO_FAILED = 128,
+    VIRTIO_ACKNOWLEDGE = 1,
+    VIRTIO_DRIVER = 2,
+    VIRTIO_DRIVER_OK = 4,
+    VIRTIO_FEATURES_OK = 8,
+    VIRTIO_NEEDS_RESET = 64,
+    VIRTIO_FAILED = 128,
 };
 
 struct virtio_queue_state {
     uint64_t desc, driver, device; /* gpa of the table, the available ring, the used ring */
     uint16_t size, vector, enabled;
-    uint16_t last_avail, used;     /* free-running indices: next to take, next to give */
-    uint16_t signalled;            /* used index at the last interrupt, when signalled_valid */
+    uint16_t last_avail, used; /* free-running indices: next to take, next to give */
+    uint16_t signalled;        /* used index at the last interrupt, when signalled_valid */
     uint16_t signalled_valid;
 };
 
@@ -95,7 +101,7 @@ struct virtio_buffer {
 struct virtio_chain {
     uint16_t queue, head;
     uint32_t generation;
-    unsigned n_out, n_in;         /* device-readable buffers come first in buf, then device-writable */
+    unsigned n_out, n_in; /* device-readable buffers come first in buf, then device-writable */
     uint32_t out_bytes, in_bytes;
     struct virtio_buffer buf[VIRTIO_CHAIN_MAX];
 };

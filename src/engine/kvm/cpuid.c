@@ -153,7 +153,12 @@ static int add_entry(struct cpuid_list *list, struct vcpu *v, uint32_t leaf, uin
     if (subleaf && !(r.eax | r.ebx | r.ecx | r.edx))
         return 0;
     list->entry[list->head.nent++] = (struct kvm_cpuid_entry2){
-        .function = leaf, .index = subleaf, .eax = r.eax, .ebx = r.ebx, .ecx = r.ecx, .edx = r.edx,
+        .function = leaf,
+        .index = subleaf,
+        .eax = r.eax,
+        .ebx = r.ebx,
+        .ecx = r.ecx,
+        .edx = r.edx,
         .flags = subleaf_count(leaf) ? KVM_CPUID_FLAG_SIGNIFCANT_INDEX : 0,
     };
     return 0;

@@ -144,8 +144,7 @@ static int exit_system_event(struct vcpu *v)
 {
     if (v->run->system_event.type == KVM_SYSTEM_EVENT_CRASH)
         return ENGINE_EXIT_SHUTDOWN;
-    return vcpu_fail(v, "KVM reports system event %u, which this machine has no device for",
-                     v->run->system_event.type);
+    return vcpu_fail(v, "KVM reports system event %u, which this machine has no device for", v->run->system_event.type);
 }
 
 static int exit_fail_entry(struct vcpu *v)

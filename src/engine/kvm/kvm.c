@@ -67,7 +67,10 @@ static int set_msr_filter(int vm)
     };
     for (unsigned i = 0; i < sizeof(msrs) / sizeof(msrs[0]); i++)
         filter.ranges[i] = (struct kvm_msr_filter_range){
-            .flags = msrs[i].flags, .nmsrs = 1, .base = msrs[i].index, .bitmap = &none,
+            .flags = msrs[i].flags,
+            .nmsrs = 1,
+            .base = msrs[i].index,
+            .bitmap = &none,
         };
     if (ioctl(vm, KVM_ENABLE_CAP, &cap) || ioctl(vm, KVM_X86_SET_MSR_FILTER, &filter))
         return -errno;
@@ -77,7 +80,10 @@ static int set_msr_filter(int vm)
 static int add_slot(int vm, unsigned slot, struct memory *m, uint64_t gpa, uint64_t size)
 {
     struct kvm_userspace_memory_region region = {
-        .slot = slot, .guest_phys_addr = gpa, .memory_size = size, .userspace_addr = (uintptr_t)m->base + gpa,
+        .slot = slot,
+        .guest_phys_addr = gpa,
+        .memory_size = size,
+        .userspace_addr = (uintptr_t)m->base + gpa,
     };
     return size && ioctl(vm, KVM_SET_USER_MEMORY_REGION, &region) ? -errno : 0;
 }

@@ -24,7 +24,7 @@
 /* Gets a thread out of KVM_RUN.  Blocked in vCPU threads except inside KVM_RUN. */
 #define KVM_KICK_SIGNAL SIGUSR1
 
-#define VCPU_MSRS 40 /* at least the number of entries in state.c's table */
+#define VCPU_MSRS 40  /* at least the number of entries in state.c's table */
 #define VCPU_EXITS 40 /* exit reasons counted one by one */
 
 /* One MSR of struct cpu that KVM keeps while the guest runs. */
@@ -53,13 +53,13 @@ struct vcpu {
     int fd;
     struct kvm_run *run;
     struct vcpu_state known;
-    bool everything;    /* import all: nothing of `known` holds yet */
-    bool push_events;   /* import the events: struct cpu has delivered what KVM still holds */
+    bool everything;  /* import all: nothing of `known` holds yet */
+    bool push_events; /* import the events: struct cpu has delivered what KVM still holds */
     bool msr_absent[VCPU_MSRS];
-    bool unfinished;    /* the last exit was an access that KVM completes when entered again */
-    bool irq_check;     /* ask the interrupt controller before entering */
-    bool ready;         /* KVM takes an interrupt now */
-    bool paused;        /* left by REQ_EXIT: the guest is told that time passed */
+    bool unfinished;           /* the last exit was an access that KVM completes when entered again */
+    bool irq_check;            /* ask the interrupt controller before entering */
+    bool ready;                /* KVM takes an interrupt now */
+    bool paused;               /* left by REQ_EXIT: the guest is told that time passed */
     _Atomic(pthread_t) thread; /* the one prepared for running this vCPU */
     bool thread_known;
     _Atomic int running_tid; /* != 0 while in KVM_RUN: whom to signal; pairs with vcpu_kick */
@@ -84,7 +84,7 @@ enum { VCPU_GO_ON = -1 };
 
 /* --- kvm.c --- */
 const char *kvm_missing_capability(int vm); /* what the engine needs and this KVM lacks, or NULL */
-int kvm_set_tss(int vm); /* three pages that Intel's KVM wants in the 32-bit hole */
+int kvm_set_tss(int vm);                    /* three pages that Intel's KVM wants in the 32-bit hole */
 
 /* --- run.c --- */
 int vcpu_fail(struct vcpu *v, const char *format, ...) __attribute__((format(printf, 2, 3)));

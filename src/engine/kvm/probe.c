@@ -57,15 +57,15 @@ __asm__(".pushsection .rodata\n"
         "    and $1, %r8d\n"
         "    shl $12, %r8d\n"
         "    lea 0x1000(%r8), %r9\n"
-        "    mov %r9, %cr3\n"                /* the other root: WINDOW + 0x1000 changes with it */
+        "    mov %r9, %cr3\n" /* the other root: WINDOW + 0x1000 changes with it */
         "    add 0x101000, %rax\n"
-        "    xor 0x100000, %rax\n"           /* caches the old translation of WINDOW */
+        "    xor 0x100000, %rax\n" /* caches the old translation of WINDOW */
         "    mov %ebx, %r8d\n"
         "    shr $1, %r8d\n"
         "    and $1, %r8d\n"
         "    shl $12, %r8d\n"
         "    lea 0x10003(%r8), %r9\n"
-        "    mov %r9, 0x7800\n"              /* WINDOW's entry in both page tables */
+        "    mov %r9, 0x7800\n" /* WINDOW's entry in both page tables */
         "    mov %r9, 0x8800\n"
         "    invlpg 0x100000\n"
         "    mov $0x100000, %edi\n"
@@ -198,7 +198,8 @@ static bool probe_create(struct probe *p)
     }
     probe_fill_ram(p->ram);
     struct kvm_userspace_memory_region slot = {
-        .memory_size = PROBE_RAM, .userspace_addr = (uintptr_t)p->ram,
+        .memory_size = PROBE_RAM,
+        .userspace_addr = (uintptr_t)p->ram,
     };
     if (kvm_set_tss(p->vm) || ioctl(p->vm, KVM_SET_USER_MEMORY_REGION, &slot))
         return refuse(p, "KVM takes no guest memory: %s", strerror(errno));
@@ -287,8 +288,8 @@ static bool probe_judge(struct probe *p, int err, uint64_t sum, const struct kvm
     if (ioctl(p->vcpu, KVM_GET_REGS, &regs) || regs.rax != sum)
         return refuse(p, "KVM runs 64-bit kernel code with paging wrongly");
     if (r->guest_ns > PROBE_MIN_NS && r->guest_ns > PROBE_SLOWDOWN * r->native_ns)
-        return refuse(p, "this /dev/kvm only emulates: kernel code of %.1f ms took %.0f ms",
-                      (double)r->native_ns / 1e6, (double)r->guest_ns / 1e6);
+        return refuse(p, "this /dev/kvm only emulates: kernel code of %.1f ms took %.0f ms", (double)r->native_ns / 1e6,
+                      (double)r->guest_ns / 1e6);
     return true;
 }
 

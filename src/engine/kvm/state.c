@@ -8,8 +8,14 @@
 #define MSR_APIC_BASE 0x1b
 #define MSR_PV_TIME 0x4b564d01
 
-#define FIELD(index, name) {index, offsetof(struct cpu, name), false}
-#define OPTIONAL(index, name) {index, offsetof(struct cpu, name), true}
+#define FIELD(index, name)                                                                                             \
+    {                                                                                                                  \
+        index, offsetof(struct cpu, name), false                                                                       \
+    }
+#define OPTIONAL(index, name)                                                                                          \
+    {                                                                                                                  \
+        index, offsetof(struct cpu, name), true                                                                        \
+    }
 
 const struct msr_field kvm_msr_fields[] = {
     FIELD(0xc0000081, star),
@@ -69,10 +75,18 @@ static uint64_t *msr_of(struct cpu *c, unsigned i)
 static struct kvm_segment segment_to_kvm(const struct segment *s)
 {
     return (struct kvm_segment){
-        .base = s->base, .limit = s->limit, .selector = s->selector,
-        .type = s->attr & SEG_TYPE, .s = !!(s->attr & SEG_S), .dpl = (s->attr & SEG_DPL) >> SEG_DPL_SHIFT,
-        .present = !!(s->attr & SEG_P), .avl = !!(s->attr & SEG_AVL), .l = !!(s->attr & SEG_L),
-        .db = !!(s->attr & SEG_DB), .g = !!(s->attr & SEG_G), .unusable = !(s->attr & SEG_P),
+        .base = s->base,
+        .limit = s->limit,
+        .selector = s->selector,
+        .type = s->attr & SEG_TYPE,
+        .s = !!(s->attr & SEG_S),
+        .dpl = (s->attr & SEG_DPL) >> SEG_DPL_SHIFT,
+        .present = !!(s->attr & SEG_P),
+        .avl = !!(s->attr & SEG_AVL),
+        .l = !!(s->attr & SEG_L),
+        .db = !!(s->attr & SEG_DB),
+        .g = !!(s->attr & SEG_G),
+        .unusable = !(s->attr & SEG_P),
     };
 }
 
@@ -81,7 +95,9 @@ static struct segment segment_from_kvm(const struct kvm_segment *k)
 {
     bool present = k->present && !k->unusable;
     return (struct segment){
-        .base = k->base, .limit = k->limit, .selector = k->selector,
+        .base = k->base,
+        .limit = k->limit,
+        .selector = k->selector,
         .attr = (uint16_t)(k->type | k->s << 4 | k->dpl << SEG_DPL_SHIFT | (present ? SEG_P : 0) |
                            (k->avl ? SEG_AVL : 0) | (k->l ? SEG_L : 0) | (k->db ? SEG_DB : 0) | (k->g ? SEG_G : 0)),
     };
@@ -132,8 +148,8 @@ static void sregs_from_cpu(const struct vcpu *v, struct kvm_sregs *s)
 {
     const struct cpu *c = &v->cpu;
     for (unsigned i = 0; i < sizeof(segment_map) / sizeof(segment_map[0]); i++)
-        *(struct kvm_segment *)((char *)s + segment_map[i].kvm) =
-            segment_to_kvm((const struct segment *)((const char *)c + segment_map[i].cpu));
+        *(struct kvm_segment *)((char *)s + segment_map[i].kvm) = segment_to_kvm(
+            (const struct segment *)((const char *)c + segment_map[i].cpu));
     s->ss.dpl = c->cpl; /* KVM takes the privilege level from here */
     s->gdt = (struct kvm_dtable){.base = c->gdtr.base, .limit = (uint16_t)c->gdtr.limit};
     s->idt = (struct kvm_dtable){.base = c->idtr.base, .limit = (uint16_t)c->idtr.limit};
@@ -150,8 +166,8 @@ static void sregs_to_cpu(struct vcpu *v, const struct kvm_sregs *s)
 {
     struct cpu *c = &v->cpu;
     for (unsigned i = 0; i < sizeof(segment_map) / sizeof(segment_map[0]); i++)
-        *(struct segment *)((char *)c + segment_map[i].cpu) =
-            segment_from_kvm((const struct kvm_segment *)((const char *)s + segment_map[i].kvm));
+        *(struct segment *)((char *)c + segment_map[i].cpu) = segment_from_kvm(
+            (const struct kvm_segment *)((const char *)s + segment_map[i].kvm));
     c->cpl = s->ss.dpl;
     c->gdtr = (struct descriptor_table){.base = s->gdt.base, .limit = s->gdt.limit};
     c->idtr = (struct descriptor_table){.base = s->idt.base, .limit = s->idt.limit};
@@ -192,7 +208,9 @@ static int import_failed(struct vcpu *v, const char *what)
 static int import_tsc(struct vcpu *v, int64_t offset)
 {
     struct kvm_device_attr attr = {
-        .group = KVM_VCPU_TSC_CTRL, .attr = KVM_VCPU_TSC_OFFSET, .addr = (uintptr_t)&offset,
+        .group = KVM_VCPU_TSC_CTRL,
+        .attr = KVM_VCPU_TSC_OFFSET,
+        .addr = (uintptr_t)&offset,
     };
     return ioctl(v->fd, KVM_SET_DEVICE_ATTR, &attr);
 }
@@ -331,8 +349,10 @@ static int export_pending(struct vcpu *v, const struct kvm_vcpu_events *e)
         atomic_fetch_or(&c->request, REQ_NMI);
     if (e->exception.injected || e->exception.pending) {
         c->exc = (struct exception){
-            .vector = e->exception.nr, .has_error = e->exception.has_error_code,
-            .error = e->exception.error_code, .cr2 = c->cr2,
+            .vector = e->exception.nr,
+            .has_error = e->exception.has_error_code,
+            .error = e->exception.error_code,
+            .cr2 = c->cr2,
         };
         err = cpu_deliver(c);
     } else if (e->nmi.injected) {

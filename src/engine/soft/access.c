@@ -38,10 +38,14 @@ unsigned gpr_of(ZydisRegister r)
         if (r >= ZYDIS_REGISTER_AH && r <= ZYDIS_REGISTER_BH)
             return (unsigned)(r - ZYDIS_REGISTER_AH);
         return r >= ZYDIS_REGISTER_SPL ? (unsigned)(r - ZYDIS_REGISTER_SPL) + RSP : (unsigned)(r - ZYDIS_REGISTER_AL);
-    case ZYDIS_REGCLASS_GPR16: return (unsigned)(r - ZYDIS_REGISTER_AX);
-    case ZYDIS_REGCLASS_GPR32: return (unsigned)(r - ZYDIS_REGISTER_EAX);
-    case ZYDIS_REGCLASS_GPR64: return (unsigned)(r - ZYDIS_REGISTER_RAX);
-    default: return NO_REG;
+    case ZYDIS_REGCLASS_GPR16:
+        return (unsigned)(r - ZYDIS_REGISTER_AX);
+    case ZYDIS_REGCLASS_GPR32:
+        return (unsigned)(r - ZYDIS_REGISTER_EAX);
+    case ZYDIS_REGCLASS_GPR64:
+        return (unsigned)(r - ZYDIS_REGISTER_RAX);
+    default:
+        return NO_REG;
     }
 }
 
@@ -64,7 +68,7 @@ uint32_t gpr_mask_of(const struct insn *in)
 
 void choose_scratch(struct translator *t, uint32_t used)
 {
-    static const uint8_t pool[3] = { R11, R10, R9 };
+    static const uint8_t pool[3] = {R11, R10, R9};
     if (t->window_open) { /* r9 is the window's; flags wait in memory */
         t->A = used >> R11 & 1 ? R10 : R11;
         t->B = R11 + R10 - t->A;
@@ -104,12 +108,18 @@ void tail_restore_flags(struct translator *t, struct tail *tail)
 static unsigned sreg_of(ZydisRegister r)
 {
     switch (r) {
-    case ZYDIS_REGISTER_ES: return ES;
-    case ZYDIS_REGISTER_CS: return CS;
-    case ZYDIS_REGISTER_SS: return SS;
-    case ZYDIS_REGISTER_FS: return FS;
-    case ZYDIS_REGISTER_GS: return GS;
-    default: return DS;
+    case ZYDIS_REGISTER_ES:
+        return ES;
+    case ZYDIS_REGISTER_CS:
+        return CS;
+    case ZYDIS_REGISTER_SS:
+        return SS;
+    case ZYDIS_REGISTER_FS:
+        return FS;
+    case ZYDIS_REGISTER_GS:
+        return GS;
+    default:
+        return DS;
     }
 }
 
@@ -136,8 +146,10 @@ static void emit_no_segment(struct translator *t, const struct insn *in, const Z
 void insn_ea(struct translator *t, const struct insn *in, const ZydisDecodedOperand *op, struct ea *out)
 {
     const struct ZydisDecodedOperandMem_ *m = &op->mem;
-    *out = (struct ea){ .base = NO_REG, .index = NO_REG, .disp = m->disp.has_displacement ? m->disp.value : 0,
-                        .segment = sreg_of(m->segment) };
+    *out = (struct ea){.base = NO_REG,
+                       .index = NO_REG,
+                       .disp = m->disp.has_displacement ? m->disp.value : 0,
+                       .segment = sreg_of(m->segment)};
     if (!(t->mode & MODE_64) && in->d.mnemonic != ZYDIS_MNEMONIC_LEA && forbidden_segment(t, out->segment, op))
         emit_no_segment(t, in, op);
     out->addr32 = in->d.address_width == 32;
@@ -219,8 +231,7 @@ struct site *new_site(struct translator *t, const struct insn *in, uint32_t *ind
     struct engine *e = t->engine;
     *index = e->n_sites++;
     struct site *s = &e->sites[*index];
-    *s = (struct site){ .block = t->b, .pc = in->pc, .len = in->d.length,
-                        .mnemonic = (uint16_t)in->d.mnemonic };
+    *s = (struct site){.block = t->b, .pc = in->pc, .len = in->d.length, .mnemonic = (uint16_t)in->d.mnemonic};
     return s;
 }
 
@@ -253,16 +264,24 @@ static bool is_masked(const struct insn *in)
 static bool no_fault_suppression(const struct insn *in)
 {
     switch (in->d.mnemonic) { /* where the table has another type than the manual */
-    case ZYDIS_MNEMONIC_VGF2P8AFFINEQB: case ZYDIS_MNEMONIC_VGF2P8AFFINEINVQB: case ZYDIS_MNEMONIC_VCVTNE2PS2BF16:
+    case ZYDIS_MNEMONIC_VGF2P8AFFINEQB:
+    case ZYDIS_MNEMONIC_VGF2P8AFFINEINVQB:
+    case ZYDIS_MNEMONIC_VCVTNE2PS2BF16:
     case ZYDIS_MNEMONIC_VDBPSADBW:
         return true;
     default:
         break;
     }
     switch (in->d.meta.exception_class) {
-    case ZYDIS_EXCEPTION_CLASS_E1NF: case ZYDIS_EXCEPTION_CLASS_E2NF: case ZYDIS_EXCEPTION_CLASS_E3NF:
-    case ZYDIS_EXCEPTION_CLASS_E4NF: case ZYDIS_EXCEPTION_CLASS_E5NF: case ZYDIS_EXCEPTION_CLASS_E6NF:
-    case ZYDIS_EXCEPTION_CLASS_E9NF: case ZYDIS_EXCEPTION_CLASS_E10NF: case ZYDIS_EXCEPTION_CLASS_E11NF:
+    case ZYDIS_EXCEPTION_CLASS_E1NF:
+    case ZYDIS_EXCEPTION_CLASS_E2NF:
+    case ZYDIS_EXCEPTION_CLASS_E3NF:
+    case ZYDIS_EXCEPTION_CLASS_E4NF:
+    case ZYDIS_EXCEPTION_CLASS_E5NF:
+    case ZYDIS_EXCEPTION_CLASS_E6NF:
+    case ZYDIS_EXCEPTION_CLASS_E9NF:
+    case ZYDIS_EXCEPTION_CLASS_E10NF:
+    case ZYDIS_EXCEPTION_CLASS_E11NF:
         return true;
     default:
         return false;
@@ -274,23 +293,39 @@ static bool no_fault_suppression(const struct insn *in)
 static unsigned gp_alignment(const struct translator *t, const struct insn *in, unsigned size)
 {
     switch (in->d.mnemonic) {
-    case ZYDIS_MNEMONIC_MOVUPS: case ZYDIS_MNEMONIC_MOVUPD: case ZYDIS_MNEMONIC_MOVDQU: case ZYDIS_MNEMONIC_LDDQU:
-    case ZYDIS_MNEMONIC_PCMPESTRI: case ZYDIS_MNEMONIC_PCMPESTRM: case ZYDIS_MNEMONIC_PCMPISTRI:
-    case ZYDIS_MNEMONIC_PCMPISTRM: case ZYDIS_MNEMONIC_MASKMOVDQU:
+    case ZYDIS_MNEMONIC_MOVUPS:
+    case ZYDIS_MNEMONIC_MOVUPD:
+    case ZYDIS_MNEMONIC_MOVDQU:
+    case ZYDIS_MNEMONIC_LDDQU:
+    case ZYDIS_MNEMONIC_PCMPESTRI:
+    case ZYDIS_MNEMONIC_PCMPESTRM:
+    case ZYDIS_MNEMONIC_PCMPISTRI:
+    case ZYDIS_MNEMONIC_PCMPISTRM:
+    case ZYDIS_MNEMONIC_MASKMOVDQU:
         return 0;
-    case ZYDIS_MNEMONIC_CMPXCHG16B: case ZYDIS_MNEMONIC_CVTPD2PI: case ZYDIS_MNEMONIC_CVTTPD2PI:
+    case ZYDIS_MNEMONIC_CMPXCHG16B:
+    case ZYDIS_MNEMONIC_CVTPD2PI:
+    case ZYDIS_MNEMONIC_CVTTPD2PI:
         return 15;
-    case ZYDIS_MNEMONIC_SHA1MSG1: case ZYDIS_MNEMONIC_SHA1MSG2: case ZYDIS_MNEMONIC_SHA1NEXTE:
-    case ZYDIS_MNEMONIC_SHA1RNDS4: case ZYDIS_MNEMONIC_SHA256MSG1: case ZYDIS_MNEMONIC_SHA256MSG2:
+    case ZYDIS_MNEMONIC_SHA1MSG1:
+    case ZYDIS_MNEMONIC_SHA1MSG2:
+    case ZYDIS_MNEMONIC_SHA1NEXTE:
+    case ZYDIS_MNEMONIC_SHA1RNDS4:
+    case ZYDIS_MNEMONIC_SHA256MSG1:
+    case ZYDIS_MNEMONIC_SHA256MSG2:
     case ZYDIS_MNEMONIC_SHA256RNDS2:
         return t->amd ? 0 : 15;
     default:
         break;
     }
     switch (in->d.meta.exception_class) {
-    case ZYDIS_EXCEPTION_CLASS_SSE1: case ZYDIS_EXCEPTION_CLASS_SSE2: case ZYDIS_EXCEPTION_CLASS_SSE4:
+    case ZYDIS_EXCEPTION_CLASS_SSE1:
+    case ZYDIS_EXCEPTION_CLASS_SSE2:
+    case ZYDIS_EXCEPTION_CLASS_SSE4:
         return size == 16 ? 15 : 0;
-    case ZYDIS_EXCEPTION_CLASS_AVX1: case ZYDIS_EXCEPTION_CLASS_E1: case ZYDIS_EXCEPTION_CLASS_E1NF:
+    case ZYDIS_EXCEPTION_CLASS_AVX1:
+    case ZYDIS_EXCEPTION_CLASS_E1:
+    case ZYDIS_EXCEPTION_CLASS_E1NF:
         return size - 1;
     default:
         return 0;
@@ -302,8 +337,12 @@ static unsigned gp_alignment(const struct translator *t, const struct insn *in, 
 static unsigned ac_alignment(const struct insn *in, unsigned size)
 {
     switch (in->d.mnemonic) {
-    case ZYDIS_MNEMONIC_VMASKMOVPS: case ZYDIS_MNEMONIC_VMASKMOVPD: case ZYDIS_MNEMONIC_VPMASKMOVD:
-    case ZYDIS_MNEMONIC_VPMASKMOVQ: case ZYDIS_MNEMONIC_CLFLUSH: case ZYDIS_MNEMONIC_CLFLUSHOPT:
+    case ZYDIS_MNEMONIC_VMASKMOVPS:
+    case ZYDIS_MNEMONIC_VMASKMOVPD:
+    case ZYDIS_MNEMONIC_VPMASKMOVD:
+    case ZYDIS_MNEMONIC_VPMASKMOVQ:
+    case ZYDIS_MNEMONIC_CLFLUSH:
+    case ZYDIS_MNEMONIC_CLFLUSHOPT:
     case ZYDIS_MNEMONIC_CLWB:
         return 0;
     default:
@@ -333,7 +372,10 @@ static bool is_x87(const struct insn *in)
 static bool waits_for_x87(const struct insn *in)
 {
     switch (in->d.mnemonic) {
-    case ZYDIS_MNEMONIC_FNSTCW: case ZYDIS_MNEMONIC_FNSTSW: case ZYDIS_MNEMONIC_FNSTENV: case ZYDIS_MNEMONIC_FNSAVE:
+    case ZYDIS_MNEMONIC_FNSTCW:
+    case ZYDIS_MNEMONIC_FNSTSW:
+    case ZYDIS_MNEMONIC_FNSTENV:
+    case ZYDIS_MNEMONIC_FNSAVE:
         return false;
     default:
         break;
@@ -463,7 +505,8 @@ void emit_access(struct translator *t, const struct insn *in, const struct ea *e
     s->gp_align = (uint8_t)gp_alignment(t, in, size);
     if (s->gp_align || in->d.mnemonic == ZYDIS_MNEMONIC_LDMXCSR || in->d.mnemonic == ZYDIS_MNEMONIC_VLDMXCSR)
         s->access |= SITE_OWN_GP;
-    s->halves = size == 10 || in->d.mnemonic == ZYDIS_MNEMONIC_MASKMOVDQU || in->d.mnemonic == ZYDIS_MNEMONIC_VMASKMOVDQU;
+    s->halves = size == 10 || in->d.mnemonic == ZYDIS_MNEMONIC_MASKMOVDQU ||
+                in->d.mnemonic == ZYDIS_MNEMONIC_VMASKMOVDQU;
     s->x87 = waits_for_x87(in);
     if (in->d.mnemonic == ZYDIS_MNEMONIC_FLDENV || in->d.mnemonic == ZYDIS_MNEMONIC_FRSTOR)
         s->first = size == 14 || size == 94 ? 2 : 4;
@@ -515,10 +558,14 @@ bool has_high8(const struct insn *in)
 static unsigned opcode_length(const ZydisDecodedInstruction *d)
 {
     switch (d->opcode_map) {
-    case ZYDIS_OPCODE_MAP_DEFAULT: return 1;
-    case ZYDIS_OPCODE_MAP_0F: return 2;
-    case ZYDIS_OPCODE_MAP_0F0F: return 2;
-    default: return 3;
+    case ZYDIS_OPCODE_MAP_DEFAULT:
+        return 1;
+    case ZYDIS_OPCODE_MAP_0F:
+        return 2;
+    case ZYDIS_OPCODE_MAP_0F0F:
+        return 2;
+    default:
+        return 3;
     }
 }
 
@@ -617,7 +664,9 @@ void copy_insn_in_window(struct emit *e, const struct insn *in, unsigned base, i
     copy_opcode(e, in, base);
     /* set the index bit: in REX, or inverted in VEX and EVEX */
     switch (d->encoding) {
-    case ZYDIS_INSTRUCTION_ENCODING_VEX: case ZYDIS_INSTRUCTION_ENCODING_XOP: case ZYDIS_INSTRUCTION_ENCODING_EVEX:
+    case ZYDIS_INSTRUCTION_ENCODING_VEX:
+    case ZYDIS_INSTRUCTION_ENCODING_XOP:
+    case ZYDIS_INSTRUCTION_ENCODING_EVEX:
         start[1] &= (uint8_t)~0x40;
         break;
     default: {
@@ -676,10 +725,18 @@ static void stolen_stores(struct emit *e, const struct insn *in)
 static bool packs_elements(ZydisMnemonic m)
 {
     switch (m) {
-    case ZYDIS_MNEMONIC_VCOMPRESSPD: case ZYDIS_MNEMONIC_VCOMPRESSPS: case ZYDIS_MNEMONIC_VPCOMPRESSB:
-    case ZYDIS_MNEMONIC_VPCOMPRESSW: case ZYDIS_MNEMONIC_VPCOMPRESSD: case ZYDIS_MNEMONIC_VPCOMPRESSQ:
-    case ZYDIS_MNEMONIC_VEXPANDPD: case ZYDIS_MNEMONIC_VEXPANDPS: case ZYDIS_MNEMONIC_VPEXPANDB:
-    case ZYDIS_MNEMONIC_VPEXPANDW: case ZYDIS_MNEMONIC_VPEXPANDD: case ZYDIS_MNEMONIC_VPEXPANDQ:
+    case ZYDIS_MNEMONIC_VCOMPRESSPD:
+    case ZYDIS_MNEMONIC_VCOMPRESSPS:
+    case ZYDIS_MNEMONIC_VPCOMPRESSB:
+    case ZYDIS_MNEMONIC_VPCOMPRESSW:
+    case ZYDIS_MNEMONIC_VPCOMPRESSD:
+    case ZYDIS_MNEMONIC_VPCOMPRESSQ:
+    case ZYDIS_MNEMONIC_VEXPANDPD:
+    case ZYDIS_MNEMONIC_VEXPANDPS:
+    case ZYDIS_MNEMONIC_VPEXPANDB:
+    case ZYDIS_MNEMONIC_VPEXPANDW:
+    case ZYDIS_MNEMONIC_VPEXPANDD:
+    case ZYDIS_MNEMONIC_VPEXPANDQ:
         return true;
     default:
         return false;
@@ -690,12 +747,21 @@ static bool packs_elements(ZydisMnemonic m)
 static unsigned broadcast_elements(ZydisBroadcastMode mode)
 {
     switch (mode) {
-    case ZYDIS_BROADCAST_MODE_1_TO_2: return 2;
-    case ZYDIS_BROADCAST_MODE_1_TO_4: case ZYDIS_BROADCAST_MODE_2_TO_4: return 4;
-    case ZYDIS_BROADCAST_MODE_1_TO_8: case ZYDIS_BROADCAST_MODE_2_TO_8: case ZYDIS_BROADCAST_MODE_4_TO_8: return 8;
-    case ZYDIS_BROADCAST_MODE_1_TO_32: return 32;
-    case ZYDIS_BROADCAST_MODE_1_TO_64: return 64;
-    default: return 16;
+    case ZYDIS_BROADCAST_MODE_1_TO_2:
+        return 2;
+    case ZYDIS_BROADCAST_MODE_1_TO_4:
+    case ZYDIS_BROADCAST_MODE_2_TO_4:
+        return 4;
+    case ZYDIS_BROADCAST_MODE_1_TO_8:
+    case ZYDIS_BROADCAST_MODE_2_TO_8:
+    case ZYDIS_BROADCAST_MODE_4_TO_8:
+        return 8;
+    case ZYDIS_BROADCAST_MODE_1_TO_32:
+        return 32;
+    case ZYDIS_BROADCAST_MODE_1_TO_64:
+        return 64;
+    default:
+        return 16;
     }
 }
 
@@ -720,8 +786,10 @@ static void masked_access(struct site *s, const struct insn *in, const ZydisDeco
         return;
     }
     switch (in->d.mnemonic) {
-    case ZYDIS_MNEMONIC_VMASKMOVPS: case ZYDIS_MNEMONIC_VMASKMOVPD:
-    case ZYDIS_MNEMONIC_VPMASKMOVD: case ZYDIS_MNEMONIC_VPMASKMOVQ: {
+    case ZYDIS_MNEMONIC_VMASKMOVPS:
+    case ZYDIS_MNEMONIC_VMASKMOVPD:
+    case ZYDIS_MNEMONIC_VPMASKMOVD:
+    case ZYDIS_MNEMONIC_VPMASKMOVQ: {
         ZydisRegister r = in->op[1].reg.value;
         s->mask_kind = MASK_VEC_SIGN;
         s->mask_reg = (uint8_t)ZydisRegisterGetId(r);

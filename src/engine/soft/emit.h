@@ -11,12 +11,34 @@ struct emit {
     uint8_t *start; /* offset 0 of the code cache, in the same mapping */
 };
 
-static inline uint32_t e_offset(const struct emit *e) { return (uint32_t)(e->p - e->start); }
-static inline void e8(struct emit *e, unsigned v) { *e->p++ = (uint8_t)v; }
-static inline void e16(struct emit *e, unsigned v) { e8(e, v); e8(e, v >> 8); }
-static inline void e32(struct emit *e, uint32_t v) { memcpy(e->p, &v, 4); e->p += 4; }
-static inline void e64(struct emit *e, uint64_t v) { memcpy(e->p, &v, 8); e->p += 8; }
-static inline void e_bytes(struct emit *e, const void *b, unsigned n) { memcpy(e->p, b, n); e->p += n; }
+static inline uint32_t e_offset(const struct emit *e)
+{
+    return (uint32_t)(e->p - e->start);
+}
+static inline void e8(struct emit *e, unsigned v)
+{
+    *e->p++ = (uint8_t)v;
+}
+static inline void e16(struct emit *e, unsigned v)
+{
+    e8(e, v);
+    e8(e, v >> 8);
+}
+static inline void e32(struct emit *e, uint32_t v)
+{
+    memcpy(e->p, &v, 4);
+    e->p += 4;
+}
+static inline void e64(struct emit *e, uint64_t v)
+{
+    memcpy(e->p, &v, 8);
+    e->p += 8;
+}
+static inline void e_bytes(struct emit *e, const void *b, unsigned n)
+{
+    memcpy(e->p, b, n);
+    e->p += n;
+}
 
 static inline void e_rex(struct emit *e, bool w, unsigned reg, unsigned index, unsigned base)
 {
@@ -54,16 +76,31 @@ static inline void e_gs_index8(struct emit *e, unsigned opcode, bool w, unsigned
     e8(e, 0xc5 | (index & 7) << 3);
     e32(e, disp);
 }
-static inline void e_load(struct emit *e, unsigned reg, uint32_t gs) { e_gs(e, 0x8b, true, reg, gs); }
-static inline void e_load32(struct emit *e, unsigned reg, uint32_t gs) { e_gs(e, 0x8b, false, reg, gs); }
-static inline void e_store(struct emit *e, unsigned reg, uint32_t gs) { e_gs(e, 0x89, true, reg, gs); }
-static inline void e_store32(struct emit *e, unsigned reg, uint32_t gs) { e_gs(e, 0x89, false, reg, gs); }
+static inline void e_load(struct emit *e, unsigned reg, uint32_t gs)
+{
+    e_gs(e, 0x8b, true, reg, gs);
+}
+static inline void e_load32(struct emit *e, unsigned reg, uint32_t gs)
+{
+    e_gs(e, 0x8b, false, reg, gs);
+}
+static inline void e_store(struct emit *e, unsigned reg, uint32_t gs)
+{
+    e_gs(e, 0x89, true, reg, gs);
+}
+static inline void e_store32(struct emit *e, unsigned reg, uint32_t gs)
+{
+    e_gs(e, 0x89, false, reg, gs);
+}
 static inline void e_store_imm32(struct emit *e, uint32_t gs, uint32_t imm)
 {
     e_gs(e, 0xc7, false, 0, gs);
     e32(e, imm);
 }
-static inline void e_gs_jump(struct emit *e, uint32_t gs) { e_gs(e, 0xff, false, 4, gs); }
+static inline void e_gs_jump(struct emit *e, uint32_t gs)
+{
+    e_gs(e, 0xff, false, 4, gs);
+}
 
 static inline void e_mov(struct emit *e, bool w, unsigned to, unsigned from)
 {
@@ -122,7 +159,8 @@ static inline void e_mem(struct emit *e, unsigned opcode, bool w, unsigned reg, 
     else if (mod == 0x80)
         e32(e, (uint32_t)disp);
 }
-static inline void e_lea(struct emit *e, bool w, unsigned reg, unsigned base, unsigned index, unsigned scale, int32_t disp)
+static inline void e_lea(struct emit *e, bool w, unsigned reg, unsigned base, unsigned index, unsigned scale,
+                         int32_t disp)
 {
     e_mem(e, 0x8d, w, reg, base, index, scale, disp);
 }
@@ -176,13 +214,16 @@ static inline void e_save_flags(struct emit *e, unsigned reg)
 {
     e_mov(e, true, reg, 0);
     e8(e, 0x9f); /* lahf */
-    e8(e, 0x0f); e8(e, 0x90); e8(e, 0xc0); /* seto al */
+    e8(e, 0x0f);
+    e8(e, 0x90);
+    e8(e, 0xc0); /* seto al */
     e_xchg(e, reg, 0);
 }
 static inline void e_restore_flags(struct emit *e, unsigned reg)
 {
     e_xchg(e, reg, 0);
-    e8(e, 0x04); e8(e, 0x7f); /* add al, 127: OF */
+    e8(e, 0x04);
+    e8(e, 0x7f); /* add al, 127: OF */
     e8(e, 0x9e); /* sahf */
     e_mov(e, true, 0, reg);
 }
@@ -191,7 +232,9 @@ static inline void e_save_flags_memory(struct emit *e, uint32_t rax_slot, uint32
 {
     e_store(e, 0, rax_slot);
     e8(e, 0x9f);
-    e8(e, 0x0f); e8(e, 0x90); e8(e, 0xc0);
+    e8(e, 0x0f);
+    e8(e, 0x90);
+    e8(e, 0xc0);
     e_store32(e, 0, flags_slot);
     e_load(e, 0, rax_slot);
 }
@@ -199,7 +242,8 @@ static inline void e_restore_flags_memory(struct emit *e, uint32_t rax_slot, uin
 {
     e_store(e, 0, rax_slot);
     e_load32(e, 0, flags_slot);
-    e8(e, 0x04); e8(e, 0x7f);
+    e8(e, 0x04);
+    e8(e, 0x7f);
     e8(e, 0x9e);
     e_load(e, 0, rax_slot);
 }

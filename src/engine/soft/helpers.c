@@ -8,7 +8,10 @@
  */
 #include "engine/soft/helpers.h"
 
-static const void *fault(struct soft_vcpu *v) { return soft_deliver(v); }
+static const void *fault(struct soft_vcpu *v)
+{
+    return soft_deliver(v);
+}
 
 static uint64_t next_pc(const struct soft_vcpu *v, const struct site *s)
 {
@@ -16,7 +19,10 @@ static uint64_t next_pc(const struct soft_vcpu *v, const struct site *s)
     return v->mode & MODE_64 ? pc : (uint32_t)pc;
 }
 
-static const void *jump(struct soft_vcpu *v) { return soft_next(v); }
+static const void *jump(struct soft_vcpu *v)
+{
+    return soft_next(v);
+}
 
 static const void *jump_next(struct soft_vcpu *v, const struct site *s)
 {
@@ -44,14 +50,32 @@ static const void *gp0(struct soft_vcpu *v)
     return fault(v);
 }
 
-static unsigned arg_kind(const struct site *s) { return s->arg & 0xff; }
-static unsigned arg_reg(const struct site *s) { return s->arg >> 8 & 0xff; }
-static unsigned arg_size(const struct site *s) { return s->arg >> 16 & 0xff; }
-static bool arg_memory(const struct site *s) { return s->arg >> 24 & 1; }
+static unsigned arg_kind(const struct site *s)
+{
+    return s->arg & 0xff;
+}
+static unsigned arg_reg(const struct site *s)
+{
+    return s->arg >> 8 & 0xff;
+}
+static unsigned arg_size(const struct site *s)
+{
+    return s->arg >> 16 & 0xff;
+}
+static bool arg_memory(const struct site *s)
+{
+    return s->arg >> 24 & 1;
+}
 
-static bool user_mode(const struct soft_vcpu *v) { return v->cpu.cpl == 3; }
+static bool user_mode(const struct soft_vcpu *v)
+{
+    return v->cpu.cpl == 3;
+}
 
-static uint64_t linear(const struct soft_vcpu *v, uint64_t gva) { return v->mode & MODE_64 ? gva : (uint32_t)gva; }
+static uint64_t linear(const struct soft_vcpu *v, uint64_t gva)
+{
+    return v->mode & MODE_64 ? gva : (uint32_t)gva;
+}
 
 /* With segments that are not flat: may it be accessed? */
 static int segment_fault(struct soft_vcpu *v, unsigned segment, uint64_t offset, unsigned n, bool write)
@@ -152,10 +176,17 @@ static void set_gpr(struct soft_vcpu *v, unsigned reg, uint64_t value, unsigned 
 {
     uint64_t *r = &v->cpu.gpr[reg & 15];
     switch (size) {
-    case 1: *r = (*r & ~0xffull) | (value & 0xff); break;
-    case 2: *r = (*r & ~0xffffull) | (value & 0xffff); break;
-    case 4: *r = (uint32_t)value; break;
-    default: *r = value;
+    case 1:
+        *r = (*r & ~0xffull) | (value & 0xff);
+        break;
+    case 2:
+        *r = (*r & ~0xffffull) | (value & 0xffff);
+        break;
+    case 4:
+        *r = (uint32_t)value;
+        break;
+    default:
+        *r = value;
     }
 }
 
@@ -169,7 +200,10 @@ const void *helper_undefined(struct soft_vcpu *v, const struct site *s)
     return fault(v);
 }
 
-const void *helper_gp0(struct soft_vcpu *v, const struct site *s) { return gp0(v); }
+const void *helper_gp0(struct soft_vcpu *v, const struct site *s)
+{
+    return gp0(v);
+}
 
 /* An operand in a segment that is not flat: helper_ea is its offset, arg the segment. */
 const void *helper_segment(struct soft_vcpu *v, const struct site *s)
@@ -225,7 +259,8 @@ const void *helper_fpu_check(struct soft_vcpu *v, const struct site *s)
         vector = c->cr0 & (CR0_EM | CR0_TS) ? EXC_NM : 0;
     else if (kind <= K_SSE && ((c->cr0 & CR0_EM) || (kind == K_SSE && !(c->cr4 & CR4_OSFXSR))))
         vector = EXC_UD;
-    else if (kind >= K_VEX && (!(c->cr4 & CR4_OSXSAVE) || (c->xcr0 & (kind == K_EVEX ? 0xe6 : 6)) != (kind == K_EVEX ? 0xe6 : 6)))
+    else if (kind >= K_VEX &&
+             (!(c->cr4 & CR4_OSXSAVE) || (c->xcr0 & (kind == K_EVEX ? 0xe6 : 6)) != (kind == K_EVEX ? 0xe6 : 6)))
         vector = EXC_UD;
     else if (c->cr0 & CR0_TS)
         vector = EXC_NM;
@@ -237,9 +272,15 @@ const void *helper_fpu_check(struct soft_vcpu *v, const struct site *s)
 
 /* --- string instructions ------------------------------------------------------------------------------- */
 
-static uint64_t count_mask(unsigned width) { return width == 64 ? ~0ull : width == 32 ? UINT32_MAX : 0xffff; }
+static uint64_t count_mask(unsigned width)
+{
+    return width == 64 ? ~0ull : width == 32 ? UINT32_MAX : 0xffff;
+}
 
-static uint64_t get_wide(const struct soft_vcpu *v, unsigned reg, unsigned width) { return v->cpu.gpr[reg] & count_mask(width); }
+static uint64_t get_wide(const struct soft_vcpu *v, unsigned reg, unsigned width)
+{
+    return v->cpu.gpr[reg] & count_mask(width);
+}
 
 static void set_wide(struct soft_vcpu *v, unsigned reg, uint64_t value, unsigned width)
 {
@@ -276,20 +317,30 @@ static uint8_t *string_run(struct soft_vcpu *v, uint64_t gva, unsigned access)
     return memory_hva(v->engine->config.memory, tr.gpa, 1);
 }
 
-static uint64_t run_elements(uint64_t gva, unsigned size) { return (4096 - (gva & 4095)) / size; }
+static uint64_t run_elements(uint64_t gva, unsigned size)
+{
+    return (4096 - (gva & 4095)) / size;
+}
 
 static void copy_forward(uint8_t *to, const uint8_t *from, uint64_t bytes)
 {
-    __asm__ volatile("rep movsb" : "+D"(to), "+S"(from), "+c"(bytes) :: "memory");
+    __asm__ volatile("rep movsb" : "+D"(to), "+S"(from), "+c"(bytes)::"memory");
 }
 
 static void fill(uint8_t *to, uint64_t value, uint64_t n, unsigned size)
 {
     switch (size) {
-    case 1: __asm__ volatile("rep stosb" : "+D"(to), "+c"(n) : "a"(value) : "memory"); break;
-    case 2: __asm__ volatile("rep stosw" : "+D"(to), "+c"(n) : "a"(value) : "memory"); break;
-    case 4: __asm__ volatile("rep stosl" : "+D"(to), "+c"(n) : "a"(value) : "memory"); break;
-    default: __asm__ volatile("rep stosq" : "+D"(to), "+c"(n) : "a"(value) : "memory");
+    case 1:
+        __asm__ volatile("rep stosb" : "+D"(to), "+c"(n) : "a"(value) : "memory");
+        break;
+    case 2:
+        __asm__ volatile("rep stosw" : "+D"(to), "+c"(n) : "a"(value) : "memory");
+        break;
+    case 4:
+        __asm__ volatile("rep stosl" : "+D"(to), "+c"(n) : "a"(value) : "memory");
+        break;
+    default:
+        __asm__ volatile("rep stosq" : "+D"(to), "+c"(n) : "a"(value) : "memory");
     }
 }
 
@@ -312,7 +363,8 @@ static void string_advance(struct soft_vcpu *v, const struct string_op *o, uint6
 /* Many elements at once, forward, inside one page each way; how many were done (0: not possible). */
 static uint64_t string_bulk(struct soft_vcpu *v, const struct string_op *o, uint64_t count)
 {
-    if ((v->mode & (MODE_ALIGN | MODE_SEGMENTED)) || o->step < 0 || (o->kind != STR_MOVS && o->kind != STR_STOS) || count < 2)
+    if ((v->mode & (MODE_ALIGN | MODE_SEGMENTED)) || o->step < 0 || (o->kind != STR_MOVS && o->kind != STR_STOS) ||
+        count < 2)
         return 0;
     uint64_t to = linear(v, get_wide(v, RDI, o->width) + seg_base(v, ES)), n = run_elements(to, o->size);
     if (n > count)
@@ -338,7 +390,8 @@ static uint64_t string_bulk(struct soft_vcpu *v, const struct string_op *o, uint
     if (gap && gap < n * o->size) { /* a pattern that repeats: in pieces that do not overlap */
         uint64_t piece = gap / o->size;
         for (uint64_t done = 0; done < n; done += piece)
-            copy_forward(host + done * o->size, source + done * o->size, (n - done < piece ? n - done : piece) * o->size);
+            copy_forward(host + done * o->size, source + done * o->size,
+                         (n - done < piece ? n - done : piece) * o->size);
     } else {
         copy_forward(host, source, n * o->size);
     }
@@ -350,10 +403,17 @@ static void compare_flags(struct soft_vcpu *v, uint64_t a, uint64_t b, unsigned 
 {
     uint64_t flags;
     switch (size) {
-    case 1: __asm__("cmpb %b2, %b1\n pushfq\n pop %0" : "=r"(flags) : "q"(a), "q"(b) : "cc"); break;
-    case 2: __asm__("cmpw %w2, %w1\n pushfq\n pop %0" : "=r"(flags) : "r"(a), "r"(b) : "cc"); break;
-    case 4: __asm__("cmpl %k2, %k1\n pushfq\n pop %0" : "=r"(flags) : "r"(a), "r"(b) : "cc"); break;
-    default: __asm__("cmpq %2, %1\n pushfq\n pop %0" : "=r"(flags) : "r"(a), "r"(b) : "cc");
+    case 1:
+        __asm__("cmpb %b2, %b1\n pushfq\n pop %0" : "=r"(flags) : "q"(a), "q"(b) : "cc");
+        break;
+    case 2:
+        __asm__("cmpw %w2, %w1\n pushfq\n pop %0" : "=r"(flags) : "r"(a), "r"(b) : "cc");
+        break;
+    case 4:
+        __asm__("cmpl %k2, %k1\n pushfq\n pop %0" : "=r"(flags) : "r"(a), "r"(b) : "cc");
+        break;
+    default:
+        __asm__("cmpq %2, %1\n pushfq\n pop %0" : "=r"(flags) : "r"(a), "r"(b) : "cc");
     }
     v->cpu.rflags = (v->cpu.rflags & ~(uint32_t)FL_ARITH) | ((uint32_t)flags & FL_ARITH);
 }
@@ -427,8 +487,11 @@ static int string_element(struct soft_vcpu *v, const struct string_op *o)
 
 const void *helper_string(struct soft_vcpu *v, const struct site *s)
 {
-    struct string_op o = { .kind = s->arg & 0xff, .size = s->arg >> 8 & 0xff, .rep = s->arg >> 16 & 0xff,
-                           .segment = s->arg2 & 0xff, .width = s->arg2 >> 8 };
+    struct string_op o = {.kind = s->arg & 0xff,
+                          .size = s->arg >> 8 & 0xff,
+                          .rep = s->arg >> 16 & 0xff,
+                          .segment = s->arg2 & 0xff,
+                          .width = s->arg2 >> 8};
     if (!(v->mode & MODE_64) && !(v->cpu.seg[o.segment].attr & SEG_P) && o.kind != STR_STOS && o.kind != STR_SCAS &&
         o.kind != STR_INS && !(o.rep && !get_wide(v, RCX, o.width)))
         return gp0(v);
@@ -443,7 +506,7 @@ const void *helper_string(struct soft_vcpu *v, const struct site *s)
         if (!budget && v->poll) {
             if (v->mode & MODE_BREAK)
                 v->cpu.rflags |= FL_RF; /* a breakpoint on it has been passed */
-            return soft_next(v); /* rip is still at the instruction */
+            return soft_next(v);        /* rip is still at the instruction */
         }
         budget = budget ? budget : STRING_SLICE;
         uint64_t done = v->mode & MODE_TF ? 0 : string_bulk(v, &o, count < budget ? count : budget);
@@ -796,13 +859,16 @@ const void *helper_int(struct soft_vcpu *v, const struct site *s)
     struct cpu *c = &v->cpu;
     uint64_t next = next_pc(v, s);
     switch (arg_kind(s)) {
-    case INT_3: return transferred(v, cpu_soft_interrupt(c, EXC_BP, EXC_SOFT_TRAP, next));
+    case INT_3:
+        return transferred(v, cpu_soft_interrupt(c, EXC_BP, EXC_SOFT_TRAP, next));
     case INT_O:
         if (!(c->rflags & FL_OF))
             return jump_next(v, s);
         return transferred(v, cpu_soft_interrupt(c, EXC_OF, EXC_SOFT_TRAP, next));
-    case INT_1: return transferred(v, cpu_soft_interrupt(c, EXC_DB, EXC_SOFT_TRAP, next));
-    default: return transferred(v, cpu_soft_interrupt(c, (uint8_t)s->imm, EXC_SOFT_INT, next));
+    case INT_1:
+        return transferred(v, cpu_soft_interrupt(c, EXC_DB, EXC_SOFT_TRAP, next));
+    default:
+        return transferred(v, cpu_soft_interrupt(c, (uint8_t)s->imm, EXC_SOFT_INT, next));
     }
 }
 
@@ -813,7 +879,7 @@ const void *helper_far(struct soft_vcpu *v, const struct site *s)
     uint64_t offset = (uint32_t)s->imm;
     unsigned size = s->arg2;
     if (arg_memory(s)) {
-        uint8_t raw[10] = { 0 };
+        uint8_t raw[10] = {0};
         if (data_read(v, v->helper_ea, raw, size + 2))
             return fault(v);
         offset = 0;
@@ -862,7 +928,7 @@ const void *helper_load_segment(struct soft_vcpu *v, const struct site *s)
 /* lfs, lgs, lss, lds, les */
 const void *helper_load_far(struct soft_vcpu *v, const struct site *s)
 {
-    uint8_t raw[10] = { 0 };
+    uint8_t raw[10] = {0};
     unsigned size = s->arg2;
     uint16_t selector;
     uint64_t offset = 0;
@@ -877,7 +943,10 @@ const void *helper_load_far(struct soft_vcpu *v, const struct site *s)
     return jump_next(v, s);
 }
 
-static bool umip_blocks(const struct cpu *c) { return c->cpl && (c->cr4 & CR4_UMIP); }
+static bool umip_blocks(const struct cpu *c)
+{
+    return c->cpl && (c->cr4 & CR4_UMIP);
+}
 
 const void *helper_descriptor_table(struct soft_vcpu *v, const struct site *s)
 {
@@ -896,7 +965,7 @@ const void *helper_descriptor_table(struct soft_vcpu *v, const struct site *s)
         return gp0(v);
     if (data_read(v, v->helper_ea, raw, 2 + wide))
         return fault(v);
-    struct descriptor_table value = { 0 };
+    struct descriptor_table value = {0};
     cpu_copy(&value.limit, raw, 2);
     cpu_copy(&value.base, raw + 2, wide);
     if (wide == 4 && s->arg2 == 2)
@@ -925,10 +994,18 @@ const void *helper_store_system(struct soft_vcpu *v, const struct site *s)
     struct cpu *c = &v->cpu;
     uint64_t value;
     switch (arg_kind(s)) {
-    case SYS_SLDT: value = c->ldtr.selector; break;
-    case SYS_STR: value = c->tr.selector; break;
-    case SYS_SMSW: value = c->cr0; break;
-    default: value = c->seg[s->arg2].selector; break;
+    case SYS_SLDT:
+        value = c->ldtr.selector;
+        break;
+    case SYS_STR:
+        value = c->tr.selector;
+        break;
+    case SYS_SMSW:
+        value = c->cr0;
+        break;
+    default:
+        value = c->seg[s->arg2].selector;
+        break;
     }
     if (arg_kind(s) != SYS_SELECTOR && umip_blocks(c))
         return gp0(v);
@@ -1012,7 +1089,8 @@ const void *helper_wbinvd(struct soft_vcpu *v, const struct site *s)
     return v->cpu.cpl ? gp0(v) : finish(v, s);
 }
 
-/* --- the rest ------------------------------------------------------------------------------------------------------ */
+/* --- the rest ------------------------------------------------------------------------------------------------------
+ */
 
 const void *helper_enter(struct soft_vcpu *v, const struct site *s)
 {
@@ -1056,8 +1134,9 @@ const void *helper_target(struct soft_vcpu *v, const struct site *s)
         return soft_code(v->engine, s->next);
     if (s->arg && !(cpu_canonical(&v->cpu, sp) && cpu_canonical(&v->cpu, sp + s->arg - 1)))
         cpu_raise_error(&v->cpu, EXC_SS, 0);
-    else if (!s->arg || (!cpu_walk(&v->cpu, sp, ACCESS_WRITE, user_mode(v), &tr) &&
-                         ((sp & 4095) + s->arg <= 4096 || !cpu_walk(&v->cpu, (sp | 4095) + 1, ACCESS_WRITE, user_mode(v), &tr))))
+    else if (!s->arg ||
+             (!cpu_walk(&v->cpu, sp, ACCESS_WRITE, user_mode(v), &tr) &&
+              ((sp & 4095) + s->arg <= 4096 || !cpu_walk(&v->cpu, (sp | 4095) + 1, ACCESS_WRITE, user_mode(v), &tr))))
         cpu_raise_error(&v->cpu, EXC_GP, 0);
     return fault(v);
 }
@@ -1126,7 +1205,8 @@ const void *helper_decimal(struct soft_vcpu *v, const struct site *s)
     uint8_t al = (uint8_t)c->gpr[RAX], ah = (uint8_t)(c->gpr[RAX] >> 8), old = al, imm = (uint8_t)s->imm;
     bool cf = c->rflags & FL_CF, af = c->rflags & FL_AF, low = (al & 15) > 9 || af;
     switch (arg_kind(s)) {
-    case DEC_DAA: case DEC_DAS: {
+    case DEC_DAA:
+    case DEC_DAS: {
         int sign = arg_kind(s) == DEC_DAA ? 1 : -1;
         bool high = old > 0x99 || cf;
         bool carry = false;
@@ -1140,7 +1220,8 @@ const void *helper_decimal(struct soft_vcpu *v, const struct site *s)
         af = low;
         break;
     }
-    case DEC_AAA: case DEC_AAS:
+    case DEC_AAA:
+    case DEC_AAS:
         if (low) {
             uint16_t ax = (uint16_t)(ah << 8 | al);
             ax = (uint16_t)(arg_kind(s) == DEC_AAA ? ax + 0x106 : ax - 0x106);

@@ -13,7 +13,10 @@ const void *soft_window(struct soft_vcpu *v);
 const void *soft_demote(struct soft_vcpu *v);
 const void *soft_commit(struct soft_vcpu *v);
 
-static unsigned mmu_of(const struct soft_vcpu *v) { return v->mode & MODE_MMU; }
+static unsigned mmu_of(const struct soft_vcpu *v)
+{
+    return v->mode & MODE_MMU;
+}
 
 static void dirty_add(struct dirty_list *d, unsigned index)
 {
@@ -27,11 +30,12 @@ static void dirty_add(struct dirty_list *d, unsigned index)
 
 static void watch_one(struct soft_vcpu *v, unsigned i)
 {
-    static const uint8_t lengths[4] = { 1, 2, 8, 4 };
+    static const uint8_t lengths[4] = {1, 2, 8, 4};
     uint64_t dr7 = v->cpu.dr7, length = lengths[dr7 >> (18 + 4 * i) & 3], first = v->cpu.dr[i] & ~(length - 1);
     unsigned kind = dr7 >> (16 + 4 * i) & 3;
     if ((dr7 >> (2 * i) & 3) && (kind & 1))
-        v->watch[v->n_watch++] = (struct watch){ .first = first, .last = first + length - 1, .reads = kind == 3, .bit = 1u << i };
+        v->watch[v->n_watch++] = (struct watch){
+            .first = first, .last = first + length - 1, .reads = kind == 3, .bit = 1u << i};
 }
 
 static void tlb_flush(struct soft_vcpu *v, unsigned mmu, bool globals_too);
@@ -125,7 +129,7 @@ static bool holds_code(const struct engine *e, uint64_t gpa, uint64_t len)
 
 struct piece {
     uint64_t gpa;
-    uint8_t *hva; /* NULL: not RAM */
+    uint8_t *hva;         /* NULL: not RAM */
     unsigned offset, len; /* in the access */
 };
 
@@ -186,24 +190,56 @@ static uint64_t read_k(unsigned k)
 {
     uint64_t r = 0;
     switch (k) {
-    case 1: __asm__ volatile("kmovq %%k1, %0" : "=r"(r)); break;
-    case 2: __asm__ volatile("kmovq %%k2, %0" : "=r"(r)); break;
-    case 3: __asm__ volatile("kmovq %%k3, %0" : "=r"(r)); break;
-    case 4: __asm__ volatile("kmovq %%k4, %0" : "=r"(r)); break;
-    case 5: __asm__ volatile("kmovq %%k5, %0" : "=r"(r)); break;
-    case 6: __asm__ volatile("kmovq %%k6, %0" : "=r"(r)); break;
-    case 7: __asm__ volatile("kmovq %%k7, %0" : "=r"(r)); break;
-    default: r = ~0ull;
+    case 1:
+        __asm__ volatile("kmovq %%k1, %0" : "=r"(r));
+        break;
+    case 2:
+        __asm__ volatile("kmovq %%k2, %0" : "=r"(r));
+        break;
+    case 3:
+        __asm__ volatile("kmovq %%k3, %0" : "=r"(r));
+        break;
+    case 4:
+        __asm__ volatile("kmovq %%k4, %0" : "=r"(r));
+        break;
+    case 5:
+        __asm__ volatile("kmovq %%k5, %0" : "=r"(r));
+        break;
+    case 6:
+        __asm__ volatile("kmovq %%k6, %0" : "=r"(r));
+        break;
+    case 7:
+        __asm__ volatile("kmovq %%k7, %0" : "=r"(r));
+        break;
+    default:
+        r = ~0ull;
     }
     return r;
 }
 
-#define YMM(n) case n: __asm__ volatile("vmovdqu %%ymm" #n ", (%0)" :: "r"(out) : "memory"); break
+#define YMM(n)                                                                                                         \
+    case n:                                                                                                            \
+        __asm__ volatile("vmovdqu %%ymm" #n ", (%0)" ::"r"(out) : "memory");                                           \
+        break
 static void read_ymm(unsigned n, uint8_t out[32])
 {
     switch (n) {
-        YMM(0); YMM(1); YMM(2); YMM(3); YMM(4); YMM(5); YMM(6); YMM(7);
-        YMM(8); YMM(9); YMM(10); YMM(11); YMM(12); YMM(13); YMM(14); YMM(15);
+        YMM(0);
+        YMM(1);
+        YMM(2);
+        YMM(3);
+        YMM(4);
+        YMM(5);
+        YMM(6);
+        YMM(7);
+        YMM(8);
+        YMM(9);
+        YMM(10);
+        YMM(11);
+        YMM(12);
+        YMM(13);
+        YMM(14);
+        YMM(15);
     }
 }
 
@@ -219,7 +255,8 @@ static uint64_t active_elements(const struct site *s)
             return used;
         }
         if (s->arg == 2) { /* compress, expand: packed from the start */
-            unsigned n = (unsigned)__builtin_popcountll(k & (s->size / s->element >= 64 ? ~0ull : (1ull << s->size / s->element) - 1));
+            unsigned n = (unsigned)__builtin_popcountll(
+                k & (s->size / s->element >= 64 ? ~0ull : (1ull << s->size / s->element) - 1));
             return n >= 64 ? ~0ull : (1ull << n) - 1;
         }
         return k;
@@ -306,8 +343,11 @@ static bool canonical(const struct soft_vcpu *v, uint64_t gva)
 static bool beyond_limit(const struct soft_vcpu *v, const struct site *s, uint64_t gva, unsigned high)
 {
     uint64_t base = s->based ? v->cpu.seg[s->segment].base : 0;
-    if (s->mask_kind == MASK_VEC_SIGN && (s->access & SITE_WRITE)) /* CPUs are seen to go on at 0 */
-        return false;
+    if (s->mask_kind == MASK_VEC_SIGN) { /* CPUs are seen to go on at 0: only an element must not wrap */
+        unsigned last = s->element - 1u;
+        gva += high - last;
+        high = last;
+    }
     return !(v->mode & (MODE_64 | MODE_SEGMENTED)) && (uint32_t)(gva - base) > UINT32_MAX - high;
 }
 
@@ -317,10 +357,10 @@ static int bounce_fill(struct soft_vcpu *v, const struct site *s, uint64_t gva, 
     unsigned access = s->access & SITE_WRITE ? ACCESS_WRITE : ACCESS_READ;
     uint8_t *buf = bounce_at(v, gva);
     unsigned split = 4096 - (gva & 4095);
-    struct piece p[2] = { { .len = s->size < split ? s->size : split } };
+    struct piece p[2] = {{.len = s->size < split ? s->size : split}};
     unsigned n = 1;
     if (p[0].len < s->size) {
-        p[1] = (struct piece){ .offset = p[0].len, .len = s->size - p[0].len };
+        p[1] = (struct piece){.offset = p[0].len, .len = s->size - p[0].len};
         n = 2;
     }
     bool used[2];
@@ -337,7 +377,8 @@ static int bounce_fill(struct soft_vcpu *v, const struct site *s, uint64_t gva, 
             first = s->size - 1;
             skip = first - p[i].offset;
         }
-        if (!canonical(v, gva + first) || beyond_limit(v, s, gva, first)) /* of a large operand: the rest was looked at */
+        if (!canonical(v, gva + first) ||
+            beyond_limit(v, s, gva, first)) /* of a large operand: the rest was looked at */
             return cpu_raise_error(&v->cpu, s->access & SITE_STACK ? EXC_SS : EXC_GP, 0);
         if (piece_translate(v, wrap(v, gva + first), access, &p[i], &tr))
             return CPU_FAULT;
@@ -415,8 +456,7 @@ const void *soft_slow(struct soft_vcpu *v)
         return access_fault(v, s);
     }
     /* what is looked at first: a store of 64 bytes is two, so are operands of 80 bits and masks by byte */
-    unsigned part = s->first ? s->first : s->size == 64 && !(s->access & SITE_READ) ? 32
-                    : s->halves ? 8 : s->size;
+    unsigned part = s->first ? s->first : s->size == 64 && !(s->access & SITE_READ) ? 32 : s->halves ? 8 : s->size;
     unsigned low = 0, high = part - 1;
     if (s->mask_kind) {
         low = (unsigned)__builtin_ctzll(active_bytes(s)); /* the first element: the others come one by one */
@@ -441,7 +481,7 @@ const void *soft_slow(struct soft_vcpu *v)
         v->stats.slow_cross++;
         return slow_bounce(v, s, gva);
     }
-    struct piece p = { .len = s->size };
+    struct piece p = {.len = s->size};
     struct translation tr;
     if (piece_translate(v, gva, write ? ACCESS_WRITE : ACCESS_READ, &p, &tr))
         return access_fault(v, s);
@@ -465,8 +505,7 @@ const void *soft_window(struct soft_vcpu *v)
     uint64_t gva = v->slow_ea;
     bool write = s->access & SITE_WRITE;
     struct translation tr;
-    if (cpu_canonical(&v->cpu, gva) && (gva & 4095) + s->size <= 4096 &&
-        cpu_walk_probe_access(v, gva, &tr)) {
+    if (cpu_canonical(&v->cpu, gva) && (gva & 4095) + s->size <= 4096 && cpu_walk_probe_access(v, gva, &tr)) {
         uint8_t *page = memory_hva(v->engine->config.memory, tr.gpa & ~4095ull, 4096);
         if (page) {
             unsigned mmu = mmu_of(v);
@@ -535,7 +574,7 @@ const void *soft_commit(struct soft_vcpu *v)
     unsigned done = 0;
     while (done < s->size) {
         unsigned room = 4096 - ((gva + done) & 4095);
-        struct piece p = { .offset = done, .len = s->size - done < room ? s->size - done : room };
+        struct piece p = {.offset = done, .len = s->size - done < room ? s->size - done : room};
         uint64_t mask = (p.len >= 64 ? ~0ull : (1ull << p.len) - 1) << (p.offset & 63);
         if (!s->mask_kind || (v->bounce.active_bytes[0] & mask)) {
             struct translation tr;
@@ -578,7 +617,7 @@ int soft_translate_exec(struct soft_vcpu *v, uint64_t gva, uint64_t *gpa, bool *
             return CPU_FAULT;
         v->stats.walks++;
         note_large(v, gva, &tr);
-        *t = (struct itlb_entry){ .tag = gva & ~4095ull, .gpa = tr.gpa & ~4095ull, .global = tr.global };
+        *t = (struct itlb_entry){.tag = gva & ~4095ull, .gpa = tr.gpa & ~4095ull, .global = tr.global};
     }
     *gpa = t->gpa | (gva & 4095);
     if (global)
@@ -715,7 +754,8 @@ static void flush_page(struct cpu *cpu, uint64_t gva)
             v->itlb[mmu][x].tag = tlb_invalid(x);
     }
     unsigned half = gva >> 63;
-    bool large = v->large_bloom[half][0] >> (gva >> 21 & 63) & 1, huge = v->large_bloom[half][1] >> (gva >> 30 & 63) & 1;
+    bool large = v->large_bloom[half][0] >> (gva >> 21 & 63) & 1,
+         huge = v->large_bloom[half][1] >> (gva >> 30 & 63) & 1;
     if (huge)
         flush_region(v, gva, 30);
     else if (large)

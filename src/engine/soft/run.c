@@ -25,16 +25,16 @@ void soft_fpu_park(struct soft_vcpu *v)
     if (!v->fpu_live)
         return;
     uint64_t mask = v->engine->xcr0;
-    __asm__ volatile("xsave64 (%0)" :: "r"(v->xsave), "a"((uint32_t)mask), "d"((uint32_t)(mask >> 32)) : "memory");
+    __asm__ volatile("xsave64 (%0)" ::"r"(v->xsave), "a"((uint32_t)mask), "d"((uint32_t)(mask >> 32)) : "memory");
     static const uint32_t mxcsr = 0x1f80;
-    __asm__ volatile("fninit\n ldmxcsr %0" :: "m"(mxcsr));
+    __asm__ volatile("fninit\n ldmxcsr %0" ::"m"(mxcsr));
     v->fpu_live = 0;
 }
 
 void soft_fpu_unpark(struct soft_vcpu *v)
 {
     uint64_t mask = v->engine->xcr0;
-    __asm__ volatile("xrstor64 (%0)" :: "r"(v->xsave), "a"((uint32_t)mask), "d"((uint32_t)(mask >> 32)) : "memory");
+    __asm__ volatile("xrstor64 (%0)" ::"r"(v->xsave), "a"((uint32_t)mask), "d"((uint32_t)(mask >> 32)) : "memory");
     v->fpu_live = 1;
 }
 
@@ -63,18 +63,20 @@ static bool fpu_traps(const struct cpu *c, uint64_t all)
 /* Is a data segment other than 4 GB that may be read and written? */
 static bool restricted(const struct segment *s)
 {
-    return s->limit != UINT32_MAX || (s->attr & (SEG_P | SEG_CODE | SEG_EXPAND_DOWN | SEG_WRITABLE)) != (SEG_P | SEG_WRITABLE);
+    return s->limit != UINT32_MAX ||
+           (s->attr & (SEG_P | SEG_CODE | SEG_EXPAND_DOWN | SEG_WRITABLE)) != (SEG_P | SEG_WRITABLE);
 }
 
 /* FS and GS have a base always, and are empty often: MODE_NULL_FS, MODE_NULL_GS. */
 static bool segmented(const struct cpu *c)
 {
-    static const uint8_t flat[] = { ES, SS, DS };
+    static const uint8_t flat[] = {ES, SS, DS};
     for (unsigned i = 0; i < sizeof(flat); i++)
         if (c->seg[flat[i]].base || restricted(&c->seg[flat[i]]))
             return true;
     return c->seg[CS].limit != UINT32_MAX || !(c->seg[SS].attr & SEG_DB) ||
-           ((c->seg[FS].attr & SEG_P) && restricted(&c->seg[FS])) || ((c->seg[GS].attr & SEG_P) && restricted(&c->seg[GS]));
+           ((c->seg[FS].attr & SEG_P) && restricted(&c->seg[FS])) ||
+           ((c->seg[GS].attr & SEG_P) && restricted(&c->seg[GS]));
 }
 
 static bool breaks_on_instructions(const struct cpu *c)
@@ -102,7 +104,8 @@ void soft_update_mode(struct soft_vcpu *v)
     else if (segmented(c))
         mode |= MODE_SEGMENTED;
     if (!(mode & MODE_64))
-        mode |= MODE_FIXED_PC | (c->seg[FS].attr & SEG_P ? 0 : MODE_NULL_FS) | (c->seg[GS].attr & SEG_P ? 0 : MODE_NULL_GS);
+        mode |= MODE_FIXED_PC | (c->seg[FS].attr & SEG_P ? 0 : MODE_NULL_FS) |
+                (c->seg[GS].attr & SEG_P ? 0 : MODE_NULL_GS);
     if (c->cpl == 3 && (c->rflags & FL_AC) && (c->cr0 & CR0_AM))
         mode |= MODE_ALIGN;
     if (c->rflags & FL_TF)
@@ -224,9 +227,10 @@ const void *soft_next(struct soft_vcpu *v)
         if (v->poll)
             return soft_leave;
         if (v->mode & MODE_16) {
-            soft_fail(v, (v->cpu.seg[CS].attr & SEG_DB) && (v->cpu.cr0 & CR0_PE)
-                             ? "the software engine does not run 32-bit code in a segment with a base yet"
-                             : "the software engine does not run 16-bit code yet: boot a kernel by its 64-bit or PVH entry");
+            soft_fail(
+                v, (v->cpu.seg[CS].attr & SEG_DB) && (v->cpu.cr0 & CR0_PE)
+                       ? "the software engine does not run 32-bit code in a segment with a base yet"
+                       : "the software engine does not run 16-bit code yet: boot a kernel by its 64-bit or PVH entry");
             return soft_leave;
         }
         struct block *b = block_at_rip(v);
@@ -679,7 +683,7 @@ void *engine_soft_fpu(struct engine *e, unsigned i)
 /* The instructions most often done by a helper. */
 static void print_helpers(const struct stats *s, FILE *out)
 {
-    bool shown[2048] = { false };
+    bool shown[2048] = {false};
     for (unsigned n = 0; n < 24; n++) {
         unsigned best = 0;
         for (unsigned k = 1; k < 2048; k++)
@@ -701,10 +705,34 @@ static void soft_stats(struct engine *e, FILE *out)
         fprintf(out, "vcpu %u (software engine)\n", i);
         if (e->config.timing)
             soft_timing_print(e->vcpus[i], out);
-        STAT(blocks); STAT(insns); STAT(guest_bytes); STAT(evictions); STAT(invalidated); STAT(enters); STAT(slow_read);
-        STAT(slow_write); STAT(window_fill); STAT(window_refused); STAT(demoted); STAT(promoted); STAT(slow_cross); STAT(slow_mmio); STAT(slow_code); STAT(walks); STAT(tlb_flush);
-        STAT(tlb_flush_page); STAT(cr3_writes); STAT(helpers); STAT(exits); STAT(chained); STAT(ibtc_miss);
-        STAT(ibtc_insert); STAT(interrupts); STAT(polls); STAT(halts); STAT(signals);
+        STAT(blocks);
+        STAT(insns);
+        STAT(guest_bytes);
+        STAT(evictions);
+        STAT(invalidated);
+        STAT(enters);
+        STAT(slow_read);
+        STAT(slow_write);
+        STAT(window_fill);
+        STAT(window_refused);
+        STAT(demoted);
+        STAT(promoted);
+        STAT(slow_cross);
+        STAT(slow_mmio);
+        STAT(slow_code);
+        STAT(walks);
+        STAT(tlb_flush);
+        STAT(tlb_flush_page);
+        STAT(cr3_writes);
+        STAT(helpers);
+        STAT(exits);
+        STAT(chained);
+        STAT(ibtc_miss);
+        STAT(ibtc_insert);
+        STAT(interrupts);
+        STAT(polls);
+        STAT(halts);
+        STAT(signals);
         print_helpers(s, out);
         for (unsigned k = 0; k < 32; k++)
             if (s->exceptions[k])

@@ -30,8 +30,8 @@ static const struct pc_map *find_map(const struct block *b, uint32_t at)
 
 static void save_registers(struct soft_vcpu *v, const greg_t *r)
 {
-    static const int regs[16] = { REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI,
-                                  REG_R8, -1, -1, -1, REG_R12, REG_R13, REG_R14, REG_R15 };
+    static const int regs[16] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI,
+                                 REG_R8,  -1,      -1,      -1,      REG_R12, REG_R13, REG_R14, REG_R15};
     for (unsigned i = 0; i < 16; i++)
         if (regs[i] >= 0)
             v->cpu.gpr[i] = (uint64_t)r[regs[i]];
@@ -42,11 +42,15 @@ static bool vector_of(int sig, const siginfo_t *info, const greg_t *r, struct so
 {
     v->signal_has_error = false;
     switch (sig) {
-    case SIGILL: v->signal_vector = EXC_UD; return true;
+    case SIGILL:
+        v->signal_vector = EXC_UD;
+        return true;
     case SIGFPE:
         v->signal_vector = r[REG_TRAPNO] == EXC_MF ? EXC_MF : r[REG_TRAPNO] == EXC_XM ? EXC_XM : EXC_DE;
         return true;
-    case SIGTRAP: v->signal_vector = EXC_DB; return true;
+    case SIGTRAP:
+        v->signal_vector = EXC_DB;
+        return true;
     case SIGBUS:
         v->signal_vector = r[REG_TRAPNO] == EXC_SS ? EXC_SS : EXC_AC;
         v->signal_has_error = true;
@@ -55,12 +59,14 @@ static bool vector_of(int sig, const siginfo_t *info, const greg_t *r, struct so
         v->signal_vector = EXC_GP;
         v->signal_has_error = true;
         return r[REG_TRAPNO] == EXC_GP;
-    default: return false;
+    default:
+        return false;
     }
 }
 
 /* The memory access that belongs to a host address, if there is one; of two (pop to memory) the one under way. */
-static const struct site *find_site(const struct soft_vcpu *v, const struct block *b, const struct pc_map *m, uint32_t at)
+static const struct site *find_site(const struct soft_vcpu *v, const struct block *b, const struct pc_map *m,
+                                    uint32_t at)
 {
     const struct site *last = NULL;
     bool in_order = at >= b->hot_start && at < b->hot_end;
@@ -129,8 +135,8 @@ const void *soft_signal_fault(struct soft_vcpu *v)
 
 int soft_signals_install(void)
 {
-    static const int signals[] = { SIGILL, SIGFPE, SIGSEGV, SIGBUS, SIGTRAP };
-    struct sigaction sa = { .sa_sigaction = handler, .sa_flags = SA_SIGINFO | SA_ONSTACK };
+    static const int signals[] = {SIGILL, SIGFPE, SIGSEGV, SIGBUS, SIGTRAP};
+    struct sigaction sa = {.sa_sigaction = handler, .sa_flags = SA_SIGINFO | SA_ONSTACK};
     sigemptyset(&sa.sa_mask);
     for (unsigned i = 0; i < sizeof(signals) / sizeof(signals[0]); i++)
         if (sigaction(signals[i], &sa, NULL) < 0)
@@ -147,6 +153,6 @@ void soft_signals_thread(struct soft_vcpu *v)
     void *stack = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (stack == MAP_FAILED)
         return;
-    stack_t ss = { .ss_sp = stack, .ss_size = bytes };
+    stack_t ss = {.ss_sp = stack, .ss_size = bytes};
     sigaltstack(&ss, NULL);
 }

@@ -34,9 +34,15 @@ static const void *raise(struct soft_vcpu *v, unsigned vector)
     return soft_deliver(v);
 }
 
-static uint64_t linear(const struct soft_vcpu *v, uint64_t gva) { return v->mode & MODE_64 ? gva : (uint32_t)gva; }
+static uint64_t linear(const struct soft_vcpu *v, uint64_t gva)
+{
+    return v->mode & MODE_64 ? gva : (uint32_t)gva;
+}
 
-static bool stack_site(const struct soft_vcpu *v) { return v->engine->sites[v->site].access & SITE_STACK; }
+static bool stack_site(const struct soft_vcpu *v)
+{
+    return v->engine->sites[v->site].access & SITE_STACK;
+}
 
 /* May this byte be accessed?  Large state images are probed before they are touched, in an order that the
  * fault address shows: CPUs are seen to look at the first element and at the last byte. */
@@ -44,8 +50,8 @@ static int probe(struct soft_vcpu *v, uint64_t gva, bool write)
 {
     struct translation tr;
     const struct site *s = &v->engine->sites[v->site];
-    if ((v->mode & MODE_64) && (!cpu_canonical(&v->cpu, gva) ||
-                                (s->segment && !cpu_canonical(&v->cpu, gva - v->cpu.seg[s->segment].base))))
+    if ((v->mode & MODE_64) &&
+        (!cpu_canonical(&v->cpu, gva) || (s->segment && !cpu_canonical(&v->cpu, gva - v->cpu.seg[s->segment].base))))
         return cpu_raise_error(&v->cpu, stack_site(v) ? EXC_SS : EXC_GP, 0);
     return cpu_walk(&v->cpu, linear(v, gva), write ? ACCESS_WRITE : ACCESS_READ, v->cpu.cpl == 3, &tr);
 }
@@ -72,7 +78,7 @@ static struct component component(unsigned i)
 {
     uint32_t a, b, c, d;
     __cpuid_count(0xd, i, a, b, c, d);
-    return (struct component){ .offset = b, .size = a, .aligned = c & 2 };
+    return (struct component){.offset = b, .size = a, .aligned = c & 2};
 }
 
 void soft_xsave_layout(struct engine *e)
@@ -115,7 +121,7 @@ static void hide_pointers(uint8_t *area)
 #define XINSN(name, insn)                                                                                              \
     static void name(void *area, uint64_t mask)                                                                        \
     {                                                                                                                  \
-        __asm__ volatile(insn " (%0)" :: "r"(area), "a"((uint32_t)mask), "d"((uint32_t)(mask >> 32)) : "memory");     \
+        __asm__ volatile(insn " (%0)" ::"r"(area), "a"((uint32_t)mask), "d"((uint32_t)(mask >> 32)) : "memory");       \
     }
 XINSN(do_xsave, "xsave")
 XINSN(do_xsave64, "xsave64")
@@ -128,7 +134,10 @@ XINSN(do_fxsave64, "fxsave64")
 XINSN(do_fxrstor, "fxrstor")
 XINSN(do_fxrstor64, "fxrstor64")
 
-static uint32_t mxcsr_mask(void) { return 0x2ffff; }
+static uint32_t mxcsr_mask(void)
+{
+    return 0x2ffff;
+}
 
 static bool bad_mxcsr(const uint8_t *area)
 {
@@ -307,23 +316,25 @@ const void *helper_x87_env(struct soft_vcpu *v, const struct site *s)
         soft_fpu_unpark(v);
     unsigned size = (small ? 14 : 28) + (whole ? 80 : 0);
     unsigned element = small ? 2 : 4;
-    if ((v->mode & MODE_64) && !(cpu_canonical(&v->cpu, v->helper_ea) && cpu_canonical(&v->cpu, v->helper_ea + element - 1)))
+    if ((v->mode & MODE_64) &&
+        !(cpu_canonical(&v->cpu, v->helper_ea) && cpu_canonical(&v->cpu, v->helper_ea + element - 1)))
         return raise(v, stack_site(v) ? EXC_SS : EXC_GP);
     if ((v->helper_ea & (element - 1)) && (v->mode & MODE_ALIGN)) {
         cpu_raise_error(&v->cpu, EXC_AC, 0);
         return soft_deliver(v);
     }
-    if (probe(v, v->helper_ea, true) || (element > 4096 - (v->helper_ea & 4095) && probe(v, (v->helper_ea | 4095) + 1, true)) ||
+    if (probe(v, v->helper_ea, true) ||
+        (element > 4096 - (v->helper_ea & 4095) && probe(v, (v->helper_ea | 4095) + 1, true)) ||
         probe(v, v->helper_ea + size - 1, true))
         return soft_deliver(v);
     if (whole && small)
-        __asm__ volatile("data16 fnsave (%0)" :: "r"(buf) : "memory");
+        __asm__ volatile("data16 fnsave (%0)" ::"r"(buf) : "memory");
     else if (whole)
-        __asm__ volatile("fnsave (%0)" :: "r"(buf) : "memory");
+        __asm__ volatile("fnsave (%0)" ::"r"(buf) : "memory");
     else if (small)
-        __asm__ volatile("data16 fnstenv (%0)" :: "r"(buf) : "memory");
+        __asm__ volatile("data16 fnstenv (%0)" ::"r"(buf) : "memory");
     else
-        __asm__ volatile("fnstenv (%0)" :: "r"(buf) : "memory");
+        __asm__ volatile("fnstenv (%0)" ::"r"(buf) : "memory");
     if (small)
         memset(buf + 6, 0, 8);
     else
@@ -377,7 +388,7 @@ static uint64_t *mask_register(struct soft_vcpu *v, unsigned k)
 
 const void *helper_vzero(struct soft_vcpu *v, const struct site *s)
 {
-    uint8_t zero[64] = { 0 }, low[64] = { 0 };
+    uint8_t zero[64] = {0}, low[64] = {0};
     bool all = s->arg & 1;
     soft_fpu_park(v);
     for (unsigned n = 0; n < 8; n++) {
@@ -388,7 +399,10 @@ const void *helper_vzero(struct soft_vcpu *v, const struct site *s)
     return done(v, s);
 }
 
-static bool keeps_high(const struct soft_vcpu *v) { return !(v->mode & MODE_64); }
+static bool keeps_high(const struct soft_vcpu *v)
+{
+    return !(v->mode & MODE_64);
+}
 
 /* After the host restored all registers from a 32-bit guest's image: 8 and up get back what they held. */
 static void restore_high(struct soft_vcpu *v, uint8_t (*high)[64])
@@ -434,7 +448,7 @@ const void *helper_gather(struct soft_vcpu *v, const struct site *s)
     unsigned width = s->element; /* vector bytes that the destination is defined for */
     unsigned segment = s->arg2 >> 28, vector = s->size * (element > index_bytes ? element : index_bytes);
     bool scatter = s->access & SITE_WRITE, avx2 = s->mask_kind == MASK_VEC_SIGN;
-    uint8_t data[64] = { 0 }, mask[64] = { 0 }, index[64] = { 0 };
+    uint8_t data[64] = {0}, mask[64] = {0}, index[64] = {0};
     soft_fpu_park(v);
     vector_copy(v, data_reg, data, 64, false);
     vector_copy(v, index_reg, index, 64, false);
@@ -466,11 +480,14 @@ const void *helper_gather(struct soft_vcpu *v, const struct site *s)
                 gva += v->cpu.seg[segment].base;
         }
         uint64_t base = segment == FS || segment == GS || !(v->mode & MODE_64) ? v->cpu.seg[segment].base : 0;
-        if (!(v->mode & (MODE_64 | MODE_SEGMENTED)) && (s->based || (uint32_t)(gva - base) > UINT32_MAX - element + 1)) {
+        if (!(v->mode & (MODE_64 | MODE_SEGMENTED)) &&
+            (s->based || (uint32_t)(gva - base) > UINT32_MAX - element + 1)) {
             rc = cpu_raise_error(&v->cpu, stack_site(v) ? EXC_SS : EXC_GP, 0); /* nothing there, or a wrap */
             break;
         }
-        rc = v->mode & MODE_SEGMENTED ? cpu_check_segment(&v->cpu, (enum sreg)segment, (uint32_t)(gva - v->cpu.seg[segment].base), element, scatter) : 0;
+        rc = v->mode & MODE_SEGMENTED ? cpu_check_segment(&v->cpu, (enum sreg)segment,
+                                                          (uint32_t)(gva - v->cpu.seg[segment].base), element, scatter)
+                                      : 0;
         rc = rc ? rc : access_memory(v, gva, data + i * element, element, scatter);
         if (rc)
             break;

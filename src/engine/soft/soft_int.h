@@ -25,11 +25,14 @@
 enum mmu_index { MMU_USER, MMU_KERNEL, MMU_KERNEL_AC /* SMAP off or RFLAGS.AC: user pages too */, MMU_COUNT };
 #define TLB_BITS 11
 #define TLB_SIZE (1u << TLB_BITS)
-#define TLB_MASK ((TLB_SIZE - 1) << 4) /* of gva >> 8: byte offset of the entry */
+#define TLB_MASK ((TLB_SIZE - 1) << 4)    /* of gva >> 8: byte offset of the entry */
 #define TLB_INVALID 0x8000000000000000ull /* no canonical gva is within a page of it */
 /* The tag of entry i while it is empty.  A guest can name any address, that of TLB_INVALID too: so the tag is
  * a page that is looked up in another entry. */
-static inline uint64_t tlb_invalid(unsigned i) { return i ? TLB_INVALID : TLB_INVALID + 4096; }
+static inline uint64_t tlb_invalid(unsigned i)
+{
+    return i ? TLB_INVALID : TLB_INVALID + 4096;
+}
 
 #define SLOT_COUNT 256 /* see access.c */
 #define HEAT_COUNT 1024
@@ -58,24 +61,24 @@ struct itlb_entry {
 /* Indirect branch target cache: jumped through without a compare; the target block checks the tag. */
 #define IBTC_SIZE 65536
 struct ibtc_entry {
-    const void *entry; /* a block's indirect entry, or the miss routine */
+    const void *entry;  /* a block's indirect entry, or the miss routine */
     uint64_t minus_tag; /* minus the target's gva: the comparison must not touch flags */
 };
 
 /* --- blocks ------------------------------------------------------------------------------------ */
 /* What selects a translation besides its address; v->mode is the current value. */
 enum {
-    MODE_MMU = 3,          /* enum mmu_index */
+    MODE_MMU = 3, /* enum mmu_index */
     MODE_CPL0 = 1 << 2,
-    MODE_64 = 1 << 3,      /* 64-bit code; else 32-bit (or 16-bit) */
+    MODE_64 = 1 << 3, /* 64-bit code; else 32-bit (or 16-bit) */
     MODE_16 = 1 << 4,
-    MODE_TF = 1 << 5,      /* one instruction a block, then #DB */
-    MODE_SEGMENTED = 1 << 6, /* not flat: add segment bases and check limits */
-    MODE_FPU_TRAP = 1 << 7, /* CR0.EM/TS, CR4.OSFXSR or XCR0 make some SIMD instruction trap */
-    MODE_BREAK = 1 << 8,   /* DR7 has an instruction breakpoint */
-    MODE_ALIGN = 1 << 9,   /* CPL 3 with CR0.AM and RFLAGS.AC: misaligned accesses raise #AC */
+    MODE_TF = 1 << 5,         /* one instruction a block, then #DB */
+    MODE_SEGMENTED = 1 << 6,  /* not flat: add segment bases and check limits */
+    MODE_FPU_TRAP = 1 << 7,   /* CR0.EM/TS, CR4.OSFXSR or XCR0 make some SIMD instruction trap */
+    MODE_BREAK = 1 << 8,      /* DR7 has an instruction breakpoint */
+    MODE_ALIGN = 1 << 9,      /* CPL 3 with CR0.AM and RFLAGS.AC: misaligned accesses raise #AC */
     MODE_UNGROUPED = 1 << 11, /* no windows (window.c): a way around one that could not be had; never in v->mode */
-    MODE_NULL_FS = 1 << 12, /* 32-bit code: these segments hold nothing, and faults */
+    MODE_NULL_FS = 1 << 12,   /* 32-bit code: these segments hold nothing, and faults */
     MODE_NULL_GS = 1 << 13,
     MODE_FIXED_PC = 1 << 10, /* translation bound to its gva (kernel), else position independent */
 };
@@ -103,11 +106,11 @@ struct exit {
 };
 
 struct block {
-    uint64_t gpa;     /* of its first byte */
-    uint64_t gva;     /* with MODE_FIXED_PC, else its offset in the page */
-    uint64_t gpa2;    /* second page when the last instruction straddles, else UINT64_MAX */
+    uint64_t gpa;  /* of its first byte */
+    uint64_t gva;  /* with MODE_FIXED_PC, else its offset in the page */
+    uint64_t gpa2; /* second page when the last instruction straddles, else UINT64_MAX */
     uint32_t mode;
-    uint16_t length;  /* guest bytes */
+    uint16_t length; /* guest bytes */
     uint16_t n_insns;
     uint32_t entry, entry_poll, entry_indirect; /* code offsets */
     uint32_t hot_start, hot_end, cold_start, cold_end;
@@ -125,7 +128,7 @@ struct block {
 };
 
 struct pc_map {
-    uint32_t host; /* code offset where the instruction begins */
+    uint32_t host;  /* code offset where the instruction begins */
     uint16_t guest; /* offset in the block */
     uint16_t insn_len;
 };
@@ -135,29 +138,36 @@ typedef const void *helper_fn(struct soft_vcpu *v, const struct site *s);
 /* A place where translated code enters C: a memory access or an instruction done by a helper. */
 struct site {
     struct block *block;
-    helper_fn *helper;   /* NULL for memory accesses */
-    uint16_t pc;         /* instruction's offset in the block */
-    uint8_t len;         /* its length */
-    uint8_t access;      /* SITE_* */
-    uint16_t size;       /* bytes */
-    uint16_t mnemonic;   /* ZydisMnemonic, for --stats */
-    uint8_t align;       /* address bits that must be zero, with MODE_ALIGN */
-    uint8_t gp_align;    /* address bits that must be zero always */
-    bool x87;            /* a pending x87 exception comes before a fault */
-    uint8_t segment;     /* FS or GS: AMD wants the address canonical before its base is added, too; 32-bit: its limit counts */
-    bool lent;           /* the guest's rdi waits in cpu.gpr[] while the instruction runs */
-    bool based;          /* through FS or GS */
-    bool halves;         /* the first 8 bytes are looked at before the others */
-    uint8_t first;       /* of a large operand: the first so many bytes are probed, then its last byte */
+    helper_fn *helper; /* NULL for memory accesses */
+    uint16_t pc;       /* instruction's offset in the block */
+    uint8_t len;       /* its length */
+    uint8_t access;    /* SITE_* */
+    uint16_t size;     /* bytes */
+    uint16_t mnemonic; /* ZydisMnemonic, for --stats */
+    uint8_t align;     /* address bits that must be zero, with MODE_ALIGN */
+    uint8_t gp_align;  /* address bits that must be zero always */
+    bool x87;          /* a pending x87 exception comes before a fault */
+    uint8_t
+        segment; /* FS or GS: AMD wants the address canonical before its base is added, too; 32-bit: its limit counts */
+    bool lent;   /* the guest's rdi waits in cpu.gpr[] while the instruction runs */
+    bool based;  /* through FS or GS */
+    bool halves; /* the first 8 bytes are looked at before the others */
+    uint8_t first; /* of a large operand: the first so many bytes are probed, then its last byte */
     uint8_t mask_kind, mask_reg, element; /* masked accesses: see mmu.c */
-    uint32_t resume;     /* code offsets: landing with v->slow_host real */
-    uint32_t bounce;     /* running on the bounce buffer */
-    uint32_t next;       /* after the instruction */
-    uint32_t arg, arg2;  /* a helper's own */
+    uint32_t resume;                      /* code offsets: landing with v->slow_host real */
+    uint32_t bounce;                      /* running on the bounce buffer */
+    uint32_t next;                        /* after the instruction */
+    uint32_t arg, arg2;                   /* a helper's own */
     uint64_t imm;
 };
-enum { SITE_READ = 1, SITE_WRITE = 2, SITE_FLAGS = 4 /* flags in v->slow_flags */, SITE_STACK = 8 /* #SS */, SITE_DEAD_FLAGS = 16,
-       SITE_OWN_GP = 32 /* raises #GP for other reasons than its address */ };
+enum {
+    SITE_READ = 1,
+    SITE_WRITE = 2,
+    SITE_FLAGS = 4 /* flags in v->slow_flags */,
+    SITE_STACK = 8 /* #SS */,
+    SITE_DEAD_FLAGS = 16,
+    SITE_OWN_GP = 32 /* raises #GP for other reasons than its address */
+};
 enum { MASK_NONE, MASK_K, MASK_VEC_SIGN, MASK_BYTES_SIGN, MASK_MMX };
 
 /* --- code cache --------------------------------------------------------------------------------- */
@@ -170,11 +180,20 @@ struct code_cache {
 };
 
 /* Where time goes besides translated code; what is inside another kind is not counted twice. */
-enum time_kind { TIME_RUN /* all of it */, TIME_MMU, TIME_HELPER, TIME_BRANCH, TIME_TRANSLATE, TIME_DEVICE, TIME_KINDS };
+enum time_kind {
+    TIME_RUN /* all of it */,
+    TIME_MMU,
+    TIME_HELPER,
+    TIME_BRANCH,
+    TIME_TRANSLATE,
+    TIME_DEVICE,
+    TIME_KINDS
+};
 
 struct stats {
     uint64_t blocks, insns, guest_bytes, flushes, evictions, invalidated;
-    uint64_t slow_read, slow_write, window_fill, window_refused, demoted, promoted, slow_cross, slow_mmio, slow_code, tlb_flush, tlb_flush_page, cr3_writes;
+    uint64_t slow_read, slow_write, window_fill, window_refused, demoted, promoted, slow_cross, slow_mmio, slow_code,
+        tlb_flush, tlb_flush_page, cr3_writes;
     uint64_t helpers, exits, ibtc_miss, ibtc_insert, chained, faults, interrupts, exceptions[32], polls, halts, signals;
     uint64_t walks, enters;
     uint64_t ticks[TIME_KINDS]; /* TSC ticks, with engine_config.timing */
@@ -185,20 +204,21 @@ struct stats {
 #define HASH_BITS 16
 
 struct soft_vcpu {
-    struct cpu cpu; /* first: gpr[] at gs:0 */
+    struct cpu cpu;        /* first: gpr[] at gs:0 */
     _Atomic uint32_t poll; /* non-zero: leave at the next polling block entry */
     uint32_t mode;
     uint64_t code_base; /* gva of the page being executed, for position-independent blocks */
     uint64_t host_rsp;
     struct soft_vcpu *self;
-    const void *next;   /* where glue jumps after restoring the guest's registers */
+    const void *next; /* where glue jumps after restoring the guest's registers */
     uint64_t slow_ea, slow_host, slow_flags, slow_rax, slow_r9;
-    uint32_t site;      /* index of the site or exit being served */
-    uint16_t arith;     /* lahf/seto image */
-    uint8_t fpu_live;   /* guest SIMD state is in the host's registers */
+    uint32_t site;    /* index of the site or exit being served */
+    uint16_t arith;   /* lahf/seto image */
+    uint8_t fpu_live; /* guest SIMD state is in the host's registers */
     uint64_t helper_ea;
     /* glue entry points, reached by jmp gs:[...] */
-    const void *glue_slow, *glue_commit, *glue_helper, *glue_exit, *glue_ibtc_miss, *glue_poll, *glue_window, *glue_demote, *glue_hot;
+    const void *glue_slow, *glue_commit, *glue_helper, *glue_exit, *glue_ibtc_miss, *glue_poll, *glue_window,
+        *glue_demote, *glue_hot;
 
     /* mmu.c */
     struct {
@@ -220,7 +240,8 @@ struct soft_vcpu {
     struct ibtc_entry ibtc[2][IBTC_SIZE]; /* user, kernel */
     struct dirty_list ibtc_dirty[2];
     uint64_t exec_bloom[2][2][64]; /* pages with IBTC entries: by IBTC, half of the address space, page mod 4096 */
-    uint64_t large_bloom[2][2];  /* by half of the address space: 2 MB and 1 GB regions that TLB entries came from, by number mod 64 */
+    uint64_t large_bloom[2][2];    /* by half of the address space: 2 MB and 1 GB regions that TLB entries came from, by
+                                      number mod 64 */
     uint8_t bounce_buffer[BOUNCE_SIZE] __attribute__((aligned(4096)));
     uint8_t xsave[8192] __attribute__((aligned(64)));
 
@@ -239,7 +260,7 @@ struct soft_vcpu {
     } watch[4];
     unsigned n_watch;
     uint64_t watched_dr[4], watched_dr7; /* what `watch` was made from */
-    uint32_t ibtc_mode[2]; /* of the blocks in the IBTCs: the bits of MODE_IBTC */
+    uint32_t ibtc_mode[2];               /* of the blocks in the IBTCs: the bits of MODE_IBTC */
     /* filled by the signal handler */
     uint8_t signal_vector;
     bool signal_has_error;
@@ -256,7 +277,7 @@ struct engine {
     struct block **hash;        /* 1 << HASH_BITS */
     struct block **page_blocks; /* by gpa >> 12 up to memory->end: blocks with code in the page */
     uint64_t n_pages;
-    uint64_t *code_granules;    /* by page: 64 bits, one for each 64 bytes that hold translated code */
+    uint64_t *code_granules; /* by page: 64 bits, one for each 64 bytes that hold translated code */
     struct site *sites;
     uint32_t n_sites, max_sites;
     struct exit *exits;
@@ -267,9 +288,9 @@ struct engine {
     uint32_t n_blocks, max_blocks;
     uint64_t hot[INDEXED_BITS / 64];     /* blocks that run so often that their accesses get slots, likewise */
     uint64_t indexed[INDEXED_BITS / 64]; /* instructions that do better without a slot, by hash of gpa */
-    struct exit *cross;         /* chained exits that leave their page */
-    uint64_t xcr0;              /* SIMD components saved and restored */
-    uint32_t xs_offset[8], xs_size[8]; /* of components 2-7 in the standard format (CPUID 0xD) */
+    struct exit *cross;                  /* chained exits that leave their page */
+    uint64_t xcr0;                       /* SIMD components saved and restored */
+    uint32_t xs_offset[8], xs_size[8];   /* of components 2-7 in the standard format (CPUID 0xD) */
     bool xs_aligned[8];
     struct cpuid_table *cpuid;
     uint64_t tsc_khz;
@@ -279,7 +300,10 @@ struct engine {
     unsigned n_dma; /* > 256: everything */
 };
 
-static inline unsigned soft_indexed_bit(uint64_t gpa) { return (unsigned)(gpa * 0x9e3779b97f4a7c15ull >> 48) % INDEXED_BITS; }
+static inline unsigned soft_indexed_bit(uint64_t gpa)
+{
+    return (unsigned)(gpa * 0x9e3779b97f4a7c15ull >> 48) % INDEXED_BITS;
+}
 static inline bool soft_is_indexed(const struct engine *e, uint64_t gpa)
 {
     unsigned bit = soft_indexed_bit(gpa);
@@ -292,12 +316,16 @@ static inline bool soft_is_hot(const struct engine *e, uint64_t gpa)
     return e->hot[bit / 64] >> (bit % 64) & 1;
 }
 
-static inline struct soft_vcpu *vcpu_of(struct cpu *cpu) { return (struct soft_vcpu *)cpu; }
+static inline struct soft_vcpu *vcpu_of(struct cpu *cpu)
+{
+    return (struct soft_vcpu *)cpu;
+}
 
 /* Flags: cpu.rflags is right in helpers and in the run loop, v->arith while translated code runs. */
 static inline void soft_flags_in(struct soft_vcpu *v)
 {
-    v->cpu.rflags = (v->cpu.rflags & ~(uint32_t)FL_ARITH) | ((v->arith >> 8) & (FL_ARITH & 0xff)) | (v->arith & 1u) << 11;
+    v->cpu.rflags = (v->cpu.rflags & ~(uint32_t)FL_ARITH) | ((v->arith >> 8) & (FL_ARITH & 0xff)) |
+                    (v->arith & 1u) << 11;
 }
 static inline void soft_flags_out(struct soft_vcpu *v)
 {
@@ -305,10 +333,10 @@ static inline void soft_flags_out(struct soft_vcpu *v)
 }
 
 /* --- run.c --- */
-void soft_fpu_park(struct soft_vcpu *v);   /* guest SIMD state to v->xsave, host defaults in */
+void soft_fpu_park(struct soft_vcpu *v); /* guest SIMD state to v->xsave, host defaults in */
 void soft_fpu_unpark(struct soft_vcpu *v);
-const void *soft_next(struct soft_vcpu *v);  /* code to run at cpu.rip, or the way out to the loop */
-const void *soft_step_done(struct soft_vcpu *v); /* the instruction before cpu.rip is complete: traps, or soft_next */
+const void *soft_next(struct soft_vcpu *v);        /* code to run at cpu.rip, or the way out to the loop */
+const void *soft_step_done(struct soft_vcpu *v);   /* the instruction before cpu.rip is complete: traps, or soft_next */
 const void *soft_next_single(struct soft_vcpu *v); /* the same for one instruction, then helper_single_step */
 /* The same when a window of `b` was refused: around it, or for good when that is usual. */
 const void *soft_next_ungrouped(struct soft_vcpu *v, struct block *b);
@@ -320,11 +348,15 @@ void soft_fail(struct soft_vcpu *v, const char *why); /* the engine cannot go on
 /* --- glue.c --- */
 void soft_enter(struct soft_vcpu *v);
 extern const char soft_leave[], soft_glue_slow[], soft_glue_commit[], soft_glue_helper[], soft_glue_exit[],
-    soft_glue_ibtc_miss[], soft_glue_poll[], soft_glue_window[], soft_glue_demote[], soft_glue_hot[], soft_glue_signal[];
+    soft_glue_ibtc_miss[], soft_glue_poll[], soft_glue_window[], soft_glue_demote[], soft_glue_hot[],
+    soft_glue_signal[];
 
 /* --- timing.c: entry points like glue's, that take the time for --stats --- */
 void soft_timing_install(struct soft_vcpu *v);
-static inline uint64_t soft_ticks(const struct engine *e) { return e->config.timing ? __builtin_ia32_rdtsc() : 0; }
+static inline uint64_t soft_ticks(const struct engine *e)
+{
+    return e->config.timing ? __builtin_ia32_rdtsc() : 0;
+}
 /* Time since `start` was of that kind, and not of the kind around it. */
 void soft_ticks_nested(struct soft_vcpu *v, enum time_kind kind, uint64_t start);
 void soft_timing_print(const struct soft_vcpu *v, FILE *out);
@@ -333,7 +365,7 @@ void soft_timing_print(const struct soft_vcpu *v, FILE *out);
 void soft_tlb_init(struct soft_vcpu *v);
 void soft_slots_clear(struct soft_vcpu *v, unsigned mmu, unsigned write);
 extern const struct cpu_engine_ops soft_cpu_ops;
-void soft_watch_update(struct soft_vcpu *v); /* DR0-DR3 or DR7 may have changed */
+void soft_watch_update(struct soft_vcpu *v);                            /* DR0-DR3 or DR7 may have changed */
 bool soft_watched(const struct soft_vcpu *v, uint64_t gva, bool write); /* has its page a breakpoint on data? */
 uint32_t soft_watch_hits(const struct soft_vcpu *v, uint64_t gva, uint64_t n, bool write); /* bits of DR6 */
 int soft_translate_exec(struct soft_vcpu *v, uint64_t gva, uint64_t *gpa, bool *global);
@@ -353,7 +385,10 @@ void soft_unchain_cross(struct engine *e);
 /* Drops translations that overlap [gpa, gpa+len); true when any was. */
 bool soft_invalidate(struct engine *e, uint64_t gpa, uint64_t len);
 struct block *soft_block_of_host(struct engine *e, uint32_t code_offset);
-static inline const void *soft_code(const struct engine *e, uint32_t offset) { return e->cache.rx + offset; }
+static inline const void *soft_code(const struct engine *e, uint32_t offset)
+{
+    return e->cache.rx + offset;
+}
 
 /* --- translate.c --- */
 struct translator *soft_translator_create(const struct cpu *cpu);

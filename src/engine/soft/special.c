@@ -8,11 +8,11 @@
 #define M(name) ZYDIS_MNEMONIC_##name
 
 struct special {
-    special_fn *fn;     /* how it is translated; NULL with a helper: sp_helper */
+    special_fn *fn; /* how it is translated; NULL with a helper: sp_helper */
     helper_fn *helper;
-    uint8_t arg;        /* the helper's own */
-    bool ends;          /* nothing after it belongs to the block */
-    bool fn_sometimes;  /* fn may hand on to generic_insn */
+    uint8_t arg;       /* the helper's own */
+    bool ends;         /* nothing after it belongs to the block */
+    bool fn_sometimes; /* fn may hand on to generic_insn */
 };
 static const struct special specials[ZYDIS_MNEMONIC_MAX_VALUE + 1];
 
@@ -20,17 +20,25 @@ static unsigned op_gpr(const ZydisDecodedOperand *op)
 {
     ZydisRegister r = op->reg.value;
     switch (ZydisRegisterGetClass(r)) {
-    case ZYDIS_REGCLASS_GPR8: return r < ZYDIS_REGISTER_AH ? (unsigned)(r - ZYDIS_REGISTER_AL)
-                                   : r < ZYDIS_REGISTER_SPL ? (unsigned)(r - ZYDIS_REGISTER_AH)
-                                                            : (unsigned)(r - ZYDIS_REGISTER_SPL) + RSP;
-    case ZYDIS_REGCLASS_GPR16: return (unsigned)(r - ZYDIS_REGISTER_AX);
-    case ZYDIS_REGCLASS_GPR32: return (unsigned)(r - ZYDIS_REGISTER_EAX);
-    case ZYDIS_REGCLASS_GPR64: return (unsigned)(r - ZYDIS_REGISTER_RAX);
-    default: return NO_REG;
+    case ZYDIS_REGCLASS_GPR8:
+        return r < ZYDIS_REGISTER_AH    ? (unsigned)(r - ZYDIS_REGISTER_AL)
+               : r < ZYDIS_REGISTER_SPL ? (unsigned)(r - ZYDIS_REGISTER_AH)
+                                        : (unsigned)(r - ZYDIS_REGISTER_SPL) + RSP;
+    case ZYDIS_REGCLASS_GPR16:
+        return (unsigned)(r - ZYDIS_REGISTER_AX);
+    case ZYDIS_REGCLASS_GPR32:
+        return (unsigned)(r - ZYDIS_REGISTER_EAX);
+    case ZYDIS_REGCLASS_GPR64:
+        return (unsigned)(r - ZYDIS_REGISTER_RAX);
+    default:
+        return NO_REG;
     }
 }
 
-static bool code64(const struct translator *t) { return (t->mode & MODE_64) != 0; }
+static bool code64(const struct translator *t)
+{
+    return (t->mode & MODE_64) != 0;
+}
 
 /* --- helpers ------------------------------------------------------------------------------------- */
 
@@ -152,9 +160,15 @@ static void sp_jcc(struct translator *t, const struct insn *in)
     t->ended = true;
 }
 
-static bool addr32(const struct insn *in) { return in->d.address_width == 32; }
+static bool addr32(const struct insn *in)
+{
+    return in->d.address_width == 32;
+}
 
-static bool addr16(const struct insn *in) { return in->d.address_width == 16; }
+static bool addr16(const struct insn *in)
+{
+    return in->d.address_width == 16;
+}
 
 /* A count in cx: it has been run in ecx, r10 has the rest of rcx. */
 static void merge_count(struct emit *e)
@@ -213,7 +227,8 @@ static void emit_push(struct translator *t, const struct insn *in, unsigned reg,
         e8(&tail.e, 0x66);
     e_mem(&tail.e, 0x89, size == 8, reg, t->A, NO_REG, 0, 0);
     e_lea(&tail.e, code64(t), RSP, RSP, NO_REG, 0, -(int)size);
-    struct ea ea = { .base = RSP, .index = NO_REG, .disp = -(int)size, .segment = SS, .addr32 = !code64(t), .stack = true };
+    struct ea ea = {
+        .base = RSP, .index = NO_REG, .disp = -(int)size, .segment = SS, .addr32 = !code64(t), .stack = true};
     emit_access(t, in, &ea, SITE_WRITE, size, &tail);
 }
 
@@ -230,7 +245,7 @@ static void emit_stack_load(struct translator *t, const struct insn *in, unsigne
     e_mem(&tail.e, 0x8b, size == 8, reg, t->A, NO_REG, 0, 0);
     if (after)
         e_bytes(&tail.e, after->bytes, (unsigned)(after->e.p - after->e.start));
-    struct ea ea = { .base = RSP, .index = NO_REG, .disp = disp, .segment = SS, .addr32 = !code64(t), .stack = true };
+    struct ea ea = {.base = RSP, .index = NO_REG, .disp = disp, .segment = SS, .addr32 = !code64(t), .stack = true};
     emit_access(t, in, &ea, SITE_READ, size, &tail);
 }
 
@@ -267,7 +282,8 @@ static void emit_push_pc(struct translator *t, const struct insn *in, unsigned s
         e_mem(&tail.e, 0x89, size == 8, t->B, t->A, NO_REG, 0, 0);
     }
     e_lea(&tail.e, code64(t), RSP, RSP, NO_REG, 0, -(int)size);
-    struct ea ea = { .base = RSP, .index = NO_REG, .disp = -(int)size, .segment = SS, .addr32 = !code64(t), .stack = true };
+    struct ea ea = {
+        .base = RSP, .index = NO_REG, .disp = -(int)size, .segment = SS, .addr32 = !code64(t), .stack = true};
     emit_access(t, in, &ea, SITE_WRITE, size, &tail);
 }
 
@@ -419,7 +435,8 @@ static void window_push(struct translator *t, const struct insn *in)
     const ZydisDecodedOperand *op = &in->op[0];
     if (op->type == ZYDIS_OPERAND_TYPE_IMMEDIATE) {
         e_mem(&t->hot, 0xc7, true, 0, RSP, R9, 0, -8);
-        e32(&t->hot, (uint32_t)(in->d.raw.imm[0].is_signed ? in->d.raw.imm[0].value.s : (int64_t)in->d.raw.imm[0].value.u));
+        e32(&t->hot,
+            (uint32_t)(in->d.raw.imm[0].is_signed ? in->d.raw.imm[0].value.s : (int64_t)in->d.raw.imm[0].value.u));
     } else {
         unsigned reg = op_gpr(op);
         if (is_stolen(reg))
@@ -461,7 +478,8 @@ static void sp_push(struct translator *t, const struct insn *in)
         else
             e32(&tail.e, (uint32_t)value);
         e_lea(&tail.e, code64(t), RSP, RSP, NO_REG, 0, -(int)size);
-        struct ea ea = { .base = RSP, .index = NO_REG, .disp = -(int)size, .segment = SS, .addr32 = !code64(t), .stack = true };
+        struct ea ea = {
+            .base = RSP, .index = NO_REG, .disp = -(int)size, .segment = SS, .addr32 = !code64(t), .stack = true};
         emit_access(t, in, &ea, SITE_WRITE, size, &tail);
         return;
     }
@@ -488,7 +506,8 @@ static void sp_push(struct translator *t, const struct insn *in)
         e8(&tail.e, 0x66);
     e_mem(&tail.e, 0x89, size == 8, t->B, t->A, NO_REG, 0, 0);
     e_lea(&tail.e, code64(t), RSP, RSP, NO_REG, 0, -(int)size);
-    struct ea ea = { .base = RSP, .index = NO_REG, .disp = -(int)size, .segment = SS, .addr32 = !code64(t), .stack = true };
+    struct ea ea = {
+        .base = RSP, .index = NO_REG, .disp = -(int)size, .segment = SS, .addr32 = !code64(t), .stack = true};
     emit_access(t, in, &ea, SITE_WRITE, size, &tail);
 }
 
@@ -564,7 +583,7 @@ static void sp_leave(struct translator *t, const struct insn *in)
     if (size == 2)
         e8(&tail.e, 0x66);
     e_mov(&tail.e, size == 8, RBP, t->B);
-    struct ea ea = { .base = RBP, .index = NO_REG, .segment = SS, .addr32 = !code64(t), .stack = true };
+    struct ea ea = {.base = RBP, .index = NO_REG, .segment = SS, .addr32 = !code64(t), .stack = true};
     emit_access(t, in, &ea, SITE_READ, size, &tail);
 }
 
@@ -581,8 +600,14 @@ static void rflags_op(struct translator *t, const struct insn *in, unsigned grou
     if (in->live_before)
         e_restore_flags(&t->hot, t->C);
 }
-static void sp_cld(struct translator *t, const struct insn *in) { rflags_op(t, in, 4, ~(uint32_t)FL_DF); }
-static void sp_std(struct translator *t, const struct insn *in) { rflags_op(t, in, 1, FL_DF); }
+static void sp_cld(struct translator *t, const struct insn *in)
+{
+    rflags_op(t, in, 4, ~(uint32_t)FL_DF);
+}
+static void sp_std(struct translator *t, const struct insn *in)
+{
+    rflags_op(t, in, 1, FL_DF);
+}
 
 static void sp_cli(struct translator *t, const struct insn *in)
 {
@@ -626,7 +651,8 @@ static void sp_swapgs(struct translator *t, const struct insn *in)
         sp_helper(t, in);
         return;
     }
-    uint32_t active = (uint32_t)(offsetof(struct cpu, seg) + GS * sizeof(struct segment) + offsetof(struct segment, base));
+    uint32_t active = (uint32_t)(offsetof(struct cpu, seg) + GS * sizeof(struct segment) +
+                                 offsetof(struct segment, base));
     e_load(&t->hot, R11, active);
     e_load(&t->hot, R10, CPUOFF(kernel_gs_base));
     e_store(&t->hot, R10, active);
@@ -655,7 +681,7 @@ static void sp_rdtsc(struct translator *t, const struct insn *in)
 
 /* --- odd ones ---------------------------------------------------------------------------------------- */
 
-static void sp_nop(struct translator *t, const struct insn *in) { }
+static void sp_nop(struct translator *t, const struct insn *in) {}
 
 static void sp_lea(struct translator *t, const struct insn *in)
 {
@@ -672,7 +698,8 @@ static void sp_lea(struct translator *t, const struct insn *in)
     ea.segment = DS;
     uint32_t mode = t->mode;
     t->mode &= ~(uint32_t)MODE_SEGMENTED; /* lea adds no segment base */
-    unsigned to = in->op[0].size == 64 && !is_stolen(reg) && !ea.addr32 && ea.base != reg && ea.index != reg ? reg : R11;
+    unsigned to = in->op[0].size == 64 && !is_stolen(reg) && !ea.addr32 && ea.base != reg && ea.index != reg ? reg
+                                                                                                             : R11;
     emit_ea(t, &ea, to, R10);
     t->mode = mode;
     if (to == reg && !is_stolen(reg))
@@ -731,7 +758,7 @@ static void sp_xlat(struct translator *t, const struct insn *in)
     for (unsigned i = 0; i < in->d.operand_count; i++)
         if (in->op[i].type == ZYDIS_OPERAND_TYPE_MEMORY)
             mem = &in->op[i];
-    struct ea ea = { .base = NO_REG, .index = NO_REG, .segment = DS };
+    struct ea ea = {.base = NO_REG, .index = NO_REG, .segment = DS};
     if (mem) {
         struct ea full;
         insn_ea(t, in, mem, &full);
@@ -802,7 +829,7 @@ static void sp_bt(struct translator *t, const struct insn *in)
     e8(&tail.e, 0x0f);
     e8(&tail.e, in->d.opcode);
     e8(&tail.e, (t->B & 7) << 3 | (t->A & 7));
-    struct ea at = { .base = EA_SLOT, .index = NO_REG, .segment = segment, .stack = ea.stack };
+    struct ea at = {.base = EA_SLOT, .index = NO_REG, .segment = segment, .stack = ea.stack};
     emit_access(t, in, &at, in->d.mnemonic == M(BT) ? SITE_READ : SITE_READ | SITE_WRITE, size, &tail);
 }
 
@@ -810,7 +837,8 @@ static void sp_mov(struct translator *t, const struct insn *in)
 {
     const ZydisDecodedOperand *to = &in->op[0], *from = &in->op[1];
     ZydisRegisterClass to_class = to->type == ZYDIS_OPERAND_TYPE_REGISTER ? ZydisRegisterGetClass(to->reg.value) : 0;
-    ZydisRegisterClass from_class = from->type == ZYDIS_OPERAND_TYPE_REGISTER ? ZydisRegisterGetClass(from->reg.value) : 0;
+    ZydisRegisterClass from_class = from->type == ZYDIS_OPERAND_TYPE_REGISTER ? ZydisRegisterGetClass(from->reg.value)
+                                                                              : 0;
     struct site *s;
     if (to_class == ZYDIS_REGCLASS_CONTROL) {
         s = emit_helper(t, in, helper_cr_write, true);
@@ -831,7 +859,8 @@ static void sp_mov(struct translator *t, const struct insn *in)
         s = emit_helper(t, in, helper_load_segment, true);
         if (memory)
             site_segment(t, s, from);
-        s->arg = (uint32_t)(to->reg.value - ZYDIS_REGISTER_ES) | (memory ? (uint32_t)NO_REG : op_gpr(from)) << 8 | 2 << 16;
+        s->arg = (uint32_t)(to->reg.value - ZYDIS_REGISTER_ES) | (memory ? (uint32_t)NO_REG : op_gpr(from)) << 8 |
+                 2 << 16;
     } else if (from_class == ZYDIS_REGCLASS_SEGMENT) {
         if (to->type == ZYDIS_OPERAND_TYPE_MEMORY)
             store_helper_ea(t, in, to);
@@ -841,7 +870,8 @@ static void sp_mov(struct translator *t, const struct insn *in)
         s->arg = SYS_SELECTOR | (to->type == ZYDIS_OPERAND_TYPE_MEMORY ? (uint32_t)NO_REG : op_gpr(to)) << 8 |
                  (uint32_t)(in->d.operand_width / 8) << 16;
         s->arg2 = (uint32_t)(from->reg.value - ZYDIS_REGISTER_ES);
-    } else if (in->d.raw.modrm.offset == 0 && (to->type == ZYDIS_OPERAND_TYPE_MEMORY || from->type == ZYDIS_OPERAND_TYPE_MEMORY)) {
+    } else if (in->d.raw.modrm.offset == 0 &&
+               (to->type == ZYDIS_OPERAND_TYPE_MEMORY || from->type == ZYDIS_OPERAND_TYPE_MEMORY)) {
         /* moffs: A0-A3 */
         bool write = to->type == ZYDIS_OPERAND_TYPE_MEMORY;
         const ZydisDecodedOperand *mem = write ? to : from;
@@ -878,14 +908,17 @@ static void sp_incdec(struct translator *t, const struct insn *in)
 
 static void sp_string(struct translator *t, const struct insn *in)
 {
-    static const struct { uint16_t mnemonic; uint8_t kind, size; } kinds[] = {
-        { M(MOVSB), STR_MOVS, 1 }, { M(MOVSW), STR_MOVS, 2 }, { M(MOVSD), STR_MOVS, 4 }, { M(MOVSQ), STR_MOVS, 8 },
-        { M(STOSB), STR_STOS, 1 }, { M(STOSW), STR_STOS, 2 }, { M(STOSD), STR_STOS, 4 }, { M(STOSQ), STR_STOS, 8 },
-        { M(LODSB), STR_LODS, 1 }, { M(LODSW), STR_LODS, 2 }, { M(LODSD), STR_LODS, 4 }, { M(LODSQ), STR_LODS, 8 },
-        { M(SCASB), STR_SCAS, 1 }, { M(SCASW), STR_SCAS, 2 }, { M(SCASD), STR_SCAS, 4 }, { M(SCASQ), STR_SCAS, 8 },
-        { M(CMPSB), STR_CMPS, 1 }, { M(CMPSW), STR_CMPS, 2 }, { M(CMPSD), STR_CMPS, 4 }, { M(CMPSQ), STR_CMPS, 8 },
-        { M(INSB), STR_INS, 1 }, { M(INSW), STR_INS, 2 }, { M(INSD), STR_INS, 4 },
-        { M(OUTSB), STR_OUTS, 1 }, { M(OUTSW), STR_OUTS, 2 }, { M(OUTSD), STR_OUTS, 4 },
+    static const struct {
+        uint16_t mnemonic;
+        uint8_t kind, size;
+    } kinds[] = {
+        {M(MOVSB), STR_MOVS, 1}, {M(MOVSW), STR_MOVS, 2}, {M(MOVSD), STR_MOVS, 4}, {M(MOVSQ), STR_MOVS, 8},
+        {M(STOSB), STR_STOS, 1}, {M(STOSW), STR_STOS, 2}, {M(STOSD), STR_STOS, 4}, {M(STOSQ), STR_STOS, 8},
+        {M(LODSB), STR_LODS, 1}, {M(LODSW), STR_LODS, 2}, {M(LODSD), STR_LODS, 4}, {M(LODSQ), STR_LODS, 8},
+        {M(SCASB), STR_SCAS, 1}, {M(SCASW), STR_SCAS, 2}, {M(SCASD), STR_SCAS, 4}, {M(SCASQ), STR_SCAS, 8},
+        {M(CMPSB), STR_CMPS, 1}, {M(CMPSW), STR_CMPS, 2}, {M(CMPSD), STR_CMPS, 4}, {M(CMPSQ), STR_CMPS, 8},
+        {M(INSB), STR_INS, 1},   {M(INSW), STR_INS, 2},   {M(INSD), STR_INS, 4},   {M(OUTSB), STR_OUTS, 1},
+        {M(OUTSW), STR_OUTS, 2}, {M(OUTSD), STR_OUTS, 4},
     };
     if (in->d.encoding != ZYDIS_INSTRUCTION_ENCODING_LEGACY || in->d.opcode_map != ZYDIS_OPCODE_MAP_DEFAULT) {
         generic_insn(t, in); /* movsd and cmpsd of SSE */
@@ -894,20 +927,32 @@ static void sp_string(struct translator *t, const struct insn *in)
     unsigned i = 0;
     while (kinds[i].mnemonic != in->d.mnemonic)
         i++;
-    unsigned rep = in->d.attributes & ZYDIS_ATTRIB_HAS_REPNE ? STR_REPNE
-                   : in->d.attributes & (ZYDIS_ATTRIB_HAS_REP | ZYDIS_ATTRIB_HAS_REPE) ? STR_REPE : 0;
+    unsigned rep = in->d.attributes & ZYDIS_ATTRIB_HAS_REPNE                           ? STR_REPNE
+                   : in->d.attributes & (ZYDIS_ATTRIB_HAS_REP | ZYDIS_ATTRIB_HAS_REPE) ? STR_REPE
+                                                                                       : 0;
     unsigned segment = DS;
     for (unsigned k = 0; k < in->d.operand_count; k++)
         if (in->op[k].type == ZYDIS_OPERAND_TYPE_MEMORY && in->op[k].mem.base != ZYDIS_REGISTER_NONE &&
             (in->op[k].mem.base == ZYDIS_REGISTER_RSI || in->op[k].mem.base == ZYDIS_REGISTER_ESI ||
              in->op[k].mem.base == ZYDIS_REGISTER_SI))
             switch (in->op[k].mem.segment) {
-            case ZYDIS_REGISTER_FS: segment = FS; break;
-            case ZYDIS_REGISTER_GS: segment = GS; break;
-            case ZYDIS_REGISTER_ES: segment = ES; break;
-            case ZYDIS_REGISTER_CS: segment = CS; break;
-            case ZYDIS_REGISTER_SS: segment = SS; break;
-            default: break;
+            case ZYDIS_REGISTER_FS:
+                segment = FS;
+                break;
+            case ZYDIS_REGISTER_GS:
+                segment = GS;
+                break;
+            case ZYDIS_REGISTER_ES:
+                segment = ES;
+                break;
+            case ZYDIS_REGISTER_CS:
+                segment = CS;
+                break;
+            case ZYDIS_REGISTER_SS:
+                segment = SS;
+                break;
+            default:
+                break;
             }
     struct site *s = emit_helper(t, in, helper_string, false);
     s->based = segment == FS || segment == GS;
@@ -931,7 +976,7 @@ static void sp_gather(struct translator *t, const struct insn *in)
     if (!mem || !data || !mask) { /* the prefetching forms touch nothing */
         return;
     }
-    struct ea ea = { .base = NO_REG, .index = NO_REG, .segment = DS };
+    struct ea ea = {.base = NO_REG, .index = NO_REG, .segment = DS};
     const struct ZydisDecodedOperandMem_ *m = &mem->mem;
     unsigned segment = m->segment == ZYDIS_REGISTER_NONE ? DS : (unsigned)(m->segment - ZYDIS_REGISTER_ES);
     if (m->base != ZYDIS_REGISTER_NONE)
@@ -943,23 +988,28 @@ static void sp_gather(struct translator *t, const struct insn *in)
     e_store(&t->hot, R11, VOFF(helper_ea));
     struct site *s = emit_helper(t, in, helper_gather, false);
     unsigned element = data->element_size / 8;
-    bool quad_index = in->d.mnemonic == M(VGATHERQPD) || in->d.mnemonic == M(VGATHERQPS) || in->d.mnemonic == M(VPGATHERQD) ||
-                      in->d.mnemonic == M(VPGATHERQQ) || in->d.mnemonic == M(VSCATTERQPD) ||
-                      in->d.mnemonic == M(VSCATTERQPS) || in->d.mnemonic == M(VPSCATTERQD) || in->d.mnemonic == M(VPSCATTERQQ);
-    bool quad_data = in->d.mnemonic == M(VGATHERQPD) || in->d.mnemonic == M(VPGATHERQQ) || in->d.mnemonic == M(VGATHERDPD) ||
-                     in->d.mnemonic == M(VPGATHERDQ) || in->d.mnemonic == M(VSCATTERQPD) || in->d.mnemonic == M(VPSCATTERQQ) ||
+    bool quad_index = in->d.mnemonic == M(VGATHERQPD) || in->d.mnemonic == M(VGATHERQPS) ||
+                      in->d.mnemonic == M(VPGATHERQD) || in->d.mnemonic == M(VPGATHERQQ) ||
+                      in->d.mnemonic == M(VSCATTERQPD) || in->d.mnemonic == M(VSCATTERQPS) ||
+                      in->d.mnemonic == M(VPSCATTERQD) || in->d.mnemonic == M(VPSCATTERQQ);
+    bool quad_data = in->d.mnemonic == M(VGATHERQPD) || in->d.mnemonic == M(VPGATHERQQ) ||
+                     in->d.mnemonic == M(VGATHERDPD) || in->d.mnemonic == M(VPGATHERDQ) ||
+                     in->d.mnemonic == M(VSCATTERQPD) || in->d.mnemonic == M(VPSCATTERQQ) ||
                      in->d.mnemonic == M(VSCATTERDPD) || in->d.mnemonic == M(VPSCATTERDQ);
     element = quad_data ? 8 : 4;
     unsigned index_size = quad_index ? 8 : 4, vector = in->d.avx.vector_length / 8;
     unsigned widest = element > index_size ? element : index_size, count = vector / widest;
     s->arg = (uint32_t)ZydisRegisterGetId(data->reg.value) | (uint32_t)ZydisRegisterGetId(mask->reg.value) << 8 |
              (uint32_t)ZydisRegisterGetId(m->index) << 16;
-    s->arg2 = element | index_size << 8 | (uint32_t)(m->scale ? m->scale : 1) << 16 | (uint32_t)addr32(in) << 24 | segment << 28;
+    s->arg2 = element | index_size << 8 | (uint32_t)(m->scale ? m->scale : 1) << 16 | (uint32_t)addr32(in) << 24 |
+              segment << 28;
     s->imm = m->disp.has_displacement ? (uint64_t)m->disp.value : 0;
     s->size = (uint16_t)count;
     s->element = (uint8_t)(count * element);
     s->mask_kind = in->d.encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX ? MASK_K : MASK_VEC_SIGN;
-    s->based = !code64(t) && ((segment == FS && (t->mode & MODE_NULL_FS)) || (segment == GS && (t->mode & MODE_NULL_GS)));
+    s->based = !code64(t) &&
+               ((segment == FS && (t->mode & MODE_NULL_FS)) || (segment == GS && (t->mode & MODE_NULL_GS)) ||
+                               (segment == CS && !(data->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE)));
     s->access = (data->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE ? SITE_READ : SITE_WRITE) |
                 (m->segment == ZYDIS_REGISTER_SS ? SITE_STACK : 0);
 }
@@ -1018,7 +1068,7 @@ static void sp_fsgsbase(struct translator *t, const struct insn *in)
 /* clears the 64 bytes around [rax] */
 static void sp_clzero(struct translator *t, const struct insn *in)
 {
-    struct ea ea = { .base = RAX, .index = NO_REG, .segment = DS, .addr32 = addr32(in) };
+    struct ea ea = {.base = RAX, .index = NO_REG, .segment = DS, .addr32 = addr32(in)};
     for (unsigned i = 0; i < in->d.operand_count; i++)
         if (in->op[i].type == ZYDIS_OPERAND_TYPE_MEMORY)
             insn_ea(t, in, &in->op[i], &ea);
@@ -1041,6 +1091,7 @@ static void sp_maskmov(struct translator *t, const struct insn *in)
     for (unsigned i = 0; i < in->d.operand_count; i++)
         if (in->op[i].type == ZYDIS_OPERAND_TYPE_MEMORY)
             mem = &in->op[i];
+    e_store(&t->hot, RDI, GPR_OFFSET(RDI)); /* a pending x87 exception, met by the movd, leaves it so */
     if (in->d.mnemonic == M(MASKMOVQ) && t->amd)
         e_bytes(&t->hot, "\x41\x0f\x7e\xc2", 4); /* movd r10d, mm0: x87 state becomes MMX state even on a fault */
     struct ea ea;
@@ -1076,21 +1127,26 @@ static bool stack_operand(const struct insn *in, struct ea *ea, bool *write)
 {
     int size = in->d.operand_width / 8;
     bool far = in->d.meta.branch_type == ZYDIS_BRANCH_TYPE_FAR;
-    *ea = (struct ea){ .base = RSP, .index = NO_REG, .segment = SS, .addr32 = true };
+    *ea = (struct ea){.base = RSP, .index = NO_REG, .segment = SS, .addr32 = true};
     switch (in->d.mnemonic) {
-    case M(PUSH): case M(CALL):
+    case M(PUSH):
+    case M(CALL):
         ea->disp = -size;
         *write = true;
         return !far;
     case M(LEAVE):
         ea->base = RBP;
         return true;
-    case M(POP): case M(RET): return !far;
-    default: return false;
+    case M(POP):
+    case M(RET):
+        return !far;
+    default:
+        return false;
     }
 }
 
-static struct site *emit_segment_check(struct translator *t, const struct insn *in, struct ea *ea, bool write, unsigned size)
+static struct site *emit_segment_check(struct translator *t, const struct insn *in, struct ea *ea, bool write,
+                                       unsigned size)
 {
     unsigned segment = ea->segment;
     uint32_t mode = t->mode;
@@ -1114,14 +1170,19 @@ static void check_operand(struct translator *t, const struct insn *in, const Zyd
     insn_ea(t, in, op, &ea);
     unsigned size = op->size ? op->size / 8 : 1, kind = SEGMENT_PLAIN, reg = 0;
     switch (in->d.mnemonic) {
-    case M(CLFLUSH): case M(CLFLUSHOPT): case M(CLWB):
+    case M(CLFLUSH):
+    case M(CLFLUSHOPT):
+    case M(CLWB):
         size = 1;
         break;
     case M(XLAT):
         ea.index = NO_REG;
         kind = SEGMENT_XLAT;
         break;
-    case M(BT): case M(BTS): case M(BTR): case M(BTC):
+    case M(BT):
+    case M(BTS):
+    case M(BTR):
+    case M(BTC):
         if (in->op[1].type == ZYDIS_OPERAND_TYPE_REGISTER) {
             kind = SEGMENT_BIT;
             reg = op_gpr(&in->op[1]);
@@ -1131,7 +1192,8 @@ static void check_operand(struct translator *t, const struct insn *in, const Zyd
         if (ea.base == RSP)
             ea.disp += size;
         break;
-    default: break;
+    default:
+        break;
     }
     struct site *s = emit_segment_check(t, in, &ea, op->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE, size);
     s->arg2 = kind;
@@ -1144,7 +1206,8 @@ void emit_segment_checks(struct translator *t, const struct insn *in)
 {
     special_fn *fn = special_for(in);
     bool legacy = in->d.encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY && in->d.opcode_map == ZYDIS_OPCODE_MAP_DEFAULT;
-    if ((fn == sp_string && legacy) || fn == sp_nop || fn == sp_gather || fn == sp_undefined || in->d.mnemonic == M(INVLPG))
+    if ((fn == sp_string && legacy) || fn == sp_nop || fn == sp_gather || fn == sp_undefined ||
+        in->d.mnemonic == M(INVLPG))
         return;
     struct ea ea;
     bool write = false;
@@ -1182,106 +1245,273 @@ static void sp_pcmpestr(struct translator *t, const struct insn *in)
     generic_insn(t, &narrow);
 }
 
-#define HELP(mn, f, a) [M(mn)] = { .fn = sp_helper, .helper = f, .arg = (a) }
-#define ENDS(mn, f, a) [M(mn)] = { .fn = sp_helper, .helper = f, .arg = (a), .ends = true }
-#define JCC(mn) [M(mn)] = { .fn = sp_jcc, .ends = true }
-#define SOME(mn, f) [M(mn)] = { .fn = f, .fn_sometimes = true }
-#define UNDEF(mn) [M(mn)] = { .fn = sp_undefined, .ends = true }
+#define HELP(mn, f, a) [M(mn)] = {.fn = sp_helper, .helper = f, .arg = (a)}
+#define ENDS(mn, f, a) [M(mn)] = {.fn = sp_helper, .helper = f, .arg = (a), .ends = true}
+#define JCC(mn) [M(mn)] = {.fn = sp_jcc, .ends = true}
+#define SOME(mn, f) [M(mn)] = {.fn = f, .fn_sometimes = true}
+#define UNDEF(mn) [M(mn)] = {.fn = sp_undefined, .ends = true}
 
+/* clang-format off: a table */
 static const struct special specials[ZYDIS_MNEMONIC_MAX_VALUE + 1] = {
-    [M(INVALID)] = { .fn = sp_undefined, .ends = true },
+    [M(INVALID)] = {.fn = sp_undefined, .ends = true},
     /* branches */
-    JCC(JB), JCC(JBE), JCC(JL), JCC(JLE), JCC(JNB), JCC(JNBE), JCC(JNL), JCC(JNLE), JCC(JNO), JCC(JNP), JCC(JNS),
-    JCC(JNZ), JCC(JO), JCC(JP), JCC(JS), JCC(JZ),
-    [M(JRCXZ)] = { .fn = sp_loop, .ends = true }, [M(JECXZ)] = { .fn = sp_loop, .ends = true },
-    [M(JCXZ)] = { .fn = sp_loop, .ends = true },
-    [M(LOOP)] = { .fn = sp_loop, .ends = true }, [M(LOOPE)] = { .fn = sp_loop, .ends = true },
-    [M(LOOPNE)] = { .fn = sp_loop, .ends = true },
-    [M(JMP)] = { .fn = sp_jmp, .ends = true }, [M(CALL)] = { .fn = sp_call, .ends = true },
-    [M(RET)] = { .fn = sp_ret, .helper = helper_far_ret, .ends = true },
-    ENDS(IRET, helper_iret, 2), ENDS(IRETD, helper_iret, 4), ENDS(IRETQ, helper_iret, 8),
-    ENDS(SYSCALL, helper_syscall, 0), ENDS(SYSRET, helper_sysret, 0), ENDS(SYSENTER, helper_sysenter, 0),
+    JCC(JB),
+    JCC(JBE),
+    JCC(JL),
+    JCC(JLE),
+    JCC(JNB),
+    JCC(JNBE),
+    JCC(JNL),
+    JCC(JNLE),
+    JCC(JNO),
+    JCC(JNP),
+    JCC(JNS),
+    JCC(JNZ),
+    JCC(JO),
+    JCC(JP),
+    JCC(JS),
+    JCC(JZ),
+    [M(JRCXZ)] = {.fn = sp_loop, .ends = true},
+    [M(JECXZ)] = {.fn = sp_loop, .ends = true},
+    [M(JCXZ)] = {.fn = sp_loop, .ends = true},
+    [M(LOOP)] = {.fn = sp_loop, .ends = true},
+    [M(LOOPE)] = {.fn = sp_loop, .ends = true},
+    [M(LOOPNE)] = {.fn = sp_loop, .ends = true},
+    [M(JMP)] = {.fn = sp_jmp, .ends = true},
+    [M(CALL)] = {.fn = sp_call, .ends = true},
+    [M(RET)] = {.fn = sp_ret, .helper = helper_far_ret, .ends = true},
+    ENDS(IRET, helper_iret, 2),
+    ENDS(IRETD, helper_iret, 4),
+    ENDS(IRETQ, helper_iret, 8),
+    ENDS(SYSCALL, helper_syscall, 0),
+    ENDS(SYSRET, helper_sysret, 0),
+    ENDS(SYSENTER, helper_sysenter, 0),
     ENDS(SYSEXIT, helper_sysexit, 0),
-    ENDS(INT, helper_int, INT_IMM), ENDS(INT3, helper_int, INT_3), ENDS(INTO, helper_int, INT_O),
+    ENDS(INT, helper_int, INT_IMM),
+    ENDS(INT3, helper_int, INT_3),
+    ENDS(INTO, helper_int, INT_O),
     ENDS(INT1, helper_int, INT_1),
     ENDS(HLT, helper_hlt, 0),
     /* the stack */
-    SOME(PUSH, sp_push), SOME(POP, sp_pop), SOME(LEAVE, sp_leave),
-    SOME(ENTER, sp_enter), HELP(PUSHF, helper_pushf, 2), HELP(PUSHFD, helper_pushf, 4),
-    HELP(PUSHFQ, helper_pushf, 8), ENDS(POPF, helper_popf, 2), ENDS(POPFD, helper_popf, 4),
+    SOME(PUSH, sp_push),
+    SOME(POP, sp_pop),
+    SOME(LEAVE, sp_leave),
+    SOME(ENTER, sp_enter),
+    HELP(PUSHF, helper_pushf, 2),
+    HELP(PUSHFD, helper_pushf, 4),
+    HELP(PUSHFQ, helper_pushf, 8),
+    ENDS(POPF, helper_popf, 2),
+    ENDS(POPFD, helper_popf, 4),
     ENDS(POPFQ, helper_popf, 8),
-    [M(PUSHA)] = { .fn = sp_helper, .helper = helper_pusha, .arg = 2 },
-    [M(PUSHAD)] = { .fn = sp_helper, .helper = helper_pusha, .arg = 4 },
-    [M(POPA)] = { .fn = sp_helper, .helper = helper_pusha, .arg = 2 | 0x80 },
-    [M(POPAD)] = { .fn = sp_helper, .helper = helper_pusha, .arg = 4 | 0x80 },
+    [M(PUSHA)] = {.fn = sp_helper, .helper = helper_pusha, .arg = 2},
+    [M(PUSHAD)] = {.fn = sp_helper, .helper = helper_pusha, .arg = 4},
+    [M(POPA)] = {.fn = sp_helper, .helper = helper_pusha, .arg = 2 | 0x80},
+    [M(POPAD)] = {.fn = sp_helper, .helper = helper_pusha, .arg = 4 | 0x80},
     /* flags */
-    [M(CLI)] = { .fn = sp_cli, .helper = helper_cli }, SOME(STI, sp_sti), SOME(CLD, sp_cld), SOME(STD, sp_std),
-    ENDS(STAC, helper_stac, 1), ENDS(CLAC, helper_stac, 0),
+    [M(CLI)] = {.fn = sp_cli, .helper = helper_cli},
+    SOME(STI, sp_sti),
+    SOME(CLD, sp_cld),
+    SOME(STD, sp_std),
+    ENDS(STAC, helper_stac, 1),
+    ENDS(CLAC, helper_stac, 0),
     /* no effect that a guest could see */
-    SOME(NOP, sp_nop), SOME(PREFETCH, sp_nop), SOME(PREFETCHW, sp_nop), SOME(PREFETCHWT1, sp_nop),
-    SOME(PREFETCHNTA, sp_nop), SOME(PREFETCHT0, sp_nop), SOME(PREFETCHT1, sp_nop), SOME(PREFETCHT2, sp_nop),
-    SOME(ENDBR32, sp_nop), SOME(ENDBR64, sp_nop), SOME(CLDEMOTE, sp_nop),
+    SOME(NOP, sp_nop),
+    SOME(PREFETCH, sp_nop),
+    SOME(PREFETCHW, sp_nop),
+    SOME(PREFETCHWT1, sp_nop),
+    SOME(PREFETCHNTA, sp_nop),
+    SOME(PREFETCHT0, sp_nop),
+    SOME(PREFETCHT1, sp_nop),
+    SOME(PREFETCHT2, sp_nop),
+    SOME(ENDBR32, sp_nop),
+    SOME(ENDBR64, sp_nop),
+    SOME(CLDEMOTE, sp_nop),
     /* odd operands */
-    SOME(LEA, sp_lea), SOME(XLAT, sp_xlat), SOME(BT, sp_bt), SOME(BTS, sp_bt), SOME(BTR, sp_bt), SOME(BTC, sp_bt),
-    SOME(MOV, sp_mov), SOME(INC, sp_incdec), SOME(DEC, sp_incdec),
-    SOME(MOVSB, sp_string), SOME(MOVSW, sp_string), SOME(MOVSD, sp_string), SOME(MOVSQ, sp_string),
-    SOME(STOSB, sp_string), SOME(STOSW, sp_string), SOME(STOSD, sp_string), SOME(STOSQ, sp_string),
-    SOME(LODSB, sp_string), SOME(LODSW, sp_string), SOME(LODSD, sp_string), SOME(LODSQ, sp_string),
-    SOME(SCASB, sp_string), SOME(SCASW, sp_string), SOME(SCASD, sp_string), SOME(SCASQ, sp_string),
-    SOME(CMPSB, sp_string), SOME(CMPSW, sp_string), SOME(CMPSD, sp_string), SOME(CMPSQ, sp_string),
-    SOME(INSB, sp_string), SOME(INSW, sp_string), SOME(INSD, sp_string),
-    SOME(OUTSB, sp_string), SOME(OUTSW, sp_string), SOME(OUTSD, sp_string),
-    [M(VZEROALL)] = { .fn = sp_vzero, .helper = helper_vzero, .arg = 1, .fn_sometimes = true },
-    [M(VZEROUPPER)] = { .fn = sp_vzero, .helper = helper_vzero, .fn_sometimes = true },
-    SOME(VPCMPESTRI, sp_pcmpestr), SOME(VPCMPESTRM, sp_pcmpestr),
-    HELP(XSAVE, helper_xstate, XS_XSAVE), HELP(XSAVE64, helper_xstate, XS_XSAVE | XS_64),
-    HELP(XSAVEOPT, helper_xstate, XS_XSAVEOPT), HELP(XSAVEOPT64, helper_xstate, XS_XSAVEOPT | XS_64),
-    HELP(XSAVEC, helper_xstate, XS_XSAVEC), HELP(XSAVEC64, helper_xstate, XS_XSAVEC | XS_64),
-    HELP(XRSTOR, helper_xstate, XS_XRSTOR), HELP(XRSTOR64, helper_xstate, XS_XRSTOR | XS_64),
-    HELP(FXSAVE, helper_xstate, XS_FXSAVE), HELP(FXSAVE64, helper_xstate, XS_FXSAVE | XS_64),
-    HELP(FXRSTOR, helper_xstate, XS_FXRSTOR), HELP(FXRSTOR64, helper_xstate, XS_FXRSTOR | XS_64),
-    UNDEF(XSAVES), UNDEF(XSAVES64), UNDEF(XRSTORS), UNDEF(XRSTORS64),
-    SOME(MASKMOVQ, sp_maskmov), SOME(MASKMOVDQU, sp_maskmov), SOME(VMASKMOVDQU, sp_maskmov),
-    [M(FNSTENV)] = { .fn = sp_x87_env, .helper = helper_x87_env, .arg = 0 },
-    [M(FNSAVE)] = { .fn = sp_x87_env, .helper = helper_x87_env, .arg = 1 },
+    SOME(LEA, sp_lea),
+    SOME(XLAT, sp_xlat),
+    SOME(BT, sp_bt),
+    SOME(BTS, sp_bt),
+    SOME(BTR, sp_bt),
+    SOME(BTC, sp_bt),
+    SOME(MOV, sp_mov),
+    SOME(INC, sp_incdec),
+    SOME(DEC, sp_incdec),
+    SOME(MOVSB, sp_string),
+    SOME(MOVSW, sp_string),
+    SOME(MOVSD, sp_string),
+    SOME(MOVSQ, sp_string),
+    SOME(STOSB, sp_string),
+    SOME(STOSW, sp_string),
+    SOME(STOSD, sp_string),
+    SOME(STOSQ, sp_string),
+    SOME(LODSB, sp_string),
+    SOME(LODSW, sp_string),
+    SOME(LODSD, sp_string),
+    SOME(LODSQ, sp_string),
+    SOME(SCASB, sp_string),
+    SOME(SCASW, sp_string),
+    SOME(SCASD, sp_string),
+    SOME(SCASQ, sp_string),
+    SOME(CMPSB, sp_string),
+    SOME(CMPSW, sp_string),
+    SOME(CMPSD, sp_string),
+    SOME(CMPSQ, sp_string),
+    SOME(INSB, sp_string),
+    SOME(INSW, sp_string),
+    SOME(INSD, sp_string),
+    SOME(OUTSB, sp_string),
+    SOME(OUTSW, sp_string),
+    SOME(OUTSD, sp_string),
+    [M(VZEROALL)] = {.fn = sp_vzero, .helper = helper_vzero, .arg = 1, .fn_sometimes = true},
+    [M(VZEROUPPER)] = {.fn = sp_vzero, .helper = helper_vzero, .fn_sometimes = true},
+    SOME(VPCMPESTRI, sp_pcmpestr),
+    SOME(VPCMPESTRM, sp_pcmpestr),
+    HELP(XSAVE, helper_xstate, XS_XSAVE),
+    HELP(XSAVE64, helper_xstate, XS_XSAVE | XS_64),
+    HELP(XSAVEOPT, helper_xstate, XS_XSAVEOPT),
+    HELP(XSAVEOPT64, helper_xstate, XS_XSAVEOPT | XS_64),
+    HELP(XSAVEC, helper_xstate, XS_XSAVEC),
+    HELP(XSAVEC64, helper_xstate, XS_XSAVEC | XS_64),
+    HELP(XRSTOR, helper_xstate, XS_XRSTOR),
+    HELP(XRSTOR64, helper_xstate, XS_XRSTOR | XS_64),
+    HELP(FXSAVE, helper_xstate, XS_FXSAVE),
+    HELP(FXSAVE64, helper_xstate, XS_FXSAVE | XS_64),
+    HELP(FXRSTOR, helper_xstate, XS_FXRSTOR),
+    HELP(FXRSTOR64, helper_xstate, XS_FXRSTOR | XS_64),
+    UNDEF(XSAVES),
+    UNDEF(XSAVES64),
+    UNDEF(XRSTORS),
+    UNDEF(XRSTORS64),
+    SOME(MASKMOVQ, sp_maskmov),
+    SOME(MASKMOVDQU, sp_maskmov),
+    SOME(VMASKMOVDQU, sp_maskmov),
+    [M(FNSTENV)] = {.fn = sp_x87_env, .helper = helper_x87_env, .arg = 0},
+    [M(FNSAVE)] = {.fn = sp_x87_env, .helper = helper_x87_env, .arg = 1},
     /* ports, CPUID, MSRs */
-    SOME(IN, sp_port), SOME(OUT, sp_port), HELP(CPUID, helper_cpuid, 0),
-    [M(RDTSC)] = { .fn = sp_rdtsc, .helper = helper_rdtsc }, HELP(RDTSCP, helper_rdtsc, 1), HELP(RDPID, helper_rdtsc, 2),
-    HELP(RDMSR, helper_msr, 0), ENDS(WRMSR, helper_msr, 1), HELP(RDPMC, helper_gp0, 0),
-    ENDS(XSETBV, helper_xsetbv, 0), HELP(XGETBV, helper_xgetbv, 0),
+    SOME(IN, sp_port),
+    SOME(OUT, sp_port),
+    HELP(CPUID, helper_cpuid, 0),
+    [M(RDTSC)] = {.fn = sp_rdtsc, .helper = helper_rdtsc},
+    HELP(RDTSCP, helper_rdtsc, 1),
+    HELP(RDPID, helper_rdtsc, 2),
+    HELP(RDMSR, helper_msr, 0),
+    ENDS(WRMSR, helper_msr, 1),
+    HELP(RDPMC, helper_gp0, 0),
+    ENDS(XSETBV, helper_xsetbv, 0),
+    HELP(XGETBV, helper_xgetbv, 0),
     /* system tables and registers */
-    ENDS(LGDT, helper_descriptor_table, SYS_LGDT), ENDS(LIDT, helper_descriptor_table, SYS_LIDT),
-    HELP(SGDT, helper_descriptor_table, SYS_SGDT), HELP(SIDT, helper_descriptor_table, SYS_SIDT),
-    ENDS(LLDT, helper_descriptor_load, 0), ENDS(LTR, helper_descriptor_load, 1),
-    HELP(SLDT, helper_store_system, SYS_SLDT), HELP(STR, helper_store_system, SYS_STR),
-    HELP(SMSW, helper_store_system, SYS_SMSW), ENDS(LMSW, helper_clts_lmsw, 1), ENDS(CLTS, helper_clts_lmsw, 0),
-    [M(LAR)] = { .fn = sp_query, .helper = helper_query, .arg = DESC_LAR },
-    [M(LSL)] = { .fn = sp_query, .helper = helper_query, .arg = DESC_LSL }, HELP(VERR, helper_query, DESC_VERR),
+    ENDS(LGDT, helper_descriptor_table, SYS_LGDT),
+    ENDS(LIDT, helper_descriptor_table, SYS_LIDT),
+    HELP(SGDT, helper_descriptor_table, SYS_SGDT),
+    HELP(SIDT, helper_descriptor_table, SYS_SIDT),
+    ENDS(LLDT, helper_descriptor_load, 0),
+    ENDS(LTR, helper_descriptor_load, 1),
+    HELP(SLDT, helper_store_system, SYS_SLDT),
+    HELP(STR, helper_store_system, SYS_STR),
+    HELP(SMSW, helper_store_system, SYS_SMSW),
+    ENDS(LMSW, helper_clts_lmsw, 1),
+    ENDS(CLTS, helper_clts_lmsw, 0),
+    [M(LAR)] = {.fn = sp_query, .helper = helper_query, .arg = DESC_LAR},
+    [M(LSL)] = {.fn = sp_query, .helper = helper_query, .arg = DESC_LSL},
+    HELP(VERR, helper_query, DESC_VERR),
     HELP(VERW, helper_query, DESC_VERW),
-    [M(SWAPGS)] = { .fn = sp_swapgs, .helper = helper_swapgs }, ENDS(INVLPG, helper_invlpg, 0), ENDS(INVPCID, helper_invpcid, 0),
-    [M(RDFSBASE)] = { .fn = sp_fsgsbase, .helper = helper_fsgsbase, .arg = 0 },
-    [M(RDGSBASE)] = { .fn = sp_fsgsbase, .helper = helper_fsgsbase, .arg = 1 },
-    [M(WRFSBASE)] = { .fn = sp_fsgsbase, .helper = helper_fsgsbase, .arg = 2 },
-    [M(WRGSBASE)] = { .fn = sp_fsgsbase, .helper = helper_fsgsbase, .arg = 3 },
-    HELP(WBINVD, helper_wbinvd, 0), HELP(INVD, helper_wbinvd, 0), 
-    ENDS(LFS, helper_load_far, FS), ENDS(LGS, helper_load_far, GS), ENDS(LSS, helper_load_far, SS),
-    ENDS(LDS, helper_load_far, DS), ENDS(LES, helper_load_far, ES), HELP(BOUND, helper_bound, 0),
-    HELP(DAA, helper_decimal, DEC_DAA), HELP(DAS, helper_decimal, DEC_DAS), HELP(AAA, helper_decimal, DEC_AAA),
-    HELP(AAS, helper_decimal, DEC_AAS), HELP(AAM, helper_decimal, DEC_AAM), HELP(AAD, helper_decimal, DEC_AAD),
-    HELP(SALC, helper_decimal, DEC_SALC), [M(ARPL)] = { .fn = sp_query, .helper = helper_decimal, .arg = DEC_ARPL },
+    [M(SWAPGS)] = {.fn = sp_swapgs, .helper = helper_swapgs},
+    ENDS(INVLPG, helper_invlpg, 0),
+    ENDS(INVPCID, helper_invpcid, 0),
+    [M(RDFSBASE)] = {.fn = sp_fsgsbase, .helper = helper_fsgsbase, .arg = 0},
+    [M(RDGSBASE)] = {.fn = sp_fsgsbase, .helper = helper_fsgsbase, .arg = 1},
+    [M(WRFSBASE)] = {.fn = sp_fsgsbase, .helper = helper_fsgsbase, .arg = 2},
+    [M(WRGSBASE)] = {.fn = sp_fsgsbase, .helper = helper_fsgsbase, .arg = 3},
+    HELP(WBINVD, helper_wbinvd, 0),
+    HELP(INVD, helper_wbinvd, 0),
+    ENDS(LFS, helper_load_far, FS),
+    ENDS(LGS, helper_load_far, GS),
+    ENDS(LSS, helper_load_far, SS),
+    ENDS(LDS, helper_load_far, DS),
+    ENDS(LES, helper_load_far, ES),
+    HELP(BOUND, helper_bound, 0),
+    HELP(DAA, helper_decimal, DEC_DAA),
+    HELP(DAS, helper_decimal, DEC_DAS),
+    HELP(AAA, helper_decimal, DEC_AAA),
+    HELP(AAS, helper_decimal, DEC_AAS),
+    HELP(AAM, helper_decimal, DEC_AAM),
+    HELP(AAD, helper_decimal, DEC_AAD),
+    HELP(SALC, helper_decimal, DEC_SALC),
+    [M(ARPL)] = {.fn = sp_query, .helper = helper_decimal, .arg = DEC_ARPL},
     /* what CPUID says is not there */
-    UNDEF(UD0), UNDEF(UD1), UNDEF(UD2), UNDEF(MONITOR), UNDEF(MWAIT), UNDEF(MONITORX), UNDEF(MWAITX), UNDEF(RSM),
-    UNDEF(VMCALL), UNDEF(VMMCALL), UNDEF(VMLAUNCH), UNDEF(VMRESUME), UNDEF(VMXOFF), UNDEF(VMXON), UNDEF(VMCLEAR),
-    UNDEF(VMPTRLD), UNDEF(VMPTRST), UNDEF(VMREAD), UNDEF(VMWRITE), UNDEF(VMFUNC), UNDEF(VMRUN), UNDEF(VMLOAD),
-    UNDEF(VMSAVE), UNDEF(STGI), UNDEF(CLGI), UNDEF(SKINIT), UNDEF(INVLPGA), UNDEF(INVEPT), UNDEF(INVVPID),
-    UNDEF(RDPKRU), UNDEF(WRPKRU), UNDEF(XBEGIN), UNDEF(XEND), UNDEF(XABORT), UNDEF(XTEST), UNDEF(UMONITOR),
-    UNDEF(UMWAIT), UNDEF(TPAUSE), UNDEF(GETSEC), UNDEF(ENCLS), UNDEF(ENCLU), UNDEF(ENCLV), UNDEF(PCONFIG),
-    UNDEF(INCSSPD), UNDEF(INCSSPQ), UNDEF(RSTORSSP), UNDEF(SAVEPREVSSP), UNDEF(SETSSBSY), UNDEF(CLRSSBSY),
-    UNDEF(WRSSD), UNDEF(WRSSQ), UNDEF(WRUSSD), UNDEF(WRUSSQ), UNDEF(PTWRITE), UNDEF(RDPRU), UNDEF(INVLPGB),
-    UNDEF(TLBSYNC), UNDEF(PSMASH), UNDEF(PVALIDATE), UNDEF(RMPADJUST), UNDEF(RMPUPDATE), UNDEF(MCOMMIT),
-    SOME(CLZERO, sp_clzero), UNDEF(ENQCMD), UNDEF(ENQCMDS), UNDEF(LLWPCB), UNDEF(SLWPCB), UNDEF(LWPINS), UNDEF(LWPVAL),
-    SOME(RDSSPD, sp_nop), SOME(RDSSPQ, sp_nop),
+    UNDEF(UD0),
+    UNDEF(UD1),
+    UNDEF(UD2),
+    UNDEF(MONITOR),
+    UNDEF(MWAIT),
+    UNDEF(MONITORX),
+    UNDEF(MWAITX),
+    UNDEF(RSM),
+    UNDEF(VMCALL),
+    UNDEF(VMMCALL),
+    UNDEF(VMLAUNCH),
+    UNDEF(VMRESUME),
+    UNDEF(VMXOFF),
+    UNDEF(VMXON),
+    UNDEF(VMCLEAR),
+    UNDEF(VMPTRLD),
+    UNDEF(VMPTRST),
+    UNDEF(VMREAD),
+    UNDEF(VMWRITE),
+    UNDEF(VMFUNC),
+    UNDEF(VMRUN),
+    UNDEF(VMLOAD),
+    UNDEF(VMSAVE),
+    UNDEF(STGI),
+    UNDEF(CLGI),
+    UNDEF(SKINIT),
+    UNDEF(INVLPGA),
+    UNDEF(INVEPT),
+    UNDEF(INVVPID),
+    UNDEF(RDPKRU),
+    UNDEF(WRPKRU),
+    UNDEF(XBEGIN),
+    UNDEF(XEND),
+    UNDEF(XABORT),
+    UNDEF(XTEST),
+    UNDEF(UMONITOR),
+    UNDEF(UMWAIT),
+    UNDEF(TPAUSE),
+    UNDEF(GETSEC),
+    UNDEF(ENCLS),
+    UNDEF(ENCLU),
+    UNDEF(ENCLV),
+    UNDEF(PCONFIG),
+    UNDEF(INCSSPD),
+    UNDEF(INCSSPQ),
+    UNDEF(RSTORSSP),
+    UNDEF(SAVEPREVSSP),
+    UNDEF(SETSSBSY),
+    UNDEF(CLRSSBSY),
+    UNDEF(WRSSD),
+    UNDEF(WRSSQ),
+    UNDEF(WRUSSD),
+    UNDEF(WRUSSQ),
+    UNDEF(PTWRITE),
+    UNDEF(RDPRU),
+    UNDEF(INVLPGB),
+    UNDEF(TLBSYNC),
+    UNDEF(PSMASH),
+    UNDEF(PVALIDATE),
+    UNDEF(RMPADJUST),
+    UNDEF(RMPUPDATE),
+    UNDEF(MCOMMIT),
+    SOME(CLZERO, sp_clzero),
+    UNDEF(ENQCMD),
+    UNDEF(ENQCMDS),
+    UNDEF(LLWPCB),
+    UNDEF(SLWPCB),
+    UNDEF(LWPINS),
+    UNDEF(LWPVAL),
+    SOME(RDSSPD, sp_nop),
+    SOME(RDSSPQ, sp_nop),
 };
+/* clang-format on */
 
 bool is_plain_mov(const struct insn *in)
 {
@@ -1289,8 +1519,12 @@ bool is_plain_mov(const struct insn *in)
         if (in->op[i].type != ZYDIS_OPERAND_TYPE_REGISTER)
             continue;
         switch (ZydisRegisterGetClass(in->op[i].reg.value)) {
-        case ZYDIS_REGCLASS_CONTROL: case ZYDIS_REGCLASS_DEBUG: case ZYDIS_REGCLASS_SEGMENT: return false;
-        default: break;
+        case ZYDIS_REGCLASS_CONTROL:
+        case ZYDIS_REGCLASS_DEBUG:
+        case ZYDIS_REGCLASS_SEGMENT:
+            return false;
+        default:
+            break;
         }
     }
     bool memory = in->op[0].type == ZYDIS_OPERAND_TYPE_MEMORY || in->op[1].type == ZYDIS_OPERAND_TYPE_MEMORY;

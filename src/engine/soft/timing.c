@@ -22,7 +22,8 @@ const void *soft_timed_helper(struct soft_vcpu *v);
 const void *soft_timed_exit(struct soft_vcpu *v);
 const void *soft_timed_hot(struct soft_vcpu *v);
 const void *soft_timed_ibtc_miss(struct soft_vcpu *v);
-extern const char soft_timed_glue_slow[], soft_timed_glue_window[], soft_timed_glue_demote[], soft_timed_glue_commit[], soft_timed_glue_helper[], soft_timed_glue_exit[], soft_timed_glue_hot[], soft_timed_glue_ibtc_miss[];
+extern const char soft_timed_glue_slow[], soft_timed_glue_window[], soft_timed_glue_demote[], soft_timed_glue_commit[],
+    soft_timed_glue_helper[], soft_timed_glue_exit[], soft_timed_glue_hot[], soft_timed_glue_ibtc_miss[];
 
 #define TIMED(name, kind)                                                                                              \
     const void *soft_timed_##name(struct soft_vcpu *v)                                                                 \
@@ -65,8 +66,8 @@ void soft_timing_install(struct soft_vcpu *v)
 
 void soft_timing_print(const struct soft_vcpu *v, FILE *out)
 {
-    static const char *const names[TIME_KINDS] = { "translated code", "memory slow paths", "instructions in C",
-                                                   "finding blocks", "translating", "devices" };
+    static const char *const names[TIME_KINDS] = {"translated code", "memory slow paths", "instructions in C",
+                                                  "finding blocks",  "translating",       "devices"};
     const uint64_t *ticks = v->stats.ticks;
     uint64_t other = 0, khz = v->engine->tsc_khz ? v->engine->tsc_khz : 1;
     for (unsigned i = 1; i < TIME_KINDS; i++)

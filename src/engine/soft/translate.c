@@ -54,17 +54,34 @@ static uint8_t flags_killed(const struct insn *in)
         return 0;
     uint8_t sure = flag_bits(f->modified | f->set_0 | f->set_1);
     switch (in->d.mnemonic) {
-    case ZYDIS_MNEMONIC_AND: case ZYDIS_MNEMONIC_OR: case ZYDIS_MNEMONIC_XOR: case ZYDIS_MNEMONIC_TEST:
-    case ZYDIS_MNEMONIC_ADD: case ZYDIS_MNEMONIC_SUB: case ZYDIS_MNEMONIC_CMP: case ZYDIS_MNEMONIC_NEG:
+    case ZYDIS_MNEMONIC_AND:
+    case ZYDIS_MNEMONIC_OR:
+    case ZYDIS_MNEMONIC_XOR:
+    case ZYDIS_MNEMONIC_TEST:
+    case ZYDIS_MNEMONIC_ADD:
+    case ZYDIS_MNEMONIC_SUB:
+    case ZYDIS_MNEMONIC_CMP:
+    case ZYDIS_MNEMONIC_NEG:
         return F_ALL;
-    case ZYDIS_MNEMONIC_SHL: case ZYDIS_MNEMONIC_SHR: case ZYDIS_MNEMONIC_SAR:
+    case ZYDIS_MNEMONIC_SHL:
+    case ZYDIS_MNEMONIC_SHR:
+    case ZYDIS_MNEMONIC_SAR:
         if (in->op[1].type == ZYDIS_OPERAND_TYPE_IMMEDIATE && (in->op[1].imm.value.u & 31))
             return in->op[0].size >= 32 ? F_ALL : 0;
         return 0;
-    case ZYDIS_MNEMONIC_ROL: case ZYDIS_MNEMONIC_ROR: case ZYDIS_MNEMONIC_RCL: case ZYDIS_MNEMONIC_RCR:
-    case ZYDIS_MNEMONIC_SHLD: case ZYDIS_MNEMONIC_SHRD:
-    case ZYDIS_MNEMONIC_SCASB: case ZYDIS_MNEMONIC_SCASW: case ZYDIS_MNEMONIC_SCASD: case ZYDIS_MNEMONIC_SCASQ:
-    case ZYDIS_MNEMONIC_CMPSB: case ZYDIS_MNEMONIC_CMPSW: case ZYDIS_MNEMONIC_CMPSQ:
+    case ZYDIS_MNEMONIC_ROL:
+    case ZYDIS_MNEMONIC_ROR:
+    case ZYDIS_MNEMONIC_RCL:
+    case ZYDIS_MNEMONIC_RCR:
+    case ZYDIS_MNEMONIC_SHLD:
+    case ZYDIS_MNEMONIC_SHRD:
+    case ZYDIS_MNEMONIC_SCASB:
+    case ZYDIS_MNEMONIC_SCASW:
+    case ZYDIS_MNEMONIC_SCASD:
+    case ZYDIS_MNEMONIC_SCASQ:
+    case ZYDIS_MNEMONIC_CMPSB:
+    case ZYDIS_MNEMONIC_CMPSW:
+    case ZYDIS_MNEMONIC_CMPSQ:
         return 0;
     default:
         return sure & (uint8_t)~flag_bits(f->undefined);
@@ -209,7 +226,7 @@ static bool decode_block(struct translator *t, uint64_t gpa, unsigned max_insns)
 void add_map(struct translator *t, uint32_t host, const struct insn *in)
 {
     struct engine *e = t->engine;
-    e->maps[e->n_maps++] = (struct pc_map){ .host = host, .guest = in->pc, .insn_len = in->d.length };
+    e->maps[e->n_maps++] = (struct pc_map){.host = host, .guest = in->pc, .insn_len = in->d.length};
 }
 
 void emit_indirect(struct translator *t)
@@ -249,7 +266,7 @@ void emit_exit(struct translator *t, int64_t target, int cc)
     }
     uint32_t index = en->n_exits++;
     struct exit *x = &en->exits[index];
-    *x = (struct exit){ .from = t->b, .target = (int32_t)target, .poll = poll, .cross = cross };
+    *x = (struct exit){.from = t->b, .target = (int32_t)target, .poll = poll, .cross = cross};
     x->stub = e_offset(&t->cold);
     e_store_imm32(&t->cold, VOFF(site), index);
     e_gs_jump(&t->cold, VOFF(glue_exit));
@@ -315,8 +332,12 @@ static bool is_simd(const struct insn *in)
         if (in->op[i].type != ZYDIS_OPERAND_TYPE_REGISTER)
             continue;
         switch (ZydisRegisterGetClass(in->op[i].reg.value)) {
-        case ZYDIS_REGCLASS_X87: case ZYDIS_REGCLASS_MMX: case ZYDIS_REGCLASS_XMM: case ZYDIS_REGCLASS_YMM:
-        case ZYDIS_REGCLASS_ZMM: case ZYDIS_REGCLASS_MASK:
+        case ZYDIS_REGCLASS_X87:
+        case ZYDIS_REGCLASS_MMX:
+        case ZYDIS_REGCLASS_XMM:
+        case ZYDIS_REGCLASS_YMM:
+        case ZYDIS_REGCLASS_ZMM:
+        case ZYDIS_REGCLASS_MASK:
             return true;
         default:
             break;
@@ -402,8 +423,12 @@ struct block *soft_translate(struct soft_vcpu *v, uint64_t gva, uint64_t gpa, ui
     t->gva = gva;
     t->page_offset = gva & 4095;
     t->poll_after = false;
-    *b = (struct block){ .gpa = gpa, .gva = mode & MODE_FIXED_PC ? gva : t->page_offset, .gpa2 = UINT64_MAX,
-                         .mode = mode, .no_windows = no_windows, .hot = e->config.always_hot || soft_is_hot(e, gpa) };
+    *b = (struct block){.gpa = gpa,
+                        .gva = mode & MODE_FIXED_PC ? gva : t->page_offset,
+                        .gpa2 = UINT64_MAX,
+                        .mode = mode,
+                        .no_windows = no_windows,
+                        .hot = e->config.always_hot || soft_is_hot(e, gpa)};
     if (!decode_block(t, gpa, mode & (MODE_TF | MODE_BREAK) ? 1 : BLOCK_MAX_INSNS)) {
         e->n_blocks--;
         return NULL;
@@ -414,8 +439,8 @@ struct block *soft_translate(struct soft_vcpu *v, uint64_t gva, uint64_t gpa, ui
     b->length = (uint16_t)(last->pc + last->d.length);
     b->map = &e->maps[e->n_maps];
     b->exits = &e->exits[e->n_exits];
-    t->hot = (struct emit){ .p = e->cache.rw + e->cache.hot, .start = e->cache.rw };
-    t->cold = (struct emit){ .p = e->cache.rw + e->cache.cold, .start = e->cache.rw };
+    t->hot = (struct emit){.p = e->cache.rw + e->cache.hot, .start = e->cache.rw};
+    t->cold = (struct emit){.p = e->cache.rw + e->cache.cold, .start = e->cache.rw};
     b->hot_start = e->cache.hot;
     b->cold_start = e->cache.cold;
     b->first_site = e->n_sites;

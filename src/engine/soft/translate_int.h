@@ -13,8 +13,8 @@ struct insn {
     ZydisDecodedInstruction d;
     ZydisDecodedOperand op[ZYDIS_MAX_OPERAND_COUNT];
     const uint8_t *bytes;
-    uint16_t pc;          /* offset in the block */
-    uint8_t live_before;  /* FLAG_* needed at its start: by it or later */
+    uint16_t pc;         /* offset in the block */
+    uint8_t live_before; /* FLAG_* needed at its start: by it or later */
     uint8_t live_after;
 };
 
@@ -25,10 +25,10 @@ struct ea {
     unsigned base, index; /* guest register or NO_REG; base also EA_SLOT */
     unsigned scale;       /* shift count */
     int64_t disp;
-    bool pc_relative;     /* disp is relative to the block's start */
-    unsigned segment;     /* enum sreg; only those with a base matter */
-    bool addr32, addr16;  /* truncate to 32 or 16 bits before adding the segment base */
-    bool stack;           /* faults are #SS */
+    bool pc_relative;    /* disp is relative to the block's start */
+    unsigned segment;    /* enum sreg; only those with a base matter */
+    bool addr32, addr16; /* truncate to 32 or 16 bits before adding the segment base */
+    bool stack;          /* faults are #SS */
 };
 
 /* Host bytes that run with the host address in register A, emitted for the fast path and again for
@@ -56,18 +56,21 @@ struct translator {
     unsigned A, B, C; /* scratch roles for the instruction at hand: address, temporary, flags */
     bool flags_saved; /* in C */
     bool ended;
-    bool shadow;      /* the instruction before was sti: end after this one */
+    bool shadow; /* the instruction before was sti: end after this one */
     /* window.c: while instructions before window_end run, r9 = host - guest for window_base's page */
     bool window_open, no_windows;
     unsigned window_base, window_end;
-    bool poll_after;  /* the block's ending exits go to polling entries */
+    bool poll_after; /* the block's ending exits go to polling entries */
 };
 
 #define GPR_OFFSET(r) ((uint32_t)(offsetof(struct cpu, gpr) + 8 * (r)))
 #define VOFF(field) ((uint32_t)offsetof(struct soft_vcpu, field))
 #define CPUOFF(field) ((uint32_t)offsetof(struct cpu, field))
 
-static inline bool is_stolen(unsigned reg) { return reg >= R9 && reg <= R11; }
+static inline bool is_stolen(unsigned reg)
+{
+    return reg >= R9 && reg <= R11;
+}
 #define SCRATCH_SLOT GPR_OFFSET(16) /* cpu.rip */
 
 /* access.c */
@@ -118,8 +121,8 @@ bool insn_ends_block(const struct insn *in);
 /* helpers.c */
 helper_fn helper_undefined, helper_string, helper_hlt, helper_in, helper_out, helper_cpuid, helper_rdtsc, helper_msr,
     helper_cr_read, helper_cr_write, helper_dr, helper_iret, helper_syscall, helper_sysret, helper_sysenter,
-    helper_sysexit, helper_int, helper_pushf, helper_popf, helper_cli, helper_sti, helper_load_segment,
-    helper_far, helper_far_ret, helper_descriptor_table, helper_descriptor_load, helper_query, helper_swapgs,
-    helper_invlpg, helper_invpcid, helper_fsgsbase, helper_xsetbv, helper_xgetbv, helper_xstate, helper_stac,
-    helper_clts_lmsw, helper_wbinvd, helper_store_system, helper_enter, helper_single_step, helper_fpu_check, helper_gp0,
-    helper_gather, helper_break, helper_ac_check, helper_segment, helper_pusha, helper_bound;
+    helper_sysexit, helper_int, helper_pushf, helper_popf, helper_cli, helper_sti, helper_load_segment, helper_far,
+    helper_far_ret, helper_descriptor_table, helper_descriptor_load, helper_query, helper_swapgs, helper_invlpg,
+    helper_invpcid, helper_fsgsbase, helper_xsetbv, helper_xgetbv, helper_xstate, helper_stac, helper_clts_lmsw,
+    helper_wbinvd, helper_store_system, helper_enter, helper_single_step, helper_fpu_check, helper_gp0, helper_gather,
+    helper_break, helper_ac_check, helper_segment, helper_pusha, helper_bound;

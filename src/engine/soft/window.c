@@ -31,8 +31,14 @@ static unsigned gpr64(const ZydisDecodedOperand *op)
     return (unsigned)(op->reg.value - ZYDIS_REGISTER_RAX);
 }
 
-static bool is_push(const struct insn *in) { return in->d.mnemonic == ZYDIS_MNEMONIC_PUSH; }
-static bool is_pop(const struct insn *in) { return in->d.mnemonic == ZYDIS_MNEMONIC_POP; }
+static bool is_push(const struct insn *in)
+{
+    return in->d.mnemonic == ZYDIS_MNEMONIC_PUSH;
+}
+static bool is_pop(const struct insn *in)
+{
+    return in->d.mnemonic == ZYDIS_MNEMONIC_POP;
+}
 
 static bool near_call(const struct insn *in)
 {
@@ -59,12 +65,18 @@ static bool safe(const struct insn *in)
     if (mask >> R9 & 1)
         return false;
     switch (in->d.mnemonic) {
-    case ZYDIS_MNEMONIC_PUSH: case ZYDIS_MNEMONIC_POP:
+    case ZYDIS_MNEMONIC_PUSH:
+    case ZYDIS_MNEMONIC_POP:
         return in->op[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE || gpr64(&in->op[0]) != NO_REG;
-    case ZYDIS_MNEMONIC_CALL: return near_call(in);
-    case ZYDIS_MNEMONIC_RET: return near_ret(in);
-    case ZYDIS_MNEMONIC_LEA: case ZYDIS_MNEMONIC_NOP: case ZYDIS_MNEMONIC_ENDBR64:
-    case ZYDIS_MNEMONIC_INC: case ZYDIS_MNEMONIC_DEC:
+    case ZYDIS_MNEMONIC_CALL:
+        return near_call(in);
+    case ZYDIS_MNEMONIC_RET:
+        return near_ret(in);
+    case ZYDIS_MNEMONIC_LEA:
+    case ZYDIS_MNEMONIC_NOP:
+    case ZYDIS_MNEMONIC_ENDBR64:
+    case ZYDIS_MNEMONIC_INC:
+    case ZYDIS_MNEMONIC_DEC:
         break;
     case ZYDIS_MNEMONIC_MOV:
         if (!is_plain_mov(in))
@@ -84,7 +96,7 @@ static bool reference_of(const struct insn *in, struct reference *r)
     if (push || pop) {
         if (in->d.operand_width != 64)
             return false;
-        *r = (struct reference){ .base = RSP, .size = 8, .disp = push ? -8 : 0, .write = push };
+        *r = (struct reference){.base = RSP, .size = 8, .disp = push ? -8 : 0, .write = push};
         return !(is_pop(in) && gpr64(&in->op[0]) == RSP);
     }
     const ZydisDecodedOperand *op = memory_operand(in);
@@ -95,15 +107,20 @@ static bool reference_of(const struct insn *in, struct reference *r)
     if (ZydisRegisterGetClass(op->mem.base) != ZYDIS_REGCLASS_GPR64)
         return false;
     switch (in->d.mnemonic) {
-    case ZYDIS_MNEMONIC_VMASKMOVPS: case ZYDIS_MNEMONIC_VMASKMOVPD: case ZYDIS_MNEMONIC_VPMASKMOVD:
-    case ZYDIS_MNEMONIC_VPMASKMOVQ: case ZYDIS_MNEMONIC_LEA: case ZYDIS_MNEMONIC_NOP:
+    case ZYDIS_MNEMONIC_VMASKMOVPS:
+    case ZYDIS_MNEMONIC_VMASKMOVPD:
+    case ZYDIS_MNEMONIC_VPMASKMOVD:
+    case ZYDIS_MNEMONIC_VPMASKMOVQ:
+    case ZYDIS_MNEMONIC_LEA:
+    case ZYDIS_MNEMONIC_NOP:
         return false;
     default:
         break;
     }
-    *r = (struct reference){ .base = (unsigned)(op->mem.base - ZYDIS_REGISTER_RAX), .size = op->size / 8u,
-                             .disp = op->mem.disp.has_displacement ? op->mem.disp.value : 0,
-                             .write = op->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE };
+    *r = (struct reference){.base = (unsigned)(op->mem.base - ZYDIS_REGISTER_RAX),
+                            .size = op->size / 8u,
+                            .disp = op->mem.disp.has_displacement ? op->mem.disp.value : 0,
+                            .write = op->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE};
     return !is_stolen(r->base);
 }
 
@@ -142,7 +159,7 @@ struct window_plan {
 static void plan(struct translator *t, unsigned first, unsigned base, struct window_plan *w)
 {
     int64_t offset = 0;
-    *w = (struct window_plan){ .low = INT64_MAX, .high = INT64_MIN };
+    *w = (struct window_plan){.low = INT64_MAX, .high = INT64_MIN};
     for (unsigned i = first; i < t->n_insns; i++) {
         const struct insn *in = &t->insns[i];
         struct reference r;
@@ -162,9 +179,13 @@ static void plan(struct translator *t, unsigned first, unsigned base, struct win
             w->end = i + 1;
         }
         switch (effect_on(in, base, &by)) {
-        case KEPT: break;
-        case MOVED: offset += by; break;
-        case LOST: return;
+        case KEPT:
+            break;
+        case MOVED:
+            offset += by;
+            break;
+        case LOST:
+            return;
         }
     }
 }

@@ -269,7 +269,10 @@ static void test_breakpoint_indirect(void)
         } else {
             write_dr7(0x400);
         }
-        __asm__ volatile("xor %%eax, %%eax; mov $20, %%ecx; 1: call *%1; dec %%ecx; jnz 1b" : "=&a"(n) : "r"(bp_function) : "rcx", "cc");
+        __asm__ volatile("xor %%eax, %%eax; mov $20, %%ecx; 1: call *%1; dec %%ecx; jnz 1b"
+                         : "=&a"(n)
+                         : "r"(bp_function)
+                         : "rcx", "cc");
         EXPECT_EQ(n, 20);
         EXPECT_EQ(hits, i ? 20 : 0);
     }
@@ -344,7 +347,11 @@ static void test_watch_kinds(void)
     EXPECT_EQ(hits, 1);
     __asm__ volatile("lock xaddl %%eax, %0" : "+m"(area[512]) : "a"(1) : "cc");
     EXPECT_EQ(hits, 2);
-    __asm__ volatile("mov %%rsp, %%rcx; lea %0, %%rsp; call watch_called; .globl watch_called; watch_called: mov %%rcx, %%rsp" : "+m"(area[513]) : : "rcx", "memory");
+    __asm__ volatile(
+        "mov %%rsp, %%rcx; lea %0, %%rsp; call watch_called; .globl watch_called; watch_called: mov %%rcx, %%rsp"
+        : "+m"(area[513])
+        :
+        : "rcx", "memory");
     EXPECT_EQ(hits, 3);
     EXPECT_EQ(hit[2].rip, (u64)watch_called);
     __asm__ volatile("mov %%rsp, %%rcx; lea %0, %%rsp; pushf; mov %%rcx, %%rsp" : "+m"(area[513]) : : "rcx", "memory");

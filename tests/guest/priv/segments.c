@@ -373,7 +373,7 @@ static void test_iret_user(void)
 USER_CODE32(u32_ops, "mov $0xffffffff, %eax\ninc %eax\nmov $5, %ebx\n.byte 0x43\n" /* inc %ebx */
                      "push $0x1234\npop %edx\npusha\nmov $0, %ebx\npopa\nmov $0x39, %al\nadd $0x28, %al\ndaa\nmovzx "
                      "%al, %eax\nlea 4(%esp), %esi\nsub %esp, %esi");
-USER_CODE32(u32_wrap, "mov $0x23, %eax\nmov %eax, %ds\n" /* the way to ring 3 has emptied it */
+USER_CODE32(u32_wrap, "mov $0x23, %eax\nmov %eax, %ds\n"                /* the way to ring 3 has emptied it */
                       "mov $0xfffffff8, %eax\nmov 0x20(%eax), %ebx\n"); /* 0x18 after the wrap */
 USER_CODE32(u32_seg, "push %ds\npush %es\nmov $0x48 + 3, %eax\nmov %eax, %ds\nmov 4, %ebx\nmov %eax, %es\nmov "
                      "%es:(%esi), %ecx\npop %es\npop %ds");
@@ -393,7 +393,8 @@ USER_CODE32(u32_string, "mov $0x48 + 3, %eax\nmov %eax, %ds\nmov %eax, %es\nxor 
 USER_CODE32(u32_push, "mov $0x50 + 3, %eax\nmov %eax, %ss\nmov %edi, %esp\npush $7");
 USER_CODE32(u32_bit, "mov $0x48 + 3, %eax\nmov %eax, %ds\nbt %edi, 0");
 USER_CODE32(u32_xlat, "mov $0x48 + 3, %eax\nmov %eax, %ds\nmov $0xff0, %ebx\nmov %edi, %eax\nxlat");
-USER_CODE32(u32_loop, "mov $0x70003, %ecx\nxor %eax, %eax\n1: inc %eax\n.byte 0x67\nloop 1b\nmov %ecx, %edx\n.byte 0x67, 0xe3, 1\ninc %eax");
+USER_CODE32(u32_loop, "mov $0x70003, %ecx\nxor %eax, %eax\n1: inc %eax\n.byte 0x67\nloop 1b\nmov %ecx, %edx\n.byte "
+                      "0x67, 0xe3, 1\ninc %eax");
 
 static void test_compat_operations(void)
 {
