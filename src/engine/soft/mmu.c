@@ -378,7 +378,7 @@ static int bounce_fill(struct soft_vcpu *v, const struct site *s, uint64_t gva, 
             skip = first - p[i].offset;
         }
         if (!canonical(v, gva + first) ||
-            beyond_limit(v, s, gva, first)) /* of a large operand: the rest was looked at */
+            (s->mask_kind != MASK_VEC_SIGN && beyond_limit(v, s, gva, first))) /* of a large operand: the rest was looked at */
             return cpu_raise_error(&v->cpu, s->access & SITE_STACK ? EXC_SS : EXC_GP, 0);
         if (piece_translate(v, wrap(v, gva + first), access, &p[i], &tr))
             return CPU_FAULT;

@@ -319,6 +319,9 @@ const void *helper_x87_env(struct soft_vcpu *v, const struct site *s)
     if ((v->mode & MODE_64) &&
         !(cpu_canonical(&v->cpu, v->helper_ea) && cpu_canonical(&v->cpu, v->helper_ea + element - 1)))
         return raise(v, stack_site(v) ? EXC_SS : EXC_GP);
+    uint64_t base = s->based && s->segment ? v->cpu.seg[s->segment].base : 0;
+    if (!(v->mode & (MODE_64 | MODE_SEGMENTED)) && (uint32_t)(v->helper_ea - base) > UINT32_MAX - (element - 1))
+        return raise(v, stack_site(v) ? EXC_SS : EXC_GP);
     if ((v->helper_ea & (element - 1)) && (v->mode & MODE_ALIGN)) {
         cpu_raise_error(&v->cpu, EXC_AC, 0);
         return soft_deliver(v);
