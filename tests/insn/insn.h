@@ -264,7 +264,7 @@ enum verdict { SAME, SAME_BUT_UNDEFINED_FLAGS, DIFFERENT, NO_ORACLE };
 enum verdict compare(const struct test *t, const struct result *oracle, const struct result *other, unsigned cpl,
                      bool fast, const struct xstate_layout *l, char *text, size_t size);
 /* ---- known.c --------------------------------------------------------------------------------------- */
-#define N_KNOWN 4
+#define N_KNOWN 5
 /* Which known difference (docs/QUIRKS.md) these results show, or -1. */
 int known_difference(const struct test *t, const ZydisDecoder *d, const struct result *cpu, const struct result *other,
                      bool fast);

@@ -86,6 +86,19 @@ static bool compare_order(const struct test *t, const ZydisDecoder *d, const str
            (i.i.mnemonic == M(CMPSB) || i.i.mnemonic == M(CMPSW) || i.i.mnemonic == M(CMPSD));
 }
 
+/* 32-bit code: ARPL to the code segment reads first, and a string operand through SS that wraps raises #SS. */
+static bool segment_order(const struct test *t, const ZydisDecoder *d, const struct result *cpu, const struct result *other,
+                          bool fast)
+{
+    struct insn i;
+    if (!t->compat || other->vector != 13 || cpu->out.rip != other->out.rip || cpu->diff_hash != other->diff_hash ||
+        !insn_at(t, d, cpu->out.rip, &i))
+        return false;
+    if (i.i.mnemonic == M(ARPL))
+        return cpu->vector == 14 && i.op[0].mem.segment == ZYDIS_REGISTER_CS;
+    return cpu->vector == 12 && i.i.meta.category == ZYDIS_CATEGORY_STRINGOP;
+}
+
 static const struct known {
     bool (*is)(const struct test *t, const ZydisDecoder *d, const struct result *cpu, const struct result *other,
                bool fast);
@@ -95,6 +108,7 @@ static const struct known {
     {decimal_flags, "undefined flags of a decimal adjustment read in a sequence"},
     {compare_flags, "flags of FCOMI with an unmasked exception, at the #MF"},
     {compare_order, "which operand of CMPS faults first at the end of a segment"},
+    {segment_order, "order and vector of segment faults of ARPL and string instructions"},
 };
 
 int known_difference(const struct test *t, const ZydisDecoder *d, const struct result *cpu, const struct result *other,
