@@ -644,6 +644,16 @@ static void sp_sti(struct translator *t, const struct insn *in)
     t->shadow = true;
 }
 
+/* F3 90 is pause, but with REX.B the CPU takes it for the exchange of rax and r8 that 90 stands for, whatever the
+ * decoder says.  A window must not miss that r8 changes. */
+static void sp_pause(struct translator *t, const struct insn *in)
+{
+    if ((in->d.attributes & ZYDIS_ATTRIB_HAS_REX) && in->d.raw.rex.B)
+        emit_helper(t, in, helper_exchange_r8, false)->arg = in->d.raw.rex.W;
+    else
+        copy_insn_plain(&t->hot, in);
+}
+
 /* The two GS bases change places. */
 static void sp_swapgs(struct translator *t, const struct insn *in)
 {
@@ -1315,7 +1325,7 @@ static const struct special specials[ZYDIS_MNEMONIC_MAX_VALUE + 1] = {
     ENDS(STAC, helper_stac, 1),
     ENDS(CLAC, helper_stac, 0),
     /* no effect that a guest could see */
-    SOME(NOP, sp_nop),
+    SOME(NOP, sp_nop), SOME(PAUSE, sp_pause),
     SOME(PREFETCH, sp_nop),
     SOME(PREFETCHW, sp_nop),
     SOME(PREFETCHWT1, sp_nop),
