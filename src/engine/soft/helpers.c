@@ -1270,12 +1270,3 @@ const void *helper_decimal(struct soft_vcpu *v, const struct site *s)
                  (__builtin_parity(al) ? 0 : FL_PF);
     return finish(v, s);
 }
-
-/* rax and r8, or their low halves */
-const void *helper_exchange_r8(struct soft_vcpu *v, const struct site *s)
-{
-    uint64_t rax = v->cpu.gpr[RAX], r8 = v->cpu.gpr[R8];
-    v->cpu.gpr[RAX] = s->arg ? r8 : (uint32_t)r8;
-    v->cpu.gpr[R8] = s->arg ? rax : (uint32_t)rax;
-    return finish(v, s);
-}

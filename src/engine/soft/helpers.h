@@ -11,4 +11,3 @@ enum { XS_XSAVE, XS_XSAVEOPT, XS_XSAVEC, XS_XRSTOR, XS_FXSAVE, XS_FXRSTOR, XS_KI
 helper_fn helper_target, helper_clzero, helper_load_far, helper_x87_env, helper_decimal, helper_vzero,
     helper_no_segment;
 enum { DEC_DAA, DEC_DAS, DEC_AAA, DEC_AAS, DEC_AAM, DEC_AAD, DEC_SALC, DEC_ARPL };
-helper_fn helper_exchange_r8;

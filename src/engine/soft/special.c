@@ -645,13 +645,10 @@ static void sp_sti(struct translator *t, const struct insn *in)
 }
 
 /* F3 90 is pause, but with REX.B the CPU takes it for the exchange of rax and r8 that 90 stands for, whatever the
- * decoder says.  A window must not miss that r8 changes. */
+ * decoder says.  A window must not miss that r8 changes: an instruction of this table ends it. */
 static void sp_pause(struct translator *t, const struct insn *in)
 {
-    if ((in->d.attributes & ZYDIS_ATTRIB_HAS_REX) && in->d.raw.rex.B)
-        emit_helper(t, in, helper_exchange_r8, false)->arg = in->d.raw.rex.W;
-    else
-        copy_insn_plain(&t->hot, in);
+    copy_insn_plain(&t->hot, in);
 }
 
 /* The two GS bases change places. */
