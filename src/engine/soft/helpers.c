@@ -1,6 +1,7 @@
 /*
  * Instructions done in C: each helper acts on the vCPU's state with every guest register saved in
- * cpu.gpr[] and the flags in cpu.rflags, and returns where to go on.
+ * cpu.gpr[] and the flags in cpu.rflags, and returns where to go on.  Long
+ * because there are many; each is short.
  *
  *     finish(v, s)   the instruction is complete: on in the same block
  *     jump(v, s, pc) it changed rip or the mode: find the block there
@@ -747,39 +748,38 @@ const void *helper_stac(struct soft_vcpu *v, const struct site *s)
     return jump_next(v, s);
 }
 
-static unsigned stack_push(struct soft_vcpu *v, const void *value, unsigned size)
+/* Every check of a stack access at `sp`; the linear address in *at. */
+static int stack_address(struct soft_vcpu *v, uint64_t sp, unsigned size, bool write, uint64_t *at)
 {
-    uint64_t sp = linear(v, v->cpu.gpr[RSP] - size);
-    if (small_stack(v) || segment_fault(v, SS, sp, size, true))
+    if (small_stack(v) || segment_fault(v, SS, sp, size, write))
         return CPU_FAULT;
     uint64_t base = v->mode & MODE_64 ? 0 : v->cpu.seg[SS].base;
     if ((v->mode & MODE_64) && !(cpu_canonical(&v->cpu, sp) && cpu_canonical(&v->cpu, sp + size - 1)))
-        return (unsigned)cpu_raise_error(&v->cpu, EXC_SS, 0);
+        return cpu_raise_error(&v->cpu, EXC_SS, 0);
     if (wraps(v, sp, size))
-        return (unsigned)cpu_raise_error(&v->cpu, EXC_SS, 0);
+        return cpu_raise_error(&v->cpu, EXC_SS, 0);
     if (misaligned(v, sp, size))
-        return (unsigned)cpu_raise_error(&v->cpu, EXC_AC, 0);
-    watch(v, linear(v, sp + base), size, true);
-    if (cpu_write(&v->cpu, linear(v, sp + base), value, size, user_mode(v)))
+        return cpu_raise_error(&v->cpu, EXC_AC, 0);
+    *at = linear(v, sp + base);
+    watch(v, *at, size, write);
+    return 0;
+}
+
+static unsigned stack_push(struct soft_vcpu *v, const void *value, unsigned size)
+{
+    uint64_t sp = linear(v, v->cpu.gpr[RSP] - size), at;
+    if (stack_address(v, sp, size, true, &at) || cpu_write(&v->cpu, at, value, size, user_mode(v)))
         return CPU_FAULT;
     v->cpu.gpr[RSP] = sp;
     return 0;
 }
 
-static unsigned stack_read(struct soft_vcpu *v, uint64_t at, void *value, unsigned size)
+static unsigned stack_read(struct soft_vcpu *v, uint64_t sp, void *value, unsigned size)
 {
-    uint64_t sp = linear(v, at);
-    if (small_stack(v) || segment_fault(v, SS, sp, size, false))
+    uint64_t at;
+    if (stack_address(v, linear(v, sp), size, false, &at))
         return CPU_FAULT;
-    uint64_t base = v->mode & MODE_64 ? 0 : v->cpu.seg[SS].base;
-    if ((v->mode & MODE_64) && !(cpu_canonical(&v->cpu, sp) && cpu_canonical(&v->cpu, sp + size - 1)))
-        return (unsigned)cpu_raise_error(&v->cpu, EXC_SS, 0);
-    if (wraps(v, sp, size))
-        return (unsigned)cpu_raise_error(&v->cpu, EXC_SS, 0);
-    if (misaligned(v, sp, size))
-        return (unsigned)cpu_raise_error(&v->cpu, EXC_AC, 0);
-    watch(v, linear(v, sp + base), size, false);
-    return (unsigned)cpu_read(&v->cpu, linear(v, sp + base), value, size, user_mode(v));
+    return (unsigned)cpu_read(&v->cpu, at, value, size, user_mode(v));
 }
 
 static unsigned stack_peek(struct soft_vcpu *v, unsigned offset, void *value, unsigned size)

@@ -1,6 +1,7 @@
 /*
  * Instructions that are not simply copied: control transfers, the stack, the privileged set, and those
- * with a hidden or unusual memory operand.  `specials` is the summary.
+ * with a hidden or unusual memory operand.  `specials` is the summary.  Long by
+ * that table and by one short function for each instruction in it.
  */
 #include "engine/soft/translate_int.h"
 #include "engine/soft/helpers.h"
@@ -1016,7 +1017,7 @@ static void sp_gather(struct translator *t, const struct insn *in)
     s->mask_kind = in->d.encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX ? MASK_K : MASK_VEC_SIGN;
     s->based = !code64(t) &&
                ((segment == FS && (t->mode & MODE_NULL_FS)) || (segment == GS && (t->mode & MODE_NULL_GS)) ||
-                               (segment == CS && !(data->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE)));
+                (segment == CS && !(data->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE)));
     s->access = (data->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE ? SITE_READ : SITE_WRITE) |
                 (m->segment == ZYDIS_REGISTER_SS ? SITE_STACK : 0);
 }
@@ -1322,7 +1323,8 @@ static const struct special specials[ZYDIS_MNEMONIC_MAX_VALUE + 1] = {
     ENDS(STAC, helper_stac, 1),
     ENDS(CLAC, helper_stac, 0),
     /* no effect that a guest could see */
-    SOME(NOP, sp_nop), SOME(PAUSE, sp_pause),
+    SOME(NOP, sp_nop),
+    SOME(PAUSE, sp_pause),
     SOME(PREFETCH, sp_nop),
     SOME(PREFETCHW, sp_nop),
     SOME(PREFETCHWT1, sp_nop),
