@@ -8,7 +8,8 @@
 #include "base/error.h"
 #include "base/parse.h"
 
-#define MAX_OPTIONS 48
+#define MAX_OPTIONS 96
+#define LONG_OPTION 256 /* what getopt_long returns for the first of the table */
 
 static size_t count(const struct option_spec *specs)
 {
@@ -67,6 +68,14 @@ static int store_size(const struct option_spec *o, const char *text, uint64_t *t
     return r;
 }
 
+static int store_item(const char *text, struct option_list *to, char *err, size_t n)
+{
+    if (to->n == OPTION_LIST_MAX)
+        return error_set(err, n, -E2BIG, "more than %d are given", OPTION_LIST_MAX);
+    to->value[to->n++] = text;
+    return 0;
+}
+
 static int store(const struct option_spec *o, const char *text, void *out, char *err, size_t n)
 {
     void *field = (char *)out + o->offset;
@@ -89,17 +98,19 @@ static int store(const struct option_spec *o, const char *text, void *out, char 
         return store_word(o, text, strlen(text), field, err, n);
     case OPTION_SET:
         return store_words(o, text, field, err, n);
+    case OPTION_LIST:
+        return store_item(text, field, err, n);
     }
     return -EINVAL;
 }
 
-/* getopt's own tables; its values are index + 1 so that they never collide with '?' or ':' (index < 48). */
+/* getopt's own tables; the values of long options are above any letter. */
 static void build_getopt(const struct option_spec *specs, size_t n, struct option *longs, char *shorts)
 {
     *shorts++ = ':';
     for (size_t i = 0; i < n; i++) {
         longs[i] = (struct option){specs[i].name, specs[i].kind == OPTION_FLAG ? no_argument : required_argument, NULL,
-                                   (int)i + 1};
+                                   LONG_OPTION + (int)i};
         if (!specs[i].letter)
             continue;
         *shorts++ = specs[i].letter;
@@ -112,8 +123,8 @@ static void build_getopt(const struct option_spec *specs, size_t n, struct optio
 
 static const struct option_spec *find(const struct option_spec *specs, size_t n, int c)
 {
-    if (c >= 1 && (size_t)c <= n)
-        return &specs[c - 1];
+    if (c >= LONG_OPTION && (size_t)(c - LONG_OPTION) < n)
+        return &specs[c - LONG_OPTION];
     for (size_t i = 0; i < n; i++)
         if (specs[i].letter == c)
             return &specs[i];
@@ -127,7 +138,7 @@ static int complain(const struct option_spec *specs, size_t n_specs, int c, char
 
     if (c == ':')
         return error_set(err, n, -EINVAL, "--%s needs a value (%s)", o ? o->name : "?", o ? o->value : "?");
-    if (optopt && o && optopt <= (int)n_specs)
+    if (optopt && o && optopt >= LONG_OPTION)
         return error_set(err, n, -EINVAL, "--%s takes no value", o->name);
     if (optopt)
         return error_set(err, n, -EINVAL, "there is no option -%c", optopt);
@@ -152,7 +163,7 @@ int options_parse(const struct option_spec *specs, int argc, char **argv, void *
         const struct option_spec *o = c == '?' || c == ':' ? NULL : find(specs, n_specs, c);
         if (!o)
             return complain(specs, n_specs, c, argv, err, n);
-        if (seen[o - specs] && o->kind != OPTION_FLAG && o->kind != OPTION_SET)
+        if (seen[o - specs] && o->kind != OPTION_FLAG && o->kind != OPTION_SET && o->kind != OPTION_LIST)
             return error_set(err, n, -EINVAL, "--%s is given twice", o->name);
         seen[o - specs] = true;
         if (store(o, optarg, out, why, sizeof(why)))

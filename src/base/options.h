@@ -18,6 +18,14 @@ enum option_kind {
     OPTION_SECONDS, /* parse_seconds;     uint64_t in milliseconds */
     OPTION_CHOICE,  /* one of `words`;    unsigned, the word's value */
     OPTION_SET,     /* some of `words`, separated by commas; unsigned, the values or-ed together */
+    OPTION_LIST,    /* any text, any number of times; struct option_list, in the order given */
+};
+
+#define OPTION_LIST_MAX 32
+
+struct option_list {
+    const char *value[OPTION_LIST_MAX];
+    unsigned n;
 };
 
 struct option_word {
@@ -40,7 +48,7 @@ struct option_spec {
 /*
  * Parses argv[1..] into the struct at `out`; argv[0] is skipped.  Returns how many operands were
  * found (they are moved to argv[1..]), or -EINVAL with one sentence in err[n].  What is not on the command line
- * keeps the value the caller gave it.  An option given twice is an error unless it is a flag or a set.
+ * keeps the value the caller gave it.  An option given twice is an error unless it is a flag, a set or a list.
  */
 int options_parse(const struct option_spec *specs, int argc, char **argv, void *out, char *err, size_t n);
 

@@ -53,26 +53,51 @@ int boot_put_command_line(struct memory *m, const char *text, size_t max, char *
     return memory_write(m, BOOT_COMMAND_LINE, text ? text : "", len + 1);
 }
 
-int boot_load_initrd(struct memory *m, const struct boot_source *source, uint64_t floor, uint64_t limit,
-                     struct boot_initrd *out, char *error, size_t error_size)
+/* Archives behind one another begin at multiples of 4; the kernel skips the zeros between them. */
+static uint64_t initrd_align(uint64_t size)
+{
+    return (size + 3) & ~3ull;
+}
+
+/* How much memory all of them take, each one's own size in sizes[]. */
+static int initrd_sizes(const struct boot_source *source, uint64_t sizes[BOOT_INITRDS_MAX], uint64_t *total)
 {
     struct stat st;
 
+    *total = 0;
+    for (unsigned i = 0; i < source->n_initrds; i++) {
+        if (fstat(source->initrd_fds[i], &st))
+            return -errno;
+        sizes[i] = (uint64_t)st.st_size;
+        *total = initrd_align(*total) + sizes[i];
+    }
+    return 0;
+}
+
+int boot_load_initrd(struct memory *m, const struct boot_source *source, uint64_t floor, uint64_t limit,
+                     struct boot_initrd *out, char *error, size_t error_size)
+{
+    uint64_t sizes[BOOT_INITRDS_MAX], size, at = 0;
+
     *out = (struct boot_initrd){0};
-    if (source->initrd_fd < 0)
+    int err = initrd_sizes(source, sizes, &size);
+    if (err)
+        return boot_error(error, error_size, err, "cannot read the initrd: %s", strerror(-err));
+    if (!size)
         return 0;
-    if (fstat(source->initrd_fd, &st))
-        return boot_error(error, error_size, -errno, "cannot read the initrd: %s", strerror(errno));
     if (limit > m->low_size)
         limit = m->low_size;
-    uint64_t size = (uint64_t)st.st_size;
     if (limit < floor || size > limit - floor || ((limit - size) & ~(PAGE - 1)) < floor)
         return boot_error(error, error_size, -ENOMEM,
                           "the initrd (%llu KiB) does not fit into the guest's memory beside the kernel",
                           (unsigned long long)size >> 10);
     out->base = (limit - size) & ~(PAGE - 1);
     out->size = size;
-    int err = boot_read_to_ram(m, source->initrd_fd, 0, out->base, size);
+    memset(memory_hva(m, out->base, size), 0, size); /* after a reset there is something else */
+    for (unsigned i = 0; i < source->n_initrds && !err; i++) {
+        err = boot_read_to_ram(m, source->initrd_fds[i], 0, out->base + at, sizes[i]);
+        at = initrd_align(at + sizes[i]);
+    }
     return err ? boot_error(error, error_size, err, "cannot read the initrd: %s", strerror(-err)) : 0;
 }
 

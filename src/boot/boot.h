@@ -17,6 +17,7 @@ struct memory;
 struct cpu;
 
 #define BOOT_MAX_CPUS 64u
+#define BOOT_INITRDS_MAX 4u
 
 /* The machine as its tables describe it; filled by the machine, so that an address is written once. */
 struct platform {
@@ -31,9 +32,11 @@ struct platform {
 };
 
 struct boot_source {
-    const char *kernel_path;  /* for messages */
-    int kernel_fd, initrd_fd; /* initrd_fd: -1 if none */
-    const char *append;       /* command line, may be NULL */
+    const char *kernel_path; /* for messages */
+    int kernel_fd;
+    int initrd_fds[BOOT_INITRDS_MAX]; /* loaded one behind the other, as the kernel unpacks them: the last one wins */
+    unsigned n_initrds;
+    const char *append; /* command line, may be NULL */
 };
 
 enum boot_protocol { BOOT_LINUX64, BOOT_PVH };

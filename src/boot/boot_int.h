@@ -49,7 +49,7 @@ struct boot_initrd {
     uint64_t base, size;
 };
 
-/* Loads the initrd as high as it goes below `limit` and not below `floor`. */
+/* Loads the initrds, as one, as high as it goes below `limit` and not below `floor`. */
 int boot_load_initrd(struct memory *m, const struct boot_source *source, uint64_t floor, uint64_t limit,
                      struct boot_initrd *out, char *error, size_t error_size);
 

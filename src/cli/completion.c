@@ -15,6 +15,11 @@ static void print_commands(void)
         printf("%s%s", c == cli_commands ? "" : " ", c->name);
 }
 
+static bool is_file(const struct option_spec *o)
+{
+    return o->kind == OPTION_FILE || (o->kind == OPTION_LIST && strcmp(o->value, "FILE") == 0);
+}
+
 static void print_words(const struct option_spec *o)
 {
     for (const struct option_word *w = o->words; w && w->word; w++)
@@ -31,7 +36,7 @@ static void bash_option(const struct option_spec *o)
         printf("            -%c|--%s) ", o->letter, o->name);
     else
         printf("            --%s) ", o->name);
-    if (o->kind == OPTION_FILE) {
+    if (is_file(o)) {
         puts("COMPREPLY=($(compgen -f -- \"$cur\")); return ;;");
         return;
     }
@@ -81,7 +86,7 @@ static void zsh_option(const struct option_spec *o)
     printf("            '--%s[", o->name);
     print_escaped(o->help, "[]:\\");
     putchar(']');
-    if (o->kind == OPTION_FILE)
+    if (is_file(o))
         printf(":%s:_files", o->value);
     else if (o->words || o->examples) {
         printf(":%s:(", o->value);
@@ -121,7 +126,7 @@ static void fish_option(const char *command, const struct option_spec *o)
     printf("complete -c guise -n '__fish_seen_subcommand_from %s' -l %s", command, o->name);
     if (o->letter)
         printf(" -s %c", o->letter);
-    if (o->kind == OPTION_FILE)
+    if (is_file(o))
         fputs(" -r -F", stdout);
     else if (o->kind != OPTION_FLAG)
         fputs(" -x", stdout);

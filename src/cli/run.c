@@ -18,9 +18,10 @@
 #define MOST_CPUS 64 /* vm/ has as many threads */
 
 struct run_arguments {
-    const char *kernel, *initrd, *append, *serial, *log_file;
+    const char *kernel, *append, *serial, *log_file;
     uint64_t memory, cpus, timeout_ms;
     unsigned engine, log_items;
+    struct option_list initrds;
     bool no_reboot, stats;
 };
 
@@ -46,8 +47,8 @@ static const struct option_word log_words[] = {
 const struct option_spec run_options[] = {
     {.name = "kernel", .letter = 'k', .kind = OPTION_FILE, .offset = AT(kernel), .value = "FILE",
      .help = "the kernel: a bzImage or a PVH ELF file (required)"},
-    {.name = "initrd", .letter = 'i', .kind = OPTION_FILE, .offset = AT(initrd), .value = "FILE",
-     .help = "the initial file system"},
+    {.name = "initrd", .letter = 'i', .kind = OPTION_LIST, .offset = AT(initrds), .value = "FILE",
+     .help = "the initial file system; several are unpacked one over the other"},
     {.name = "append", .letter = 'a', .kind = OPTION_STRING, .offset = AT(append), .value = "STRING",
      .help = "the kernel command line, as in console=ttyS0"},
     {.name = "memory", .letter = 'm', .kind = OPTION_SIZE, .offset = AT(memory), .value = "SIZE",
@@ -135,7 +136,8 @@ int run_main(const struct command *self, int argc, char **argv)
         return status;
     const struct vm_config config = {
         .kernel_path = a.kernel,
-        .initrd_path = a.initrd,
+        .initrd_paths = a.initrds.value,
+        .n_initrds = a.initrds.n,
         .append = a.append,
         .memory_bytes = a.memory,
         .n_cpus = (unsigned)a.cpus,

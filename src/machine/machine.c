@@ -41,11 +41,27 @@ static int open_file(const char *path, const char *what, int *fd, char *error, s
 
 static int load(struct machine *m, char *error, size_t n)
 {
-    const struct boot_source source = {.kernel_path = m->config.kernel_path,
-                                       .kernel_fd = m->kernel_fd,
-                                       .initrd_fd = m->initrd_fd,
-                                       .append = m->config.append};
+    struct boot_source source = {.kernel_path = m->config.kernel_path,
+                                 .kernel_fd = m->kernel_fd,
+                                 .n_initrds = m->n_initrds,
+                                 .append = m->config.append};
+
+    memcpy(source.initrd_fds, m->initrd_fds, sizeof source.initrd_fds);
     return boot_load(m->memory, &source, &m->platform, &m->entry, error, n);
+}
+
+static int open_files(struct machine *m, char *error, size_t n)
+{
+    const struct machine_config *c = &m->config;
+
+    if (c->n_initrds > BOOT_INITRDS_MAX)
+        return fail(error, n, -E2BIG, "more than %u initrds are given", BOOT_INITRDS_MAX);
+    int err = open_file(c->kernel_path, "kernel", &m->kernel_fd, error, n);
+    while (!err && m->n_initrds < c->n_initrds) {
+        err = open_file(c->initrd_paths[m->n_initrds], "initrd", &m->initrd_fds[m->n_initrds], error, n);
+        m->n_initrds += !err;
+    }
+    return err;
 }
 
 static int build(struct machine *m, char *error, size_t n)
@@ -55,9 +71,7 @@ static int build(struct machine *m, char *error, size_t n)
 
     if (!c->n_cpus || c->n_cpus > BOOT_MAX_CPUS)
         return fail(error, n, -EINVAL, "a machine has 1 to %u CPUs, not %u", BOOT_MAX_CPUS, c->n_cpus);
-    int err = open_file(c->kernel_path, "kernel", &m->kernel_fd, error, n);
-    if (!err && c->initrd_path)
-        err = open_file(c->initrd_path, "initrd", &m->initrd_fd, error, n);
+    int err = open_files(m, error, n);
     if (err)
         return err;
     err = memory_create(&m->memory, (c->memory_bytes + PAGE - 1) & ~(PAGE - 1));
@@ -84,7 +98,7 @@ int machine_create(struct machine **out, const struct machine_config *config, ch
     if (!m)
         return fail(error, error_size, -ENOMEM, "out of memory");
     m->config = *config;
-    m->kernel_fd = m->initrd_fd = -1;
+    m->kernel_fd = -1;
     int err = build(m, error, error_size);
     if (err) {
         machine_destroy(m);
@@ -98,7 +112,7 @@ void machine_destroy(struct machine *m)
 {
     if (!m)
         return;
-    for (unsigned i = PARTS; i-- > 0;)
+    for (unsigned i = m->n_parts; i-- > 0;)
         if (m->parts[i].state)
             m->parts[i].class->destroy(&m->parts[i]);
     if (m->loop)
@@ -107,11 +121,26 @@ void machine_destroy(struct machine *m)
         bus_destroy(m->bus);
     if (m->memory)
         memory_destroy(m->memory);
-    if (m->initrd_fd >= 0)
-        close(m->initrd_fd);
+    while (m->n_initrds)
+        close(m->initrd_fds[--m->n_initrds]);
     if (m->kernel_fd >= 0)
         close(m->kernel_fd);
     free(m);
+}
+
+int machine_add(struct machine *m, const char *name, const struct device_class *class, const void *config, char *error,
+                size_t error_size)
+{
+    if (m->n_parts == PARTS + MACHINE_ADDED_MAX)
+        return fail(error, error_size, -ENOSPC, "a machine has at most %u devices of its user's choice",
+                    MACHINE_ADDED_MAX);
+    struct device *dev = &m->parts[m->n_parts];
+    *dev = (struct device){.name = name, .class = class};
+    int err = class->create(dev, &m->env, config);
+    if (err)
+        return fail(error, error_size, err, "cannot set up the machine's device \"%s\": %s", name, strerror(-err));
+    m->n_parts++;
+    return 0;
 }
 
 struct memory *machine_memory(struct machine *m)
@@ -149,7 +178,7 @@ int machine_attach_cpu(struct machine *m, struct cpu *cpu, unsigned i, void (*ki
 
 int machine_reset(struct machine *m, char *error, size_t error_size)
 {
-    for (unsigned i = 0; i < PARTS; i++)
+    for (unsigned i = 0; i < m->n_parts; i++)
         m->parts[i].class->reset(&m->parts[i]);
     if (m->bus->dma_dirty) { /* the kernel is about to be written over itself */
         m->bus->dma_dirty(m->bus->dma_dirty_opaque, 0, m->memory->low_size);

@@ -10,9 +10,11 @@
 #include "devices/device.h"
 
 struct machine_config {
-    uint64_t memory_bytes;                          /* rounded up to pages */
-    unsigned n_cpus;                                /* 1..64 */
-    const char *kernel_path, *initrd_path, *append; /* initrd, append may be NULL */
+    uint64_t memory_bytes;            /* rounded up to pages */
+    unsigned n_cpus;                  /* 1..64 */
+    const char *kernel_path, *append; /* append may be NULL */
+    const char *const *initrd_paths;  /* unpacked one over the other */
+    unsigned n_initrds;               /* at most BOOT_INITRDS_MAX */
     /* Console: bytes the guest writes leave through output; input arrives by machine_console_input. */
     void (*console_output)(void *opaque, const void *data, size_t len);
     void *console_opaque;
@@ -25,6 +27,10 @@ struct cpu;
  * with one sentence in error. */
 int machine_create(struct machine **out, const struct machine_config *config, char *error, size_t error_size);
 void machine_destroy(struct machine *m);
+/* Adds a device behind those that every machine has, in the order of the calls; before a vCPU runs.  `name` is kept
+ * by reference, `config` is the class's own and read during the call.  0, or -errno with one sentence in error. */
+int machine_add(struct machine *m, const char *name, const struct device_class *class, const void *config, char *error,
+                size_t error_size);
 struct memory *machine_memory(struct machine *m);
 struct bus *machine_bus(struct machine *m);
 struct loop *machine_loop(struct machine *m);

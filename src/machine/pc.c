@@ -146,6 +146,7 @@ int pc_build(struct machine *m, const char **failed)
         dev->class = parts[i].class;
         if (parts[i].config)
             parts[i].config(m, &config);
+        m->n_parts = i + 1;
         int err = dev->class->create(dev, &m->env, parts[i].config ? &config : NULL);
         if (err)
             return err;

@@ -5,6 +5,7 @@
 #include "machine/machine.h"
 
 #define PC_GSIS 24
+#define MACHINE_ADDED_MAX 24u
 
 /* The order of the array of devices: who is built later may use who was built before. */
 enum pc_part {
@@ -20,7 +21,7 @@ enum pc_part {
     PART_PVPANIC,
     PART_PCI,
     PART_RNG,
-    PARTS,
+    PARTS, /* from here on: what machine_add brings */
 };
 
 struct machine {
@@ -32,10 +33,12 @@ struct machine {
     struct irq_line gsi[PC_GSIS];
     bool gsi_level[PC_GSIS];
     struct irq_line intr; /* the 8259 pair's output, to LINT0 of the boot processor */
-    struct device parts[PARTS];
+    struct device parts[PARTS + MACHINE_ADDED_MAX];
+    unsigned n_parts;
     struct platform platform;
     struct boot_entry entry;
-    int kernel_fd, initrd_fd;
+    int kernel_fd, initrd_fds[BOOT_INITRDS_MAX];
+    unsigned n_initrds; /* open ones */
     struct cpu *cpus[BOOT_MAX_CPUS];
     void (*event)(void *opaque, int event);
     void *event_opaque;

@@ -14,6 +14,7 @@
 
 #include "base/log.h"
 #include "memory/memory.h"
+#include "vm/attach.h"
 #include "vm/vm_int.h"
 
 /* --- how it ends: the first reason is kept ------------------------------------------------------------ */
@@ -100,7 +101,8 @@ static int setup_machine(struct vm *vm, char *error, size_t n)
         .memory_bytes = c->memory_bytes,
         .n_cpus = c->n_cpus,
         .kernel_path = c->kernel_path,
-        .initrd_path = c->initrd_path,
+        .initrd_paths = c->initrd_paths,
+        .n_initrds = c->n_initrds,
         .append = c->append,
         .console_output = console_output,
         .console_opaque = vm,
@@ -174,6 +176,8 @@ static int setup(struct vm *vm, char *error, size_t n)
 {
     int err = setup_machine(vm, error, n);
 
+    if (!err)
+        err = vm_attach_devices(vm, error, n);
     if (!err)
         err = vm_log_open(vm, error, n);
     if (!err)

@@ -9,15 +9,27 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "base/options.h"
+
 struct engine_ops;
 
 struct vm_config {
-    const char *kernel_path, *initrd_path, *append; /* the latter two may be NULL */
+    const char *kernel_path, *append; /* append may be NULL */
+    const char *const *initrd_paths;  /* unpacked one over the other; at most 4 */
+    unsigned n_initrds;
     uint64_t memory_bytes;
     unsigned n_cpus;
     const char *engine;                  /* "auto", "soft" or "kvm" */
     const struct engine_ops *engine_ops; /* not NULL: this one, without a choice or a word about it */
     const char *serial;                  /* as backends/chr.h */
+    /* Devices by their words, as on the command line; attach.c lists who reads which. */
+    struct option_list disks;   /* backends/disk.h */
+    struct option_list nets;    /* backends/net.h */
+    struct option_list publish; /* ports of the host, for a user-mode network */
+    struct option_list shares;  /* backends/share.h */
+    struct option_list ports;   /* of a virtio-console: NAME=WHERE, as backends/chr.h */
+    const char *vsock_path;     /* the host's end of virtio-vsock: a Unix socket; NULL: no such device */
+    bool balloon;
     bool no_reboot;
     uint64_t timeout_ms;  /* 0: none */
     bool stats;           /* print where time went, on stderr, at the end */

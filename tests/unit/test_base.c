@@ -100,6 +100,7 @@ struct values {
     const char *text, *file;
     uint64_t size, number, ms;
     unsigned choice, set;
+    struct option_list list;
 };
 static const struct option_word colours[] = {{"red", 1}, {"green", 2}, {"blue", 4}, {0}};
 static const struct option_spec specs[] = {
@@ -139,6 +140,12 @@ static const struct option_spec specs[] = {
      .value = "COLOUR,...",
      .words = colours,
      .help = "h"},
+    {.name = "list",
+     .letter = 'L',
+     .kind = OPTION_LIST,
+     .offset = offsetof(struct values, list),
+     .value = "ITEM",
+     .help = "h"},
     {0},
 };
 
@@ -177,6 +184,11 @@ static void every_kind_of_option_reaches_its_field(void **state)
     assert_int_equal(v.set, 5);
     assert_int_equal(parse("-ft x --set red --set green", &v, &operand, err), 0);
     assert_int_equal(v.set, 3);
+    assert_int_equal(parse("--list one -L two --list=three,four", &v, &operand, err), 0);
+    assert_int_equal(v.list.n, 3);
+    assert_string_equal(v.list.value[0], "one");
+    assert_string_equal(v.list.value[1], "two");
+    assert_string_equal(v.list.value[2], "three,four");
     assert_int_equal(parse("--text -- -- --flag", &v, &operand, err), 1);
     assert_string_equal(operand, "--flag");
     assert_false(v.flag);

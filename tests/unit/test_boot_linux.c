@@ -26,7 +26,8 @@ static int teardown(void **state)
 static int load(const void *file, size_t len, int initrd, const char *append, struct boot_entry *entry)
 {
     int fd = file_of(file, len);
-    const struct boot_source source = {.kernel_path = "KERNEL", .kernel_fd = fd, .initrd_fd = initrd, .append = append};
+    const struct boot_source source = {
+        .kernel_path = "KERNEL", .kernel_fd = fd, .initrd_fds = {initrd}, .n_initrds = initrd >= 0, .append = append};
     int err = boot_load(ram, &source, &test_platform, entry, error, sizeof error);
     close(fd);
     return err;
@@ -109,6 +110,23 @@ static void the_initrd_goes_high_but_below_the_limit(void **state)
     poke(image, 0x22c, BZIMAGE_LOAD + 0x10000, 4); /* would overlap the kernel */
     expect_refused(load(image, sizeof image, fd, NULL, &entry), "initrd");
     close(fd);
+}
+
+static void several_initrds_are_one_behind_the_other(void **state)
+{
+    struct boot_entry entry;
+    int kernel = file_of(image, sizeof image), first = file_of("12345", 5), second = file_of("abc", 3);
+    const struct boot_source source = {
+        .kernel_path = "KERNEL", .kernel_fd = kernel, .initrd_fds = {first, second}, .n_initrds = 2};
+    char loaded[11];
+
+    assert_int_equal(boot_load(ram, &source, &test_platform, &entry, error, sizeof error), 0);
+    assert_int_equal(zero_page(0x21c, 4), sizeof loaded);
+    memory_read(ram, zero_page(0x218, 4), loaded, sizeof loaded);
+    assert_memory_equal(loaded, "12345\0\0\0abc", sizeof loaded);
+    close(kernel);
+    close(first);
+    close(second);
 }
 
 static void an_initrd_larger_than_memory(void **state)
@@ -328,6 +346,7 @@ int main(void)
         T(memory_map_has_ram_and_holes),
         T(a_seed_is_passed),
         T(the_initrd_goes_high_but_below_the_limit),
+        T(several_initrds_are_one_behind_the_other),
         T(an_initrd_larger_than_memory),
         T(a_small_guest_gets_the_kernel_lower),
         T(command_line_length),

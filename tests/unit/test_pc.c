@@ -200,10 +200,12 @@ static void creation_fails_with_a_sentence(void **state)
     assert_true(machine_create(&m, &config, error, sizeof error) < 0);
     assert_non_null(strstr(error, "/nonexistent"));
     config.kernel_path = kernel_path;
-    config.initrd_path = "/nonexistent-too";
+    const char *const initrds[] = {"/nonexistent-too"};
+    config.initrd_paths = initrds;
+    config.n_initrds = 1;
     assert_true(machine_create(&m, &config, error, sizeof error) < 0);
     assert_non_null(strstr(error, "initrd"));
-    config.initrd_path = NULL;
+    config.n_initrds = 0;
     config.n_cpus = 65;
     assert_true(machine_create(&m, &config, error, sizeof error) < 0);
     config.n_cpus = 1;

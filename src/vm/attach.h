@@ -1,0 +1,9 @@
+/*
+ * From a configuration's words to devices.  Each attach_* function reads its part of vm->config, opens the backends
+ * and adds the devices (machine_add), which own them from then on: a device's destroy closes its backend.  When
+ * machine_add fails the backend is still the caller's.  Runs before any vCPU; 0, or -errno with a sentence.
+ */
+#pragma once
+#include "vm/vm_int.h"
+
+int vm_attach_devices(struct vm *vm, char *error, size_t n);
