@@ -11,12 +11,33 @@
 #define MAX_OPTIONS 96
 #define LONG_OPTION 256 /* what getopt_long returns for the first of the table */
 
-static size_t count(const struct option_spec *specs)
-{
-    size_t n = 0;
+/* The chain of tables as one. */
+struct row {
+    const struct option_spec *spec;
+    size_t base;
+};
 
-    while (specs[n].name)
-        n++;
+const struct option_spec *options_next(struct options_cursor *c)
+{
+    while (!c->at->name && c->at->more) {
+        c->base += c->at->offset;
+        c->at = c->at->more;
+    }
+    return c->at->name ? c->at++ : NULL;
+}
+
+/* How many rows, or -E2BIG. */
+static int gather(const struct option_spec *specs, struct row *rows)
+{
+    struct options_cursor c = {.at = specs};
+    const struct option_spec *o;
+    int n = 0;
+
+    while ((o = options_next(&c))) {
+        if (n == MAX_OPTIONS)
+            return -E2BIG;
+        rows[n++] = (struct row){o, c.base};
+    }
     return n;
 }
 
@@ -29,19 +50,42 @@ static void list_words(const struct option_word *words, char *out, size_t n)
         used += (size_t)snprintf(out + used, n - used, "%s%s", w == words ? "" : ", ", w->word);
 }
 
-/* Or-s (or stores) the value of the word text[0..len). */
-static int store_word(const struct option_spec *o, const char *text, size_t len, unsigned *to, char *err, size_t n)
+static const struct option_word *find_word(const struct option_word *words, const char *text, size_t len)
+{
+    for (const struct option_word *w = words; w->word; w++)
+        if (strlen(w->word) == len && memcmp(w->word, text, len) == 0)
+            return w;
+    return NULL;
+}
+
+static int complain_word(const struct option_spec *o, const char *text, size_t len, char *err, size_t n)
 {
     char all[256];
 
-    for (const struct option_word *w = o->words; w->word; w++) {
-        if (strlen(w->word) == len && memcmp(w->word, text, len) == 0) {
-            *to = o->kind == OPTION_SET ? *to | w->value : w->value;
-            return 0;
-        }
-    }
     list_words(o->words, all, sizeof(all));
     return error_set(err, n, -EINVAL, "'%.*s' is not one of %s", (int)len, text, all);
+}
+
+/* Or-s (or stores) the value of the word text[0..len). */
+static int store_value(const struct option_spec *o, const char *text, size_t len, unsigned *to, char *err, size_t n)
+{
+    const struct option_word *w = find_word(o->words, text, len);
+
+    if (!w)
+        return complain_word(o, text, len, err, n);
+    *to = o->kind == OPTION_SET ? *to | w->value : w->value;
+    return 0;
+}
+
+/* The word itself, from the table: it outlives what was typed. */
+static int store_word(const struct option_spec *o, const char *text, const char **to, char *err, size_t n)
+{
+    const struct option_word *w = find_word(o->words, text, strlen(text));
+
+    if (!w)
+        return complain_word(o, text, strlen(text), err, n);
+    *to = w->word;
+    return 0;
 }
 
 static int store_words(const struct option_spec *o, const char *text, unsigned *to, char *err, size_t n)
@@ -50,7 +94,7 @@ static int store_words(const struct option_spec *o, const char *text, unsigned *
 
     while (!r) {
         size_t len = strcspn(text, ",");
-        r = store_word(o, text, len, to, err, n);
+        r = store_value(o, text, len, to, err, n);
         if (!text[len])
             break;
         text += len + 1;
@@ -76,10 +120,13 @@ static int store_item(const char *text, struct option_list *to, char *err, size_
     return 0;
 }
 
-static int store(const struct option_spec *o, const char *text, void *out, char *err, size_t n)
+static int store(const struct row *row, const char *text, void *out, char *err, size_t n)
 {
-    void *field = (char *)out + o->offset;
+    const struct option_spec *o = row->spec;
+    void *field = (char *)out + row->base + o->offset;
 
+    if (o->check && o->check(text, err, n))
+        return -EINVAL;
     switch (o->kind) {
     case OPTION_FLAG:
         *(bool *)field = true;
@@ -94,8 +141,10 @@ static int store(const struct option_spec *o, const char *text, void *out, char 
         return parse_number(text, o->min, o->max, field, err, n);
     case OPTION_SECONDS:
         return parse_seconds(text, field, err, n);
+    case OPTION_WORD:
+        return store_word(o, text, field, err, n);
     case OPTION_CHOICE:
-        return store_word(o, text, strlen(text), field, err, n);
+        return store_value(o, text, strlen(text), field, err, n);
     case OPTION_SET:
         return store_words(o, text, field, err, n);
     case OPTION_LIST:
@@ -105,36 +154,41 @@ static int store(const struct option_spec *o, const char *text, void *out, char 
 }
 
 /* getopt's own tables; the values of long options are above any letter. */
-static void build_getopt(const struct option_spec *specs, size_t n, struct option *longs, char *shorts)
+static void build_getopt(const struct row *rows, int n, struct option *longs, char *shorts)
 {
     *shorts++ = ':';
-    for (size_t i = 0; i < n; i++) {
-        longs[i] = (struct option){specs[i].name, specs[i].kind == OPTION_FLAG ? no_argument : required_argument, NULL,
-                                   LONG_OPTION + (int)i};
-        if (!specs[i].letter)
+    for (int i = 0; i < n; i++) {
+        const struct option_spec *o = rows[i].spec;
+        int value = o->kind == OPTION_FLAG ? no_argument : o->implied ? optional_argument : required_argument;
+
+        longs[i] = (struct option){o->name, value, NULL, LONG_OPTION + i};
+        if (!o->letter)
             continue;
-        *shorts++ = specs[i].letter;
-        if (specs[i].kind != OPTION_FLAG)
+        *shorts++ = o->letter;
+        if (value != no_argument)
+            *shorts++ = ':';
+        if (value == optional_argument)
             *shorts++ = ':';
     }
     longs[n] = (struct option){0};
     *shorts = 0;
 }
 
-static const struct option_spec *find(const struct option_spec *specs, size_t n, int c)
+static const struct row *find(const struct row *rows, int n, int c)
 {
-    if (c >= LONG_OPTION && (size_t)(c - LONG_OPTION) < n)
-        return &specs[c - LONG_OPTION];
-    for (size_t i = 0; i < n; i++)
-        if (specs[i].letter == c)
-            return &specs[i];
+    if (c >= LONG_OPTION && c - LONG_OPTION < n)
+        return &rows[c - LONG_OPTION];
+    for (int i = 0; i < n; i++)
+        if (rows[i].spec->letter && rows[i].spec->letter == c)
+            return &rows[i];
     return NULL;
 }
 
 /* What getopt could not take: say it in words that name what was typed. */
-static int complain(const struct option_spec *specs, size_t n_specs, int c, char **argv, char *err, size_t n)
+static int complain(const struct row *rows, int n_rows, int c, char **argv, char *err, size_t n)
 {
-    const struct option_spec *o = find(specs, n_specs, optopt);
+    const struct row *row = find(rows, n_rows, optopt);
+    const struct option_spec *o = row ? row->spec : NULL;
 
     if (c == ':')
         return error_set(err, n, -EINVAL, "--%s needs a value (%s)", o ? o->name : "?", o ? o->value : "?");
@@ -145,29 +199,34 @@ static int complain(const struct option_spec *specs, size_t n_specs, int c, char
     return error_set(err, n, -EINVAL, "there is no option %s (or it could mean several)", argv[optind - 1]);
 }
 
+static bool may_repeat(const struct option_spec *o)
+{
+    return o->kind == OPTION_FLAG || o->kind == OPTION_SET || o->kind == OPTION_LIST;
+}
+
 int options_parse(const struct option_spec *specs, int argc, char **argv, void *out, char *err, size_t n)
 {
+    struct row rows[MAX_OPTIONS];
     struct option longs[MAX_OPTIONS + 1];
-    char shorts[2 * MAX_OPTIONS + 2];
+    char shorts[3 * MAX_OPTIONS + 2];
     bool seen[MAX_OPTIONS] = {false};
     char why[ERROR_SIZE];
-    size_t n_specs = count(specs);
-    int c;
+    int n_rows = gather(specs, rows), c;
 
-    if (n_specs > MAX_OPTIONS)
+    if (n_rows < 0)
         return error_set(err, n, -EINVAL, "the options table is too long");
-    build_getopt(specs, n_specs, longs, shorts);
+    build_getopt(rows, n_rows, longs, shorts);
     optind = 0; /* glibc: start afresh */
     opterr = 0;
     while ((c = getopt_long(argc, argv, shorts, longs, NULL)) != -1) {
-        const struct option_spec *o = c == '?' || c == ':' ? NULL : find(specs, n_specs, c);
-        if (!o)
-            return complain(specs, n_specs, c, argv, err, n);
-        if (seen[o - specs] && o->kind != OPTION_FLAG && o->kind != OPTION_SET && o->kind != OPTION_LIST)
-            return error_set(err, n, -EINVAL, "--%s is given twice", o->name);
-        seen[o - specs] = true;
-        if (store(o, optarg, out, why, sizeof(why)))
-            return error_set(err, n, -EINVAL, "--%s: %s", o->name, why);
+        const struct row *row = c == '?' || c == ':' ? NULL : find(rows, n_rows, c);
+        if (!row)
+            return complain(rows, n_rows, c, argv, err, n);
+        if (seen[row - rows] && !may_repeat(row->spec))
+            return error_set(err, n, -EINVAL, "--%s is given twice", row->spec->name);
+        seen[row - rows] = true;
+        if (store(row, optarg ? optarg : row->spec->implied, out, why, sizeof(why)))
+            return error_set(err, n, -EINVAL, "--%s: %s", row->spec->name, why);
     }
     /* getopt has moved the operands behind the options. */
     int operands = argc - optind;
@@ -175,16 +234,102 @@ int options_parse(const struct option_spec *specs, int argc, char **argv, void *
     return operands;
 }
 
+int options_set(const struct option_spec *specs, const char *name, const char *text, void *out, char *err, size_t n)
+{
+    struct options_cursor c = {.at = specs};
+    const struct option_spec *o;
+
+    while ((o = options_next(&c))) {
+        if (strcmp(o->name, name) != 0)
+            continue;
+        text = text ? text : o->implied;
+        if (o->kind == OPTION_FLAG ? text != NULL : !text)
+            return error_set(err, n, -EINVAL, o->kind == OPTION_FLAG ? "it takes no value" : "it needs a value");
+        return store(&(struct row){o, c.base}, text, out, err, n);
+    }
+    return error_set(err, n, -ENOENT, "there is no such option");
+}
+
+/* --- back to words -------------------------------------------------------------------------------- */
+
+static const char *size_text(uint64_t bytes, char *buf, size_t n)
+{
+    static const char units[] = "TGMK";
+
+    for (int i = 0; bytes && i < 4; i++) {
+        unsigned shift = 10 * (4 - (unsigned)i);
+        if (bytes >> shift << shift == bytes) {
+            snprintf(buf, n, "%" PRIu64 "%c", bytes >> shift, units[i]);
+            return buf;
+        }
+    }
+    return NULL;
+}
+
+static const char *number_text(const struct option_spec *o, uint64_t value, char *buf, size_t n)
+{
+    if (!value)
+        return NULL;
+    if (o->kind == OPTION_NUMBER)
+        snprintf(buf, n, "%" PRIu64, value);
+    else
+        snprintf(buf, n, "%" PRIu64 ".%03u", value / 1000, (unsigned)(value % 1000));
+    return buf;
+}
+
+static const char *value_text(const struct option_spec *o, unsigned value, char *buf, size_t n)
+{
+    size_t used = 0;
+
+    buf[0] = 0;
+    for (const struct option_word *w = o->words; w->word && used < n; w++)
+        if (o->kind == OPTION_SET ? (w->value & value) == w->value : w->value == value)
+            used += (size_t)snprintf(buf + used, n - used, "%s%s", used ? "," : "", w->word);
+    return used && used < n ? buf : NULL;
+}
+
+const char *options_text(const struct options_cursor *c, const struct option_spec *o, const void *values, unsigned i,
+                         char *buf, size_t n)
+{
+    const void *field = (const char *)values + c->base + o->offset;
+
+    if (o->kind == OPTION_LIST) {
+        const struct option_list *list = field;
+        return i < list->n ? list->value[i] : NULL;
+    }
+    if (i)
+        return NULL;
+    switch (o->kind) {
+    case OPTION_FLAG:
+        return *(const bool *)field ? "true" : NULL;
+    case OPTION_STRING:
+    case OPTION_FILE:
+    case OPTION_WORD:
+        return *(const char *const *)field;
+    case OPTION_SIZE:
+        return size_text(*(const uint64_t *)field, buf, n);
+    case OPTION_NUMBER:
+    case OPTION_SECONDS:
+        return number_text(o, *(const uint64_t *)field, buf, n);
+    default:
+        return value_text(o, *(const unsigned *)field, buf, n);
+    }
+}
+
+/* --- help ------------------------------------------------------------------------------------------- */
+
 void options_help(const struct option_spec *specs, FILE *out)
 {
     enum { COLUMN = 28 };
+    struct options_cursor c = {.at = specs};
+    const struct option_spec *o;
 
-    for (const struct option_spec *o = specs; o->name; o++) {
+    while ((o = options_next(&c))) {
         char words[256];
         int used = o->letter ? fprintf(out, "  -%c, --%s", o->letter, o->name) : fprintf(out, "      --%s", o->name);
 
         if (o->value)
-            used += fprintf(out, " %s", o->value);
+            used += fprintf(out, o->implied ? "[=%s]" : " %s", o->value);
         if (used >= COLUMN)
             used = fputc('\n', out) == EOF ? COLUMN : 0;
         fprintf(out, "%*s%s\n", COLUMN - used, "", o->help);

@@ -1,6 +1,9 @@
 /*
- * The options table: one const array per command, from which the parser (getopt_long), the help text
- * and the shell completion are made, so that none of them can forget an option.
+ * The options table: one const array per command, from which the parser (getopt_long), the help text, the
+ * shell completion, saved configurations and configuration files are made, so that none of them can forget an option.
+ *
+ * A table may go on in another one: its last row, without a name, then says where (`more`) and at which offset of
+ * the struct the other table's struct lies.  So what several commands share is written once.
  */
 #pragma once
 #include <stdbool.h>
@@ -16,6 +19,7 @@ enum option_kind {
     OPTION_SIZE,    /* parse_size;        uint64_t in bytes */
     OPTION_NUMBER,  /* parse_number;      uint64_t in [min, max] */
     OPTION_SECONDS, /* parse_seconds;     uint64_t in milliseconds */
+    OPTION_WORD,    /* one of `words`;    const char *, the word itself */
     OPTION_CHOICE,  /* one of `words`;    unsigned, the word's value */
     OPTION_SET,     /* some of `words`, separated by commas; unsigned, the values or-ed together */
     OPTION_LIST,    /* any text, any number of times; struct option_list, in the order given */
@@ -34,16 +38,31 @@ struct option_word {
 };
 
 struct option_spec {
-    const char *name; /* the long name, without dashes; NULL ends the table */
+    const char *name; /* the long name, without dashes; NULL ends the table, or leads to `more` */
     char letter;      /* the short name, or 0 */
     enum option_kind kind;
     size_t offset;
     const char *value;               /* how the help calls the value: "FILE", "SIZE"; NULL for a flag */
     const char *help;                /* one line */
     uint64_t min, max;               /* OPTION_NUMBER; OPTION_SIZE when max is not 0 */
-    const struct option_word *words; /* OPTION_CHOICE, OPTION_SET; ends with a NULL word */
+    const struct option_word *words; /* OPTION_WORD, OPTION_CHOICE, OPTION_SET; ends with a NULL word */
     const char *examples;            /* words that completion offers for an OPTION_STRING, separated by spaces */
+    const char *implied;             /* the value may be left out (--name instead of --name=VALUE), and is then this */
+    /* For OPTION_STRING, OPTION_FILE and OPTION_LIST: does the text make sense?  0, or -EINVAL with a sentence. */
+    int (*check)(const char *text, char *err, size_t n);
+    const struct option_spec *more; /* in the row that ends the table: where it goes on */
 };
+
+/*
+ * The rows of a table and of those that it leads to:
+ *
+ *      for (struct options_cursor c = {.at = specs}; (o = options_next(&c));)
+ */
+struct options_cursor {
+    const struct option_spec *at; /* the next row */
+    size_t base;                  /* what to add to the offset of the row that was handed out last */
+};
+const struct option_spec *options_next(struct options_cursor *c);
 
 /*
  * Parses argv[1..] into the struct at `out`; argv[0] is skipped.  Returns how many operands were
@@ -51,6 +70,18 @@ struct option_spec {
  * keeps the value the caller gave it.  An option given twice is an error unless it is a flag, a set or a list.
  */
 int options_parse(const struct option_spec *specs, int argc, char **argv, void *out, char *err, size_t n);
+
+/* Sets one option by its long name, as the command line would; `text` is NULL for a flag.  0, or -EINVAL (-ENOENT:
+ * there is no such option) with one sentence, which does not name the option.  Texts are kept by reference. */
+int options_set(const struct option_spec *specs, const char *name, const char *text, void *out, char *err, size_t n);
+
+/*
+ * Value number i (lists have several) of the option at the cursor's last row, in the words that options_set takes:
+ * a pointer into the struct, or buf[n] filled.  NULL: there is no such value, or it is zero, which is the same as not
+ * given.
+ */
+const char *options_text(const struct options_cursor *c, const struct option_spec *o, const void *values, unsigned i,
+                         char *buf, size_t n);
 
 /* The help: one or two lines for each option. */
 void options_help(const struct option_spec *specs, FILE *out);

@@ -18,7 +18,7 @@ const struct command *cli_find(const char *name)
 void cli_explain(const struct command *c)
 {
     printf("usage: guise %s %s\n\n%s.\n", c->name, c->usage, c->summary);
-    if (c->options->name) {
+    if (c->options->name || c->options->more) {
         putchar('\n');
         options_help(c->options, stdout);
     }

@@ -47,6 +47,8 @@ static void bash_option(const struct option_spec *o)
 
 static void bash(void)
 {
+    const struct option_spec *o;
+
     puts("# bash completion for guise; made by `guise completion bash`\n"
          "_guise() {\n"
          "    local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} command=${COMP_WORDS[1]}\n"
@@ -57,10 +59,10 @@ static void bash(void)
     puts(" --help --version' -- \"$cur\")); return\n    fi\n    case $command in");
     for (const struct command *c = cli_commands; c->name; c++) {
         printf("    %s)\n        case $prev in\n", c->name);
-        for (const struct option_spec *o = c->options; o->name; o++)
+        for (struct options_cursor at = {.at = c->options}; (o = options_next(&at));)
             bash_option(o);
         fputs("        esac\n        COMPREPLY=($(compgen -W '--help", stdout);
-        for (const struct option_spec *o = c->options; o->name; o++)
+        for (struct options_cursor at = {.at = c->options}; (o = options_next(&at));)
             printf(" --%s", o->name);
         if (c->operands)
             printf(" %s", c->operands);
@@ -99,6 +101,8 @@ static void zsh_option(const struct option_spec *o)
 
 static void zsh(void)
 {
+    const struct option_spec *o;
+
     puts("#compdef guise\n# zsh completion for guise; made by `guise completion zsh`\n"
          "_guise() {\n    local -a commands\n    commands=(");
     for (const struct command *c = cli_commands; c->name; c++) {
@@ -110,7 +114,7 @@ static void zsh(void)
          "    local command=$words[2]\n    shift words\n    (( CURRENT-- ))\n    case $command in");
     for (const struct command *c = cli_commands; c->name; c++) {
         printf("    %s)\n        _arguments \\\n", c->name);
-        for (const struct option_spec *o = c->options; o->name; o++)
+        for (struct options_cursor at = {.at = c->options}; (o = options_next(&at));)
             zsh_option(o);
         if (c->operands)
             printf("            '1:word:(%s)' \\\n", c->operands);
@@ -142,6 +146,8 @@ static void fish_option(const char *command, const struct option_spec *o)
 
 static void fish(void)
 {
+    const struct option_spec *o;
+
     puts("# fish completion for guise; made by `guise completion fish`\ncomplete -c guise -f");
     for (const struct command *c = cli_commands; c->name; c++) {
         printf("complete -c guise -n __fish_use_subcommand -a %s -d '", c->name);
@@ -149,7 +155,7 @@ static void fish(void)
         puts("'");
         if (c->operands)
             printf("complete -c guise -n '__fish_seen_subcommand_from %s' -a '%s'\n", c->name, c->operands);
-        for (const struct option_spec *o = c->options; o->name; o++)
+        for (struct options_cursor at = {.at = c->options}; (o = options_next(&at));)
             fish_option(c->name, o);
     }
 }

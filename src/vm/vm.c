@@ -99,10 +99,10 @@ static int setup_machine(struct vm *vm, char *error, size_t n)
     const struct vm_config *c = vm->config;
     const struct machine_config config = {
         .memory_bytes = c->memory_bytes,
-        .n_cpus = c->n_cpus,
+        .n_cpus = (unsigned)c->n_cpus,
         .kernel_path = c->kernel_path,
-        .initrd_paths = c->initrd_paths,
-        .n_initrds = c->n_initrds,
+        .initrd_paths = c->initrds.value,
+        .n_initrds = c->initrds.n,
         .append = c->append,
         .console_output = console_output,
         .console_opaque = vm,
@@ -130,7 +130,7 @@ static int setup_engine(struct vm *vm, char *error, size_t n)
 {
     const struct engine_config config = {.memory = machine_memory(vm->machine),
                                          .bus = vm->bus,
-                                         .n_cpus = vm->config->n_cpus,
+                                         .n_cpus = (unsigned)vm->config->n_cpus,
                                          .log_items = vm->config->log_items,
                                          .timing = vm->config->stats};
     int err = vm->ops->create(&vm->engine, &config);
@@ -271,8 +271,8 @@ enum vm_end vm_run(const struct vm_config *config, struct vm_result *result)
 
     *result = (struct vm_result){.end = VM_FAILED};
     if (!config->n_cpus || config->n_cpus > VM_MAX_CPUS) {
-        snprintf(result->reason, sizeof result->reason, "a machine has 1 to %u CPUs, not %u", VM_MAX_CPUS,
-                 config->n_cpus);
+        snprintf(result->reason, sizeof result->reason, "a machine has 1 to %u CPUs, not %llu", VM_MAX_CPUS,
+                 (unsigned long long)config->n_cpus);
         return result->end;
     }
     vm.ops = vm_choose_engine(config, result->reason, sizeof result->reason);

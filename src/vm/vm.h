@@ -13,12 +13,13 @@
 
 struct engine_ops;
 
+#define VM_DEFAULT_MEMORY (512ull << 20)
+
 struct vm_config {
     const char *kernel_path, *append; /* append may be NULL */
-    const char *const *initrd_paths;  /* unpacked one over the other; at most 4 */
-    unsigned n_initrds;
+    struct option_list initrds;       /* unpacked one over the other; at most 4 */
     uint64_t memory_bytes;
-    unsigned n_cpus;
+    uint64_t n_cpus;
     const char *engine;                  /* "auto", "soft" or "kvm" */
     const struct engine_ops *engine_ops; /* not NULL: this one, without a choice or a word about it */
     const char *serial;                  /* as backends/chr.h */
@@ -33,9 +34,12 @@ struct vm_config {
     bool no_reboot;
     uint64_t timeout_ms;  /* 0: none */
     bool stats;           /* print where time went, on stderr, at the end */
-    uint32_t log_items;   /* enum engine_log */
+    unsigned log_items;   /* enum engine_log */
     const char *log_path; /* NULL: stderr */
 };
+
+/* What of a vm_config can be said on a command line (options.c): each text is checked as it is stored. */
+extern const struct option_spec vm_options[];
 
 enum vm_end {
     VM_POWEROFF,  /* the guest switched itself off */

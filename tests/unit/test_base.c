@@ -239,9 +239,105 @@ static void help_shows_every_option_once(void **state)
     free(text);
 }
 
+/* A table that goes on in another: the inner struct lies in the outer one. */
+struct outer {
+    const char *name, *wait;
+    struct values inner;
+};
+static int no_spaces(const char *text, char *err, size_t n)
+{
+    return strchr(text, ' ') ? error_set(err, n, -EINVAL, "'%s' has a space", text) : 0;
+}
+static const struct option_word wait_words[] = {{"boot", 0}, {"agent", 0}, {0}};
+static const struct option_spec outer_specs[] = {
+    {.name = "name",
+     .letter = 'n',
+     .kind = OPTION_STRING,
+     .offset = offsetof(struct outer, name),
+     .value = "NAME",
+     .help = "h",
+     .check = no_spaces},
+    {.name = "await",
+     .kind = OPTION_WORD,
+     .offset = offsetof(struct outer, wait),
+     .value = "WHAT",
+     .help = "h",
+     .words = wait_words,
+     .implied = "agent"},
+    {.more = specs, .offset = offsetof(struct outer, inner)},
+};
+
+static void a_table_goes_on_in_another(void **state)
+{
+    char *argv[] = {"command", "-n", "x", "--await", "--size", "2M", "--list", "a", "--await=boot", "op"};
+    struct outer v = {0};
+    char err[ERROR_SIZE];
+
+    assert_int_equal(options_parse(outer_specs, 10, argv, &v, err, sizeof err), -EINVAL);
+    assert_string_equal(err, "--await is given twice");
+    v = (struct outer){0};
+    char *good[] = {"command", "-n", "x", "--await", "--size", "2M", "--list", "a", "op"};
+    assert_int_equal(options_parse(outer_specs, 9, good, &v, err, sizeof err), 1);
+    assert_string_equal(good[1], "op");
+    assert_string_equal(v.name, "x");
+    assert_string_equal(v.wait, "agent");
+    assert_int_equal(v.inner.size, 2 << 20);
+    assert_string_equal(v.inner.list.value[0], "a");
+    assert_int_equal(options_set(outer_specs, "name", "a b", &v, err, sizeof err), -EINVAL);
+    assert_string_equal(err, "'a b' has a space");
+    assert_int_equal(options_set(outer_specs, "await", "noon", &v, err, sizeof err), -EINVAL);
+    assert_int_equal(options_set(outer_specs, "flag", "yes", &v, err, sizeof err), -EINVAL);
+    assert_int_equal(options_set(outer_specs, "text", NULL, &v, err, sizeof err), -EINVAL);
+    assert_int_equal(options_set(outer_specs, "nonesuch", "1", &v, err, sizeof err), -ENOENT);
+}
+
+/* What options_text says, options_set takes: all values arrive again, and zeroes are left out. */
+static void options_survive_as_words(void **state)
+{
+    const struct outer from = {.name = "n",
+                               .wait = "boot",
+                               .inner = {.flag = true,
+                                         .text = "t t",
+                                         .size = 1536ull << 10,
+                                         .number = 3,
+                                         .ms = 1005,
+                                         .choice = 4,
+                                         .set = 5,
+                                         .list = {.value = {"x", "y"}, .n = 2}}};
+    struct outer to = {0};
+    struct options_cursor c = {.at = outer_specs};
+    const struct option_spec *o;
+    char buf[64], kept[16][32], err[ERROR_SIZE];
+    const char *text;
+    unsigned count = 0;
+
+    while ((o = options_next(&c)))
+        for (unsigned i = 0; (text = options_text(&c, o, &from, i, buf, sizeof buf)); i++, count++) {
+            assert_true(count < 16);
+            snprintf(kept[count], sizeof kept[count], "%s", text);
+            text = o->kind == OPTION_FLAG ? NULL : kept[count];
+            assert_int_equal(options_set(outer_specs, o->name, text, &to, err, sizeof err), 0);
+        }
+    assert_int_equal(count, 11);
+    assert_string_equal(to.name, "n");
+    assert_string_equal(to.wait, "boot");
+    assert_true(to.inner.flag);
+    assert_string_equal(to.inner.text, "t t");
+    assert_null(to.inner.file);
+    assert_int_equal(to.inner.size, 1536 << 10);
+    assert_int_equal(to.inner.number, 3);
+    assert_int_equal(to.inner.ms, 1005);
+    assert_int_equal(to.inner.choice, 4);
+    assert_int_equal(to.inner.set, 5);
+    assert_int_equal(to.inner.list.n, 2);
+    assert_string_equal(to.inner.list.value[1], "y");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_table_goes_on_in_another),
+        cmocka_unit_test(options_survive_as_words),
         cmocka_unit_test(sizes_need_a_unit_and_are_powers_of_1024),
         cmocka_unit_test(a_size_without_a_unit_is_told_what_to_write),
         cmocka_unit_test(seconds_have_at_most_three_decimals),

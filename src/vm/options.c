@@ -1,0 +1,51 @@
+/* The options of a machine: what the command line, a saved configuration and a configuration file can say about it. */
+#include <stddef.h>
+
+#include "backends/chr.h"
+#include "engine/engine.h"
+#include "vm/vm.h"
+#include "vm/vm_int.h"
+
+/* Below the least no Linux gets far enough to say so; the most is what the page walk's tests cover. */
+#define LEAST_MEMORY (32ull << 20)
+#define MOST_MEMORY (1ull << 40)
+
+static const struct option_word engine_words[] = {{"auto", 0}, {"soft", 0}, {"kvm", 0}, {0}};
+static const struct option_word log_words[] = {
+    {"translate", ENGINE_LOG_TRANSLATE},
+    {"exc", ENGINE_LOG_EXC},
+    {"irq", ENGINE_LOG_IRQ},
+    {"device", ENGINE_LOG_DEVICE},
+    {0},
+};
+
+#define AT(field) offsetof(struct vm_config, field)
+/* clang-format off */
+const struct option_spec vm_options[] = {
+    {.name = "kernel", .letter = 'k', .kind = OPTION_FILE, .offset = AT(kernel_path), .value = "FILE",
+     .help = "the kernel: a bzImage or a PVH ELF file"},
+    {.name = "initrd", .letter = 'i', .kind = OPTION_LIST, .offset = AT(initrds), .value = "FILE",
+     .help = "the initial file system; several are unpacked one over the other"},
+    {.name = "append", .letter = 'a', .kind = OPTION_STRING, .offset = AT(append), .value = "STRING",
+     .help = "the kernel command line, as in console=ttyS0"},
+    {.name = "memory", .letter = 'm', .kind = OPTION_SIZE, .offset = AT(memory_bytes), .value = "SIZE",
+     .help = "the guest's memory, with a unit (512M unless told)", .min = LEAST_MEMORY, .max = MOST_MEMORY,
+     .examples = "256M 512M 1G 2G 4G"},
+    {.name = "cpus", .letter = 'c', .kind = OPTION_NUMBER, .offset = AT(n_cpus), .value = "N",
+     .help = "virtual CPUs (1 unless told)", .min = 1, .max = VM_MAX_CPUS},
+    {.name = "engine", .letter = 'e', .kind = OPTION_WORD, .offset = AT(engine), .value = "NAME",
+     .help = "what executes the guest (auto unless told)", .words = engine_words},
+    {.name = "no-reboot", .kind = OPTION_FLAG, .offset = AT(no_reboot),
+     .help = "a reset ends the run"},
+    {.name = "serial", .letter = 's', .kind = OPTION_STRING, .offset = AT(serial), .value = "WHERE",
+     .help = "stdio (unless told), null, file:PATH or socket:PATH", .examples = "stdio null file: socket:",
+     .check = chr_check},
+    {.name = "stats", .kind = OPTION_FLAG, .offset = AT(stats),
+     .help = "print at the end where time went"},
+    {.name = "log", .letter = 'l', .kind = OPTION_SET, .offset = AT(log_items), .value = "ITEM,...",
+     .help = "log these, on stderr", .words = log_words},
+    {.name = "log-file", .kind = OPTION_FILE, .offset = AT(log_path), .value = "FILE",
+     .help = "log there instead"},
+    {0},
+};
+/* clang-format on */
