@@ -168,6 +168,12 @@ int virtio_pop(struct virtio_device *v, unsigned index, struct virtio_chain *cha
     return 1;
 }
 
+void virtio_unpop(struct virtio_device *v, const struct virtio_chain *chain)
+{
+    if (chain->generation == v->generation)
+        v->state->queues[chain->queue].last_avail--;
+}
+
 void virtio_push(struct virtio_device *v, const struct virtio_chain *chain, uint32_t written)
 {
     struct virtio_queue_state *q = &v->state->queues[chain->queue];

@@ -111,6 +111,8 @@ const char *virtio_queue_check(const struct virtio_device *v, const struct virti
 
 /* Takes the next chain.  1: *chain is it; 0: none; -EINVAL: the driver broke a rule (virtio_fail done). */
 int virtio_pop(struct virtio_device *v, unsigned q, struct virtio_chain *chain);
+/* Undoes the last virtio_pop of that queue: the chain will come again. */
+void virtio_unpop(struct virtio_device *v, const struct virtio_chain *chain);
 /* Gives the chain back with `written` bytes in its writable buffers; no effect if reset meanwhile. */
 void virtio_push(struct virtio_device *v, const struct virtio_chain *chain, uint32_t written);
 /* Interrupts the driver if it wants to know of what was pushed since the last call. */
