@@ -7,3 +7,5 @@
 #include "vm/vm_int.h"
 
 int vm_attach_devices(struct vm *vm, char *error, size_t n);
+
+int vsock_attach(struct vm *vm, char *error, size_t n); /* sets vm->vsock */

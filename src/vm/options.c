@@ -2,6 +2,7 @@
 #include <stddef.h>
 
 #include "backends/chr.h"
+#include "backends/vsock_host.h"
 #include "engine/engine.h"
 #include "vm/vm.h"
 #include "vm/vm_int.h"
@@ -40,6 +41,8 @@ const struct option_spec vm_options[] = {
     {.name = "serial", .letter = 's', .kind = OPTION_STRING, .offset = AT(serial), .value = "WHERE",
      .help = "stdio (unless told), null, file:PATH or socket:PATH", .examples = "stdio null file: socket:",
      .check = chr_check},
+    {.name = "vsock", .kind = OPTION_STRING, .offset = AT(vsock_path), .value = "PATH[,cid=N]",
+     .help = "connect the guest's vsock to a Unix socket", .check = vsock_host_check},
     {.name = "stats", .kind = OPTION_FLAG, .offset = AT(stats),
      .help = "print at the end where time went"},
     {.name = "log", .letter = 'l', .kind = OPTION_SET, .offset = AT(log_items), .value = "ITEM,...",

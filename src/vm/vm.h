@@ -29,7 +29,7 @@ struct vm_config {
     struct option_list publish; /* ports of the host, for a user-mode network */
     struct option_list shares;  /* backends/share.h */
     struct option_list ports;   /* of a virtio-console: NAME=WHERE, as backends/chr.h */
-    const char *vsock_path;     /* the host's end of virtio-vsock: a Unix socket; NULL: no such device */
+    const char *vsock_path;     /* the host's end of virtio-vsock, as backends/vsock_host.h; NULL: no such device */
     bool balloon;
     bool no_reboot;
     uint64_t timeout_ms;  /* 0: none */

@@ -33,6 +33,7 @@ struct vm {
     struct chr *chr;
     const struct engine_ops *ops;
     struct engine *engine;
+    struct vsock *vsock; /* NULL: none */
     FILE *log;
     struct vcpu vcpus[VM_MAX_CPUS];
     unsigned n_started;

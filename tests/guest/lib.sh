@@ -58,6 +58,38 @@ image()
     fi
 }
 
+# kernel_modules KERNEL NAME...: the files of these modules of a kernel of kernel_image's and of what they depend on, in
+# the order in which they are to be loaded; those of virtio over PCI come first
+kernel_modules()
+{
+    local tree=${1%/boot/*}/lib/modules name
+    shift
+    for name in virtio_pci "$@"; do module_with_dependencies "$tree" "$name" || return 1; done | awk '!seen[$0]++'
+}
+
+module_with_dependencies() # TREE NAME
+{
+    local file dependency
+    file=$(find "$1" -name "${2//_/[_-]}.ko" | head -n 1)
+    [ -n "$file" ] || { grep -qs "/${2//_/[_-]}\.ko" "$1"/*/modules.builtin && return 0 || return 1; }
+    for dependency in $(tr '\0' '\n' <"$file" | sed -n 's/^depends=//p' | tr , ' '); do
+        module_with_dependencies "$1" "$dependency" || return 1
+    done
+    echo "$file"
+}
+
+module_additions() # FILE...: the words for `image`
+{
+    local file
+    for file; do echo "--add $file:modules/${file##*/}"; done
+}
+
+module_commands() # FILE...: the guest's commands that load them
+{
+    local file
+    for file; do echo "insmod /modules/${file##*/} &&"; done
+}
+
 # pack_trees DIRECTORY...: the initramfs of these trees laid over each other, with a console, on standard output
 pack_trees()
 {

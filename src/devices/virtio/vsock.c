@@ -53,7 +53,8 @@ static void one_packet(struct vsock *vs, const struct virtio_chain *chain)
     c = conn_find(vs, h.src_port, h.dst_port);
     if (!c && h.op == VSOCK_OP_REQUEST)
         c = conn_new(vs, CONN_ASKED, h.src_port, h.dst_port, -1);
-    else if (c && (h.len > VSOCK_PACKET_MAX || virtio_chain_read(&vs->virtio, chain, HEADER, vs->payload, h.len) < h.len))
+    else if (c &&
+             (h.len > VSOCK_PACKET_MAX || virtio_chain_read(&vs->virtio, chain, HEADER, vs->payload, h.len) < h.len))
         h.op = 0; /* it has less than it says: the connection cannot go on */
     if (!c)
         reply_reset(vs, &h);
@@ -95,8 +96,7 @@ static bool next_reply(struct vsock *vs, struct vsock_header *h)
     if (!vs->n_replies)
         return false;
     memmove(vs->replies, vs->replies + 1, --vs->n_replies * sizeof *vs->replies);
-    *h = (struct vsock_header){
-        .src_port = r.host_port, .dst_port = r.guest_port, .type = r.type, .op = VSOCK_OP_RST};
+    *h = (struct vsock_header){.src_port = r.host_port, .dst_port = r.guest_port, .type = r.type, .op = VSOCK_OP_RST};
     return true;
 }
 
@@ -165,7 +165,8 @@ static bool rx_fill(struct vsock *vs)
     return more && has_packets(vs);
 }
 
-/* --- events --------------------------------------------------------------------------------------------------------- */
+/* --- events ---------------------------------------------------------------------------------------------------------
+ */
 
 /* After a restore: le32 VIRTIO_VSOCK_EVENT_TRANSPORT_RESET, which is 0 (5.10.6.7). */
 static void tell_reset(struct vsock *vs)
@@ -185,7 +186,8 @@ static void tell_reset(struct vsock *vs)
     vs->saved.reset_due = false;
 }
 
-/* --- the loop's thread ---------------------------------------------------------------------------------------------- */
+/* --- the loop's thread ----------------------------------------------------------------------------------------------
+ */
 
 /* Asks the host whether it takes what the guest has asked for. */
 static void answer(struct vsock *vs, struct conn *c)
@@ -244,7 +246,8 @@ void vsock_deadline(struct vsock *vs, struct conn *c, uint64_t after_ns)
         loop_timer_set(vs->loop, &vs->deadlines, c->deadline_ns);
 }
 
-/* --- the rest of guise ------------------------------------------------------------------------------------------------ */
+/* --- the rest of guise
+ * ------------------------------------------------------------------------------------------------ */
 
 static uint32_t free_port(struct vsock *vs, uint32_t guest_port)
 {
@@ -320,7 +323,8 @@ static int host_connects(void *opaque, uint32_t port, int fd, void (*done)(void 
     return vsock_connect(opaque, port, fd, done, done_opaque);
 }
 
-/* --- the device ------------------------------------------------------------------------------------------------------- */
+/* --- the device
+ * ------------------------------------------------------------------------------------------------------- */
 
 static void on_notify(struct virtio_device *v, unsigned q)
 {

@@ -3,7 +3,8 @@
  *
  * A packet (5.10.6), in one descriptor chain: this header, then `len` bytes.
  *
- *      0 src_cid  8 dst_cid  16 src_port  20 dst_port  24 len  28 type(16)  30 op(16)  32 flags  36 buf_alloc  40 fwd_cnt
+ *      0 src_cid  8 dst_cid  16 src_port  20 dst_port  24 len  28 type(16)  30 op(16)  32 flags  36 buf_alloc  40
+ * fwd_cnt
  *
  * Credit (5.10.6.3): what is sent and not yet consumed never exceeds the receiver's buf_alloc; fwd_cnt, a
  * free-running count of bytes consumed, is in every packet.
@@ -16,7 +17,7 @@
 #include "devices/virtio/virtio.h"
 #include "devices/virtio/vsock.h"
 
-#define VSOCK_PACKET_MAX 65536u        /* bytes of payload, either way */
+#define VSOCK_PACKET_MAX 65536u         /* bytes of payload, either way */
 #define VSOCK_WINDOW_LARGE (256u << 10) /* buf_alloc of the first connections ... */
 #define VSOCK_WINDOW_SMALL (16u << 10)  /* ... and of more: so all of them together hold less than 100 MiB */
 #define VSOCK_LARGE_MAX 128u
@@ -51,10 +52,10 @@ enum conn_state {
     CONN_ASKED,      /* the guest's request waits for the host's answer */
     CONN_CONNECTING, /* ours waits for the guest's */
     CONN_OPEN,
-    CONN_CLOSING,  /* fd is closed; the guest has been told and owes a RST */
-    CONN_DRAINING, /* the guest is done with it; fd takes what is left.  Not in the table any more */
+    CONN_CLOSING,   /* fd is closed; the guest has been told and owes a RST */
+    CONN_DRAINING,  /* the guest is done with it; fd takes what is left.  Not in the table any more */
     CONN_RESETTING, /* a RST is due to the guest, and then that is all */
-    CONN_DEAD,     /* to be freed by the loop's thread */
+    CONN_DEAD,      /* to be freed by the loop's thread */
 };
 
 struct conn {
@@ -68,13 +69,13 @@ struct conn {
     int fd; /* -1: closed */
     void (*done)(void *opaque, int err, uint32_t host_port);
     void *opaque;
-    int error;            /* for done, of a dead one */
-    uint64_t deadline_ns; /* UINT64_MAX: none */
-    bool asked;           /* our request is on its way */
-    bool respond, credit; /* a RESPONSE, a CREDIT_UPDATE is due */
-    bool readable;        /* fd may have bytes: its last read did not say otherwise */
-    bool fd_eof;          /* nothing more comes from fd */
-    bool fd_closed;       /* nothing more goes to fd */
+    int error;                     /* for done, of a dead one */
+    uint64_t deadline_ns;          /* UINT64_MAX: none */
+    bool asked;                    /* our request is on its way */
+    bool respond, credit;          /* a RESPONSE, a CREDIT_UPDATE is due */
+    bool readable;                 /* fd may have bytes: its last read did not say otherwise */
+    bool fd_eof;                   /* nothing more comes from fd */
+    bool fd_closed;                /* nothing more goes to fd */
     uint8_t guest_shut, told_shut; /* VSOCK_SHUT_ of the guest; those we have sent */
     bool write_shut;               /* the guest's SHUT_SEND was passed on to fd */
     uint32_t window;               /* our buf_alloc */
@@ -136,7 +137,8 @@ void conn_cancel(struct conn *c);
 void conn_answer(struct conn *c, int fd);
 /* A packet from the guest; its payload is in vs->payload. */
 void conn_packet(struct conn *c, const struct vsock_header *h);
-/* The next packet for the guest, with at most room bytes in vs->payload, filled in but for addresses.  False: none now. */
+/* The next packet for the guest, with at most room bytes in vs->payload, filled in but for addresses.  False: none now.
+ */
 bool conn_next(struct conn *c, struct vsock_header *h, uint32_t room);
 void conn_expired(struct conn *c);
 void conn_ready(struct conn *c);
