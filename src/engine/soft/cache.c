@@ -161,6 +161,8 @@ void soft_block_insert(struct engine *e, struct block *b)
         b->next_page = e->page_blocks[page];
         e->page_blocks[page] = b;
         mark_page(e, b->gpa, first_part(b));
+        for (unsigned i = 0; i < b->n_peeked; i++)
+            mark_page(e, (page << 12) + b->peeked[i].first, b->peeked[i].length);
     }
     if (b->gpa2 != UINT64_MAX && b->gpa2 >> 12 < e->n_pages) {
         b->next_page2 = e->page_blocks[b->gpa2 >> 12];
@@ -275,6 +277,22 @@ void soft_block_kill(struct engine *e, struct block *b)
     e->vcpus[0]->stats.invalidated++;
 }
 
+static bool overlaps(uint64_t a, uint64_t a_len, uint64_t b, uint64_t b_len)
+{
+    return a < b + b_len && b < a + a_len;
+}
+
+/* Does the block depend on a byte of [gpa, gpa+len) in this page? */
+static bool depends_on(const struct block *b, uint64_t page, uint64_t gpa, uint64_t len)
+{
+    if (b->gpa >> 12 != page)
+        return overlaps(page << 12, b->length - first_part(b), gpa, len);
+    for (unsigned i = 0; i < b->n_peeked; i++)
+        if (overlaps((page << 12) + b->peeked[i].first, b->peeked[i].length, gpa, len))
+            return true;
+    return overlaps(b->gpa, first_part(b), gpa, len);
+}
+
 bool soft_invalidate(struct engine *e, uint64_t gpa, uint64_t len)
 {
     bool any = false;
@@ -282,11 +300,8 @@ bool soft_invalidate(struct engine *e, uint64_t gpa, uint64_t len)
         if (!e->code_granules[page])
             continue;
         for (struct block *b = e->page_blocks[page], *next; b; b = next) {
-            bool first = b->gpa >> 12 == page;
-            next = first ? b->next_page : b->next_page2;
-            uint64_t start = first ? b->gpa : page << 12;
-            uint64_t bytes = first ? first_part(b) : b->length - first_part(b);
-            if (start < gpa + len && gpa < start + bytes) {
+            next = b->gpa >> 12 == page ? b->next_page : b->next_page2;
+            if (depends_on(b, page, gpa, len)) {
                 soft_block_kill(e, b);
                 any = true;
             }

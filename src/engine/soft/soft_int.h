@@ -105,6 +105,12 @@ struct exit {
     bool cross;
 };
 
+/* Bytes of its page, not its own, that a block was translated in the knowledge of. */
+#define BLOCK_PEEKS 2
+struct peeked {
+    uint16_t first, length; /* offset in the page */
+};
+
 struct block {
     uint64_t gpa;  /* of its first byte */
     uint64_t gva;  /* with MODE_FIXED_PC, else its offset in the page */
@@ -115,6 +121,8 @@ struct block {
     uint32_t entry, entry_poll, entry_indirect; /* code offsets */
     uint32_t hot_start, hot_end, cold_start, cold_end;
     struct block *next_hash, *next_page, *next_page2;
+    struct peeked peeked[BLOCK_PEEKS];
+    unsigned n_peeked;
     struct exit *exits;
     unsigned n_exits;
     uint32_t first_site, n_sites;

@@ -35,82 +35,6 @@ void soft_translator_destroy(struct translator *t)
     free(t);
 }
 
-/* --- flag liveness ------------------------------------------------------------------------------ */
-
-enum { F_CF = 1, F_PF = 2, F_AF = 4, F_ZF = 8, F_SF = 16, F_OF = 32, F_ALL = 63 };
-
-static uint8_t flag_bits(ZydisAccessedFlagsMask f)
-{
-    return (f & ZYDIS_CPUFLAG_CF ? F_CF : 0) | (f & ZYDIS_CPUFLAG_PF ? F_PF : 0) | (f & ZYDIS_CPUFLAG_AF ? F_AF : 0) |
-           (f & ZYDIS_CPUFLAG_ZF ? F_ZF : 0) | (f & ZYDIS_CPUFLAG_SF ? F_SF : 0) | (f & ZYDIS_CPUFLAG_OF ? F_OF : 0);
-}
-
-/* Flags that the instruction surely overwrites.  "Undefined" counts only where real CPUs are known to
- * write; shifts by a count that may be zero write nothing. */
-static uint8_t flags_killed(const struct insn *in)
-{
-    const ZydisAccessedFlags *f = in->d.cpu_flags;
-    if (!f)
-        return 0;
-    uint8_t sure = flag_bits(f->modified | f->set_0 | f->set_1);
-    switch (in->d.mnemonic) {
-    case ZYDIS_MNEMONIC_AND:
-    case ZYDIS_MNEMONIC_OR:
-    case ZYDIS_MNEMONIC_XOR:
-    case ZYDIS_MNEMONIC_TEST:
-    case ZYDIS_MNEMONIC_ADD:
-    case ZYDIS_MNEMONIC_SUB:
-    case ZYDIS_MNEMONIC_CMP:
-    case ZYDIS_MNEMONIC_NEG:
-        return F_ALL;
-    case ZYDIS_MNEMONIC_SHL:
-    case ZYDIS_MNEMONIC_SHR:
-    case ZYDIS_MNEMONIC_SAR:
-        if (in->op[1].type == ZYDIS_OPERAND_TYPE_IMMEDIATE && (in->op[1].imm.value.u & 31))
-            return in->op[0].size >= 32 ? F_ALL : 0;
-        return 0;
-    case ZYDIS_MNEMONIC_ROL:
-    case ZYDIS_MNEMONIC_ROR:
-    case ZYDIS_MNEMONIC_RCL:
-    case ZYDIS_MNEMONIC_RCR:
-    case ZYDIS_MNEMONIC_SHLD:
-    case ZYDIS_MNEMONIC_SHRD:
-    case ZYDIS_MNEMONIC_SCASB:
-    case ZYDIS_MNEMONIC_SCASW:
-    case ZYDIS_MNEMONIC_SCASD:
-    case ZYDIS_MNEMONIC_SCASQ:
-    case ZYDIS_MNEMONIC_CMPSB:
-    case ZYDIS_MNEMONIC_CMPSW:
-    case ZYDIS_MNEMONIC_CMPSQ:
-        return 0;
-    default:
-        return sure & (uint8_t)~flag_bits(f->undefined);
-    }
-}
-
-static bool may_fault(const struct insn *in)
-{
-    for (unsigned i = 0; i < in->d.operand_count; i++)
-        if (in->op[i].type == ZYDIS_OPERAND_TYPE_MEMORY)
-            return true;
-    return special_for(in) != NULL;
-}
-
-static void flag_liveness(struct translator *t)
-{
-    uint8_t live = F_ALL;
-    for (unsigned i = t->n_insns; i-- > 0;) {
-        struct insn *in = &t->insns[i];
-        in->live_after = live;
-        live &= (uint8_t)~flags_killed(in);
-        if (in->d.cpu_flags)
-            live |= flag_bits(in->d.cpu_flags->tested);
-        if (t->engine->config.precise_flags && may_fault(in))
-            live = F_ALL;
-        in->live_before = live;
-    }
-}
-
 /* --- decoding ------------------------------------------------------------------------------------ */
 
 /* Zydis takes [r13d + index] with mod 0 for a base register; it is a displacement without a base. */
@@ -140,17 +64,22 @@ static void wide_bytes(const struct insn *in, uint8_t *bytes)
             bytes[in->d.length - 1] &= 0x7f;
 }
 
-static ZyanStatus decode_at(struct translator *t, struct insn *in, unsigned pc, unsigned available)
+ZyanStatus decode_insn(const struct translator *t, struct insn *in, uint8_t *bytes, unsigned available)
 {
     const ZydisDecoder *d = t->mode & MODE_64 ? &t->decoder64 : &t->decoder32;
-    in->bytes = t->code + pc;
-    in->pc = (uint16_t)pc;
+    in->bytes = bytes;
     ZyanStatus status = ZydisDecoderDecodeFull(d, in->bytes, available, &in->d, in->op);
     if (ZYAN_SUCCESS(status))
         correct_base(in);
     if (ZYAN_SUCCESS(status) && !(t->mode & MODE_64))
-        wide_bytes(in, t->code + pc);
+        wide_bytes(in, bytes);
     return ZYAN_SUCCESS(status) && !isa_has(t, in) ? ZYDIS_STATUS_DECODING_ERROR : status;
+}
+
+static ZyanStatus decode_at(struct translator *t, struct insn *in, unsigned pc, unsigned available)
+{
+    in->pc = (uint16_t)pc;
+    return decode_insn(t, in, t->code + pc, available);
 }
 
 /* What the CPU makes of bytes that are no instruction: #UD, or #GP(0) when longer than 15 bytes.  It is
@@ -369,6 +298,7 @@ static void translate_insn(struct translator *t, const struct insn *in)
     t->flags_saved = false;
     if (in >= t->insns + t->window_end)
         t->window_open = false;
+    window_hoist(t, in);
     if (t->mode & MODE_BREAK)
         emit_helper(t, in, helper_break, false);
     if ((t->mode & MODE_FPU_TRAP) && is_simd(in)) {

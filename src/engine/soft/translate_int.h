@@ -8,6 +8,7 @@
 
 #define BLOCK_MAX_INSNS 48
 #define TAIL_MAX 160
+#define PEEK_BYTES 128
 
 struct insn {
     ZydisDecodedInstruction d;
@@ -50,6 +51,8 @@ struct translator {
     unsigned code_len;
     struct insn insns[BLOCK_MAX_INSNS];
     unsigned n_insns;
+    struct insn peek_insn; /* liveness.c */
+    uint8_t peek_code[PEEK_BYTES];
     uint32_t mode;
     uint64_t gva;
     unsigned page_offset;
@@ -103,10 +106,17 @@ void emit_budget(struct translator *t, const struct site *s);
 uint32_t slot_offset(const struct translator *t, bool write, uint32_t site);
 void copy_insn_in_window(struct emit *e, const struct insn *in, unsigned base, int32_t disp);
 
+/* liveness.c: fills live_before and live_after */
+void flag_liveness(struct translator *t);
+
 /* window.c */
+/* Opens a window before an instruction that overwrites flags which the accesses after it would have to save. */
+void window_hoist(struct translator *t, const struct insn *in);
 bool window_serves(struct translator *t, const struct insn *in);
 
 /* translate.c */
+/* One instruction of the block's mode from `bytes`; what the guest's CPU does not have is an error. */
+ZyanStatus decode_insn(const struct translator *t, struct insn *in, uint8_t *bytes, unsigned available);
 void emit_exit(struct translator *t, int64_t target, int cc);
 void emit_indirect(struct translator *t); /* target gva in r11 */
 void add_map(struct translator *t, uint32_t host, const struct insn *in);

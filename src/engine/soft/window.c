@@ -254,13 +254,46 @@ static void emit_window_check(struct translator *t, const struct insn *in, unsig
     t->flags_saved = false;
 }
 
+static bool windows_allowed(const struct translator *t)
+{
+    return !t->no_windows && !(t->mode & (MODE_ALIGN | MODE_TF | MODE_BREAK | MODE_FPU_TRAP)) && (t->mode & MODE_64);
+}
+
+static void open_window(struct translator *t, const struct insn *in, unsigned base, const struct window_plan *w)
+{
+    emit_window_check(t, in, base, w);
+    t->window_open = true;
+    t->window_base = base;
+    t->window_end = w->end;
+}
+
+void window_hoist(struct translator *t, const struct insn *in)
+{
+    unsigned first = (unsigned)(in - t->insns);
+    if (t->window_open || in->live_before || !in->live_after || !windows_allowed(t))
+        return;
+    for (unsigned i = first; i < t->n_insns; i++) {
+        struct reference r;
+        struct window_plan w;
+        if (!safe(&t->insns[i]) || (i > first && !t->insns[i].live_before))
+            return;
+        if (!reference_of(&t->insns[i], &r))
+            continue;
+        if (i == first) /* its own check comes before it, and is free */
+            return;
+        plan(t, first, r.base, &w);
+        if (w.count && w.end > i)
+            open_window(t, in, r.base, &w);
+        return;
+    }
+}
+
 /* Is instruction `in` served by the open window?  Opens one here when that pays. */
 bool window_serves(struct translator *t, const struct insn *in)
 {
     struct reference r;
     unsigned i = (unsigned)(in - t->insns);
-    if (t->no_windows || (t->mode & (MODE_ALIGN | MODE_TF | MODE_BREAK | MODE_FPU_TRAP)) || !(t->mode & MODE_64) ||
-        !reference_of(in, &r))
+    if (!windows_allowed(t) || !reference_of(in, &r))
         return false;
     if (t->window_open)
         return r.base == t->window_base;
@@ -268,9 +301,6 @@ bool window_serves(struct translator *t, const struct insn *in)
     plan(t, i, r.base, &w);
     if (w.count < 2)
         return false;
-    emit_window_check(t, in, r.base, &w);
-    t->window_open = true;
-    t->window_base = r.base;
-    t->window_end = w.end;
+    open_window(t, in, r.base, &w);
     return true;
 }

@@ -93,6 +93,29 @@ static void test_loop(void)
     EXPECT_EQ(sum, 999 * 1000 / 2);
 }
 
+/* Flags that the code behind a branch does not read, until it is changed into code that does. */
+static void test_flags_behind_a_branch(void)
+{
+    /* mov %edi, %eax; sub $5, %eax; mov %rax, -8(%rsp); jmp +16 */
+    static const u8 function[] = {0x89, 0xf8, 0x83, 0xe8, 5, 0x48, 0x89, 0x44, 0x24, 0xf8, 0xeb, 16};
+    static const u8 writes[] = {0x31, 0xc0, 0x90, 0x90, 0x90, 0x90, 0xc3}; /* xor %eax, %eax; ...; ret */
+    static const u8 reads[] = {0x0f, 0x92, 0xc0, 0x0f, 0xb6, 0xc0, 0xc3};  /* setc %al; movzbl %al, %eax; ret */
+    u8 *target;
+
+    prepare();
+    target = code + 32 + sizeof function + 16;
+    memcpy(code + 32, function, sizeof function);
+    for (u32 i = 0; i < 300; i++) {
+        u32 (*call)(u32) = (u32(*)(u32))(u64)(code + 32);
+        memcpy(target, writes, sizeof writes);
+        EXPECT_EQ(call(i % 10), 0);
+        memcpy(target, reads, sizeof reads);
+        EXPECT_EQ(call(i % 10), i % 10 < 5);
+        *(volatile u8 *)(target + 1) = 0x93; /* setnc */
+        EXPECT_EQ(call(i % 10), i % 10 >= 5);
+    }
+}
+
 /* Branch targets and conditions patched as Linux patches static keys: a nop becomes a jump and back. */
 static void test_static_key(void)
 {
@@ -325,11 +348,8 @@ static void test_user(void)
 static void test_rep_over_itself(void)
 {
     prepare();
-    static const u8 program[] = {
-        0xb9, 16,   0, 0, 0,       /* mov $16, %ecx */
-        0xf3, 0xa4,                /* rep movsb */
-        0xb8, 1,    0, 0, 0, 0xc3, /* mov $1, %eax; ret */
-    };
+    /* mov $16, %ecx; rep movsb; mov $1, %eax; ret */
+    static const u8 program[] = {0xb9, 16, 0, 0, 0, 0xf3, 0xa4, 0xb8, 1, 0, 0, 0, 0xc3};
     for (u32 i = 0; i < 50; i++) {
         u8 *copy = code + 2048, *at = code + 512;
         memcpy(at, program, sizeof program);
@@ -349,6 +369,7 @@ const struct test tests[] = {
     {"ahead", test_ahead, NULL},
     {"loop", test_loop, NULL},
     {"static-key", test_static_key, NULL},
+    {"flags-behind-a-branch", test_flags_behind_a_branch, NULL},
     {"crossing-pages", test_crossing, NULL},
     {"state-over-edge", test_state_over_edge, NULL},
     {"branch-over-edge", test_branch_over_edge, NULL},
