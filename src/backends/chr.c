@@ -4,11 +4,14 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
 #include <unistd.h>
 
 #include "backends/socket.h"
 #include "backends/terminal.h"
 #include "base/error.h"
+#include "host/loop.h"
 
 /* A paste into a terminal is kept whole up to this, so that Ctrl-] is seen behind it. */
 #define TERMINAL_INPUT_BYTES (1u << 20)
@@ -33,11 +36,19 @@ static int open_file(struct chr *chr, const char *path, char *err, size_t n)
     return open_output(chr, chr->file, path, err, n);
 }
 
+static void client_changed(void *opaque, bool present)
+{
+    struct chr *chr = opaque;
+
+    if (chr->presence)
+        chr->presence(chr->presence_opaque, present);
+}
+
 static int open_socket(struct chr *chr, const char *path, char *err, size_t n)
 {
     int r = open_output(chr, -1, path, err, n);
 
-    return r ? r : socket_open(&chr->server, path, chr->loop, &chr->input, chr->output, err, n);
+    return r ? r : socket_open(&chr->server, path, chr->loop, &chr->input, chr->output, client_changed, chr, err, n);
 }
 
 static void on_leave(void *opaque)
@@ -115,7 +126,7 @@ int chr_open(struct chr **out, const char *spec, struct loop *loop, char *err, s
     if (!chr)
         return error_sys(err, n, -ENOMEM, "the console cannot be set up");
     chr->loop = loop;
-    chr->file = -1;
+    chr->file = chr->space_fd = -1;
     r = input_init(&chr->input, loop, kind->input_bytes);
     if (r)
         error_sys(err, n, r, "the console cannot be set up");
@@ -133,6 +144,44 @@ void chr_write(struct chr *chr, const void *data, size_t len)
 {
     if (chr->output)
         output_write(chr->output, data, len);
+}
+
+size_t chr_try_write(struct chr *chr, const void *data, size_t len)
+{
+    return chr->output ? output_try(chr->output, data, len) : len;
+}
+
+static void on_space(void *opaque, uint32_t events)
+{
+    struct chr *chr = opaque;
+    uint64_t count;
+
+    if (read(chr->space_fd, &count, sizeof count) == sizeof count)
+        chr->space(chr->space_opaque);
+}
+
+int chr_set_space(struct chr *chr, void (*fn)(void *opaque), void *opaque)
+{
+    chr->space = fn;
+    chr->space_opaque = opaque;
+    if (!chr->output || chr->space_fd >= 0)
+        return 0;
+    chr->space_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    int r = chr->space_fd < 0 ? -errno : loop_fd_add(chr->loop, chr->space_fd, EPOLLIN, on_space, chr);
+    if (!r)
+        output_set_space(chr->output, chr->space_fd);
+    return r;
+}
+
+bool chr_is_present(const struct chr *chr)
+{
+    return !chr->server || socket_has_client(chr->server);
+}
+
+void chr_set_presence(struct chr *chr, void (*fn)(void *opaque, bool present), void *opaque)
+{
+    chr->presence = fn;
+    chr->presence_opaque = opaque;
 }
 
 void chr_set_input(struct chr *chr, size_t (*fn)(void *opaque, const void *data, size_t len), void *opaque)
@@ -161,10 +210,15 @@ void chr_close(struct chr *chr)
         return;
     if (chr->output)
         output_flush(chr->output);
+    chr->presence = NULL;
     socket_close(chr->server);
     input_free(&chr->input);
     output_destroy(chr->output);
     terminal_close(chr->terminal);
+    if (chr->space_fd >= 0) {
+        loop_fd_del(chr->loop, chr->space_fd);
+        close(chr->space_fd);
+    }
     if (chr->file >= 0)
         close(chr->file);
     free(chr);

@@ -30,6 +30,16 @@ int chr_open(struct chr **out, const char *spec, struct loop *loop, char *err, s
 /* Bytes that the guest sent. */
 void chr_write(struct chr *chr, const void *data, size_t len);
 
+/* The same without waiting: returns how many bytes were taken.  When that is not all, the function of chr_set_space is
+ * called, once, when there is room. */
+size_t chr_try_write(struct chr *chr, const void *data, size_t len);
+int chr_set_space(struct chr *chr, void (*fn)(void *opaque), void *opaque); /* 0 or -errno */
+
+/* Is there somebody at the other end?  Without chr_set_presence nobody is told of a change.  Always so but for a
+ * socket. */
+bool chr_is_present(const struct chr *chr);
+void chr_set_presence(struct chr *chr, void (*fn)(void *opaque, bool present), void *opaque);
+
 /* Who gets what is typed.  fn returns how many bytes it took; if not all, the rest is kept and fn is
  * called again with it after chr_resume_input. */
 void chr_set_input(struct chr *chr, size_t (*fn)(void *opaque, const void *data, size_t len), void *opaque);

@@ -15,6 +15,11 @@ struct chr {
     struct socket_server *server; /* socket */
     int file;                     /* file: its descriptor, else -1 */
     bool user_left;
+    int space_fd; /* eventfd of output_set_space, else -1 */
+    void (*space)(void *opaque);
+    void *space_opaque;
+    void (*presence)(void *opaque, bool present);
+    void *presence_opaque;
 };
 
 struct chr_kind {

@@ -23,6 +23,8 @@ struct output {
     pthread_cond_t change; /* from the thread: space, progress, idle */
     struct ring ring;
     int fd;
+    int space; /* eventfd: told of room when `wanted`; or -1 */
+    bool wanted;
     bool writing; /* the thread is inside write(2) with ring's front */
     bool closing;
     bool abandoned; /* output_flush has waited in vain, and said so */
@@ -55,6 +57,18 @@ static void give_up(struct output *o, int error)
     ring_drop(&o->ring, o->ring.len);
 }
 
+/* Whoever waits for a change in the queue learns of it; o->lock held. */
+static void changed(struct output *o)
+{
+    uint64_t one = 1;
+
+    pthread_cond_broadcast(&o->change);
+    if (!o->wanted || o->space < 0)
+        return;
+    o->wanted = false;
+    (void)!write(o->space, &one, sizeof one);
+}
+
 static void *writer(void *opaque)
 {
     struct output *o = opaque;
@@ -79,7 +93,7 @@ static void *writer(void *opaque)
             ring_drop(&o->ring, (size_t)n);
         else
             give_up(o, (int)-n);
-        pthread_cond_broadcast(&o->change);
+        changed(o);
     }
     pthread_mutex_unlock(&o->lock);
     return NULL;
@@ -109,6 +123,7 @@ int output_create(struct output **out, int fd, const char *name)
     if (r)
         goto no_ring;
     o->fd = fd;
+    o->space = -1;
     snprintf(o->name, sizeof(o->name), "%s", name);
     pthread_mutex_init(&o->lock, NULL);
     pthread_condattr_init(&monotonic);
@@ -145,6 +160,23 @@ void output_write(struct output *o, const void *data, size_t len)
     pthread_mutex_unlock(&o->lock);
 }
 
+size_t output_try(struct output *o, const void *data, size_t len)
+{
+    pthread_mutex_lock(&o->lock);
+    size_t n = o->fd >= 0 ? ring_put(&o->ring, data, len) : len;
+    o->wanted = n < len;
+    pthread_cond_signal(&o->wake);
+    pthread_mutex_unlock(&o->lock);
+    return n;
+}
+
+void output_set_space(struct output *o, int fd)
+{
+    pthread_mutex_lock(&o->lock);
+    o->space = fd;
+    pthread_mutex_unlock(&o->lock);
+}
+
 void output_attach(struct output *o, int fd)
 {
     pthread_mutex_lock(&o->lock);
@@ -159,7 +191,7 @@ void output_detach(struct output *o)
         pthread_cond_wait(&o->change, &o->lock);
     o->fd = -1;
     ring_drop(&o->ring, o->ring.len);
-    pthread_cond_broadcast(&o->change);
+    changed(o);
     pthread_mutex_unlock(&o->lock);
 }
 

@@ -16,6 +16,13 @@ int output_create(struct output **out, int fd, const char *name);
 /* Queues; waits while the queue is full.  Vanishes when there is no descriptor or it is broken. */
 void output_write(struct output *o, const void *data, size_t len);
 
+/* Queues what fits, without waiting; returns how much.  When that is not all, `space` will tell once there is room
+ * again.  Vanishes (and is counted as taken) as with output_write. */
+size_t output_try(struct output *o, const void *data, size_t len);
+
+/* fd, an eventfd or the like, is written to when there is room after a short output_try.  -1: no longer. */
+void output_set_space(struct output *o, int fd);
+
 void output_attach(struct output *o, int fd);
 
 /* Forgets the descriptor and what is queued for it.  If a write can be in progress the caller has made it

@@ -21,6 +21,8 @@ struct socket_server {
     struct loop *loop;
     struct input *in;
     struct output *out;
+    void (*changed)(void *opaque, bool present);
+    void *opaque;
 };
 
 static void on_listener(void *opaque, uint32_t events);
@@ -37,6 +39,7 @@ static void disconnect(struct socket_server *s)
     close(s->client);
     s->client = s->hangup = -1;
     loop_fd_add(s->loop, s->listener, EPOLLIN, on_listener, s);
+    s->changed(s->opaque, false);
 }
 
 static void on_hangup(void *opaque, uint32_t events)
@@ -64,10 +67,11 @@ static void on_listener(void *opaque, uint32_t events)
     loop_fd_del(s->loop, s->listener);
     output_attach(s->out, fd);
     input_attach(s->in, fd);
+    s->changed(s->opaque, true);
 }
 
 int socket_open(struct socket_server **out, const char *path, struct loop *loop, struct input *in, struct output *o,
-                char *err, size_t n)
+                void (*changed)(void *opaque, bool present), void *opaque, char *err, size_t n)
 {
     struct socket_server *s = calloc(1, sizeof(*s));
     int r;
@@ -80,6 +84,8 @@ int socket_open(struct socket_server **out, const char *path, struct loop *loop,
     s->loop = loop;
     s->in = in;
     s->out = o;
+    s->changed = changed;
+    s->opaque = opaque;
     r = s->listener = unix_listen(path, 1, err, n);
     if (r < 0)
         goto fail;
@@ -95,6 +101,11 @@ fail:
     free(s->path);
     free(s);
     return r;
+}
+
+bool socket_has_client(const struct socket_server *s)
+{
+    return s->client >= 0;
 }
 
 void socket_close(struct socket_server *s)

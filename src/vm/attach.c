@@ -8,6 +8,7 @@ static const struct attachment {
     int (*attach)(struct vm *vm, char *error, size_t n);
 } attachments[] = {
     {vsock_attach},
+    {ports_attach},
     {0},
 };
 

@@ -4,6 +4,7 @@
 #include "backends/chr.h"
 #include "backends/vsock_host.h"
 #include "engine/engine.h"
+#include "vm/attach.h"
 #include "vm/vm.h"
 #include "vm/vm_int.h"
 
@@ -41,6 +42,8 @@ const struct option_spec vm_options[] = {
     {.name = "serial", .letter = 's', .kind = OPTION_STRING, .offset = AT(serial), .value = "WHERE",
      .help = "stdio (unless told), null, file:PATH or socket:PATH", .examples = "stdio null file: socket:",
      .check = chr_check},
+    {.name = "port", .kind = OPTION_LIST, .offset = AT(ports), .value = "NAME=WHERE",
+     .help = "a virtio console's port; hvc0 is a console", .check = ports_check},
     {.name = "vsock", .kind = OPTION_STRING, .offset = AT(vsock_path), .value = "PATH[,cid=N]",
      .help = "connect the guest's vsock to a Unix socket", .check = vsock_host_check},
     {.name = "stats", .kind = OPTION_FLAG, .offset = AT(stats),

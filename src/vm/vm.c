@@ -209,7 +209,7 @@ static void run_once(struct vm *vm)
         pthread_mutex_unlock(&vm->bus->lock);
         loop_run(vm->loop);
         pthread_mutex_lock(&vm->bus->lock);
-        if (chr_user_left(vm->chr))
+        if (chr_user_left(vm->chr) || (vm->terminal && chr_user_left(vm->terminal)))
             vm_end(vm, VM_USER_LEFT, "left by Ctrl-] q");
     }
     pthread_mutex_unlock(&vm->bus->lock);

@@ -31,6 +31,7 @@ struct vm {
     struct bus *bus;
     struct loop *loop;
     struct chr *chr;
+    struct chr *terminal; /* of a virtio console's port that is stdio; the device's */
     const struct engine_ops *ops;
     struct engine *engine;
     struct vsock *vsock; /* NULL: none */

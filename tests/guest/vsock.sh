@@ -7,7 +7,7 @@ kernel=$(kernel_image cloud) || { not_ok kernel "could not be fetched"; finish; 
 gcc -std=gnu17 -O2 -static -o "$work/vsock" "$here/devices/vsock.c" || { not_ok build "no static C program"; finish; }
 modules=$(kernel_modules "$kernel" vmw_vsock_virtio_transport) || { not_ok modules "missing"; finish; }
 initrd=$work/vsock.cpio
-# shellcheck disable=SC2046 # one word a module
+# shellcheck disable=SC2046,SC2086 # one word a module
 image "$initrd" --add "$work/vsock:bin/vsock:755" $(module_additions $modules) || { not_ok image "no"; finish; }
 
 "$top/scripts/run-guest.sh" --kernel "$kernel" --image "$initrd" "$(module_commands $modules) exec vsock" \

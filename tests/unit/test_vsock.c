@@ -43,7 +43,7 @@ static int setup_with(bool host_socket)
         assert_int_equal(vsock_host_open(&host, host_path, fx.loop, err, sizeof err), 0);
     const struct vsock_config config = {.cid = 3, .host = host, .handle = &vs};
     assert_int_equal(virtio_vsock_class.create(&dev, &fx.env, &config), 0);
-    driver_find(&guest.drv, &fx, 1);
+    driver_find(&drv, &fx, 1);
     return 0;
 }
 
@@ -125,9 +125,9 @@ static void expect_no_connections(void)
 static void identity(void **state)
 {
     assert_int_equal(cfg_in(&fx, 1, 0, 4), 0x10531af4);
-    assert_int_equal(mem_in(&fx, guest.drv.device, 8), 3);
-    assert_int_equal(mem_in(&fx, guest.drv.device, 4), 3);
-    assert_int_equal(mem_in(&fx, guest.drv.device + 4, 4), 0);
+    assert_int_equal(mem_in(&fx, drv.device, 8), 3);
+    assert_int_equal(mem_in(&fx, drv.device, 4), 3);
+    assert_int_equal(mem_in(&fx, drv.device + 4, 4), 0);
 }
 
 static void bytes_go_both_ways(void **state)
@@ -605,7 +605,7 @@ static void thousands_of_connections_are_bounded(void **state)
     }
     assert_int_equal(refused, 1);
     assert_int_equal(report.calls, 0);
-    set(&guest.drv, 20, 0, 1); /* the driver resets the device */
+    set(&drv, 20, 0, 1); /* the driver resets the device */
     expect_no_connections();
     assert_int_equal(report.calls, n);
     assert_int_equal(report.err, -ECONNRESET);
@@ -643,13 +643,13 @@ static void packets_for_nobody_are_reset_once_each(void **state)
 static void a_short_packet_is_dropped(void **state)
 {
     guest_start();
-    put_desc(&guest.drv, VQ_AT(1), 0, TX_BUFFER, 43, 0, 0);
+    put_desc(&drv, VQ_AT(1), 0, TX_BUFFER, 43, 0, 0);
     vq_offer(1, 0);
-    mem_out(&fx, notify_at(1), 1, 2);
+    vq_kick(1);
     spin();
-    assert_int_equal(ram16(&guest.drv, VQ_AT(1) + 0x2002), 1); /* it was taken */
+    assert_int_equal(ram16(&drv, VQ_AT(1) + 0x2002), 1); /* it was taken */
     expect_silence();
-    assert_int_equal(status(&guest.drv) & VIRTIO_NEEDS_RESET, 0);
+    assert_int_equal(status(&drv) & VIRTIO_NEEDS_RESET, 0);
 }
 
 static void a_packet_with_less_than_it_says_resets_the_connection(void **state)
@@ -690,7 +690,7 @@ static void every_operation_in_every_state(void **state)
                 ;
             close(fd);
         }
-    assert_int_equal(status(&guest.drv) & VIRTIO_NEEDS_RESET, 0);
+    assert_int_equal(status(&drv) & VIRTIO_NEEDS_RESET, 0);
 }
 
 /* More packets that need an answer than there is room for answers: they wait, none is lost. */
@@ -702,51 +702,51 @@ static void replies_wait_for_buffers(void **state)
         for (unsigned i = 0; i < VQ_SIZE / 2; i++)
             guest_send(1000 + n++, 2, VSOCK_OP_RW, 0, NULL, 0);
         spin();
-        if (ram16(&guest.drv, VQ_AT(1) + 0x2002) != n)
+        if (ram16(&drv, VQ_AT(1) + 0x2002) != n)
             break; /* the device waits for us */
     }
     assert_in_range(n, VSOCK_REPLIES_MAX, VSOCK_REPLIES_MAX + VQ_SIZE);
     for (uint16_t i = 0; i < VQ_SIZE - 1; i++)
         rx_offer(i);
-    mem_out(&fx, notify_at(0), 0, 2);
+    vq_kick(0);
     while (guest_take_within(20)) {
         assert_int_equal(guest.h.op, VSOCK_OP_RST);
         assert_int_equal(guest.h.dst_port, 1000 + answered);
         answered++;
     }
     assert_int_equal(answered, n);
-    assert_int_equal(ram16(&guest.drv, VQ_AT(1) + 0x2002), n);
+    assert_int_equal(ram16(&drv, VQ_AT(1) + 0x2002), n);
 }
 
 static void a_buffer_smaller_than_a_header_stops_the_device(void **state)
 {
     guest_start_with(0);
-    put_desc(&guest.drv, VQ_AT(0), 0, RX_BUFFER(0), 43, WRITE, 0);
+    put_desc(&drv, VQ_AT(0), 0, RX_BUFFER(0), 43, WRITE, 0);
     vq_offer(0, 0);
     guest_send(1, 2, VSOCK_OP_RW, 0, NULL, 0);
     spin();
-    assert_true(status(&guest.drv) & VIRTIO_NEEDS_RESET);
+    assert_true(status(&drv) & VIRTIO_NEEDS_RESET);
 }
 
 static void a_chain_that_loops_stops_the_device(void **state)
 {
     guest_start();
-    put_desc(&guest.drv, VQ_AT(1), 0, TX_BUFFER, 64, NEXT, 1);
-    put_desc(&guest.drv, VQ_AT(1), 1, TX_BUFFER, 64, NEXT, 0);
+    put_desc(&drv, VQ_AT(1), 0, TX_BUFFER, 64, NEXT, 1);
+    put_desc(&drv, VQ_AT(1), 1, TX_BUFFER, 64, NEXT, 0);
     vq_offer(1, 0);
-    mem_out(&fx, notify_at(1), 1, 2);
+    vq_kick(1);
     spin();
-    assert_true(status(&guest.drv) & VIRTIO_NEEDS_RESET);
+    assert_true(status(&drv) & VIRTIO_NEEDS_RESET);
 }
 
 static void memory_outside_ram_stops_the_device(void **state)
 {
     guest_start();
-    put_desc(&guest.drv, VQ_AT(1), 0, guest.drv.notify, 64, 0, 0); /* its own registers */
+    put_desc(&drv, VQ_AT(1), 0, drv.notify, 64, 0, 0); /* its own registers */
     vq_offer(1, 0);
-    mem_out(&fx, notify_at(1), 1, 2);
+    vq_kick(1);
     spin();
-    assert_true(status(&guest.drv) & VIRTIO_NEEDS_RESET);
+    assert_true(status(&drv) & VIRTIO_NEEDS_RESET);
 }
 
 /* --- resets ----------------------------------------------------------------------------------------------------------
@@ -760,7 +760,7 @@ static void a_reset_in_the_middle_closes_everything(void **state)
     for (unsigned i = 0; i < 4; i++)
         guest_send(GUEST_PORT, report.host_port, VSOCK_OP_RW, 0, block, sizeof block);
     int waiting = connect_pair(GUEST_PORT);
-    set(&guest.drv, 20, 0, 1);
+    set(&drv, 20, 0, 1);
     assert_true(spin_until(reported, NULL, 1000));
     assert_int_equal(report.err, -ECONNRESET);
     expect_no_connections();
@@ -777,7 +777,7 @@ static void a_reset_in_the_middle_closes_everything(void **state)
 
 static bool event_there(void *opaque)
 {
-    return ram16(&guest.drv, VQ_AT(2) + 0x2002) == 1;
+    return ram16(&drv, VQ_AT(2) + 0x2002) == 1;
 }
 
 static void a_restored_guest_hears_that_its_connections_are_gone(void **state)
@@ -792,8 +792,8 @@ static void a_restored_guest_hears_that_its_connections_are_gone(void **state)
     c->post_restore(&dev);
     memset(memory_hva(fx.memory, EVENT_BUFFER, 4), 0xff, 4);
     assert_true(spin_until(event_there, NULL, 1000));
-    assert_int_equal(ram32(&guest.drv, EVENT_BUFFER), 0);
-    assert_int_equal(ram32(&guest.drv, VQ_AT(2) + 0x2008), 4);
+    assert_int_equal(ram32(&drv, EVENT_BUFFER), 0);
+    assert_int_equal(ram32(&drv, VQ_AT(2) + 0x2008), 4);
     expect_no_connections();
     close(fd);
     fd = open_pair(GUEST_PORT);
