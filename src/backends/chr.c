@@ -15,6 +15,7 @@
 
 /* A paste into a terminal is kept whole up to this, so that Ctrl-] is seen behind it. */
 #define TERMINAL_INPUT_BYTES (1u << 20)
+#define LOG_BYTES (1u << 20)
 
 static int open_output(struct chr *chr, int fd, const char *name, char *err, size_t n)
 {
@@ -42,6 +43,15 @@ static void client_changed(void *opaque, bool present)
 
     if (chr->presence)
         chr->presence(chr->presence_opaque, present);
+}
+
+static int open_log(struct chr *chr, const char *path, char *err, size_t n)
+{
+    int r = logfile_open(&chr->log, path, LOG_BYTES, err, n);
+
+    if (!r && (r = output_create_log(&chr->output, &chr->log, path)))
+        error_sys(err, n, r, "the thread that writes to %s cannot be started", path);
+    return r;
 }
 
 static int open_socket(struct chr *chr, const char *path, char *err, size_t n)
@@ -89,6 +99,7 @@ static const struct chr_kind kinds[] = {
     {"stdio", false, TERMINAL_INPUT_BYTES, open_stdio},
     {"null", false, INPUT_CHUNK, open_null},
     {"file", true, INPUT_CHUNK, open_file},
+    {"log", true, INPUT_CHUNK, open_log},
     {"socket", true, 4 * INPUT_CHUNK, open_socket},
 };
 
@@ -110,7 +121,7 @@ int chr_check(const char *spec, char *err, size_t n)
 
     if (find_kind(spec, &path))
         return 0;
-    return error_set(err, n, -EINVAL, "'%s' is not one of stdio, null, file:PATH, socket:PATH", spec);
+    return error_set(err, n, -EINVAL, "'%s' is not one of stdio, null, file:PATH, log:PATH, socket:PATH", spec);
 }
 
 int chr_open(struct chr **out, const char *spec, struct loop *loop, char *err, size_t n)
@@ -127,6 +138,7 @@ int chr_open(struct chr **out, const char *spec, struct loop *loop, char *err, s
         return error_sys(err, n, -ENOMEM, "the console cannot be set up");
     chr->loop = loop;
     chr->file = chr->space_fd = -1;
+    chr->log = (struct logfile){.fd = -1, .old = -1};
     r = input_init(&chr->input, loop, kind->input_bytes);
     if (r)
         error_sys(err, n, r, "the console cannot be set up");
@@ -221,5 +233,6 @@ void chr_close(struct chr *chr)
     }
     if (chr->file >= 0)
         close(chr->file);
+    logfile_close(&chr->log);
     free(chr);
 }

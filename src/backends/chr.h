@@ -4,6 +4,7 @@
  *      stdio        the terminal (raw; Ctrl-] then q leaves) or whatever stdin and stdout are
  *      null         output vanishes, nothing is ever typed
  *      file:PATH    output is appended to a file, which is created if need be; no input
+ *      log:PATH     output is appended to PATH, which becomes PATH.1 when it has grown to 1 MiB; no input
  *      socket:PATH  a listening Unix socket, one client at a time; without one, output vanishes
  *
  * Every function but chr_open and chr_close is called with the loop's lock held; the input function

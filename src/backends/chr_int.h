@@ -3,6 +3,7 @@
 #include "backends/chr.h"
 #include "backends/input.h"
 #include "backends/output.h"
+#include "base/logfile.h"
 
 struct socket_server;
 struct terminal;
@@ -14,6 +15,7 @@ struct chr {
     struct terminal *terminal;    /* stdio, when stdin is one */
     struct socket_server *server; /* socket */
     int file;                     /* file: its descriptor, else -1 */
+    struct logfile log;           /* log */
     bool user_left;
     int space_fd; /* eventfd of output_set_space, else -1 */
     void (*space)(void *opaque);

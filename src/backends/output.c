@@ -13,6 +13,7 @@
 
 #include "backends/ring.h"
 #include "base/log.h"
+#include "base/logfile.h"
 
 #define QUEUE_BYTES (1u << 20)
 #define GIVE_UP_SECONDS 10
@@ -25,7 +26,8 @@ struct output {
     int fd;
     int space; /* eventfd: told of room when `wanted`; or -1 */
     bool wanted;
-    bool writing; /* the thread is inside write(2) with ring's front */
+    struct logfile *log; /* or NULL: written through this, fd is its own */
+    bool writing;        /* the thread is inside write(2) with ring's front */
     bool closing;
     bool abandoned; /* output_flush has waited in vain, and said so */
     pthread_t thread;
@@ -33,10 +35,14 @@ struct output {
 };
 
 /* One write, unlocked: only the thread drops from the ring, so its front stays valid. */
-static ssize_t write_some(int fd, const uint8_t *data, size_t len)
+static ssize_t write_some(struct output *o, int fd, const uint8_t *data, size_t len)
 {
     ssize_t n;
 
+    if (o->log) {
+        int failed = logfile_write(o->log, data, len);
+        return failed ? failed : (ssize_t)len;
+    }
     for (;;) {
         n = write(fd, data, len);
         if (n >= 0)
@@ -86,7 +92,7 @@ static void *writer(void *opaque)
         }
         o->writing = true;
         pthread_mutex_unlock(&o->lock);
-        ssize_t n = write_some(fd, data, len);
+        ssize_t n = write_some(o, fd, data, len);
         pthread_mutex_lock(&o->lock);
         o->writing = false;
         if (n >= 0)
@@ -111,7 +117,7 @@ static int start_quiet_thread(struct output *o)
     return -r;
 }
 
-int output_create(struct output **out, int fd, const char *name)
+static int create(struct output **out, int fd, struct logfile *log, const char *name)
 {
     struct output *o = calloc(1, sizeof(*o));
     pthread_condattr_t monotonic;
@@ -124,6 +130,7 @@ int output_create(struct output **out, int fd, const char *name)
         goto no_ring;
     o->fd = fd;
     o->space = -1;
+    o->log = log;
     snprintf(o->name, sizeof(o->name), "%s", name);
     pthread_mutex_init(&o->lock, NULL);
     pthread_condattr_init(&monotonic);
@@ -142,6 +149,16 @@ no_thread:
 no_ring:
     free(o);
     return r;
+}
+
+int output_create(struct output **out, int fd, const char *name)
+{
+    return create(out, fd, NULL, name);
+}
+
+int output_create_log(struct output **out, struct logfile *log, const char *name)
+{
+    return create(out, log->fd, log, name);
 }
 
 void output_write(struct output *o, const void *data, size_t len)

@@ -8,10 +8,14 @@
 #pragma once
 #include <stddef.h>
 
+struct logfile;
 struct output;
 
 /* name is for messages.  fd may be -1: output vanishes until output_attach.  The fd stays the caller's. */
 int output_create(struct output **out, int fd, const char *name);
+
+/* The same for a log of bounded size, which stays the caller's. */
+int output_create_log(struct output **out, struct logfile *log, const char *name);
 
 /* Queues; waits while the queue is full.  Vanishes when there is no descriptor or it is broken. */
 void output_write(struct output *o, const void *data, size_t len);

@@ -1,11 +1,13 @@
 /* What the sub-commands share: finding, parsing, explaining. */
 #include "cli/cli.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "base/error.h"
 #include "base/log.h"
+#include "base/similar.h"
 
 const struct command *cli_find(const char *name)
 {
@@ -13,6 +15,18 @@ const struct command *cli_find(const char *name)
         if (strcmp(c->name, name) == 0)
             return c;
     return NULL;
+}
+
+void cli_no_command(const char *name, char *err, size_t n)
+{
+    struct similar near = {.word = name};
+
+    for (const struct command *c = cli_commands; c->name; c++)
+        similar_try(&near, c->name);
+    if (near.best)
+        error_set(err, n, 0, "there is no command '%s'; did you mean %s?", name, near.best);
+    else
+        error_set(err, n, 0, "there is no command '%s'", name);
 }
 
 void cli_explain(const struct command *c)
@@ -39,6 +53,23 @@ int cli_usage_error(const struct command *self, const char *sentence)
 {
     log_say("%s (see `guise help%s%s`)", sentence, self ? " " : "", self ? self->name : "");
     return STATUS_USAGE;
+}
+
+int cli_failed(int failed, const char *sentence)
+{
+    static const struct {
+        int number, status;
+    } statuses[] = {
+        {-ENOENT, STATUS_NOT_FOUND},      {-EEXIST, STATUS_CONFLICT},   {-EBUSY, STATUS_CONFLICT},
+        {-ECONNREFUSED, STATUS_CONFLICT}, {-ETIMEDOUT, STATUS_TIMEOUT}, {-ECONNRESET, STATUS_UNREACHABLE},
+        {-ENOTSUP, STATUS_UNAVAILABLE},   {-EINVAL, STATUS_USAGE},
+    };
+
+    log_say("%s", sentence);
+    for (size_t i = 0; i < sizeof statuses / sizeof *statuses; i++)
+        if (statuses[i].number == failed)
+            return statuses[i].status;
+    return STATUS_FAILED;
 }
 
 int cli_parse(const struct command *self, int argc, char **argv, void *out, int max_operands, int *status)

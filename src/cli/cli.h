@@ -12,8 +12,16 @@ enum cli_status {
     STATUS_OK = 0,
     STATUS_FAILED = 1,      /* the guest crashed, or guise could not go on */
     STATUS_USAGE = 2,       /* the command line is wrong */
+    STATUS_UNREACHABLE = 3, /* a process that should answer does not */
+    STATUS_NOT_FOUND = 4,   /* there is no such thing */
+    STATUS_CONFLICT = 5,    /* it is there already, or in the wrong state */
     STATUS_TIMEOUT = 6,     /* --timeout passed */
     STATUS_UNAVAILABLE = 7, /* this host cannot */
+    /* Of commands that hand on a status from inside the guest: */
+    STATUS_OURS = 125,           /* guise itself failed */
+    STATUS_NOT_EXECUTABLE = 126, /* the guest cannot run the command */
+    STATUS_NO_COMMAND = 127,     /* the guest has no such command */
+    STATUS_SIGNAL = 128,         /* + N: signal N ended it */
 };
 
 struct command {
@@ -22,11 +30,13 @@ struct command {
     const char *usage;   /* what follows "guise NAME" */
     const char *details; /* further lines of the help, or NULL */
     const struct option_spec *options;
-    const char *operands; /* words that completion offers for operands, separated by spaces, or NULL */
+    const char *operands; /* words that completion offers for operands, separated by spaces, or NULL; @vm and @image
+                           * stand for the names that there are */
     int (*main)(const struct command *self, int argc, char **argv);
 };
 
-extern const struct command cli_commands[];
+extern const struct command cli_commands[];        /* those that `guise help` lists */
+extern const struct command cli_hidden_commands[]; /* for other parts of guise */
 
 /*
  * Parses the options of `self` into `out`.  Returns the number of operands (<= max_operands), or -1: then
@@ -36,6 +46,8 @@ int cli_parse(const struct command *self, int argc, char **argv, void *out, int 
 
 const struct command *cli_find(const char *name); /* NULL if there is none */
 
+/* The sentence about a command that is none, with the nearest one. */
+void cli_no_command(const char *name, char *err, size_t n);
 void cli_explain(const struct command *c); /* the help of one command, on stdout */
 
 /* Ends the output on stdout, which may be a full disk: STATUS_OK, or STATUS_FAILED after saying so. */
@@ -44,7 +56,28 @@ int cli_flush(void);
 /* A command line that makes no sense: says so, and where to find help.  Returns STATUS_USAGE. */
 int cli_usage_error(const struct command *self, const char *sentence);
 
-extern const struct option_spec run_options[], doctor_options[], completion_options[];
+/* After a failure: says `sentence` and returns the exit status for the errno. */
+int cli_failed(int failed, const char *sentence);
+
+extern const struct option_spec run_options[], doctor_options[], completion_options[], create_options[],
+    start_options[], stop_options[], kill_options[], restart_options[], rm_options[], ls_options[], inspect_options[],
+    info_options[], logs_options[], console_options[], stats_options[], events_options[], vm_command_options[];
 int run_main(const struct command *self, int argc, char **argv);
 int doctor_main(const struct command *self, int argc, char **argv);
 int completion_main(const struct command *self, int argc, char **argv);
+int create_main(const struct command *self, int argc, char **argv);
+int start_main(const struct command *self, int argc, char **argv);
+int stop_main(const struct command *self, int argc, char **argv);
+int kill_main(const struct command *self, int argc, char **argv);
+int restart_main(const struct command *self, int argc, char **argv);
+int rm_main(const struct command *self, int argc, char **argv);
+int ls_main(const struct command *self, int argc, char **argv);
+int inspect_main(const struct command *self, int argc, char **argv);
+int info_main(const struct command *self, int argc, char **argv);
+int logs_main(const struct command *self, int argc, char **argv);
+int console_main(const struct command *self, int argc, char **argv);
+int stats_main(const struct command *self, int argc, char **argv);
+int events_main(const struct command *self, int argc, char **argv);
+/* What `guise help` does not show: the VM process, and the names for completion. */
+int vm_main(const struct command *self, int argc, char **argv);
+int names_main(const struct command *self, int argc, char **argv);

@@ -20,6 +20,12 @@ static bool is_file(const struct option_spec *o)
     return o->kind == OPTION_FILE || (o->kind == OPTION_LIST && strcmp(o->value, "FILE") == 0);
 }
 
+/* "@vm" stands for the names that there are when somebody completes: the shell asks for them. */
+static bool is_dynamic(const struct command *c)
+{
+    return c->operands && c->operands[0] == '@';
+}
+
 static void print_words(const struct option_spec *o)
 {
     for (const struct option_word *w = o->words; w && w->word; w++)
@@ -64,7 +70,9 @@ static void bash(void)
         fputs("        esac\n        COMPREPLY=($(compgen -W '--help", stdout);
         for (struct options_cursor at = {.at = c->options}; (o = options_next(&at));)
             printf(" --%s", o->name);
-        if (c->operands)
+        if (is_dynamic(c))
+            printf(" '\"$(guise names %s 2>/dev/null)\"'", c->operands + 1);
+        else if (c->operands)
             printf(" %s", c->operands);
         puts("' -- \"$cur\")) ;;");
     }
@@ -116,7 +124,9 @@ static void zsh(void)
         printf("    %s)\n        _arguments \\\n", c->name);
         for (struct options_cursor at = {.at = c->options}; (o = options_next(&at));)
             zsh_option(o);
-        if (c->operands)
+        if (is_dynamic(c))
+            printf("            '*:name:($(guise names %s 2>/dev/null))' \\\n", c->operands + 1);
+        else if (c->operands)
             printf("            '1:word:(%s)' \\\n", c->operands);
         puts("            '--help[explain the command]' ;;");
     }
@@ -153,7 +163,10 @@ static void fish(void)
         printf("complete -c guise -n __fish_use_subcommand -a %s -d '", c->name);
         print_escaped(c->summary, "\\");
         puts("'");
-        if (c->operands)
+        if (is_dynamic(c))
+            printf("complete -c guise -n '__fish_seen_subcommand_from %s' -a '(guise names %s 2>/dev/null)'\n", c->name,
+                   c->operands + 1);
+        else if (c->operands)
             printf("complete -c guise -n '__fish_seen_subcommand_from %s' -a '%s'\n", c->name, c->operands);
         for (struct options_cursor at = {.at = c->options}; (o = options_next(&at));)
             fish_option(c->name, o);

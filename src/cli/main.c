@@ -24,12 +24,40 @@ const struct command cli_commands[] = {
      "Exit status: 0 the guest powered off, 1 it crashed or guise could not go on, 2 wrong usage,\n"
      "6 --timeout passed, 7 this host cannot.\n",
      run_options, NULL, run_main},
+    {"create", "make a virtual machine, to be started later", "--kernel FILE [OPTION]...",
+     "Prints its name.  Relative paths in the options mean what they mean here and now.\n", create_options, NULL,
+     create_main},
+    {"start", "start virtual machines", "NAME...", NULL, start_options, "@vm", start_main},
+    {"stop", "shut virtual machines down", "NAME... [OPTION]...",
+     "Asks the guest as a power button does, and waits.  Exit status 6: it has not shut down in time.\n", stop_options,
+     "@vm", stop_main},
+    {"kill", "cut the power of virtual machines", "NAME...", "The same as `guise stop --force`.\n", kill_options, "@vm",
+     kill_main},
+    {"restart", "stop virtual machines and start them again", "NAME... [OPTION]...", NULL, restart_options, "@vm",
+     restart_main},
+    {"rm", "remove virtual machines with all that they have", "NAME... [--force]", NULL, rm_options, "@vm", rm_main},
+    {"ls", "list virtual machines", "[OPTION]...", "Other names: list, ps.\n", ls_options, NULL, ls_main},
+    {"inspect", "print all about virtual machines, as JSON", "NAME...", NULL, inspect_options, "@vm", inspect_main},
+    {"info", "say the most important about virtual machines", "NAME... [--json]", NULL, info_options, "@vm", info_main},
+    {"logs", "show what a guest wrote to its serial port", "NAME [OPTION]...", NULL, logs_options, "@vm", logs_main},
+    {"console", "use the serial console of a virtual machine", "NAME",
+     "Ctrl-] then q leaves; the virtual machine runs on.\n", console_options, "@vm", console_main},
+    {"stats", "show what virtual machines use", "[NAME]... [OPTION]...",
+     "On a terminal the table is refreshed until Ctrl-C.\n", stats_options, "@vm", stats_main},
+    {"events", "show what has happened to virtual machines", "[NAME] [OPTION]...", NULL, events_options, "@vm",
+     events_main},
     {"doctor", "say what this host offers to virtual machines, and why", "[--json]",
      "Exit status: 0 if virtual machines can run here, 7 if not.\n", doctor_options, NULL, doctor_main},
     {"completion", "print a completion script for a shell", "bash|zsh|fish",
      "For the running shell:  source <(guise completion bash)\n", completion_options, "bash zsh fish", completion_main},
     {"help", "explain a command", "[COMMAND]", NULL, no_options, NULL, help_main},
     {"version", "print the version", "", NULL, no_options, NULL, version_main},
+    {0},
+};
+
+const struct command cli_hidden_commands[] = {
+    {"vm", "run the process of a virtual machine", "NAME", NULL, vm_command_options, NULL, vm_main},
+    {"names", "list names for completion", "vm", NULL, no_options, NULL, names_main},
     {0},
 };
 
@@ -57,7 +85,7 @@ static int help_main(const struct command *self, int argc, char **argv)
     }
     const struct command *c = cli_find(argv[1]);
     if (!c) {
-        error_set(err, sizeof(err), 0, "there is no command '%s'", argv[1]);
+        cli_no_command(argv[1], err, sizeof err);
         return cli_usage_error(NULL, err);
     }
     cli_explain(c);
@@ -85,10 +113,16 @@ static int open_standard_descriptors(void)
 
 static const struct command *find_or_alias(const char *word)
 {
-    if (strcmp(word, "--help") == 0 || strcmp(word, "-h") == 0)
-        return cli_find("help");
-    if (strcmp(word, "--version") == 0)
-        return cli_find("version");
+    static const struct {
+        const char *alias, *command;
+    } aliases[] = {{"--help", "help"}, {"-h", "help"}, {"--version", "version"}, {"list", "ls"}, {"ps", "ls"}};
+
+    for (size_t i = 0; i < sizeof aliases / sizeof *aliases; i++)
+        if (strcmp(word, aliases[i].alias) == 0)
+            return cli_find(aliases[i].command);
+    for (const struct command *c = cli_hidden_commands; c->name; c++)
+        if (strcmp(c->name, word) == 0)
+            return c;
     return cli_find(word);
 }
 
@@ -105,7 +139,7 @@ int main(int argc, char **argv)
     }
     const struct command *c = find_or_alias(argv[1]);
     if (!c) {
-        error_set(err, sizeof(err), 0, "there is no command '%s'", argv[1]);
+        cli_no_command(argv[1], err, sizeof err);
         return cli_usage_error(NULL, err);
     }
     return c->main(c, argc - 1, argv + 1);

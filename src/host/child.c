@@ -14,6 +14,7 @@
 #include "base/error.h"
 
 #define CHILD_FDS_MAX 16u
+#define WORDS_MAX 64u
 #define SELF "/proc/self/exe"
 
 /* Between fork and exec: moves the descriptors to their places by way of high numbers, so that none overwrites
@@ -34,18 +35,16 @@ static int arrange(const int *fds, unsigned n_fds)
     return syscall(SYS_close_range, 3 + n_fds, ~0u, 4 /* CLOSE_RANGE_CLOEXEC */) ? -errno : 0;
 }
 
-static void become(const char *argv[], const int *fds, unsigned n_fds, pid_t parent, int report)
+/* Never returns: becomes the program, or writes to `report` why not. */
+static void become(const char *argv[], const int *fds, unsigned n_fds, int report)
 {
     sigset_t none;
-    int keep[CHILD_FDS_MAX + 1], err;
+    int keep[CHILD_FDS_MAX], err;
 
     memcpy(keep, fds, n_fds * sizeof *fds);
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
     signal(SIGPIPE, SIG_DFL);
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
-    if (getppid() != parent) /* it died before we asked */
-        _exit(127);
     report = fcntl(report, F_DUPFD_CLOEXEC, 128);
     err = report < 0 ? -errno : arrange(keep, n_fds);
     if (!err) {
@@ -55,6 +54,34 @@ static void become(const char *argv[], const int *fds, unsigned n_fds, pid_t par
         execvp(program, (char *const *)argv);
         err = -errno;
     }
+    if (write(report, &err, sizeof err) != sizeof err)
+        _exit(126);
+    _exit(127);
+}
+
+/* A child that is not to outlive the thread that starts it. */
+static void become_helper(const char *argv[], const int *fds, unsigned n_fds, pid_t parent, int report)
+{
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (getppid() != parent) /* it died before we asked */
+        _exit(127);
+    become(argv, fds, n_fds, report);
+}
+
+/* A session of its own, whose leader goes away at once: so it can never get a controlling terminal, and is a child of
+ * whoever adopts orphans. */
+static void become_daemon(const char *argv[], const int *fds, unsigned n_fds, int log, int report)
+{
+    int err = 0;
+
+    setsid();
+    pid_t pid = fork();
+    if (pid > 0)
+        _exit(0);
+    if (pid < 0 || dup2(log, 2) < 0)
+        err = -errno;
+    if (!err)
+        become(argv, fds, n_fds, report);
     if (write(report, &err, sizeof err) != sizeof err)
         _exit(126);
     _exit(127);
@@ -72,24 +99,36 @@ static int outcome(int report)
     return got == sizeof err ? err : 0;
 }
 
+/* argv may begin with NULL, for guise itself, and end with another. */
+static void copy_words(const char *const argv[], const char *words[WORDS_MAX])
+{
+    unsigned count = 0;
+
+    do
+        words[count] = argv[count];
+    while ((count == 0 || argv[count]) && ++count < WORDS_MAX - 1);
+    words[count] = NULL;
+}
+
+static int failed_start(const char *program, int failed, char *err, size_t n)
+{
+    return error_sys(err, n, failed, "cannot start %s", program ? program : "a helper process of guise");
+}
+
 int child_start(struct child *c, const char *const argv[], const int *fds, unsigned n_fds, char *err, size_t n)
 {
-    const char *words[64];
+    const char *words[WORDS_MAX];
     int report[2], failed;
-    unsigned count = 0;
 
     *c = (struct child){.pidfd = -1};
     if (n_fds > CHILD_FDS_MAX)
         return error_set(err, n, -E2BIG, "a helper takes at most %u descriptors", CHILD_FDS_MAX);
-    do
-        words[count] = argv[count];
-    while ((count == 0 || argv[count]) && ++count < 63);
-    words[count] = NULL;
+    copy_words(argv, words);
     if (pipe2(report, O_CLOEXEC))
         return error_sys(err, n, -errno, "cannot start a helper process");
     pid_t parent = getpid(), pid = fork();
     if (pid == 0)
-        become(words, fds, n_fds, parent, report[1]);
+        become_helper(words, fds, n_fds, parent, report[1]);
     failed = pid < 0 ? -errno : 0;
     close(report[1]);
     if (!failed)
@@ -98,11 +137,34 @@ int child_start(struct child *c, const char *const argv[], const int *fds, unsig
     if (failed) {
         if (pid > 0)
             waitpid(pid, NULL, 0);
-        return error_sys(err, n, failed, "cannot start %s", argv[0] ? argv[0] : "a helper process of guise");
+        return failed_start(argv[0], failed, err, n);
     }
     c->pid = pid;
     c->pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
     return 0;
+}
+
+int child_detach(const char *const argv[], const int *fds, unsigned n_fds, int log, char *err, size_t n)
+{
+    const char *words[WORDS_MAX];
+    int report[2], failed;
+
+    if (n_fds > CHILD_FDS_MAX)
+        return error_set(err, n, -E2BIG, "a process takes at most %u descriptors", CHILD_FDS_MAX);
+    copy_words(argv, words);
+    if (pipe2(report, O_CLOEXEC))
+        return failed_start(argv[0], -errno, err, n);
+    pid_t pid = fork();
+    if (pid == 0)
+        become_daemon(words, fds, n_fds, log, report[1]);
+    failed = pid < 0 ? -errno : 0;
+    close(report[1]);
+    if (!failed)
+        failed = outcome(report[0]);
+    close(report[0]);
+    while (pid > 0 && waitpid(pid, NULL, 0) < 0 && errno == EINTR)
+        ;
+    return failed ? failed_start(argv[0], failed, err, n) : 0;
 }
 
 bool child_ended(struct child *c, int *status)

@@ -25,3 +25,7 @@ bool child_ended(struct child *c, int *status);
 
 /* Asks it to end, insists after grace_ms, and reaps it.  Nothing to do for one that has ended or never began. */
 void child_stop(struct child *c, int grace_ms);
+
+/* Starts a process that outlives this one: the same as child_start, but in a session of its own, without a parent that
+ * waits for it, and with `log` as stdout and stderr. */
+int child_detach(const char *const argv[], const int *fds, unsigned n_fds, int log, char *err, size_t n);

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "cpu/cpu.h"
+#include "devices/acpi_pm.h"
 #include "devices/lapic.h"
 #include "devices/uart16550.h"
 #include "machine/pc.h"
@@ -190,6 +191,11 @@ int machine_reset(struct machine *m, char *error, size_t error_size)
         if (m->cpus[i])
             power_on(m, i);
     return err;
+}
+
+void machine_power_button(struct machine *m)
+{
+    acpi_pm_power_button(&m->parts[PART_POWER]);
 }
 
 void machine_set_event(struct machine *m, void (*event)(void *opaque, int event), void *opaque)

@@ -46,6 +46,8 @@ size_t machine_console_input(struct machine *m, const void *data, size_t len);
 void machine_set_console_space(struct machine *m, void (*on_space)(void *opaque), void *opaque);
 /* Hands over what the guest wrote and was held back to make larger pieces. */
 void machine_console_flush(struct machine *m);
+/* Presses the power button: what the operating system then does is its own decision. */
+void machine_power_button(struct machine *m);
 /* Power-on again with the same kernel; no vCPU runs.  0, or -errno with a sentence: the kernel's file
  * cannot be read any more. */
 int machine_reset(struct machine *m, char *error, size_t error_size);

@@ -15,6 +15,7 @@
 #include "base/log.h"
 #include "memory/memory.h"
 #include "vm/attach.h"
+#include "vm/life.h"
 #include "vm/vm_int.h"
 
 /* --- how it ends: the first reason is kept ------------------------------------------------------------ */
@@ -43,6 +44,7 @@ static void machine_event(void *opaque, int event)
     struct vm *vm = opaque;
 
     if (event == MACHINE_RESET && !vm->config->no_reboot) {
+        life_event(vm, "reset", NULL);
         vm->reset = true;
         loop_stop(vm->loop);
     } else if (event == MACHINE_RESET) {
@@ -78,6 +80,7 @@ static void console_output(void *opaque, const void *data, size_t len)
     struct vm *vm = opaque;
     if (vm->chr)
         chr_write(vm->chr, data, len);
+    life_console_output(vm, data, len);
 }
 
 static size_t console_input(void *opaque, const void *data, size_t len)
@@ -90,6 +93,7 @@ static void console_space(void *opaque)
 {
     struct vm *vm = opaque;
     chr_resume_input(vm->chr);
+    life_console_space(vm);
 }
 
 /* --- set-up, in order --------------------------------------------------------------------------------------- */
@@ -186,12 +190,15 @@ static int setup(struct vm *vm, char *error, size_t n)
         err = setup_signals(vm, error, n);
     if (!err)
         err = chr_open(&vm->chr, vm->config->serial ? vm->config->serial : "null", vm->loop, error, n);
+    if (!err)
+        err = life_open(vm, error, n);
     if (err)
         return err;
     pthread_mutex_lock(&vm->bus->lock);
     machine_set_console_space(vm->machine, console_space, vm);
     chr_set_input(vm->chr, console_input, vm);
     arm_timeout(vm);
+    life_started(vm);
     pthread_mutex_unlock(&vm->bus->lock);
     return 0;
 }
@@ -255,6 +262,8 @@ static void teardown(struct vm *vm)
     vm->chr = NULL;
     if (vm->config->stats && vm->engine && vm->start_ns)
         print_stats(vm);
+    life_ended(vm);
+    life_close(vm);
     if (vm->signal_fd >= 0)
         close(vm->signal_fd);
     if (vm->engine)
@@ -263,27 +272,38 @@ static void teardown(struct vm *vm)
     machine_destroy(vm->machine);
 }
 
+/* Everything but the choice of an engine. */
+static void set_up_and_run(struct vm *vm)
+{
+    char error[512] = "";
+    sigset_t signals;
+
+    pthread_sigmask(SIG_BLOCK, NULL, &signals);
+    if (setup(vm, error, sizeof error))
+        snprintf(vm->result->reason, sizeof vm->result->reason, "%s", error);
+    else
+        run(vm);
+    teardown(vm);
+    pthread_sigmask(SIG_SETMASK, &signals, NULL);
+}
+
 enum vm_end vm_run(const struct vm_config *config, struct vm_result *result)
 {
     struct vm vm = {.config = config, .result = result, .signal_fd = -1, .start_ns = clock_ns()};
-    sigset_t signals;
-    char error[512] = "";
 
     *result = (struct vm_result){.end = VM_FAILED};
     if (!config->n_cpus || config->n_cpus > VM_MAX_CPUS) {
         snprintf(result->reason, sizeof result->reason, "a machine has 1 to %u CPUs, not %llu", VM_MAX_CPUS,
                  (unsigned long long)config->n_cpus);
+        life_ended(&vm);
         return result->end;
     }
     vm.ops = vm_choose_engine(config, result->reason, sizeof result->reason);
-    if (!vm.ops)
-        return result->end = VM_UNAVAILABLE;
-    pthread_sigmask(SIG_BLOCK, NULL, &signals);
-    if (setup(&vm, error, sizeof error))
-        snprintf(result->reason, sizeof result->reason, "%s", error);
-    else
-        run(&vm);
-    teardown(&vm);
-    pthread_sigmask(SIG_SETMASK, &signals, NULL);
+    if (vm.ops) {
+        set_up_and_run(&vm);
+    } else {
+        result->end = VM_UNAVAILABLE;
+        life_ended(&vm);
+    }
     return result->end;
 }

@@ -12,6 +12,7 @@
 #include "base/options.h"
 
 struct engine_ops;
+struct vm_life;
 
 #define VM_DEFAULT_MEMORY (512ull << 20)
 
@@ -36,6 +37,7 @@ struct vm_config {
     bool stats;           /* print where time went, on stderr, at the end */
     unsigned log_items;   /* enum engine_log */
     const char *log_path; /* NULL: stderr */
+    struct vm_life *life; /* life.h; NULL: a VM without a name */
 };
 
 /* What of a vm_config can be said on a command line (options.c): each text is checked as it is stored. */

@@ -49,7 +49,7 @@ refused "cpus must not be zero" "--cpus: 0 is not between 1 and" run --kernel x 
 refused "the software engine runs one virtual CPU" "--cpus: the software engine runs one" run --kernel x --cpus 2 --engine soft
 refused "an engine must exist" "--engine: 'warp' is not one of auto, soft, kvm" run --kernel x --engine warp
 refused "a timeout must not be zero" "--timeout" run --kernel x --timeout 0
-refused "a serial line must lead somewhere" "'tape' is not one of stdio, null, file:PATH, socket:PATH" run --kernel x --serial tape
+refused "a serial line must lead somewhere" "'tape' is not one of stdio, null, file:PATH, log:PATH, socket:PATH" run --kernel x --serial tape
 refused "a log item must exist" "--log: 'all' is not one of translate, exc, irq, device" run --kernel x --log all
 refused "an option is not given twice" "--memory is given twice" run --kernel x --memory 1G --memory 2G
 refused "operands are refused" "'image.img' is one word too many" run --kernel x image.img
@@ -64,7 +64,7 @@ check "a kernel that is none is one sentence" eval '[ $status = 1 ] && says "$0"
 run run --kernel "$0" --serial socket:/nonexistent/console
 check "a serial line that cannot be is one sentence" eval '[ $status = 1 ] && quiet_out'
 
-for command in run doctor completion help version; do
+for command in run create start stop kill restart rm ls inspect info logs console stats events doctor completion help version; do
     run help $command
     check "help $command" eval '[ $status = 0 ] && prints "usage: guise $command" && [ ! -s "$work/err" ]'
     cp "$work/out" "$work/help"
@@ -77,15 +77,92 @@ check "version" eval '[ $status = 0 ] && grep -Eqx "guise [0-9]+\.[0-9]+\.[0-9]+
 status=$?
 check "a full disk under stdout is noticed" eval '[ $status = 1 ] && says "standard output"'
 
-# Every option is in the manual page, and the manual has no option that is not there.
-for command in run doctor; do
-    run help $command
-    grep -o -- '--[a-z-]*' "$work/out" | sort -u | grep -vx -e --help >"$work/options"
-    sed -n '/^# OPTIONS/,/^# [A-NP-Z]/p' "$top/docs/man/guise-$command.1.scd" | grep '^\*' | grep -o -- '--[a-z-]*' | sort -u >"$work/manual"
+# Every option is in the manual page, and the manual has no option that is not there.  A page may serve several commands;
+# what is the machine's is in the page of run.
+options_of() { # COMMAND...
+    local command
+    for command; do "$GUISE" help "$command"; done | grep -o -- '--[a-z-]*' | sort -u | grep -vx -e --help
+}
+manual_of() { # PAGE
+    sed -n '/^# OPTIONS/,/^# [A-NP-Z]/p' "$top/docs/man/guise-$1.1.scd" | grep '^\*' | grep -o -- '--[a-z-]*' | sort -u
+}
+manual_agrees() { # PAGE COMMAND...
+    local page=$1
+    shift
+    options_of "$@" >"$work/options"
+    manual_of "$page" >"$work/manual"
+    [ "$page" = run ] || manual_of run >"$work/machine"
     status=0
-    check "manual of $command has its options" eval 'grep -vxFf "$work/manual" "$work/options" >"$work/err"; [ ! -s "$work/err" ]'
-    check "manual of $command has no other" eval 'grep -vxFf "$work/options" "$work/manual" >"$work/err"; [ ! -s "$work/err" ]'
+    check "manual of $page has the options of $*" eval 'grep -vxF -f "$work/manual" -f "$work/machine" "$work/options" >"$work/err"; [ ! -s "$work/err" ]'
+    check "manual of $page has no other" eval 'grep -vxFf "$work/options" "$work/manual" >"$work/err"; [ ! -s "$work/err" ]'
+}
+: >"$work/machine"
+manual_agrees run run
+manual_agrees create create
+manual_agrees start start stop kill restart rm
+manual_agrees ls ls inspect info stats
+manual_agrees logs logs console events
+manual_agrees doctor doctor
+
+# Named virtual machines, as far as no guest has to run.
+export GUISE_DATA=$work/data GUISE_RUNTIME=$work/run
+refused "a create needs a kernel" "--kernel" create
+refused "a name has small letters" "--name: 'Bad' is not a name" create --kernel x --name Bad
+refused "a label is a pair" "--label: 'x' is not KEY=VALUE" create --kernel x --label x
+for command in start stop kill restart rm inspect info logs console; do
+    refused "$command wants a name" "the name of a virtual machine must be given" $command
 done
+run create --kernel /boot/vmlinuz --name alpha --memory 64M --label a=b
+check "create prints the name" eval '[ $status = 0 ] && [ "$(cat "$work/out")" = alpha ]'
+run create --kernel x --name alpha
+check "a name is taken once" eval '[ $status = 5 ] && one_sentence && says "guise start alpha" && quiet_out'
+run create --kernel x
+check "a name is chosen" eval '[ $status = 0 ] && grep -Eqx "[a-z]+-[a-z]+" "$work/out"'
+run rm "$(cat "$work/out")"
+check "rm removes" eval '[ $status = 0 ] && [ ! -s "$work/out" ]'
+for command in start stop kill restart rm inspect info logs console stats events; do
+    run $command alhpa
+    check "$command of one that is not there" eval '[ $status = 4 ] && one_sentence && says "did you mean alpha?" && quiet_out'
+done
+for command in stop kill console; do
+    run $command alpha
+    check "$command of one that does not run" eval '[ $status = 5 ] && one_sentence && says "guise start alpha" && quiet_out'
+done
+run ls
+check "ls lists those that run" eval '[ $status = 0 ] && ! prints alpha && prints NAME'
+run ls -a
+check "ls -a lists all" eval '[ $status = 0 ] && grep -Eq "^alpha +created +vmlinuz +64M +1 " "$work/out"'
+run ps --all
+check "ps is ls" eval '[ $status = 0 ] && prints alpha'
+run ls -a --json
+check "ls --json is an array" python3 -c '
+import json, sys
+a, = json.load(open(sys.argv[1]))
+assert a["schema_version"] == 1 and a["name"] == "alpha" and a["state"] == "created" and a["pid"] is None
+assert a["memory_bytes"] == 64 << 20 and a["cpus"] == 1 and a["options"]["label"] == ["a=b"] and a["created"].endswith("Z")
+' "$work/out"
+cp "$work/out" "$work/list"
+run inspect alpha
+check "inspect prints the same" python3 -c '
+import json, sys
+assert [json.load(open(sys.argv[1]))] == json.load(open(sys.argv[2]))' "$work/out" "$work/list"
+run info alpha
+check "info is for people" eval '[ $status = 0 ] && grep -Eqx "state +created" "$work/out" && prints "--memory 64M"'
+run events alpha --json
+check "events tells of the creation" eval '[ $status = 0 ] && [ "$(wc -l <"$work/out")" = 1 ] && prints "\"event\":\"created\""'
+run start alpha
+check "a start that fails says why" eval '[ $status = 1 ] && says "/boot/vmlinuz" && says "alpha could not be started" && quiet_out'
+run events alpha
+check "events tells of the failure" eval '[ $status = 0 ] && grep -q "failed" "$work/out"'
+run ls -a
+check "one that failed is stopped" eval 'grep -Eq "^alpha +stopped" "$work/out"'
+echo '{"schema_version": 9}' >"$GUISE_DATA/vms/alpha/vm.json"
+run start alpha
+check "the file of a newer guise is refused" eval '[ $status != 0 ] && one_sentence && says "newer"'
+run rm alpha
+check "what cannot be read can be removed" eval '[ $status = 0 ] && [ ! -e "$GUISE_DATA/vms/alpha" ]'
+run strat
+check "a mistyped command" eval '[ $status = 2 ] && says "did you mean start?"'
 
 run doctor
 check "doctor says whether it can" eval 'case $status in 0) prints "can run here" ;; 7) prints "cannot run here" ;; *) false ;; esac'
@@ -109,6 +186,8 @@ complete_bash() { # WORDS...: what bash offers for the last one
 check "bash completes commands" eval '[ "$(complete_bash guise d)" = doctor ]'
 check "bash completes options" eval '[ "$(complete_bash guise run --ke)" = --kernel ]'
 check "bash completes words" eval '[ "$(complete_bash guise run --engine "")" = "auto soft kvm" ]'
+"$GUISE" create --kernel x --name zeta >/dev/null
+check "bash completes names" eval '[ "$(PATH=$(dirname "$GUISE"):$PATH complete_bash guise start z)" = zeta ]'
 check "bash completes files" eval '[ "$(complete_bash guise run --kernel /etc/host)" = "$(compgen -f /etc/host | tr "\n" " " | sed "s/ $//")" ]'
 for shell in zsh fish; do
     run completion $shell

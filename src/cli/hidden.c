@@ -1,0 +1,47 @@
+/* Commands that `guise help` does not show, for other parts of guise. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/error.h"
+#include "cli/life.h"
+
+struct vm_arguments {
+    bool attached;
+};
+
+const struct option_spec vm_command_options[] = {
+    {.name = "attached",
+     .kind = OPTION_FLAG,
+     .offset = offsetof(struct vm_arguments, attached),
+     .help = "end when the command that started it does"},
+    {0},
+};
+
+/* `guise vm NAME`: the process of a VM (vm/process.h). */
+int vm_main(const struct command *self, int argc, char **argv)
+{
+    struct vm_arguments a = {0};
+    int status, operands = cli_parse(self, argc, argv, &a, 1, &status);
+
+    if (operands < 0)
+        return status;
+    if (operands == 0)
+        return cli_usage_error(self, "this is for other commands of guise");
+    return process_main(argv[1], a.attached);
+}
+
+/* `guise names vm`: for shell completion, one a line; never an error. */
+int names_main(const struct command *self, int argc, char **argv)
+{
+    struct registry r;
+    char(*names)[NAME_SIZE], err[ERROR_SIZE];
+
+    if (argc != 2 || strcmp(argv[1], "vm") != 0 || registry_find(&r, err, sizeof err))
+        return STATUS_OK;
+    int n = registry_names(&r, &names, err, sizeof err);
+    for (int i = 0; i < n; i++)
+        puts(names[i]);
+    free(names);
+    return cli_flush();
+}

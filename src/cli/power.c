@@ -1,0 +1,201 @@
+/* Starting and ending virtual machines: start, stop, kill, restart, rm. */
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/error.h"
+#include "base/log.h"
+#include "cli/life.h"
+
+#define STOP_MS 30000
+#define KILL_MS 10000
+
+struct stop_arguments {
+    bool force;
+    uint64_t timeout_ms;
+};
+
+struct rm_arguments {
+    bool force;
+};
+
+const struct option_spec start_options[] = {{0}};
+const struct option_spec kill_options[] = {{0}};
+/* clang-format off */
+const struct option_spec stop_options[] = {
+    {.name = "force", .letter = 'f', .kind = OPTION_FLAG, .offset = offsetof(struct stop_arguments, force),
+     .help = "cut the power instead of asking the guest"},
+    {.name = "timeout", .letter = 't', .kind = OPTION_SECONDS, .offset = offsetof(struct stop_arguments, timeout_ms),
+     .value = "SECONDS", .help = "give up after this time, with status 6 (30 unless told)"},
+    {0},
+};
+const struct option_spec restart_options[] = {
+    {.more = stop_options},
+};
+const struct option_spec rm_options[] = {
+    {.name = "force", .letter = 'f', .kind = OPTION_FLAG, .offset = offsetof(struct rm_arguments, force),
+     .help = "cut the power of one that runs, then remove it"},
+    {0},
+};
+/* clang-format on */
+
+/* --- start ------------------------------------------------------------------------------------------------- */
+
+static int start(const struct registry *r, const char *name, const void *arguments)
+{
+    char err[ERROR_SIZE];
+    struct vm_record record;
+    struct progress progress;
+    struct vm_run run;
+    int lock, failed = registry_load(r, name, &record, err, sizeof err);
+
+    if (failed)
+        return cli_failed(failed, err);
+    failed = registry_lock(r, name, &lock, err, sizeof err);
+    if (failed) {
+        record_free(&record);
+        registry_run(r, name, &run);
+        if (failed == -EBUSY && run.state == VM_RUNNING)
+            error_set(err, sizeof err, 0, "%s runs already; `guise console %s` leads to it", name, name);
+        return cli_failed(failed, err);
+    }
+    progress_begin(&progress, false, false);
+    struct life_start s = {.registry = r, .record = &record, .progress = &progress};
+    int status = life_begin(&s, lock, false);
+    if (status == STATUS_OK) {
+        progress_end(&progress);
+        client_close(&s.client);
+    }
+    record_free(&record);
+    return status;
+}
+
+int start_main(const struct command *self, int argc, char **argv)
+{
+    return life_each(self, argc, argv, NULL, start);
+}
+
+/* --- stop --------------------------------------------------------------------------------------------------- */
+
+/* One that does not even answer has no power to lose: its process is killed. */
+static int kill_process(const struct registry *r, const char *name)
+{
+    struct vm_run run;
+
+    registry_run(r, name, &run);
+    if (run.state != VM_RUNNING || run.pid <= 0)
+        return STATUS_OK;
+    if (kill(run.pid, SIGKILL) && errno != ESRCH)
+        return cli_failed(-errno, "its process cannot be killed");
+    return process_wait(r, name, KILL_MS) ? cli_failed(-ETIMEDOUT, "its process was killed and does not end")
+                                          : STATUS_OK;
+}
+
+static int cut_power(const struct registry *r, const char *name)
+{
+    char err[ERROR_SIZE];
+    struct client c;
+    int failed = client_open(&c, r, name, err, sizeof err);
+
+    if (failed == -ENOENT || failed == -ECONNREFUSED) {
+        struct vm_run run;
+        registry_run(r, name, &run);
+        return failed == -ECONNREFUSED && run.pid > 0 ? kill_process(r, name) : cli_failed(failed, err);
+    }
+    if (!failed)
+        failed = client_call(&c, "stop", json_pack("{s:s}", "mode", "force"), NULL, err, sizeof err);
+    client_close(&c);
+    if ((!failed || failed == -ECONNRESET) && process_wait(r, name, KILL_MS) == 0)
+        return STATUS_OK;
+    return kill_process(r, name);
+}
+
+static int ask_to_stop(const struct registry *r, const char *name, uint64_t timeout_ms)
+{
+    char err[ERROR_SIZE];
+    struct client c;
+    int failed = client_open(&c, r, name, err, sizeof err);
+
+    if (!failed)
+        failed = client_call(&c, "stop", json_pack("{s:s}", "mode", "acpi"), NULL, err, sizeof err);
+    client_close(&c);
+    if (failed && failed != -ECONNRESET)
+        return cli_failed(failed, err);
+    if (process_wait(r, name, (int)timeout_ms) == 0)
+        return STATUS_OK;
+    error_set(err, sizeof err, 0, "%s has not shut down after %g s; `guise stop --force %s` cuts its power", name,
+              (double)timeout_ms / 1000, name);
+    return cli_failed(-ETIMEDOUT, err);
+}
+
+static int stop(const struct registry *r, const char *name, const void *arguments)
+{
+    const struct stop_arguments *a = arguments;
+
+    return a->force ? cut_power(r, name) : ask_to_stop(r, name, a->timeout_ms);
+}
+
+int stop_main(const struct command *self, int argc, char **argv)
+{
+    struct stop_arguments a = {.timeout_ms = STOP_MS};
+
+    return life_each(self, argc, argv, &a, stop);
+}
+
+static int kill_one(const struct registry *r, const char *name, const void *arguments)
+{
+    return cut_power(r, name);
+}
+
+int kill_main(const struct command *self, int argc, char **argv)
+{
+    return life_each(self, argc, argv, NULL, kill_one);
+}
+
+/* --- restart, rm ------------------------------------------------------------------------------------------------ */
+
+static int restart(const struct registry *r, const char *name, const void *arguments)
+{
+    struct vm_run run;
+
+    registry_run(r, name, &run);
+    int status = run.state == VM_RUNNING ? stop(r, name, arguments) : STATUS_OK;
+    return status ? status : start(r, name, NULL);
+}
+
+int restart_main(const struct command *self, int argc, char **argv)
+{
+    struct stop_arguments a = {.timeout_ms = STOP_MS};
+
+    return life_each(self, argc, argv, &a, restart);
+}
+
+static int rm(const struct registry *r, const char *name, const void *arguments)
+{
+    const struct rm_arguments *a = arguments;
+    char err[ERROR_SIZE];
+    struct vm_run run;
+    int lock, failed, status;
+
+    if (a->force) {
+        registry_run(r, name, &run);
+        status = run.state == VM_RUNNING ? cut_power(r, name) : STATUS_OK;
+        if (status)
+            return status;
+    }
+    failed = registry_exists(r, name, err, sizeof err);
+    if (!failed)
+        failed = registry_lock(r, name, &lock, err, sizeof err);
+    if (!failed)
+        failed = registry_remove(r, name, lock, err, sizeof err);
+    return failed ? cli_failed(failed, err) : STATUS_OK;
+}
+
+int rm_main(const struct command *self, int argc, char **argv)
+{
+    struct rm_arguments a = {0};
+
+    return life_each(self, argc, argv, &a, rm);
+}

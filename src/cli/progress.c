@@ -1,0 +1,66 @@
+#include "cli/progress.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "host/loop.h"
+
+#define TICK_MS 100
+#define SHOW_AFTER_NS 300000000ull /* what is over at once needs no line */
+
+void progress_begin(struct progress *p, bool verbose, bool quiet)
+{
+    const char *term = getenv("TERM");
+    bool can = isatty(STDERR_FILENO) && term && strcmp(term, "dumb") != 0;
+
+    *p = (struct progress){.line = can && !verbose && !quiet, .verbose = verbose && !quiet};
+    p->began_ns = p->stage_ns = clock_ns();
+}
+
+static void finish_stage(struct progress *p)
+{
+    uint64_t now = clock_ns();
+
+    if (p->stage && p->verbose)
+        fprintf(stderr, "guise: %-8s %6.2f s\n", p->stage, (double)(now - p->stage_ns) / 1e9);
+    p->stage_ns = now;
+}
+
+static void show(struct progress *p, const char *what)
+{
+    uint64_t passed = clock_ns() - p->began_ns;
+
+    if (!p->line || (passed < SHOW_AFTER_NS && !p->shown))
+        return;
+    fprintf(stderr, "\r\033[K[%5.1f s] %s%s%s", (double)passed / 1e9, p->stage, what ? ": " : "", what ? what : "");
+    fflush(stderr);
+    p->shown = true;
+}
+
+void progress_stage(struct progress *p, const char *stage, const char *what)
+{
+    finish_stage(p);
+    p->stage = stage;
+    show(p, what);
+}
+
+int progress_tick(struct progress *p)
+{
+    if (p->stage)
+        show(p, NULL);
+    return p->line ? TICK_MS : -1;
+}
+
+const char *progress_end(struct progress *p)
+{
+    const char *stage = p->stage;
+
+    finish_stage(p);
+    if (p->shown)
+        fputs("\r\033[K", stderr);
+    p->shown = false;
+    p->stage = NULL;
+    return stage;
+}

@@ -1,0 +1,27 @@
+/*
+ * The stages of something that takes a while, on standard error.
+ *
+ *      a terminal     one line that changes:   [ 1.2 s] boot: waiting for the agent
+ *      --verbose      a line a stage, with its duration
+ *      else           nothing
+ *
+ * When a stage fails the caller says why in a sentence; progress_failed leaves the stage's name for it.
+ */
+#pragma once
+#include <stdbool.h>
+#include <stdint.h>
+
+struct progress {
+    const char *stage; /* NULL: none yet */
+    bool line, verbose;
+    bool shown; /* there is a line to wipe */
+    uint64_t began_ns, stage_ns;
+};
+
+void progress_begin(struct progress *p, bool verbose, bool quiet);
+/* The stage before has ended well. `what` is shown beside the name, or NULL. */
+void progress_stage(struct progress *p, const char *stage, const char *what);
+/* Shows the time that has passed; call it a few times a second while waiting.  Returns how many ms to wait at most. */
+int progress_tick(struct progress *p);
+/* Wipes the line; what comes next on the terminal is somebody else's.  Returns the stage that it ended in. */
+const char *progress_end(struct progress *p);

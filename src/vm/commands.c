@@ -1,0 +1,151 @@
+/* What can be asked of a VM process (docs/CONTROL.md): one function and one row each. */
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include "base/timestamp.h"
+#include "vm/life.h"
+
+#define GRACE_MS_MAX 3600000
+
+static struct vm_life *life_of(const struct control_call *call)
+{
+    struct vm *vm = call->opaque;
+    return vm->config->life;
+}
+
+static const char *text_argument(const struct control_call *call, const char *key, const char *otherwise)
+{
+    const char *text = json_string_value(json_object_get(call->arguments, key));
+    return text ? text : otherwise;
+}
+
+static json_t *command_status(struct control_call *call)
+{
+    const struct vm_life *life = life_of(call);
+
+    return json_pack("{s:s, s:s, s:b, s:I}", "name", life->record->name, "state", "running", "agent",
+                     (int)(life->ready_ns != 0), "uptime_ms", (json_int_t)(timestamp_ms() - life->run.started_ms));
+}
+
+static json_t *command_info(struct control_call *call)
+{
+    const struct vm *vm = call->opaque;
+    const struct vm_life *life = life_of(call);
+    char started[TIMESTAMP_SIZE];
+    char *record = record_format(life->record);
+    json_t *described = record ? json_loads(record, 0, NULL) : NULL;
+
+    free(record);
+    timestamp_format(life->run.started_ms, started);
+    return json_pack("{s:s, s:s, s:i, s:s, s:s, s:I, s:I, s:b, s:o?}", "name", life->record->name, "state", "running",
+                     "pid", (int)getpid(), "engine", vm->ops->name, "started", started, "memory_bytes",
+                     (json_int_t)vm->config->memory_bytes, "cpus", (json_int_t)vm->config->n_cpus, "agent",
+                     (int)(life->ready_ns != 0), "configuration", described);
+}
+
+static json_t *command_events(struct control_call *call)
+{
+    control_subscribe(call->client);
+    return json_pack("{s:I}", "seq", (json_int_t)life_of(call)->events.seq);
+}
+
+static json_t *command_console(struct control_call *call)
+{
+    control_make_console(call);
+    return json_object();
+}
+
+/* --- stop --------------------------------------------------------------------------------------------------- */
+
+static json_t *stop_acpi(struct control_call *call)
+{
+    struct vm *vm = call->opaque;
+
+    machine_power_button(vm->machine);
+    return json_pack("{s:s}", "mode", "acpi");
+}
+
+static json_t *stop_force(struct control_call *call)
+{
+    vm_end(call->opaque, VM_USER_LEFT, "switched off");
+    return json_pack("{s:s}", "mode", "force");
+}
+
+static const struct {
+    const char *mode;
+    json_t *(*stop)(struct control_call *call);
+} stops[] = {{"acpi", stop_acpi}, {"force", stop_force}};
+
+/* mode: how; timeout_ms: after which a guest that is still there is switched off. */
+static json_t *command_stop(struct control_call *call)
+{
+    struct vm *vm = call->opaque;
+    const char *mode = text_argument(call, "mode", "acpi");
+    json_t *timeout = json_object_get(call->arguments, "timeout_ms");
+    json_int_t ms = json_integer_value(timeout);
+
+    if (timeout && (ms <= 0 || ms > GRACE_MS_MAX))
+        return control_fail(call, "bad-request", "\"timeout_ms\" is not between 1 and %d", GRACE_MS_MAX);
+    for (size_t i = 0; i < sizeof stops / sizeof *stops; i++) {
+        if (strcmp(stops[i].mode, mode) != 0)
+            continue;
+        json_t *result = stops[i].stop(call);
+        if (result && timeout)
+            loop_timer_set(vm->loop, &life_of(call)->grace, clock_ns() + (uint64_t)ms * 1000000);
+        if (result && i != 1)
+            life_event(vm, "stopping", json_pack("{s:s}", "mode", mode));
+        return result;
+    }
+    return control_fail(call, "bad-request", "\"mode\" is not one of acpi, force");
+}
+
+/* --- stats --------------------------------------------------------------------------------------------------- */
+
+/* Resident pages: the second number of /proc/self/statm. */
+static uint64_t resident_bytes(void)
+{
+    unsigned long long total, resident = 0;
+    FILE *f = fopen("/proc/self/statm", "re");
+
+    if (!f)
+        return 0;
+    if (fscanf(f, "%llu %llu", &total, &resident) != 2)
+        resident = 0;
+    fclose(f);
+    return resident * (uint64_t)sysconf(_SC_PAGESIZE);
+}
+
+static json_int_t microseconds(const struct timeval *t)
+{
+    return (json_int_t)t->tv_sec * 1000000 + t->tv_usec;
+}
+
+static json_t *command_stats(struct control_call *call)
+{
+    const struct vm *vm = call->opaque;
+    struct rusage use;
+    uint64_t exits = 0, idle = 0;
+
+    getrusage(RUSAGE_SELF, &use);
+    for (unsigned i = 0; i < vm->config->n_cpus; i++) {
+        exits += vm->vcpus[i].exits; /* a torn number would be wrong once, in a statistic */
+        idle += vm->vcpus[i].idle_ns;
+    }
+    return json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "uptime_ms",
+                     (json_int_t)(timestamp_ms() - life_of(call)->run.started_ms), "cpu_user_us",
+                     microseconds(&use.ru_utime), "cpu_system_us", microseconds(&use.ru_stime), "memory_rss_bytes",
+                     (json_int_t)resident_bytes(), "memory_bytes", (json_int_t)vm->config->memory_bytes, "vcpu_exits",
+                     (json_int_t)exits, "vcpu_idle_us", (json_int_t)(idle / 1000));
+}
+
+const struct control_command vm_commands[] = {
+    {"status", command_status},
+    {"info", command_info},
+    {"events", command_events},
+    {"stop", command_stop},
+    {"stats", command_stats},
+    {"console", command_console},
+    {0},
+};

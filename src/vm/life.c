@@ -1,0 +1,134 @@
+#include "vm/life.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+static struct vm_life *life_of(struct vm *vm)
+{
+    return vm->config->life;
+}
+
+static void client_gone(void *opaque)
+{
+    struct vm *vm = opaque;
+
+    if (life_of(vm)->attached)
+        vm_end(vm, VM_USER_LEFT, "the command that it ran for has gone");
+}
+
+static size_t typed(void *opaque, const void *data, size_t len)
+{
+    struct vm *vm = opaque;
+
+    return machine_console_input(vm->machine, data, len);
+}
+
+static void grace_over(void *opaque)
+{
+    vm_end(opaque, VM_USER_LEFT, "switched off: the guest did not shut down in time");
+}
+
+int life_open(struct vm *vm, char *err, size_t n)
+{
+    struct vm_life *life = life_of(vm);
+
+    if (!life)
+        return 0;
+    const struct control_config config = {.path = life->socket,
+                                          .client = life->client,
+                                          .loop = vm->loop,
+                                          .commands = vm_commands,
+                                          .opaque = vm,
+                                          .client_gone = client_gone};
+    loop_timer_init(&life->grace, grace_over, vm);
+    int failed = control_create(&life->control, &config, err, n);
+    if (failed)
+        return failed;
+    life->client = -1;
+    control_set_console_input(life->control, typed, vm);
+    return 0;
+}
+
+/* To the log, and to who listens: before there is a control socket that is the connection we were started with. */
+static void tell(struct vm_life *life, const char *event, json_t *data)
+{
+    char *line = event_log_add(&life->events, event, data);
+
+    if (line && life->control)
+        control_event(life->control, line, strlen(line));
+    else if (line && life->client >= 0)
+        (void)!send(life->client, line, strlen(line), MSG_NOSIGNAL);
+    free(line);
+}
+
+void life_event(struct vm *vm, const char *event, json_t *data)
+{
+    if (life_of(vm))
+        tell(life_of(vm), event, data);
+    else
+        json_decref(data);
+}
+
+void life_started(struct vm *vm)
+{
+    struct vm_life *life = life_of(vm);
+
+    if (!life)
+        return;
+    life->run = (struct vm_run){.state = VM_RUNNING, .pid = (int)getpid(), .started_ms = timestamp_ms()};
+    snprintf(life->run.engine, sizeof life->run.engine, "%s", vm->ops->name);
+    registry_set_run(life->lock, &life->run);
+    tell(life, "started", json_pack("{s:s, s:i}", "engine", vm->ops->name, "pid", (int)getpid()));
+}
+
+static const struct {
+    const char *word, *event;
+    bool failed;
+} ends[] = {
+    [VM_POWEROFF] = {"poweroff", "stopped", false},      [VM_RESET] = {"reset", "stopped", false},
+    [VM_USER_LEFT] = {"switched-off", "stopped", false}, [VM_CRASHED] = {"crash", "crashed", true},
+    [VM_FAILED] = {"failure", "failed", true},           [VM_TIMEOUT] = {"timeout", "stopped", true},
+    [VM_UNAVAILABLE] = {"unavailable", "failed", true},  [VM_SIGNAL] = {"signal", "stopped", false},
+};
+
+void life_ended(struct vm *vm)
+{
+    struct vm_life *life = life_of(vm);
+    const struct vm_result *result = vm->result;
+
+    if (!life)
+        return;
+    life->run.state = VM_STOPPED;
+    life->run.pid = 0;
+    life->run.ended_ms = timestamp_ms();
+    life->run.failed = ends[result->end].failed;
+    snprintf(life->run.reason, sizeof life->run.reason, "%s", result->reason);
+    registry_set_run(life->lock, &life->run);
+    tell(life, ends[result->end].event,
+         json_pack("{s:s, s:s}", "end", ends[result->end].word, "reason", result->reason));
+}
+
+void life_console_output(struct vm *vm, const void *data, size_t len)
+{
+    if (life_of(vm) && life_of(vm)->control)
+        control_console_write(life_of(vm)->control, data, len);
+}
+
+void life_console_space(struct vm *vm)
+{
+    if (life_of(vm) && life_of(vm)->control)
+        control_console_resume(life_of(vm)->control);
+}
+
+void life_close(struct vm *vm)
+{
+    struct vm_life *life = life_of(vm);
+
+    if (!life || !life->control)
+        return;
+    loop_timer_cancel(vm->loop, &life->grace);
+    control_destroy(life->control);
+    life->control = NULL;
+}

@@ -1,0 +1,40 @@
+/*
+ * What a VM with a name has beside its machine: a control socket, an event log, a state that others can read.
+ * vm.c calls these at the turns of a run; without a name (vm_config.life NULL) they do nothing.  While vCPUs run the
+ * bus lock is held.
+ */
+#pragma once
+#include <jansson.h>
+
+#include "vm/control.h"
+#include "vm/events.h"
+#include "vm/registry.h"
+#include "vm/vm_int.h"
+
+struct vm_life {
+    const struct vm_record *record;
+    struct event_log events;
+    struct vm_run run;
+    int lock;      /* held */
+    int client;    /* a control connection that exists already, or -1; life_open takes it over */
+    bool attached; /* the run ends when that connection does */
+    char socket[108];
+    struct control *control; /* NULL until life_open */
+    uint64_t ready_ns;       /* the agent has said that it is there; 0: not yet */
+    struct loop_timer grace; /* a stop that the guest ignores becomes a hard one */
+};
+
+extern const struct control_command vm_commands[]; /* commands.c; their opaque is the struct vm */
+
+/* Opens the control socket.  0, or -errno with a sentence. */
+int life_open(struct vm *vm, char *err, size_t n);
+/* The vCPUs are about to run. */
+void life_started(struct vm *vm);
+/* Something worth telling: to the log and to who listens; takes `data` (an object or NULL) over. */
+void life_event(struct vm *vm, const char *event, json_t *data);
+/* The run has ended, or never began: vm->result says how. */
+void life_ended(struct vm *vm);
+void life_console_output(struct vm *vm, const void *data, size_t len);
+void life_console_space(struct vm *vm);
+/* Closes the control socket; before the loop goes. */
+void life_close(struct vm *vm);

@@ -1,0 +1,149 @@
+#include "vm/process.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "base/error.h"
+#include "base/log.h"
+#include "base/path.h"
+#include "host/child.h"
+#include "vm/life.h"
+
+#define CLIENT_FD 3
+#define LOCK_FD 4
+#define LOG_MOST (1u << 20)
+
+/* --- the one who starts ------------------------------------------------------------------------------------- */
+
+/* guise.log, what the process has to say: a long one begins anew. */
+static int open_log(const struct registry *r, const char *name, char *err, size_t n)
+{
+    char path[PATH_MAX], old[PATH_MAX];
+    struct stat st;
+    int failed = registry_path(r, name, "guise.log", path, err, n);
+
+    if (!failed)
+        failed = registry_path(r, name, "guise.log.1", old, err, n);
+    if (failed)
+        return failed;
+    if (stat(path, &st) == 0 && st.st_size > LOG_MOST)
+        rename(path, old);
+    int fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600);
+    return fd < 0 ? error_sys(err, n, -errno, "cannot write %s", path) : fd;
+}
+
+int process_start(const struct registry *r, const struct vm_record *record, int lock, bool attached, int *client,
+                  char *err, size_t n)
+{
+    const char *const argv[] = {NULL, "vm", record->name, attached ? "--attached" : NULL, NULL};
+    int ends[2], log = open_log(r, record->name, err, n);
+
+    if (log < 0)
+        return log;
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends)) {
+        close(log);
+        return error_sys(err, n, -errno, "cannot talk to a new process");
+    }
+    int failed = child_detach(argv, (int[]){ends[1], lock}, 2, log, err, n);
+    close(log);
+    close(ends[1]);
+    if (failed)
+        close(ends[0]);
+    else
+        *client = ends[0];
+    return failed;
+}
+
+int process_wait(const struct registry *r, const char *name, int timeout_ms)
+{
+    struct vm_run run;
+
+    registry_run(r, name, &run);
+    int fd = run.state == VM_RUNNING ? (int)syscall(SYS_pidfd_open, run.pid, 0) : -1;
+    if (fd < 0)
+        return 0;
+    int ended = poll(&(struct pollfd){.fd = fd, .events = POLLIN}, 1, timeout_ms);
+    close(fd);
+    return ended == 1 ? 0 : -ETIMEDOUT;
+}
+
+/* --- the process itself ------------------------------------------------------------------------------------------ */
+
+static void set_up(struct vm_config *config, struct vm_life *life, const char *serial)
+{
+    *config = life->record->settings.config;
+    config->serial = serial;
+    config->life = life;
+    if (chdir(life->record->directory) && chdir("/"))
+        log_say("cannot go to %s: relative paths may lead nowhere", life->record->directory);
+}
+
+/* Fills what of the life is known before the machine exists. */
+static int begin(const struct registry *r, struct vm_record *record, struct vm_life *life, char *serial, char *err,
+                 size_t n)
+{
+    char path[PATH_MAX];
+    int failed = registry_path(r, record->name, "events.log", path, err, n);
+
+    if (!failed)
+        failed = event_log_open(&life->events, path, record->name, err, n);
+    if (!failed)
+        failed = registry_socket(r, record->name, "ctl", life->socket, err, n);
+    if (!failed)
+        failed = registry_path(r, record->name, "serial.log", path, err, n);
+    if (!failed)
+        failed = path_format(serial, PATH_MAX + 4, err, n, "log:%s", path);
+    return failed;
+}
+
+/* A run before that ended without a word gets its word now. */
+static void note_death(struct vm_life *life)
+{
+    struct vm_run last;
+
+    registry_last_run(life->lock, &last);
+    if (last.state == VM_DIED)
+        free(event_log_add(&life->events, "crashed", json_pack("{s:s, s:s}", "end", "died", "reason", last.reason)));
+}
+
+int process_main(const char *name, bool attached)
+{
+    struct registry r;
+    struct vm_record record;
+    struct vm_config config;
+    struct vm_result result = {0};
+    struct vm_life life = {.record = &record, .lock = LOCK_FD, .client = CLIENT_FD, .attached = attached};
+    char err[ERROR_SIZE], serial[PATH_MAX + 4];
+
+    if (fcntl(CLIENT_FD, F_SETFD, FD_CLOEXEC) || fcntl(LOCK_FD, F_SETFD, FD_CLOEXEC)) {
+        log_say("`guise vm` is what other commands start; `guise start %s` starts a virtual machine", name);
+        return 2;
+    }
+    fcntl(CLIENT_FD, F_SETFL, O_NONBLOCK);
+    int failed = registry_find(&r, err, sizeof err);
+    if (!failed)
+        failed = registry_load(&r, name, &record, err, sizeof err);
+    if (failed) {
+        log_say("%s", err);
+        return 1;
+    }
+    failed = begin(&r, &record, &life, serial, err, sizeof err);
+    if (!failed) {
+        note_death(&life);
+        set_up(&config, &life, serial);
+        vm_run(&config, &result);
+        snprintf(err, sizeof err, "%s", result.reason);
+    }
+    log_say("%s", err);
+    event_log_close(&life.events);
+    record_free(&record);
+    return failed || result.end == VM_FAILED;
+}
