@@ -7,6 +7,7 @@
 static const struct attachment {
     int (*attach)(struct vm *vm, char *error, size_t n);
 } attachments[] = {
+    {disk_attach},
     {vsock_attach},
     {ports_attach},
     {0},

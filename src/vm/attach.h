@@ -12,3 +12,5 @@ int vsock_attach(struct vm *vm, char *error, size_t n); /* sets vm->vsock */
 
 int ports_attach(struct vm *vm, char *error, size_t n); /* sets vm->terminal when a port is the terminal */
 int ports_check(const char *spec, char *err, size_t n);
+
+int disk_attach(struct vm *vm, char *error, size_t n);

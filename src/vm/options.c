@@ -2,6 +2,7 @@
 #include <stddef.h>
 
 #include "backends/chr.h"
+#include "backends/disk.h"
 #include "backends/vsock_host.h"
 #include "engine/engine.h"
 #include "vm/attach.h"
@@ -35,6 +36,8 @@ const struct option_spec vm_options[] = {
      .examples = "256M 512M 1G 2G 4G"},
     {.name = "cpus", .letter = 'c', .kind = OPTION_NUMBER, .offset = AT(n_cpus), .value = "N",
      .help = "virtual CPUs (1 unless told)", .min = 1, .max = VM_MAX_CPUS},
+    {.name = "disk", .letter = 'd', .kind = OPTION_LIST, .offset = AT(disks), .value = "PATH[,WORD]...",
+     .help = "a disk of the guest: a file or block device", .check = disk_check},
     {.name = "engine", .letter = 'e', .kind = OPTION_WORD, .offset = AT(engine), .value = "NAME",
      .help = "what executes the guest (auto unless told)", .words = engine_words},
     {.name = "no-reboot", .kind = OPTION_FLAG, .offset = AT(no_reboot),

@@ -1,0 +1,108 @@
+/*
+ * Disks: what a storage controller reads and writes.
+ *
+ * A disk is named by words, as on the command line:
+ *
+ *      PATH[,format=FORMAT][,ro][,bus=nvme][,serial=S]
+ *
+ * A comma in PATH is written twice.  Without format= the name decides (see disk_formats of disk/spec.c): never what is
+ * inside, for the guest can write there.  All work is asynchronous: a controller submits any number of requests, then
+ * kicks; `done` is called once for each, in any order, with the lock of the loop held: on the loop's thread, or inside
+ * disk_kick or disk_drain, but never inside disk_submit.  All functions: that lock held, or no other thread running.
+ */
+#pragma once
+#include <limits.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/uio.h>
+
+#define DISK_SECTOR 512u
+#define DISK_SERIAL_MAX 20u
+#define DISK_IOV_MAX 1024u /* pieces of one request: the kernel's limit as well */
+
+struct disk;
+struct loop;
+
+enum disk_op {
+    DISK_READ,
+    DISK_WRITE,
+    DISK_FLUSH,        /* what was done before it was submitted is on stable storage when it is done */
+    DISK_DISCARD,      /* the contents are of no use any more; reading gives anything that was ever there, or zeroes */
+    DISK_WRITE_ZEROES, /* reading gives zeroes */
+};
+
+enum {
+    DISK_FUA = 1,   /* WRITE, WRITE_ZEROES: on stable storage when done */
+    DISK_UNMAP = 2, /* WRITE_ZEROES: the space may be given back */
+};
+
+struct disk_request {
+    enum disk_op op;
+    uint32_t flags;
+    uint64_t offset, length; /* bytes, multiples of DISK_SECTOR, inside the disk; FLUSH: both 0 */
+    /* READ, WRITE: n_iov pieces, `length` in all.  The disk's until done, and used up by it. */
+    struct iovec *iov;
+    unsigned n_iov;
+    void (*done)(struct disk_request *r);
+    void *opaque;
+    int result; /* in done: 0 or -errno */
+    /* Below: the disk's own. */
+    struct disk *disk;
+    struct disk_request *next;
+    _Alignas(16) unsigned char backend[192];
+};
+
+enum disk_bus { DISK_BUS_NVME };
+
+struct disk_spec {
+    char path[PATH_MAX]; /* or a URI */
+    unsigned format;     /* index into disk_formats of disk/spec.c */
+    bool guessed;        /* the format comes from the name */
+    bool read_only;
+    enum disk_bus bus;
+    char serial[DISK_SERIAL_MAX + 1]; /* printable ASCII; made from the path unless told */
+};
+
+struct disk_ops {
+    void (*submit)(struct disk *d, struct disk_request *r); /* checked; ends in disk_done, later */
+    void (*kick)(struct disk *d);                           /* begins what was submitted */
+    bool (*wait)(struct disk *d); /* blocks until some request went further; false: none will any more */
+    void (*close)(struct disk *d);
+};
+
+struct disk {
+    const struct disk_ops *ops;
+    uint64_t size;        /* bytes, a multiple of DISK_SECTOR */
+    uint32_t granularity; /* bytes, a power of two: pieces of this size and alignment are written without reading */
+    bool read_only;
+    struct disk_spec spec;
+    unsigned in_flight;
+    /* disk.c's own. */
+    struct disk_request *ready, **ready_end;
+    bool kicking, again, said;
+};
+
+/* Are these words right?  0, or -EINVAL with one sentence in err[n].  Opens nothing. */
+int disk_check(const char *words, char *err, size_t n);
+/* The same, and what they say. */
+int disk_parse(const char *words, struct disk_spec *spec, char *err, size_t n);
+
+/* 0, or -errno with one sentence. */
+int disk_open(struct disk **out, const char *words, struct loop *loop, char *err, size_t n);
+/* Waits for all that is in flight, calls its `done`, makes what was written durable, frees.  disk may be NULL. */
+void disk_close(struct disk *disk);
+
+void disk_submit(struct disk *disk, struct disk_request *r);
+void disk_kick(struct disk *disk);
+/* Returns when nothing is in flight any more. */
+void disk_drain(struct disk *disk);
+
+/* --- for backends --------------------------------------------------------------------------------- */
+
+/* Initializes what is common: size and the rest are the caller's. */
+void disk_init(struct disk *d, const struct disk_ops *ops, const struct disk_spec *spec);
+/* Ends a request; not inside ops->submit. */
+void disk_done(struct disk_request *r, int result);
+/* Ends it from anywhere: `done` is called by the next disk_kick or disk_drain. */
+void disk_done_later(struct disk_request *r, int result);

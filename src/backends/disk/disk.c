@@ -1,0 +1,128 @@
+/* What all disks have in common: opening by words, checks of requests, the way back to the controller. */
+#include "backends/disk.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "backends/disk/disk_int.h"
+#include "base/log.h"
+
+int disk_open(struct disk **out, const char *words, struct loop *loop, char *err, size_t n)
+{
+    struct disk_spec spec;
+    int failed = disk_parse(words, &spec, err, n);
+
+    return failed ? failed : disk_formats[spec.format].open(out, &spec, loop, err, n);
+}
+
+void disk_init(struct disk *d, const struct disk_ops *ops, const struct disk_spec *spec)
+{
+    memset(d, 0, sizeof *d);
+    d->ops = ops;
+    d->spec = *spec;
+    d->read_only = spec->read_only;
+    d->granularity = DISK_SECTOR;
+    d->ready_end = &d->ready;
+}
+
+/* Controllers have checked already; this keeps a mistake there from becoming one in a file. */
+static int check(const struct disk *d, const struct disk_request *r)
+{
+    if (d->read_only && r->op != DISK_READ && r->op != DISK_FLUSH)
+        return -EROFS;
+    if (r->op == DISK_FLUSH)
+        return 0;
+    if ((r->offset | r->length) % DISK_SECTOR || r->offset > d->size || r->length > d->size - r->offset)
+        return -EINVAL;
+    return r->n_iov > DISK_IOV_MAX ? -EINVAL : 0;
+}
+
+void disk_submit(struct disk *d, struct disk_request *r)
+{
+    int err = check(d, r);
+
+    d->in_flight++;
+    r->disk = d;
+    if (err || (r->op != DISK_FLUSH && !r->length))
+        disk_done_later(r, err);
+    else
+        d->ops->submit(d, r);
+}
+
+/* The guest sees an error and may be silent about it: whoever looks after the host reads the reason once. */
+static void say(struct disk *d, const struct disk_request *r)
+{
+    static const char *const names[] = {[DISK_READ] = "a read",
+                                        [DISK_WRITE] = "a write",
+                                        [DISK_FLUSH] = "a flush",
+                                        [DISK_DISCARD] = "a discard",
+                                        [DISK_WRITE_ZEROES] = "a write of zeroes"};
+    if (d->said || r->result == -EROFS)
+        return;
+    d->said = true;
+    log_say("disk %s: %s failed, which the guest gets as an I/O error: %s", d->spec.path, names[r->op],
+            strerror(-r->result));
+}
+
+void disk_done(struct disk_request *r, int result)
+{
+    struct disk *d = r->disk;
+
+    r->result = result;
+    d->in_flight--;
+    if (result)
+        say(d, r);
+    r->done(r);
+}
+
+void disk_done_later(struct disk_request *r, int result)
+{
+    struct disk *d = r->disk;
+
+    r->result = result;
+    r->next = NULL;
+    *d->ready_end = r;
+    d->ready_end = &r->next;
+}
+
+static void deliver(struct disk *d)
+{
+    struct disk_request *r = d->ready, *next;
+
+    d->ready = NULL;
+    d->ready_end = &d->ready;
+    for (; r; r = next) {
+        next = r->next;
+        disk_done(r, r->result);
+    }
+}
+
+void disk_kick(struct disk *d)
+{
+    if (d->kicking) {
+        d->again = true;
+        return;
+    }
+    d->kicking = true;
+    do {
+        d->again = false;
+        deliver(d);
+        d->ops->kick(d);
+    } while (d->again || d->ready);
+    d->kicking = false;
+}
+
+void disk_drain(struct disk *d)
+{
+    disk_kick(d);
+    while (d->in_flight && d->ops->wait(d))
+        disk_kick(d);
+}
+
+void disk_close(struct disk *d)
+{
+    if (!d)
+        return;
+    disk_drain(d);
+    d->ops->close(d);
+}

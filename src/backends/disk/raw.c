@@ -1,0 +1,342 @@
+/*
+ * A raw disk: a file or block device whose bytes are the guest's.
+ *
+ * What the host cannot do in one step is done in others: zeroes by ZERO_RANGE, else by a hole, else by writing them.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/fs.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "backends/disk/disk_int.h"
+#include "backends/disk/fileio.h"
+#include "base/error.h"
+
+#define ZERO_BUFFER 65536u
+#define ZERO_PIECES 4u
+#define MODE_HOLE (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE)
+#define MODE_ZERO (FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE)
+
+struct raw {
+    struct disk disk;
+    int fd;
+    struct fileio *io;
+    bool no_hole, no_zero; /* the file system or device said so */
+    int sync_error;        /* the kernel reports a lost write once: after it no flush may say that all is well */
+    void *zeroes;          /* ZERO_BUFFER bytes, to write from */
+};
+
+struct raw_request {
+    struct fileio_op op;
+    uint64_t left; /* WRITE_ZEROES by writing: bytes not yet handed over */
+    struct iovec pieces[ZERO_PIECES];
+};
+
+_Static_assert(sizeof(struct raw_request) <= sizeof(((struct disk_request *)0)->backend), "fits into a request");
+
+static struct raw_request *own(struct disk_request *r)
+{
+    return (struct raw_request *)r->backend;
+}
+
+static struct disk_request *request_of(struct fileio_op *op)
+{
+    return (struct disk_request *)((char *)op - offsetof(struct disk_request, backend));
+}
+
+static struct raw *raw_of(struct disk_request *r)
+{
+    return (struct raw *)r->disk;
+}
+
+/* --- flush ------------------------------------------------------------------------------------------- */
+
+static void synced(struct fileio_op *op)
+{
+    struct disk_request *r = request_of(op);
+    struct raw *raw = raw_of(r);
+
+    if (op->result && !raw->sync_error)
+        raw->sync_error = op->result;
+    disk_done(r, raw->sync_error);
+}
+
+static void sync_start(struct disk_request *r)
+{
+    struct raw *raw = raw_of(r);
+
+    own(r)->op.kind = FILEIO_SYNC;
+    own(r)->op.fd = raw->fd;
+    own(r)->op.done = synced;
+    fileio_submit(raw->io, &own(r)->op);
+}
+
+/* --- zeroes and holes ---------------------------------------------------------------------------------- */
+
+static void zeroes_next(struct disk_request *r);
+
+static void zeroes_written(struct fileio_op *op)
+{
+    struct disk_request *r = request_of(op);
+
+    if (op->result)
+        disk_done(r, op->result);
+    else
+        zeroes_next(r);
+}
+
+static void zeroes_next(struct disk_request *r)
+{
+    struct raw_request *o = own(r);
+    unsigned n = 0;
+
+    if (!o->left && (r->flags & DISK_FUA)) {
+        sync_start(r);
+        return;
+    }
+    if (!o->left) {
+        disk_done(r, 0);
+        return;
+    }
+    uint64_t offset = r->offset + r->length - o->left;
+    for (; n < ZERO_PIECES && o->left; n++) {
+        o->pieces[n].iov_base = raw_of(r)->zeroes;
+        o->pieces[n].iov_len = o->left < ZERO_BUFFER ? o->left : ZERO_BUFFER;
+        o->left -= o->pieces[n].iov_len;
+    }
+    o->op = (struct fileio_op){.kind = FILEIO_WRITE,
+                               .fd = raw_of(r)->fd,
+                               .iov = o->pieces,
+                               .n_iov = n,
+                               .offset = offset,
+                               .done = zeroes_written};
+    fileio_submit(raw_of(r)->io, &o->op);
+}
+
+static void zeroes_by_writing(struct disk_request *r)
+{
+    own(r)->left = r->length;
+    zeroes_next(r);
+}
+
+static void allocate_start(struct disk_request *r, int mode);
+
+static void allocated(struct fileio_op *op)
+{
+    struct disk_request *r = request_of(op);
+    struct raw *raw = raw_of(r);
+    bool refused = op->result == -EOPNOTSUPP || op->result == -ENOSYS || op->result == -EINVAL;
+
+    if (!refused && !op->result && r->op == DISK_WRITE_ZEROES && (r->flags & DISK_FUA)) {
+        sync_start(r);
+        return;
+    }
+    if (!refused) {
+        disk_done(r, op->result);
+        return;
+    }
+    *(op->flags == MODE_HOLE ? &raw->no_hole : &raw->no_zero) = true;
+    if (r->op == DISK_DISCARD)
+        disk_done(r, 0); /* a wish: nothing is wrong when the space stays in use */
+    else if (op->flags == MODE_ZERO && !raw->no_hole)
+        allocate_start(r, MODE_HOLE);
+    else
+        zeroes_by_writing(r);
+}
+
+static void allocate_start(struct disk_request *r, int mode)
+{
+    own(r)->op = (struct fileio_op){.kind = FILEIO_ALLOCATE,
+                                    .fd = raw_of(r)->fd,
+                                    .flags = mode,
+                                    .offset = r->offset,
+                                    .length = r->length,
+                                    .done = allocated};
+    fileio_submit(raw_of(r)->io, &own(r)->op);
+}
+
+static void zeroes_start(struct disk_request *r)
+{
+    struct raw *raw = raw_of(r);
+
+    if (!raw->no_hole && ((r->flags & DISK_UNMAP) || raw->no_zero))
+        allocate_start(r, MODE_HOLE);
+    else if (!raw->no_zero)
+        allocate_start(r, MODE_ZERO);
+    else
+        zeroes_by_writing(r);
+}
+
+/* --- requests -------------------------------------------------------------------------------------------- */
+
+static void transferred(struct fileio_op *op)
+{
+    struct disk_request *r = request_of(op);
+    struct raw *raw = raw_of(r);
+
+    if (op->result && (op->flags & RWF_DSYNC) && !raw->sync_error)
+        raw->sync_error = op->result;
+    disk_done(r, op->result);
+}
+
+static void transfer_start(struct disk_request *r)
+{
+    bool durable = r->op == DISK_WRITE && (r->flags & DISK_FUA);
+
+    own(r)->op = (struct fileio_op){.kind = r->op == DISK_READ ? FILEIO_READ : FILEIO_WRITE,
+                                    .fd = raw_of(r)->fd,
+                                    .flags = durable ? RWF_DSYNC : 0,
+                                    .iov = r->iov,
+                                    .n_iov = r->n_iov,
+                                    .offset = r->offset,
+                                    .done = transferred};
+    fileio_submit(raw_of(r)->io, &own(r)->op);
+}
+
+static void raw_submit(struct disk *d, struct disk_request *r)
+{
+    struct raw *raw = (struct raw *)d;
+
+    memset(own(r), 0, sizeof *own(r));
+    if (raw->sync_error && (r->op == DISK_FLUSH || (r->flags & DISK_FUA)))
+        disk_done_later(r, raw->sync_error);
+    else if (r->op == DISK_FLUSH)
+        sync_start(r);
+    else if (r->op == DISK_WRITE_ZEROES)
+        zeroes_start(r);
+    else if (r->op != DISK_DISCARD)
+        transfer_start(r);
+    else if (raw->no_hole)
+        disk_done_later(r, 0);
+    else
+        allocate_start(r, MODE_HOLE);
+}
+
+static void raw_kick(struct disk *d)
+{
+    fileio_kick(((struct raw *)d)->io);
+}
+
+static bool raw_wait(struct disk *d)
+{
+    return fileio_wait(((struct raw *)d)->io);
+}
+
+static void raw_close(struct disk *d)
+{
+    struct raw *raw = (struct raw *)d;
+
+    if (!d->read_only)
+        (void)!fdatasync(raw->fd); /* whoever stops a VM may pull the plug next */
+    fileio_destroy(raw->io);
+    close(raw->fd);
+    free(raw->zeroes);
+    free(raw);
+}
+
+static const struct disk_ops raw_ops = {.submit = raw_submit, .kick = raw_kick, .wait = raw_wait, .close = raw_close};
+
+/* --- opening ------------------------------------------------------------------------------------------------ */
+
+/* One writer, or any number of readers: the lock belongs to the open file, so it ends with the process however that
+ * ends.  File systems without locks go without. */
+static int lock(int fd, const struct disk_spec *s, char *err, size_t n)
+{
+    struct flock whole = {.l_type = s->read_only ? F_RDLCK : F_WRLCK, .l_whence = SEEK_SET};
+
+    if (fcntl(fd, F_OFD_SETLK, &whole) == 0 || (errno != EAGAIN && errno != EACCES))
+        return 0;
+    return error_set(err, n, -EBUSY, "disk %s is in use by another virtual machine or program%s", s->path,
+                     s->read_only ? ", which may write to it: stop that first"
+                                  : ": stop that first, or use an overlay of one's own for each");
+}
+
+static int find_size(int fd, const struct disk_spec *s, uint64_t *size, bool *block, char *err, size_t n)
+{
+    struct stat st;
+
+    if (fstat(fd, &st))
+        return error_sys(err, n, -errno, "cannot look at disk %s", s->path);
+    *block = S_ISBLK(st.st_mode);
+    if (!*block && !S_ISREG(st.st_mode))
+        return error_set(err, n, -EINVAL, "disk %s is neither a file nor a block device", s->path);
+    *size = (uint64_t)st.st_size;
+    if (*block && ioctl(fd, BLKGETSIZE64, size))
+        return error_sys(err, n, -errno, "cannot ask block device %s for its size", s->path);
+    if (!*size)
+        return error_set(err, n, -EINVAL, "disk %s is empty: give it a size first, as in truncate -s 4G %s", s->path,
+                         s->path);
+    return 0;
+}
+
+int disk_file_open(const struct disk_spec *s, uint64_t *size, bool *block, char *err, size_t n)
+{
+    struct stat st;
+    int flags = (s->read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC;
+
+    /* O_EXCL: a block device that the host has mounted is refused.  O_NONBLOCK: a pipe is refused, not waited for. */
+    if (!s->read_only && stat(s->path, &st) == 0 && S_ISBLK(st.st_mode))
+        flags |= O_EXCL;
+    int fd = open(s->path, flags | O_NONBLOCK);
+    if (fd < 0)
+        return error_sys(err, n, -errno, "cannot open disk %s%s", s->path,
+                         errno == EACCES && !s->read_only ? " for writing (ro opens it read-only)" : "");
+    int failed = find_size(fd, s, size, block, err, n);
+    if (!failed)
+        failed = lock(fd, s, err, n);
+    if (failed) {
+        close(fd);
+        return failed;
+    }
+    return fd;
+}
+
+/* A name that says nothing and contents that say something: better asked than guessed. */
+static int check_contents(int fd, const struct disk_spec *s, char *err, size_t n)
+{
+    char head[16] = "";
+
+    if (!s->guessed || pread(fd, head, sizeof head, 0) < 0)
+        return 0;
+    for (const struct disk_format *f = disk_formats; f->name; f++)
+        if (f->magic && memcmp(head, f->magic, f->magic_length) == 0)
+            return error_set(err, n, -EINVAL, "disk %s looks like %s: add format=%s, or format=raw to use it as it is",
+                             s->path, f->name, f->name);
+    return 0;
+}
+
+int disk_raw_open(struct disk **out, const struct disk_spec *spec, struct loop *loop, char *err, size_t n)
+{
+    uint64_t size = 0;
+    bool block = false;
+    int fd = disk_file_open(spec, &size, &block, err, n);
+
+    if (fd < 0)
+        return fd;
+    struct raw *raw = NULL;
+    int failed = check_contents(fd, spec, err, n);
+    if (!failed && (!(raw = calloc(1, sizeof *raw)) || !(raw->zeroes = calloc(1, ZERO_BUFFER))))
+        failed = error_set(err, n, -ENOMEM, "out of memory");
+    if (!failed) {
+        disk_init(&raw->disk, &raw_ops, spec);
+        raw->fd = fd;
+        raw->disk.size = (size + DISK_SECTOR - 1) & ~(uint64_t)(DISK_SECTOR - 1);
+        raw->disk.granularity = 4096;
+        failed = fileio_create(&raw->io, loop, FILEIO_AUTO);
+        if (failed)
+            error_sys(err, n, failed, "cannot set up input and output for disk %s", spec->path);
+    }
+    if (failed) {
+        if (raw)
+            free(raw->zeroes);
+        free(raw);
+        close(fd);
+        return failed;
+    }
+    *out = &raw->disk;
+    return 0;
+}
