@@ -71,6 +71,9 @@ void bus_write(struct bus *bus, enum bus_space space, uint64_t addr, uint64_t va
 int dma_read(struct bus *bus, uint64_t gpa, void *buf, size_t len);
 int dma_write(struct bus *bus, uint64_t gpa, const void *buf, size_t len);
 
+/* Gives the host back what the guest does not need: whole pages in the range then read as zero.  As memory_discard. */
+int dma_discard(struct bus *bus, uint64_t gpa, uint64_t len);
+
 /* Sends a message-signalled interrupt; the lock is held by the caller. */
 void bus_msi(struct bus *bus, uint64_t address, uint32_t data);
 

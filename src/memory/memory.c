@@ -115,3 +115,15 @@ int memory_write(struct memory *m, uint64_t gpa, const void *buf, size_t len)
     memcpy(p, buf, len);
     return 0;
 }
+
+int memory_discard(struct memory *m, uint64_t gpa, uint64_t len)
+{
+    if (!memory_is_ram(m, gpa, len))
+        return -EFAULT;
+    uint64_t first = (gpa + PAGE - 1) & -(uint64_t)PAGE, end = (gpa + len) & -(uint64_t)PAGE;
+    if (first >= end)
+        return 0;
+    uint64_t offset = gpa < MEMORY_HOLE_START ? first : first - (MEMORY_HOLE_END - m->low_size);
+    int err = fallocate(m->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)(end - first));
+    return err ? -errno : 0;
+}

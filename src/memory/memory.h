@@ -46,3 +46,7 @@ static inline void *memory_hva(const struct memory *m, uint64_t gpa, uint64_t le
  * writes: use dma_write of bus/bus.h where translated code may live in the page. */
 int memory_read(const struct memory *m, uint64_t gpa, void *buf, size_t len);
 int memory_write(struct memory *m, uint64_t gpa, const void *buf, size_t len);
+
+/* Gives the host back the whole pages in [gpa, gpa+len): the addresses stay mapped and read as zero, nothing that
+ * points there dangles.  Tells nobody, as above.  -EFAULT unless all of the range is RAM. */
+int memory_discard(struct memory *m, uint64_t gpa, uint64_t len);

@@ -10,6 +10,7 @@ static const struct attachment {
     {disk_attach},
     {vsock_attach},
     {ports_attach},
+    {balloon_attach},
     {0},
 };
 

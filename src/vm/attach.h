@@ -14,3 +14,4 @@ int ports_attach(struct vm *vm, char *error, size_t n); /* sets vm->terminal whe
 int ports_check(const char *spec, char *err, size_t n);
 
 int disk_attach(struct vm *vm, char *error, size_t n);
+int balloon_attach(struct vm *vm, char *error, size_t n); /* sets vm->balloon */

@@ -50,6 +50,8 @@ const struct option_spec vm_options[] = {
      .help = "a virtio console's port; hvc0 is a console", .check = ports_check},
     {.name = "vsock", .kind = OPTION_STRING, .offset = AT(vsock_path), .value = "PATH[,cid=N]",
      .help = "connect the guest's vsock to a Unix socket", .check = vsock_host_check},
+    {.name = "balloon", .kind = OPTION_FLAG, .offset = AT(balloon),
+     .help = "memory that the guest does not use goes back to the host"},
     {.name = "stats", .kind = OPTION_FLAG, .offset = AT(stats),
      .help = "print at the end where time went"},
     {.name = "log", .letter = 'l', .kind = OPTION_SET, .offset = AT(log_items), .value = "ITEM,...",

@@ -34,7 +34,8 @@ struct vm {
     struct chr *terminal; /* of a virtio console's port that is stdio; the device's */
     const struct engine_ops *ops;
     struct engine *engine;
-    struct vsock *vsock; /* NULL: none */
+    struct vsock *vsock;     /* NULL: none */
+    struct balloon *balloon; /* NULL: none */
     FILE *log;
     struct vcpu vcpus[VM_MAX_CPUS];
     unsigned n_started;

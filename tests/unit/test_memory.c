@@ -25,6 +25,29 @@ static void low_memory_is_one_piece(void **state)
     memory_destroy(m);
 }
 
+static void discarded_pages_read_as_zero(void **state)
+{
+    struct memory *m;
+    uint8_t *low, *high;
+    assert_int_equal(memory_create(&m, 4ull << 30), 0);
+    low = memory_hva(m, 0x10000, 0x4000);
+    high = memory_hva(m, MEMORY_HOLE_END + 0x10000, 0x4000);
+    memset(low, 1, 0x4000);
+    memset(high, 2, 0x4000);
+    assert_int_equal(memory_discard(m, 0x10800, 0x2000), 0); /* one whole page */
+    assert_int_equal(memory_discard(m, MEMORY_HOLE_END + 0x11000, 0x3000), 0);
+    for (unsigned i = 0; i < 0x4000; i++) {
+        assert_int_equal(low[i], i / 4096 == 1 ? 0 : 1);
+        assert_int_equal(high[i], i / 4096 ? 0 : 2);
+    }
+    low[0x1000] = 3;
+    assert_int_equal(memory_discard(m, 0x11000, 0xfff), 0); /* less than a page */
+    assert_int_equal(low[0x1000], 3);
+    assert_int_equal(memory_discard(m, MEMORY_HOLE_START - 4096, 8192), -EFAULT);
+    assert_int_equal(memory_discard(m, UINT64_MAX - 4095, 8192), -EFAULT);
+    memory_destroy(m);
+}
+
 static void memory_beyond_3_gib_moves_above_the_hole(void **state)
 {
     struct memory *m;
@@ -85,11 +108,9 @@ static void the_hole_and_the_page_behind_fault(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(low_memory_is_one_piece),
-        cmocka_unit_test(memory_beyond_3_gib_moves_above_the_hole),
-        cmocka_unit_test(sizes_that_make_no_sense_are_refused),
-        cmocka_unit_test(the_file_cannot_be_cut),
-        cmocka_unit_test(the_hole_and_the_page_behind_fault),
+        cmocka_unit_test(low_memory_is_one_piece),      cmocka_unit_test(memory_beyond_3_gib_moves_above_the_hole),
+        cmocka_unit_test(discarded_pages_read_as_zero), cmocka_unit_test(sizes_that_make_no_sense_are_refused),
+        cmocka_unit_test(the_file_cannot_be_cut),       cmocka_unit_test(the_hole_and_the_page_behind_fault),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
