@@ -64,7 +64,7 @@ lint: all
 # Rewrites every source in the house style.
 format:
 	@scripts/setup.sh lint
-	@find src tests bench -name out -prune -o -name '*.[ch]' -print0 | xargs -0 clang-format -i
+	@find src tests bench fuzz -name out -prune -o -name '*.[ch]' -print0 | xargs -0 clang-format -i
 
 # Installed files are built for where they go: another PREFIX reconfigures.
 install: all
@@ -76,4 +76,4 @@ coverage:
 	@gcovr --root . --object-directory build-cov --filter src/ --print-summary
 
 clean:
-	rm -rf build build-debug build-asan build-cov
+	rm -rf build build-debug build-asan build-cov build-fuzz

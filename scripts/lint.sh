@@ -7,7 +7,7 @@ top=$(dirname "$(dirname "$(readlink -f "$0")")")
 build=$(readlink -f "${1:-$top/build}")
 shift $(($# > 0))
 cd "$top" || exit 1
-mapfile -t sources < <(find src tests bench -name out -prune -o -name '*.[ch]' -print | sort)
+mapfile -t sources < <(find src tests bench fuzz -name out -prune -o -name '*.[ch]' -print | sort)
 mapfile -t units < <(find src -name '*.c' | sort)
 mapfile -t scripts < <(grep -rlE --exclude-dir=out '^#!/bin/(ba)?sh' scripts tests bench .ci | sort)
 checks=${*:-layers format man shell cppcheck tidy}

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs what a part of the project needs, and nothing that is there already.
 #
-#   scripts/setup.sh GROUP...     groups: build test lint bench guest cov
+#   scripts/setup.sh GROUP...     groups: build test lint bench guest fuzz cov
 #
 # As root with apt-get, else with sudo apt-get.  Prints nothing when there is nothing to do.
 set -eu
@@ -14,9 +14,10 @@ packages() {
     guest) echo gcc libc6-dev gzip xz-utils zstd ;;
     lint) echo clang-format clang-tidy clang cppcheck mandoc shellcheck ;;
     bench) echo gcc libc6-dev mawk ;;
+    fuzz) echo clang libclang-rt-dev python3 ;;
     cov) echo gcovr ;;
     *)
-        echo "setup.sh: there is no group '$1' (build test lint bench guest cov)" >&2
+        echo "setup.sh: there is no group '$1' (build test lint bench guest fuzz cov)" >&2
         return 2
         ;;
     esac

@@ -214,6 +214,13 @@ static void nvme_reset(struct device *dev)
     pci_function_reset(&n->pci);
 }
 
+static void free_all(struct nvme *n)
+{
+    while (n->n_requests)
+        free(n->requests[--n->n_requests]);
+    free(n);
+}
+
 static void nvme_destroy(struct device *dev)
 {
     struct nvme *n = dev->state;
@@ -223,18 +230,8 @@ static void nvme_destroy(struct device *dev)
     quiesce(n);
     pci_function_destroy(&n->pci);
     disk_close(n->disk);
-    free(n->requests);
-    free(n);
+    free_all(n);
     dev->state = NULL;
-}
-
-static void init_requests(struct nvme *n)
-{
-    for (unsigned i = 0; i < NVME_REQUESTS; i++) {
-        n->requests[i].nvme = n;
-        n->requests[i].next = n->free;
-        n->free = &n->requests[i];
-    }
 }
 
 static int nvme_create(struct device *dev, const struct device_env *env, const void *config)
@@ -250,13 +247,12 @@ static int nvme_create(struct device *dev, const struct device_env *env, const v
 
     if (!n)
         return -ENOMEM;
-    n->requests = calloc(NVME_REQUESTS, sizeof *n->requests);
-    int err = !n->requests ? -ENOMEM : !env->pci ? -EINVAL : 0;
+    n->free = nvme_request_take(n); /* one at least, so that there is always one that comes back */
+    int err = !n->free ? -ENOMEM : !env->pci ? -EINVAL : 0;
     if (!err) {
         n->bus = env->bus;
         n->disk = c->disk;
         n->blocks = c->disk->size >> NVME_LBA_SHIFT;
-        init_requests(n);
         nvme_queues_reset(n);
         nvme_features_reset(n);
         pci_function_init(&n->pci, &n->saved.pci, "nvme", &id);
@@ -265,8 +261,7 @@ static int nvme_create(struct device *dev, const struct device_env *env, const v
         err = pci_add(env->pci, &n->pci);
     }
     if (err) {
-        free(n->requests);
-        free(n);
+        free_all(n);
         return err;
     }
     dev->state = n;

@@ -128,8 +128,9 @@ struct nvme {
     struct bus *bus;
     struct disk *disk;
     uint64_t blocks;
-    struct nvme_request *requests, *free; /* array of NVME_REQUESTS, list */
-    unsigned at_work;                     /* requests that the disk has; how many of them of each queue: */
+    struct nvme_request *requests[NVME_REQUESTS], *free; /* all that have been needed so far; a list */
+    unsigned n_requests;
+    unsigned at_work; /* requests that the disk has; how many of them of each queue: */
     unsigned queue_work[NVME_QUEUES];
     struct nvme_request *full[NVME_QUEUES], **full_end[NVME_QUEUES]; /* done, but their queue has no room */
     uint32_t ready;  /* submission queues that may have commands: a bit each */
@@ -154,6 +155,8 @@ uint16_t nvme_fetch(struct nvme *n, const struct nvme_command *c, void *data, ui
 /* Takes commands from queues and hands them to admin.c and io.c, until there are none or no room. */
 void nvme_run(struct nvme *n);
 void nvme_doorbell(struct nvme *n, uint64_t offset, uint32_t value);
+/* Takes a free request, makes one if there are not yet NVME_REQUESTS; NULL: none to be had now. */
+struct nvme_request *nvme_request_take(struct nvme *n);
 /* Puts the completion of command cid into sq's completion queue; false: there is no room. */
 bool nvme_complete(struct nvme *n, uint16_t sq, uint16_t cid, uint16_t status, uint32_t dw0);
 /* The same for a request, which is free again afterwards or once there is room. */

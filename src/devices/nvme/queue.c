@@ -6,6 +6,7 @@
  * queue holds NVME_REQUESTS requests and gets no more done.
  */
 #include <stddef.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "devices/nvme/nvme_int.h"
@@ -65,6 +66,19 @@ bool nvme_complete(struct nvme *n, uint16_t sq_id, uint16_t cid, uint16_t status
     cq->phase ^= next == 0;
     n->notify |= 1u << sq->cq;
     return true;
+}
+
+struct nvme_request *nvme_request_take(struct nvme *n)
+{
+    struct nvme_request *r = n->free;
+
+    if (r) {
+        n->free = r->next;
+    } else if (n->n_requests < NVME_REQUESTS && (r = calloc(1, sizeof *r))) {
+        r->nvme = n;
+        n->requests[n->n_requests++] = r;
+    }
+    return r;
 }
 
 static void release(struct nvme_request *r)
@@ -144,35 +158,40 @@ static bool may_take(const struct nvme *n, unsigned q)
     const struct nvme_cq *cq = &n->saved.cq[n->saved.sq[q].cq];
 
     if (q)
-        return n->free != NULL;
+        return n->free || n->n_requests < NVME_REQUESTS;
     return (cq->tail + 1) % cq->size != cq->head;
 }
 
-static void take(struct nvme *n, unsigned q)
+/* false: there was no memory for a request; those at work will come back. */
+static bool take(struct nvme *n, unsigned q)
 {
     struct nvme_sq *sq = &n->saved.sq[q];
+    struct nvme_request *r = q ? nvme_request_take(n) : NULL;
     struct nvme_command c;
     uint32_t dw0 = 0;
     uint16_t status;
 
+    if (q && !r)
+        return false;
     if (dma_read(n->bus, sq->base + (uint64_t)sq->head * sizeof c, &c, sizeof c)) {
         nvme_fatal(n);
-        return;
+        if (r)
+            release(r);
+        return true;
     }
     sq->head = (uint16_t)((sq->head + 1) % sq->size);
     if (!q) {
         status = nvme_admin(n, &c, &dw0);
         if (status != NVME_LATER)
             nvme_complete(n, 0, c.cid, status, dw0);
-        return;
+        return true;
     }
-    struct nvme_request *r = n->free;
-    n->free = r->next;
     r->sq = (uint16_t)q;
     r->cid = c.cid;
     status = nvme_io(n, r, &c);
     if (status != NVME_LATER)
         nvme_request_done(r, status);
+    return true;
 }
 
 static bool has_work(const struct nvme *n, unsigned q)
@@ -193,8 +212,7 @@ static bool run_round(struct nvme *n)
         if (!has_work(n, q)) {
             n->ready &= ~(1u << q);
         } else if (may_take(n, q)) {
-            take(n, q);
-            taken = true;
+            taken |= take(n, q);
         }
     }
     n->turn = (n->turn + 1) % NVME_QUEUES;
@@ -210,7 +228,7 @@ void nvme_run(struct nvme *n)
         while (n->ready && run_round(n))
             ;
         disk_kick(n->disk); /* may complete requests, and so make room */
-    } while (n->ready && (n->free || n->ready & 1) && run_round(n));
+    } while (n->ready && run_round(n));
     n->running = false;
     interrupt(n);
 }
@@ -346,8 +364,11 @@ void nvme_queues_restored(struct nvme *n)
     }
     for (unsigned i = 0; i < n->saved.n_waiting; i++) {
         const struct nvme_waiting *w = &n->saved.waiting[i];
-        struct nvme_request *r = n->free; /* nothing is at work: all are free */
-        n->free = r->next;
+        struct nvme_request *r = nvme_request_take(n);
+        if (!r) { /* no memory: the guest will wait for this one in vain, as after a lost command */
+            nvme_fatal(n);
+            return;
+        }
         r->sq = w->sq;
         r->cid = w->cid;
         nvme_request_done(r, w->status);
