@@ -8,6 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "backends/net_helper.h"
 #include "base/error.h"
 #include "base/log.h"
 #include "cli/cli.h"
@@ -111,6 +112,22 @@ static int open_standard_descriptors(void)
     return 0;
 }
 
+/* What guise starts of itself (host/child.h): not for people, so in no list. */
+static const struct helper {
+    const char *name;
+    int (*main)(int argc, char **argv);
+} helpers[] = {
+    {"helper-net", net_helper_main},
+};
+
+static const struct helper *find_helper(const char *word)
+{
+    for (size_t i = 0; i < sizeof(helpers) / sizeof(helpers[0]); i++)
+        if (strcmp(word, helpers[i].name) == 0)
+            return &helpers[i];
+    return NULL;
+}
+
 static const struct command *find_or_alias(const char *word)
 {
     static const struct {
@@ -137,6 +154,9 @@ int main(int argc, char **argv)
         overview(stderr);
         return STATUS_USAGE;
     }
+    const struct helper *helper = find_helper(argv[1]);
+    if (helper)
+        return helper->main(argc - 1, argv + 1);
     const struct command *c = find_or_alias(argv[1]);
     if (!c) {
         cli_no_command(argv[1], err, sizeof err);

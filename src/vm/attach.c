@@ -11,6 +11,7 @@ static const struct attachment {
     {vsock_attach},
     {ports_attach},
     {balloon_attach},
+    {net_attach_cards},
     {0},
 };
 

@@ -4,6 +4,7 @@
 #include "backends/chr.h"
 #include "backends/disk.h"
 #include "backends/vsock_host.h"
+#include "backends/net.h"
 #include "engine/engine.h"
 #include "vm/attach.h"
 #include "vm/vm.h"
@@ -40,6 +41,11 @@ const struct option_spec vm_options[] = {
      .help = "a disk of the guest: a file or block device", .check = disk_check},
     {.name = "engine", .letter = 'e', .kind = OPTION_WORD, .offset = AT(engine), .value = "NAME",
      .help = "what executes the guest (auto unless told)", .words = engine_words},
+    {.name = "net", .kind = OPTION_LIST, .offset = AT(nets), .value = "NETWORK",
+     .help = "a network card: none, user, tap:NAME", .examples = "none user tap:",
+     .check = net_check},
+    {.name = "publish", .letter = 'p', .kind = OPTION_LIST, .offset = AT(publish), .value = "PORTS",
+     .help = "lead a port of the host to the guest: [IP:]HOST:GUEST[/udp]", .check = net_publish_check},
     {.name = "no-reboot", .kind = OPTION_FLAG, .offset = AT(no_reboot),
      .help = "a reset ends the run"},
     {.name = "serial", .letter = 's', .kind = OPTION_STRING, .offset = AT(serial), .value = "WHERE",

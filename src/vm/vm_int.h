@@ -32,6 +32,7 @@ struct vm {
     struct loop *loop;
     struct chr *chr;
     struct chr *terminal; /* of a virtio console's port that is stdio; the device's */
+    struct net *publisher; /* the network that ports can be published on, a device's; or NULL */
     const struct engine_ops *ops;
     struct engine *engine;
     struct vsock *vsock;     /* NULL: none */

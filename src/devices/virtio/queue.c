@@ -174,17 +174,37 @@ void virtio_unpop(struct virtio_device *v, const struct virtio_chain *chain)
         v->state->queues[chain->queue].last_avail--;
 }
 
-void virtio_push(struct virtio_device *v, const struct virtio_chain *chain, uint32_t written)
+static bool may_give(const struct virtio_device *v, const struct virtio_queue_state *q)
+{
+    return virtio_live(v) && q->enabled;
+}
+
+void virtio_fill(struct virtio_device *v, const struct virtio_chain *chain, unsigned ahead, uint32_t written)
 {
     struct virtio_queue_state *q = &v->state->queues[chain->queue];
     uint32_t entry[2] = {chain->head, written};
 
-    if (chain->generation != v->generation || !virtio_live(v) || !q->enabled)
+    if (chain->generation == v->generation && may_give(v, q))
+        dma_write(v->bus, q->device + RING_ENTRIES + (uint64_t)USED_SIZE * ((q->used + ahead) & (q->size - 1u)), entry,
+                  sizeof entry);
+}
+
+void virtio_publish(struct virtio_device *v, unsigned index, unsigned n)
+{
+    struct virtio_queue_state *q = &v->state->queues[index];
+
+    if (!may_give(v, q))
         return;
-    if (dma_write(v->bus, q->device + RING_ENTRIES + (uint64_t)USED_SIZE * (q->used & (q->size - 1)), entry,
-                  sizeof entry))
+    q->used = (uint16_t)(q->used + n);
+    store16(v, q->device + RING_IDX, q->used);
+}
+
+void virtio_push(struct virtio_device *v, const struct virtio_chain *chain, uint32_t written)
+{
+    if (chain->generation != v->generation)
         return;
-    store16(v, q->device + RING_IDX, ++q->used);
+    virtio_fill(v, chain, 0, written);
+    virtio_publish(v, chain->queue, 1);
 }
 
 static bool wants_interrupt(struct virtio_device *v, struct virtio_queue_state *q)

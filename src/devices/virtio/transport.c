@@ -105,7 +105,10 @@ static void write_status(struct virtio_device *v, uint64_t value)
         set &= (uint8_t)~VIRTIO_FEATURES_OK;
     if (!(set & VIRTIO_FEATURES_OK))
         set &= (uint8_t)~VIRTIO_DRIVER_OK; /* 3.1.1: no DRIVER_OK without agreed features */
+    bool starts = (set & VIRTIO_DRIVER_OK) && !(s->status & VIRTIO_DRIVER_OK);
     s->status |= set;
+    if (starts && v->ops->started)
+        v->ops->started(v);
 }
 
 /* --- common configuration (4.1.4.3): one table row a field ------------------------------------------ */

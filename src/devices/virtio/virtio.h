@@ -64,7 +64,8 @@ struct virtio_ops {
     void (*config_write)(struct virtio_device *v, uint32_t offset, const void *buf, unsigned size);
     /* The driver says queue q has buffers.  Called only while the device is live. */
     void (*notify)(struct virtio_device *v, unsigned q);
-    void (*reset)(struct virtio_device *v); /* may be NULL: forget what was in flight */
+    void (*started)(struct virtio_device *v); /* may be NULL: the driver has set DRIVER_OK */
+    void (*reset)(struct virtio_device *v);   /* may be NULL: forget what was in flight */
 };
 
 struct virtio_device {
@@ -115,6 +116,10 @@ int virtio_pop(struct virtio_device *v, unsigned q, struct virtio_chain *chain);
 void virtio_unpop(struct virtio_device *v, const struct virtio_chain *chain);
 /* Gives the chain back with `written` bytes in its writable buffers; no effect if reset meanwhile. */
 void virtio_push(struct virtio_device *v, const struct virtio_chain *chain, uint32_t written);
+/* The same in two steps, for a request answered by several chains that the driver must see at once: each is filled in,
+ * `ahead` of the next to give, then all n are given. */
+void virtio_fill(struct virtio_device *v, const struct virtio_chain *chain, unsigned ahead, uint32_t written);
+void virtio_publish(struct virtio_device *v, unsigned q, unsigned n);
 /* Interrupts the driver if it wants to know of what was pushed since the last call. */
 void virtio_signal(struct virtio_device *v, unsigned q);
 /* Asks to be notified of the next buffer.  true: there is one already, pop again. */

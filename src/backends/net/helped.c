@@ -1,0 +1,336 @@
+/*
+ * The networks that a helper process provides: `user` and `switch`, seen from the VM.  After the start they need
+ * read(2), write(2) and poll(2) on the descriptors that are open by then.
+ */
+#include <errno.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "backends/net/control.h"
+#include "backends/net/net_int.h"
+#include "backends/net/wire.h"
+#include "base/error.h"
+#include "base/log.h"
+#include "host/child.h"
+
+#define START_MS 10000
+#define ANSWER_MS 3000
+#define STOP_MS 500
+/* Messages handed to the guest before others of the event loop get their turn. */
+#define MESSAGES_PER_PASS 8u
+
+struct helped {
+    struct net *net;
+    struct wire wire;
+    struct child child;
+    int data, control; /* -1: none */
+    uint32_t last_id;
+    bool reading; /* else the guest has no room */
+    bool full;    /* the socket has no room for the guest's frames */
+};
+
+static int start(struct helped *h, char *err, size_t n);
+static void on_data(void *opaque, uint32_t events);
+
+/* --- frames --------------------------------------------------------------------------------------------------------
+ */
+
+static void watch(struct helped *h, bool reading, bool full)
+{
+    if (h->reading == reading && h->full == full)
+        return;
+    h->reading = reading;
+    h->full = full;
+    loop_fd_mod(h->net->loop, h->data, (reading ? EPOLLIN : 0u) | (full ? EPOLLOUT : 0u));
+}
+
+/* The frames of the message in hand.  false: the guest has no room. */
+static bool deliver_message(struct helped *h)
+{
+    struct net_header *header;
+    uint8_t *frame;
+    size_t len;
+
+    while (wire_next(&h->wire, &header, &frame, &len)) {
+        if (!net_deliver(h->net, header, frame, len))
+            return false;
+        wire_done(&h->wire);
+    }
+    return true;
+}
+
+static void pump(struct helped *h)
+{
+    bool room = true;
+    int r = 1;
+
+    for (unsigned i = 0; i < MESSAGES_PER_PASS && room && (r = wire_fill(&h->wire)) > 0; i++)
+        room = deliver_message(h);
+    if (r < 0)
+        loop_fd_del(h->net->loop, h->data); /* its end is told by the control socket or the child's */
+    else
+        watch(h, room, h->full);
+    net_delivered(h->net);
+}
+
+static void on_data(void *opaque, uint32_t events)
+{
+    struct helped *h = opaque;
+
+    if (events & EPOLLOUT) {
+        watch(h, h->reading, !wire_flush(&h->wire));
+        if (!h->full)
+            net_writable(h->net);
+    }
+    if (events & (EPOLLIN | EPOLLHUP | EPOLLERR))
+        pump(h);
+}
+
+static bool helped_send(struct net *net, const struct iovec *iov, unsigned n)
+{
+    struct helped *h = net->backend;
+
+    if (wire_put(&h->wire, iov, n))
+        return true;
+    watch(h, h->reading, true);
+    return false;
+}
+
+static void helped_flush(struct net *net)
+{
+    struct helped *h = net->backend;
+
+    if (!wire_flush(&h->wire))
+        watch(h, h->reading, true);
+}
+
+static void helped_resume(struct net *net)
+{
+    struct helped *h = net->backend;
+
+    if (!h->reading)
+        pump(h);
+}
+
+/* --- news and requests ----------------------------------------------------------------------------------------------
+ */
+
+static int request(struct helped *h, struct control_message *m, int ms, char *err, size_t n);
+
+/* The new process knows nothing of the ports that the old one had. */
+static void publish_again(struct helped *h)
+{
+    char err[ERROR_SIZE];
+
+    for (unsigned i = 0; i < h->net->n_published; i++) {
+        struct control_message m = {.type = CONTROL_ADD, .publish = h->net->published[i]};
+        if (request(h, &m, ANSWER_MS, err, sizeof err))
+            log_say("network: %s", err);
+    }
+}
+
+static void handle_news(struct helped *h, const struct control_message *m)
+{
+    if (m->type == CONTROL_DOWN) {
+        log_say("network: %s%s", m->text, m->status ? "; the guest has no network now" : "; starting it again");
+        net_set_link(h->net, false);
+    } else if (m->type == CONTROL_UP && !net_link(h->net)) {
+        publish_again(h);
+        log_say("network: it works again; connections that were open are lost");
+        net_set_link(h->net, true);
+    }
+}
+
+static void on_control(void *opaque, uint32_t events)
+{
+    struct helped *h = opaque;
+    struct control_message m;
+    int r;
+
+    while ((r = control_receive(h->control, &m)) > 0)
+        handle_news(h, &m);
+    if (r < 0)
+        loop_fd_del(h->net->loop, h->control);
+}
+
+/* Waits for a message that ends with the answer to `id`, or with news when id is 0. */
+static int await(struct helped *h, uint32_t id, struct control_message *m, int ms, char *err, size_t n)
+{
+    uint64_t end = clock_ns() + (uint64_t)ms * 1000000, now;
+
+    while ((now = clock_ns()) < end) {
+        struct pollfd p = {.fd = h->control, .events = POLLIN};
+        if (poll(&p, 1, (int)((end - now) / 1000000) + 1) < 0 && errno != EINTR)
+            return error_sys(err, n, -errno, "cannot wait for the network's helper");
+        int r = control_receive(h->control, m);
+        if (r < 0)
+            return error_sys(err, n, -EPIPE, "the network's helper process has ended");
+        if (r == 0)
+            continue;
+        if (!id || (m->type == CONTROL_ANSWER && m->id == id))
+            return 0;
+        if (m->type == CONTROL_DOWN) {
+            handle_news(h, m);
+            return error_set(err, n, -EPIPE, "the network's helper process has ended");
+        }
+    }
+    return error_set(err, n, -ETIMEDOUT, "the network's helper process does not answer within %d s", ms / 1000);
+}
+
+static int request(struct helped *h, struct control_message *m, int ms, char *err, size_t n)
+{
+    struct control_message answer = {0};
+
+    if (h->control < 0)
+        return error_set(err, n, -EPIPE, "the network's helper process has ended");
+    m->id = ++h->last_id ? h->last_id : ++h->last_id;
+    int r = control_send(h->control, m);
+    if (r)
+        return error_sys(err, n, r, "cannot ask the network's helper process");
+    r = await(h, m->id, &answer, ms, err, n);
+    if (r)
+        return r;
+    m->publish = answer.publish;
+    return answer.status ? error_set(err, n, answer.status, "%s", answer.text) : 0;
+}
+
+static int helped_publish(struct net *net, struct net_publish *p, bool add, char *err, size_t n)
+{
+    struct control_message m = {.type = add ? CONTROL_ADD : CONTROL_REMOVE, .publish = *p};
+    int r = request(net->backend, &m, ANSWER_MS, err, n);
+
+    if (!r)
+        p->host_port = m.publish.host_port;
+    return r;
+}
+
+/* --- the process ----------------------------------------------------------------------------------------------------
+ */
+
+static void drop(struct helped *h)
+{
+    int *fds[] = {&h->data, &h->control};
+
+    if (h->child.pidfd >= 0)
+        loop_fd_del(h->net->loop, h->child.pidfd);
+    child_stop(&h->child, STOP_MS);
+    wire_free(&h->wire);
+    for (unsigned i = 0; i < 2; i++)
+        if (*fds[i] >= 0) {
+            loop_fd_del(h->net->loop, *fds[i]);
+            close(*fds[i]);
+            *fds[i] = -1;
+        }
+}
+
+/* The outer process has been killed. */
+static void on_end(void *opaque, uint32_t events)
+{
+    struct helped *h = opaque;
+    char err[ERROR_SIZE];
+
+    log_say("network: the helper process has been killed; starting it again");
+    net_set_link(h->net, false);
+    drop(h);
+    if (start(h, err, sizeof err)) {
+        log_say("network: %s; the guest has no network now", err);
+        return;
+    }
+    handle_news(h, &(struct control_message){.type = CONTROL_UP});
+}
+
+static int start_child(struct helped *h, char *err, size_t n)
+{
+    const char *const argv[] = {NULL, "helper-net", h->net->spec.kind->word, h->net->spec.where, NULL};
+    int data[2], control[2];
+
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, data))
+        return error_sys(err, n, -errno, "cannot make a socket for the network");
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, control)) {
+        int r = error_sys(err, n, -errno, "cannot make a socket for the network");
+        close(data[0]);
+        close(data[1]);
+        return r;
+    }
+    h->data = data[0];
+    h->control = control[0];
+    int r = child_start(&h->child, argv, (const int[]){data[1], control[1]}, 2, err, n);
+    close(data[1]);
+    close(control[1]);
+    return r;
+}
+
+static int start(struct helped *h, char *err, size_t n)
+{
+    struct control_message first;
+    int r = start_child(h, err, n);
+
+    if (!r)
+        r = await(h, 0, &first, START_MS, err, n);
+    if (!r && first.type != CONTROL_UP)
+        r = error_set(err, n, first.status ? first.status : -EIO, "%s", first.text);
+    if (!r && (r = wire_init(&h->wire, h->data)))
+        error_sys(err, n, r, "cannot set up the network");
+    if (!r) {
+        h->reading = true;
+        h->full = false;
+        r = loop_fd_add(h->net->loop, h->data, EPOLLIN, on_data, h);
+        if (!r)
+            r = loop_fd_add(h->net->loop, h->control, EPOLLIN, on_control, h);
+        if (!r)
+            r = loop_fd_add(h->net->loop, h->child.pidfd, EPOLLIN, on_end, h);
+        if (r)
+            error_sys(err, n, r, "cannot watch the network");
+    }
+    if (r)
+        drop(h);
+    return r;
+}
+
+static int helped_open(struct net *net, char *err, size_t n)
+{
+    struct helped *h = calloc(1, sizeof *h);
+
+    if (!h)
+        return error_sys(err, n, -ENOMEM, "cannot set up the network");
+    *h = (struct helped){.net = net, .data = -1, .control = -1, .child = {.pidfd = -1}, .wire = {.fd = -1}};
+    int r = start(h, err, n);
+    if (r) {
+        free(h);
+        return r;
+    }
+    net->backend = h;
+    return 0;
+}
+
+static void helped_close(struct net *net)
+{
+    struct helped *h = net->backend;
+
+    drop(h);
+    free(h);
+}
+
+const struct net_kind net_kind_user = {
+    .word = "user",
+    .open = helped_open,
+    .close = helped_close,
+    .send = helped_send,
+    .flush = helped_flush,
+    .resume = helped_resume,
+    .publish = helped_publish,
+};
+
+const struct net_kind net_kind_switch = {
+    .word = "switch",
+    .where = "PATH",
+    .open = helped_open,
+    .close = helped_close,
+    .send = helped_send,
+    .flush = helped_flush,
+    .resume = helped_resume,
+};

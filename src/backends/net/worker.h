@@ -1,0 +1,34 @@
+/* Inside the network's helper process. */
+#pragma once
+#include "backends/net/control.h"
+#include "backends/net/wire.h"
+
+/* Exit statuses of the inner process. */
+enum { WORKER_DONE = 0, WORKER_HOPELESS = 3 };
+
+struct worker_kind {
+    const char *word;
+    /* Handles frames until the VM is gone (WORKER_DONE).  Tells of its start by worker_up, of a failure that will come
+     * again by worker_hopeless. */
+    int (*main)(const char *where);
+};
+extern const struct worker_kind worker_slirp, worker_switch;
+
+void worker_up(void);
+__attribute__((format(printf, 2, 3))) int worker_hopeless(int status, const char *format, ...);
+
+/* Frames for the VM.  What the socket has no room for waits in a list, in order. */
+struct worker_out {
+    struct wire *wire;
+    struct worker_frame *first, **last;
+    size_t waiting; /* bytes */
+};
+/* More than this waiting: the source should be left alone for now. */
+#define WORKER_ENOUGH (256u << 10)
+/* More than this: dropped.  A source that cannot wait, or a guest that does not read, fills it. */
+#define WORKER_TOO_MUCH (4u << 20)
+
+void worker_out_init(struct worker_out *o, struct wire *wire);
+void worker_out_put(struct worker_out *o, const struct iovec *iov, unsigned n);
+/* Sends what can be sent.  true: nothing waits, poll for POLLOUT is not needed. */
+bool worker_out_flush(struct worker_out *o);
