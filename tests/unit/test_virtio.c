@@ -483,7 +483,8 @@ static void double_fetch(void **state)
     put_desc(&drv, DESC, 1, DATA, 8, WRITE, 0);
     put_desc(&drv, DESC, 0, DATA, 16, NEXT, 1);
     pthread_create(&thread, NULL, flip, NULL);
-    for (unsigned i = 0; i < 20000; i++) {
+    /* On a busy host the other thread may be stopped with a bad one in place: then it takes longer. */
+    for (unsigned i = 0; i < 20000 || (!good && i < 20000000); i++) {
         sink.popped = 0;
         start(&drv, FEATURES_ALL);
         put_desc(&drv, DESC, 1, DATA, 8, WRITE, 0);
