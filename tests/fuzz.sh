@@ -5,7 +5,7 @@
 #
 # Targets: the programs of fuzz/ (README.md there), and `insn`: random instructions and states, run on this CPU and by
 # the engine, every difference reported with the line that repeats it.  Its seed is printed; SEED=N repeats a run.
-# All of them unless told.  Stops at the first fault; the input that shows it is then in the current directory.
+# All of them unless told.  Stops at the first fault; the input that shows it is then in build-fuzz.
 set -euo pipefail
 top=$(dirname "$(dirname "$(readlink -f "$0")")")
 build=${1:-$top/build}
@@ -30,7 +30,7 @@ run_target() { # NAME
     [ -d "$seeds" ] || seeds=
     UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 ASAN_OPTIONS=detect_leaks=1 \
         "$fuzzers/fuzz/fuzz_$1" -max_total_time="$seconds" -timeout=20 -rss_limit_mb=2048 -print_final_stats=1 \
-        -verbosity=0 "$corpus" ${seeds:+"$seeds"} 2>&1 | { grep -vE '^(INFO:|#|"|stat::(new|slowest|peak)|Done|[[:space:]]*NEW_FUNC)' || true; }
+        -artifact_prefix="$fuzzers/" -verbosity=0 "$corpus" ${seeds:+"$seeds"} 2>&1 | { grep -vE '^(INFO:|#|"|stat::(new|slowest|peak)|Done|[[:space:]]*NEW_FUNC)' || true; }
 }
 
 for target; do
