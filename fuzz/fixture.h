@@ -81,9 +81,11 @@ static inline void fuzz_machine_ready(struct fuzz_machine *m)
         for (unsigned i = 0; i < 24; i++)
             m->lines[i] = (struct irq_line){fuzz_line, m, i};
         m->env = (struct device_env){.bus = m->bus, .loop = m->loop, .isa_irq = m->lines};
-        assert_int_equal(pci_host_class.create(&m->host, &m->env, NULL), 0);
-        m->env.pci = m->host.state;
     }
+    if (m->host.state) /* a new one each time: addresses that it has given away do not come back */
+        pci_host_class.destroy(&m->host);
+    assert_int_equal(pci_host_class.create(&m->host, &m->env, NULL), 0);
+    m->env.pci = m->host.state;
     memset(m->memory->base, 0, FUZZ_RAM);
 }
 

@@ -154,7 +154,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     for (unsigned i = 0; i < STEPS_MAX && in.left; i++)
         step(&t, &in);
     nvme_class.destroy(&t.dev);
-    if (t.disk.disk.in_flight) fprintf(stderr,"IF %u held %u ready %p kicking %d\n", t.disk.disk.in_flight, t.disk.n_held, (void*)t.disk.disk.ready, t.disk.disk.kicking);
     assert_true(t.disk.closed && !t.disk.disk.in_flight);
     mock_free(&t.disk);
     return 0;
