@@ -1,0 +1,261 @@
+/* Trees: the sender. */
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <poll.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "agent/client_int.h"
+#include "agent/tree.h"
+#include "base/error.h"
+
+#define PIECE (60u << 10)   /* bytes of a file in one frame */
+#define QUEUED (256u << 10) /* more does not wait to be sent */
+
+struct sender {
+    struct stream *s;
+    const struct tree_watch *w;
+    char *err;
+    size_t n;
+};
+
+/* What the receiver says in the middle of a tree can only be that it has had enough. */
+static int heed(struct sender *t)
+{
+    struct frame f;
+    int r = stream_fill(t->s);
+
+    if (r && r != -EAGAIN)
+        return client_failed(r, "copying", t->err, t->n);
+    r = stream_next(t->s, &f);
+    if (r > 0 && f.type == FRAME_ERROR)
+        return client_refused(&f, t->err, t->n);
+    if (r || t->s->ended)
+        return client_failed(r ? -EPROTO : -ECONNRESET, "copying", t->err, t->n);
+    return 0;
+}
+
+/* Sends until at most `most` bytes wait. */
+static int push(struct sender *t, size_t most)
+{
+    while (stream_waiting(t->s) > most) {
+        struct pollfd p = {.fd = t->s->fd, .events = POLLIN | POLLOUT};
+        int r = stream_flush(t->s);
+        if (r == 0)
+            break;
+        if (r != -EAGAIN && r != -EPIPE)
+            return client_failed(r, "copying", t->err, t->n);
+        if (poll(&p, 1, -1) > 0 && p.revents & ~POLLOUT && (r = heed(t)) != 0)
+            return r;
+    }
+    return t->s->failed ? client_failed(t->s->failed, "copying", t->err, t->n) : 0;
+}
+
+static void note(struct sender *t, const char *name, const char *why)
+{
+    char text[512];
+
+    snprintf(text, sizeof(text), "%s: %s", name, why);
+    stream_begin(t->s, FRAME_NOTE);
+    stream_text(t->s, FIELD_MESSAGE, text);
+    stream_end(t->s);
+}
+
+static void put_entry(struct sender *t, const char *name, enum tree_kind kind, const struct stat *st,
+                      const char *target)
+{
+    stream_begin(t->s, FRAME_ENTRY);
+    stream_text(t->s, FIELD_NAME, name);
+    stream_number(t->s, FIELD_KIND, kind);
+    stream_number(t->s, FIELD_MODE, st->st_mode & 07777);
+    stream_number(t->s, FIELD_UID, st->st_uid);
+    stream_number(t->s, FIELD_GID, st->st_gid);
+    stream_number(t->s, FIELD_SECONDS, (uint64_t)st->st_mtim.tv_sec);
+    stream_number(t->s, FIELD_NANOSECONDS, (uint64_t)st->st_mtim.tv_nsec);
+    stream_number(t->s, FIELD_SIZE, kind == TREE_FILE ? (uint64_t)st->st_size : 0);
+    stream_text(t->s, FIELD_TARGET, target);
+    stream_end(t->s);
+}
+
+/* One piece, read straight into its frame: how many bytes, 0 at the end, or -errno of the file. */
+static ssize_t put_piece(struct sender *t, int fd, uint64_t offset, size_t most)
+{
+    ssize_t got = -1;
+
+    stream_begin(t->s, FRAME_DATA);
+    uint8_t *space = stream_space(t->s, 8 + most);
+    if (space) {
+        put_le(space, offset, 8);
+        do
+            got = read(fd, space + 8, most);
+        while (got < 0 && errno == EINTR);
+    }
+    int r = space ? -errno : -ENOMEM;
+    if (got > 0) {
+        stream_used(t->s, 8 + (size_t)got);
+        stream_end(t->s);
+        if (t->w->progress)
+            t->w->progress(t->w->opaque, (uint64_t)got);
+    } else {
+        stream_cancel(t->s);
+    }
+    return got < 0 ? r : got;
+}
+
+/* The next part of the file that is no hole: [*from, *to).  False: there is none. */
+static bool next_extent(int fd, off_t *from, off_t *to)
+{
+    off_t data = lseek(fd, *from, SEEK_DATA);
+
+    if (data < 0 && errno == ENXIO)
+        return false;
+    off_t hole = data < 0 ? -1 : lseek(fd, data, SEEK_HOLE);
+    if (data < 0 || hole <= data) { /* a file system that knows no holes, or a file of /proc: to its end */
+        lseek(fd, *from, SEEK_SET);
+        *to = -1;
+        return true;
+    }
+    lseek(fd, data, SEEK_SET);
+    *from = data;
+    *to = hole;
+    return true;
+}
+
+static int send_content(struct sender *t, int fd, const char *name)
+{
+    off_t at = 0, end = 0;
+    int r = 0;
+
+    while (!r && next_extent(fd, &at, &end)) {
+        while (!r && at != end) {
+            size_t most = end > 0 && end - at < PIECE ? (size_t)(end - at) : PIECE;
+            ssize_t got = put_piece(t, fd, (uint64_t)at, most);
+            if (got < 0)
+                note(t, name, strerror((int)-got));
+            if (got <= 0)
+                return 0;
+            at += got;
+            r = push(t, QUEUED);
+        }
+    }
+    return r;
+}
+
+static int send_file(struct sender *t, int directory, const char *name, struct stat *st)
+{
+    int fd = openat(directory, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+
+    if (fd < 0 || fstat(fd, st) || !S_ISREG(st->st_mode)) {
+        note(t, name, strerror(fd < 0 ? errno : EAGAIN));
+        if (fd >= 0)
+            close(fd);
+        return 0;
+    }
+    put_entry(t, name, TREE_FILE, st, NULL);
+    int r = send_content(t, fd, name);
+    close(fd);
+    return r;
+}
+
+static void send_link(struct sender *t, int directory, const char *name, const struct stat *st)
+{
+    char target[PATH_MAX];
+    ssize_t len = readlinkat(directory, name, target, sizeof(target) - 1);
+
+    if (len < 0) {
+        note(t, name, strerror(errno));
+        return;
+    }
+    target[len] = 0;
+    put_entry(t, name, TREE_SYMLINK, st, target);
+}
+
+static int send_entry(struct sender *t, int directory, const char *name, int depth);
+
+static int send_directory(struct sender *t, int directory, const char *name, struct stat *st, int depth)
+{
+    /* "." and "x/." are no links; the last component of any other path may be one, which is then not a directory. */
+    int fd = openat(directory, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC), r = 0;
+    DIR *d = fd < 0 ? NULL : fdopendir(fd);
+    struct dirent *e;
+
+    if (!d || depth == TREE_DEPTH_MAX) {
+        note(t, name, d ? "too many directories in one another" : strerror(errno));
+        if (d)
+            closedir(d);
+        else if (fd >= 0)
+            close(fd);
+        return 0;
+    }
+    put_entry(t, name, TREE_DIRECTORY, st, NULL);
+    while (!r && (e = readdir(d)) != NULL)
+        if (strcmp(e->d_name, ".") != 0 && strcmp(e->d_name, "..") != 0)
+            r = send_entry(t, fd, e->d_name, depth + 1);
+    closedir(d);
+    stream_put(t->s, FRAME_LEAVE, NULL, 0);
+    return r ? r : push(t, QUEUED);
+}
+
+static int send_entry(struct sender *t, int directory, const char *name, int depth)
+{
+    struct stat st;
+
+    if (fstatat(directory, name, &st, AT_SYMLINK_NOFOLLOW)) {
+        note(t, name, strerror(errno));
+        return 0;
+    }
+    switch (st.st_mode & S_IFMT) {
+    case S_IFREG:
+        return send_file(t, directory, name, &st);
+    case S_IFDIR:
+        return send_directory(t, directory, name, &st, depth);
+    case S_IFLNK:
+        send_link(t, directory, name, &st);
+        break;
+    case S_IFIFO:
+        put_entry(t, name, TREE_FIFO, &st, NULL);
+        break;
+    default:
+        note(t, name, "devices and sockets are not copied");
+    }
+    return push(t, QUEUED);
+}
+
+int tree_send(struct stream *s, const char *path, const struct tree_watch *w, char *err, size_t n)
+{
+    struct sender t = {.s = s, .w = w, .err = err, .n = n};
+    struct stat st;
+
+    if (lstat(path, &st))
+        return error_sys(err, n, -errno, "cannot copy %s", path);
+    if (S_ISREG(st.st_mode) && access(path, R_OK))
+        return error_sys(err, n, -errno, "cannot read %s", path);
+    int r = send_entry(&t, AT_FDCWD, path, 0);
+    stream_put(s, FRAME_END, NULL, 0);
+    return r ? r : push(&t, 0);
+}
+
+int tree_send_bytes(struct stream *s, int fd, const struct tree_watch *w, char *err, size_t n)
+{
+    struct sender t = {.s = s, .w = w, .err = err, .n = n};
+    struct stat st = {.st_mode = S_IFREG | 0644};
+    uint64_t at = 0;
+    ssize_t got = 1;
+    int r = 0;
+
+    clock_gettime(CLOCK_REALTIME, &st.st_mtim);
+    put_entry(&t, "bytes", TREE_FILE, &st, NULL);
+    while (!r && (got = put_piece(&t, fd, at, PIECE)) > 0) {
+        at += (uint64_t)got;
+        r = push(&t, QUEUED);
+    }
+    if (got < 0)
+        return error_sys(err, n, (int)got, "cannot read what is to be copied");
+    stream_put(s, FRAME_END, NULL, 0);
+    return r ? r : push(&t, 0);
+}

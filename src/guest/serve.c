@@ -1,0 +1,183 @@
+/*
+ * The agent: waits for streams, and gives each to a child of its own.  As the first process of the system it also reaps
+ * what nobody else does, and ends the system when a session, or init's usual signals, ask for it.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/reboot.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <linux/vm_sockets.h>
+
+#include "guest/guest.h"
+
+#define BACKLOG 64
+/* Only when the kernel has no vsock yet: an image's own initrd may load it at any time. */
+#define RETRY_MS 100
+
+static int listen_vsock(void)
+{
+    const struct sockaddr_vm address = {.svm_family = AF_VSOCK, .svm_cid = VMADDR_CID_ANY, .svm_port = AGENT_PORT};
+    int fd = socket(AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+    if (fd < 0)
+        return -errno;
+    if (bind(fd, (const struct sockaddr *)&address, sizeof(address)) || listen(fd, BACKLOG)) {
+        int r = -errno;
+        close(fd);
+        return r;
+    }
+    return fd;
+}
+
+static uint64_t uptime_ms(void)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_BOOTTIME, &t);
+    return (uint64_t)t.tv_sec * 1000 + (uint64_t)t.tv_nsec / 1000000;
+}
+
+int hello(const struct guest *g, const char *failure)
+{
+    const struct sockaddr_vm address = {.svm_family = AF_VSOCK, .svm_cid = VMADDR_CID_HOST, .svm_port = AGENT_PORT};
+    int fd = socket(AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    struct stream s;
+
+    if (fd < 0)
+        return -errno;
+    int r = connect(fd, (const struct sockaddr *)&address, sizeof(address)) ? -errno : 0;
+    stream_init(&s, fd);
+    stream_begin(&s, FRAME_HELLO);
+    stream_number(&s, FIELD_VERSION, AGENT_VERSION);
+    stream_text(&s, FIELD_MODE, g->config.mode == GUEST_BOOT ? "boot" : "command");
+    stream_number(&s, FIELD_UPTIME, uptime_ms());
+    stream_text(&s, FIELD_MESSAGE, failure);
+    stream_end(&s);
+    if (!r)
+        r = stream_send(&s);
+    stream_release(&s);
+    close(fd);
+    return r;
+}
+
+/* The child that serves one stream. */
+static void start_session(struct guest *g, int listener, int signals)
+{
+    int fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+
+    if (fd < 0)
+        return;
+    pid_t pid = fork();
+    if (pid == 0) {
+        close(listener);
+        if (signals >= 0)
+            close(signals);
+        _exit(session_run(g, fd));
+    }
+    if (pid < 0) {
+        struct stream s;
+        stream_init(&s, fd);
+        stream_put_error(&s, -errno, "the guest's agent cannot start a process: %s", strerror(errno));
+        stream_flush(&s);
+        stream_release(&s);
+    }
+    close(fd);
+}
+
+static void reap(void)
+{
+    while (waitpid(-1, NULL, WNOHANG) > 0)
+        ;
+}
+
+/* As systemd's first process has them, so that a session asks either in the same way; and as BusyBox's, whose poweroff
+ * and reboot commands then work. */
+static const struct {
+    int offset; /* from SIGRTMIN, or -1 */
+    int number;
+    int how;
+} endings[] = {
+    {4, 0, RB_POWER_OFF},       {5, 0, RB_AUTOBOOT},       {-1, SIGUSR1, RB_POWER_OFF}, {-1, SIGUSR2, RB_POWER_OFF},
+    {-1, SIGTERM, RB_AUTOBOOT}, {-1, SIGINT, RB_AUTOBOOT}, {-1, SIGPWR, RB_POWER_OFF},
+};
+#define N_ENDINGS (sizeof(endings) / sizeof(endings[0]))
+
+static int ending_signal(size_t i)
+{
+    return endings[i].offset >= 0 ? SIGRTMIN + endings[i].offset : endings[i].number;
+}
+
+static int open_signals(bool first)
+{
+    sigset_t set;
+
+    sigemptyset(&set);
+    sigaddset(&set, SIGCHLD);
+    for (size_t i = 0; first && i < N_ENDINGS; i++)
+        sigaddset(&set, ending_signal(i));
+    sigprocmask(SIG_BLOCK, &set, NULL);
+    return signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+}
+
+static void on_signal(int signals)
+{
+    struct signalfd_siginfo info;
+
+    while (read(signals, &info, sizeof(info)) == sizeof(info)) {
+        if (info.ssi_signo == SIGCHLD)
+            reap();
+        for (size_t i = 0; i < N_ENDINGS; i++)
+            if ((int)info.ssi_signo == ending_signal(i))
+                power_down(endings[i].how);
+    }
+}
+
+static void serve_on(struct guest *g, int listener, int signals)
+{
+    struct pollfd p[] = {{.fd = listener, .events = POLLIN}, {.fd = signals, .events = POLLIN}};
+
+    if (poll(p, 2, -1) < 0)
+        return;
+    if (p[1].revents)
+        on_signal(signals);
+    if (p[0].revents)
+        start_session(g, listener, signals);
+}
+
+void serve(struct guest *g, bool first)
+{
+    int signals = open_signals(first), listener;
+
+    signal(SIGPIPE, SIG_IGN);
+    while ((listener = listen_vsock()) < 0) {
+        struct pollfd p = {.fd = signals, .events = POLLIN};
+        if (poll(&p, 1, RETRY_MS) > 0)
+            on_signal(signals);
+    }
+    hello(g, NULL);
+    for (;;)
+        serve_on(g, listener, signals);
+}
+
+int serve_unix(struct guest *g, const char *path)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    int listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0), signals = open_signals(false);
+
+    snprintf(address.sun_path, sizeof(address.sun_path), "%s", path);
+    if (listener < 0 || bind(listener, (const struct sockaddr *)&address, sizeof(address)) || listen(listener, BACKLOG))
+        return 1;
+    for (;;)
+        serve_on(g, listener, signals);
+}
