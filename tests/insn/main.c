@@ -6,6 +6,7 @@
  *      insn-diff --one SPEC                                                                     one failing case again
  *      ... --bits 32                                                                            compatibility mode
  *      ... --hot                                            only the part in which the engine takes all code for hot
+ *      ... --strict                                         differences of known.c are failures, too
  */
 #include <getopt.h>
 #include <inttypes.h>
@@ -21,7 +22,7 @@ struct options {
     const struct backend *engine;
     uint64_t seed;
     unsigned rounds, sequences, invalid, seconds, show, repeat;
-    bool fuzz, left_out, compat, hot;
+    bool fuzz, left_out, compat, hot, strict;
     const char *one, *only;
 };
 
@@ -122,7 +123,7 @@ static void failure(struct session *s, const struct test *t, const struct result
     if (!g)
         return;
     g->count++;
-    if (g->by_mnemonic[mnemonic]++ && t->form != UINT32_MAX)
+    if (g->by_mnemonic[mnemonic]++ && t->form != UINT32_MAX && !s->o.only)
         return;
     if (g->n_samples == SAMPLES)
         return;
@@ -255,6 +256,15 @@ static bool too_long(const struct session *s, const struct test *t)
            ZYDIS_STATUS_INSTRUCTION_TOO_LONG;
 }
 
+/* --one: what happened, each way. */
+static void print_result(const char *who, unsigned cpl, const struct result *r)
+{
+    printf("%s (cpl%u): vector %u error %#" PRIx64 " cr2 %#" PRIx64 " rip %#" PRIx64 " rflags %#" PRIx64 " %s\n", who,
+           cpl, r->vector, r->error, r->cr2, r->out.rip, r->out.rflags, r->note);
+    for (unsigned n = 0; n < 16; n++)
+        printf("r%-2u %016" PRIx64 "%s", n, r->out.gpr[n], n % 4 == 3 ? "\n" : "  ");
+}
+
 static void judge(struct session *s, const struct test *t, const struct result *cpu, const struct result *other,
                   unsigned cpl)
 {
@@ -262,6 +272,10 @@ static void judge(struct session *s, const struct test *t, const struct result *
     enum verdict v = compare(t, cpu, other, cpl, s->o.engine->fast, &s->layout, what, sizeof what);
     int known;
     s->executed++;
+    if (s->o.one && t == s->batch->test) {
+        print_result("cpu", 3, cpu);
+        print_result("engine", cpl, other);
+    }
     if (t->form != UINT32_MAX && v != NO_ORACLE) {
         struct form *f = &s->forms.form[t->form];
         f->runs++;
@@ -272,6 +286,10 @@ static void judge(struct session *s, const struct test *t, const struct result *
         !too_long(s, t)) {
         note_rejected(s, t, v != SAME);
         return;
+    }
+    if (writes_unlisted(t, &s->forms.decoder, cpu, what, sizeof what)) {
+        s->failed++;
+        failure(s, t, cpu, cpu, cpl, what);
     }
     switch (v) {
     case NO_ORACLE:
@@ -288,7 +306,7 @@ static void judge(struct session *s, const struct test *t, const struct result *
         break;
     case DIFFERENT:
         known = known_difference(t, &s->forms.decoder, cpu, other, s->o.engine->fast);
-        if (known >= 0) {
+        if (known >= 0 && !s->o.strict) {
             s->known[known]++;
             break;
         }
@@ -484,11 +502,10 @@ static bool run_one(struct session *s)
 static int parse(struct options *o, int argc, char **argv)
 {
     static const struct option longs[] = {
-        {"engine", 1, 0, 'e'},    {"seed", 1, 0, 's'},     {"rounds", 1, 0, 'r'},
-        {"sequences", 1, 0, 'q'}, {"invalid", 1, 0, 'i'},  {"seconds", 1, 0, 't'},
-        {"fuzz", 0, 0, 'f'},      {"one", 1, 0, '1'},      {"only", 1, 0, 'm'},
-        {"show", 1, 0, 'n'},      {"left-out", 0, 0, 'l'}, {"bits", 1, 0, 'b'},
-        {"repeat", 1, 0, 'p'},    {"hot", 0, 0, 'h'},      {0},
+        {"engine", 1, 0, 'e'},  {"seed", 1, 0, 's'},    {"rounds", 1, 0, 'r'},   {"sequences", 1, 0, 'q'},
+        {"invalid", 1, 0, 'i'}, {"seconds", 1, 0, 't'}, {"fuzz", 0, 0, 'f'},     {"one", 1, 0, '1'},
+        {"only", 1, 0, 'm'},    {"show", 1, 0, 'n'},    {"left-out", 0, 0, 'l'}, {"bits", 1, 0, 'b'},
+        {"repeat", 1, 0, 'p'},  {"hot", 0, 0, 'h'},     {"strict", 0, 0, 'k'},   {0},
     };
     for (int c; (c = getopt_long(argc, argv, "", longs, NULL)) != -1;) {
         uint64_t v = optarg ? strtoull(optarg, NULL, 0) : 0;
@@ -527,6 +544,9 @@ static int parse(struct options *o, int argc, char **argv)
         case 'f':
             o->fuzz = true;
             break;
+        case 'k':
+            o->strict = true;
+            break;
         case 'h':
             o->hot = true;
             break;
@@ -549,10 +569,10 @@ int main(int argc, char **argv)
     s.o = (struct options){
         .engine = BACKEND_DEFAULT, .rounds = 4, .sequences = 200000, .invalid = 30000, .show = 200, .seed = 1};
     if (parse(&s.o, argc, argv)) {
-        fprintf(stderr,
-                "usage: insn-diff [--engine soft|native] [--seed N] [--rounds N] [--sequences N] [--invalid N] "
-                "[--bits 64|32] [--hot] [--only MNEMONIC] [--show GROUPS] [--left-out] [--fuzz [--seconds N]] [--one "
-                "CASE [--repeat N]]\n");
+        fprintf(stderr, "usage: insn-diff [--engine soft|native] [--seed N] [--rounds N] [--sequences N] [--invalid N] "
+                        "[--bits 64|32] [--hot] [--strict] [--only MNEMONIC] [--show GROUPS] [--left-out] [--fuzz "
+                        "[--seconds N]] [--one "
+                        "CASE [--repeat N]]\n");
         return 2;
     }
     if (s.o.hot && s.o.engine->hot)

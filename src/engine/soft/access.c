@@ -123,11 +123,14 @@ static unsigned sreg_of(ZydisRegister r)
     }
 }
 
-/* 32-bit code: nothing can be reached through an empty segment, nor written through a code segment. */
-static bool forbidden_segment(const struct translator *t, unsigned segment, const ZydisDecodedOperand *op)
+/* 32-bit code: nothing can be reached through an empty segment, nor written through a code segment.  ARPL writes
+ * only sometimes: its helper looks. */
+static bool forbidden_segment(const struct translator *t, const struct insn *in, unsigned segment,
+                              const ZydisDecodedOperand *op)
 {
+    bool write = (op->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE) && in->d.mnemonic != ZYDIS_MNEMONIC_ARPL;
     return (segment == FS && (t->mode & MODE_NULL_FS)) || (segment == GS && (t->mode & MODE_NULL_GS)) ||
-           (segment == CS && (t->v->cpu.cr0 & CR0_PE) && (op->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE));
+           (segment == CS && (t->v->cpu.cr0 & CR0_PE) && write);
 }
 
 static void masked_access(struct site *s, const struct insn *in, const ZydisDecodedOperand *mem);
@@ -150,7 +153,7 @@ void insn_ea(struct translator *t, const struct insn *in, const ZydisDecodedOper
                        .index = NO_REG,
                        .disp = m->disp.has_displacement ? m->disp.value : 0,
                        .segment = sreg_of(m->segment)};
-    if (!(t->mode & MODE_64) && in->d.mnemonic != ZYDIS_MNEMONIC_LEA && forbidden_segment(t, out->segment, op))
+    if (!(t->mode & MODE_64) && in->d.mnemonic != ZYDIS_MNEMONIC_LEA && forbidden_segment(t, in, out->segment, op))
         emit_no_segment(t, in, op);
     out->addr32 = in->d.address_width == 32;
     out->addr16 = in->d.address_width == 16;
@@ -499,12 +502,10 @@ void emit_access(struct translator *t, const struct insn *in, const struct ea *e
         e_gs(e, 0x2b, true, t->A, slot); /* sub A, slot.tag */
     }
     uint32_t misaligned = 0;
-    s->based = ea->segment == FS || ea->segment == GS;
-    if (s->based && (t->amd || !(t->mode & MODE_64)))
-        s->segment = (uint8_t)ea->segment;
+    s->segment = ea->segment == FS || ea->segment == GS ? (uint8_t)ea->segment : 0;
+    s->address = (uint8_t)t->A;
+    s->addr32 = ea->addr32;
     s->gp_align = (uint8_t)gp_alignment(t, in, size);
-    if (s->gp_align || in->d.mnemonic == ZYDIS_MNEMONIC_LDMXCSR || in->d.mnemonic == ZYDIS_MNEMONIC_VLDMXCSR)
-        s->access |= SITE_OWN_GP;
     s->halves = size == 10 || in->d.mnemonic == ZYDIS_MNEMONIC_MASKMOVDQU ||
                 in->d.mnemonic == ZYDIS_MNEMONIC_VMASKMOVDQU;
     s->x87 = waits_for_x87(in);

@@ -134,14 +134,22 @@ static bool wraps(const struct soft_vcpu *v, uint64_t gva, unsigned n)
     return !(v->mode & (MODE_64 | MODE_SEGMENTED)) && gva <= UINT32_MAX && gva + n - 1 > UINT32_MAX;
 }
 
+/* An operand of a string instruction at `offset` of `segment`: its limit, or #AC. */
+static int bad_string_address(struct soft_vcpu *v, unsigned segment, uint64_t offset, uint64_t gva, unsigned n)
+{
+    if (v->mode & MODE_64 ? !(cpu_canonical(&v->cpu, gva) && cpu_canonical(&v->cpu, gva + n - 1)) : wraps(v, offset, n))
+        return cpu_raise_error(&v->cpu, segment == SS ? EXC_SS : EXC_GP, 0);
+    return misaligned(v, gva, n) ? cpu_raise_error(&v->cpu, EXC_AC, 0) : 0;
+}
+
 /* #GP, or #SS through the stack segment; then #AC. */
 static int bad_address(struct soft_vcpu *v, uint64_t gva, unsigned n)
 {
     const struct site *s = &v->engine->sites[v->site];
-    if ((v->mode & MODE_64) && (!(cpu_canonical(&v->cpu, gva) && cpu_canonical(&v->cpu, gva + n - 1)) ||
-                                (s->segment && !cpu_canonical(&v->cpu, gva - v->cpu.seg[s->segment].base))))
+    if ((v->mode & MODE_64) &&
+        (!(cpu_canonical(&v->cpu, gva) && cpu_canonical(&v->cpu, gva + n - 1)) || soft_bad_offset(v, s, gva)))
         return cpu_raise_error(&v->cpu, s->access & SITE_STACK ? EXC_SS : EXC_GP, 0);
-    if (wraps(v, s->based && s->segment ? (uint32_t)(gva - v->cpu.seg[s->segment].base) : gva, n))
+    if (wraps(v, s->segment ? (uint32_t)soft_offset(v, s, gva) : gva, n))
         return cpu_raise_error(&v->cpu, s->access & SITE_STACK ? EXC_SS : EXC_GP, 0);
     return misaligned(v, gva, n) ? cpu_raise_error(&v->cpu, EXC_AC, 0) : 0;
 }
@@ -364,8 +372,9 @@ static void string_advance(struct soft_vcpu *v, const struct string_op *o, uint6
 /* Many elements at once, forward, inside one page each way; how many were done (0: not possible). */
 static uint64_t string_bulk(struct soft_vcpu *v, const struct string_op *o, uint64_t count)
 {
-    if ((v->mode & (MODE_ALIGN | MODE_SEGMENTED)) || o->step < 0 || (o->kind != STR_MOVS && o->kind != STR_STOS) ||
-        count < 2)
+    bool null = !(v->mode & MODE_64) && !(v->cpu.seg[o->segment].attr & SEG_P);
+    if (null || (v->mode & (MODE_ALIGN | MODE_SEGMENTED)) || o->step < 0 ||
+        (o->kind != STR_MOVS && o->kind != STR_STOS) || count < 2)
         return 0;
     uint64_t to = linear(v, get_wide(v, RDI, o->width) + seg_base(v, ES)), n = run_elements(to, o->size);
     if (n > count)
@@ -422,11 +431,43 @@ static void compare_flags(struct soft_vcpu *v, uint64_t a, uint64_t b, unsigned 
 static uint64_t port_read(struct soft_vcpu *v, uint16_t port, unsigned size);
 static void port_write(struct soft_vcpu *v, uint16_t port, uint64_t value, unsigned size);
 
+/* One element at `offset` of `segment`, read or (write) from buf. */
+static int string_access(struct soft_vcpu *v, const struct string_op *o, unsigned segment, uint64_t offset, void *buf,
+                         bool write)
+{
+    if (!(v->mode & MODE_64) && !(v->cpu.seg[segment].attr & SEG_P))
+        return cpu_raise_error(&v->cpu, EXC_GP, 0);
+    uint64_t gva = linear(v, offset + seg_base(v, segment));
+    uint8_t *hit = tlb_hit(v, gva, o->size, write);
+    if (hit && !(v->mode & MODE_ALIGN)) {
+        cpu_copy(write ? (void *)hit : buf, write ? buf : (void *)hit, o->size);
+        return 0;
+    }
+    if (bad_string_address(v, segment, offset, gva, o->size))
+        return CPU_FAULT;
+    watch(v, gva, o->size, write);
+    return write ? cpu_write(&v->cpu, gva, buf, o->size, user_mode(v))
+                 : cpu_read(&v->cpu, gva, buf, o->size, user_mode(v));
+}
+
+static int read_source(struct soft_vcpu *v, const struct string_op *o, void *buf)
+{
+    return string_access(v, o, o->segment, get_wide(v, RSI, o->width), buf, false);
+}
+
+static int read_destination(struct soft_vcpu *v, const struct string_op *o, void *buf)
+{
+    return string_access(v, o, ES, get_wide(v, RDI, o->width), buf, false);
+}
+
+static int write_destination(struct soft_vcpu *v, const struct string_op *o, void *buf)
+{
+    return string_access(v, o, ES, get_wide(v, RDI, o->width), buf, true);
+}
+
 /* One element; CPU_FAULT leaves the registers at it. */
 static int string_element(struct soft_vcpu *v, const struct string_op *o)
 {
-    uint64_t from = get_wide(v, RSI, o->width) + seg_base(v, o->segment);
-    uint64_t to = get_wide(v, RDI, o->width) + seg_base(v, ES);
     uint64_t value = 0, other = 0;
     uint16_t port = (uint16_t)v->cpu.gpr[RDX];
     bool source = o->kind == STR_MOVS || o->kind == STR_LODS || o->kind == STR_CMPS || o->kind == STR_OUTS;
@@ -436,32 +477,32 @@ static int string_element(struct soft_vcpu *v, const struct string_op *o)
         return CPU_FAULT;
     switch (o->kind) {
     case STR_MOVS:
-        if (data_read(v, from, &value, o->size) || data_write(v, to, &value, o->size))
+        if (read_source(v, o, &value) || write_destination(v, o, &value))
             return CPU_FAULT;
         string_advance(v, o, 1, true, true);
         return 0;
     case STR_STOS:
-        if (data_write(v, to, &v->cpu.gpr[RAX], o->size))
+        if (write_destination(v, o, &v->cpu.gpr[RAX]))
             return CPU_FAULT;
         string_advance(v, o, 1, false, true);
         return 0;
     case STR_LODS:
-        if (data_read(v, from, &value, o->size))
+        if (read_source(v, o, &value))
             return CPU_FAULT;
         set_gpr(v, RAX, value, o->size);
         string_advance(v, o, 1, true, false);
         return 0;
     case STR_SCAS:
-        if (data_read(v, to, &other, o->size))
+        if (read_destination(v, o, &other))
             return CPU_FAULT;
         compare_flags(v, v->cpu.gpr[RAX], other, o->size);
         string_advance(v, o, 1, false, true);
         return 0;
     case STR_CMPS:
         /* CPUs are seen to read [rdi] first, but not where they compare byte by byte in a fast way */
-        if (o->rep == STR_REPE && o->size == 1 && data_read(v, from, &value, 1))
+        if (o->rep == STR_REPE && o->size == 1 && read_source(v, o, &value))
             return CPU_FAULT;
-        if (data_read(v, to, &other, o->size) || data_read(v, from, &value, o->size))
+        if (read_destination(v, o, &other) || read_source(v, o, &value))
             return CPU_FAULT;
         compare_flags(v, value, other, o->size);
         string_advance(v, o, 1, true, true);
@@ -470,12 +511,12 @@ static int string_element(struct soft_vcpu *v, const struct string_op *o)
         if (cpu_check_io(&v->cpu, port, o->size))
             return CPU_FAULT;
         value = port_read(v, port, o->size);
-        if (data_write(v, to, &value, o->size))
+        if (write_destination(v, o, &value))
             return CPU_FAULT;
         string_advance(v, o, 1, false, true);
         return 0;
     default:
-        if (cpu_check_io(&v->cpu, port, o->size) || data_read(v, from, &value, o->size))
+        if (cpu_check_io(&v->cpu, port, o->size) || read_source(v, o, &value))
             return CPU_FAULT;
         port_write(v, port, value, o->size);
         string_advance(v, o, 1, true, false);
@@ -493,9 +534,6 @@ const void *helper_string(struct soft_vcpu *v, const struct site *s)
                           .rep = s->arg >> 16 & 0xff,
                           .segment = s->arg2 & 0xff,
                           .width = s->arg2 >> 8};
-    if (!(v->mode & MODE_64) && !(v->cpu.seg[o.segment].attr & SEG_P) && o.kind != STR_STOS && o.kind != STR_SCAS &&
-        o.kind != STR_INS && !(o.rep && !get_wide(v, RCX, o.width)))
-        return gp0(v);
     o.step = v->cpu.rflags & FL_DF ? -(int64_t)o.size : (int64_t)o.size;
     if (!o.rep)
         return string_element(v, &o) ? fault(v) : finish(v, s);
@@ -1198,75 +1236,37 @@ const void *helper_bound(struct soft_vcpu *v, const struct site *s)
     return finish(v, s);
 }
 
-/* The decimal adjustments of 32-bit code, salc and arpl (SDM vol. 2). */
+/* ARPL: the destination's RPL rises to the source's.  It writes only then, and only then must the segment allow it. */
+const void *helper_arpl(struct soft_vcpu *v, const struct site *s)
+{
+    struct cpu *c = &v->cpu;
+    uint16_t to = (uint16_t)c->gpr[arg_reg(s) & 15], from = (uint16_t)c->gpr[s->element & 15];
+    if (arg_memory(s) && data_read(v, v->helper_ea, &to, 2))
+        return fault(v);
+    bool raised = (to & 3) < (from & 3);
+    if (raised) {
+        to = (uint16_t)((to & ~3) | (from & 3));
+        if (arg_memory(s) && (c->seg[s->imm].attr & (SEG_CODE | SEG_WRITABLE)) != SEG_WRITABLE)
+            return gp0(v);
+        if (arg_memory(s) && data_write(v, v->helper_ea, &to, 2))
+            return fault(v);
+        if (!arg_memory(s))
+            set_gpr(v, arg_reg(s), to, 2);
+    }
+    c->rflags = raised ? c->rflags | FL_ZF : c->rflags & ~(uint32_t)FL_ZF;
+    return finish(v, s);
+}
+
+/* The decimal adjustments of 32-bit code, and salc. */
 const void *helper_decimal(struct soft_vcpu *v, const struct site *s)
 {
     struct cpu *c = &v->cpu;
-    uint8_t al = (uint8_t)c->gpr[RAX], ah = (uint8_t)(c->gpr[RAX] >> 8), old = al, imm = (uint8_t)s->imm;
-    bool cf = c->rflags & FL_CF, af = c->rflags & FL_AF, low = (al & 15) > 9 || af;
-    switch (arg_kind(s)) {
-    case DEC_DAA:
-    case DEC_DAS: {
-        int sign = arg_kind(s) == DEC_DAA ? 1 : -1;
-        bool high = old > 0x99 || cf;
-        bool carry = false;
-        if (low) {
-            carry = cf || (sign > 0 ? al > 0xf9 : al < 6);
-            al = (uint8_t)(al + 6 * sign);
-        }
-        if (high)
-            al = (uint8_t)(al + 0x60 * sign);
-        cf = high || (low && carry);
-        af = low;
-        break;
+    if (arg_kind(s) == DEC_AAM && !(uint8_t)s->imm) {
+        cpu_raise(c, EXC_DE);
+        return fault(v);
     }
-    case DEC_AAA:
-    case DEC_AAS:
-        if (low) {
-            uint16_t ax = (uint16_t)(ah << 8 | al);
-            ax = (uint16_t)(arg_kind(s) == DEC_AAA ? ax + 0x106 : ax - 0x106);
-            al = (uint8_t)ax;
-            ah = (uint8_t)(ax >> 8);
-        }
-        cf = af = low;
-        al &= 15;
-        break;
-    case DEC_AAM:
-        if (!imm) {
-            cpu_raise(c, EXC_DE);
-            return fault(v);
-        }
-        ah = al / imm;
-        al = al % imm;
-        cf = af = false;
-        break;
-    case DEC_AAD:
-        al = (uint8_t)(al + ah * imm);
-        ah = 0;
-        cf = af = false;
-        break;
-    case DEC_SALC:
-        set_gpr(v, RAX, cf ? 0xff : 0, 1);
-        return finish(v, s);
-    default: { /* arpl: the destination's RPL rises to the source's */
-        uint16_t to = (uint16_t)c->gpr[arg_reg(s) & 15], from = (uint16_t)c->gpr[s->element & 15];
-        if (arg_memory(s) && data_read(v, v->helper_ea, &to, 2))
-            return fault(v);
-        bool raised = (to & 3) < (from & 3);
-        if (raised) {
-            to = (uint16_t)((to & ~3) | (from & 3));
-            if (arg_memory(s) && data_write(v, v->helper_ea, &to, 2))
-                return fault(v);
-            if (!arg_memory(s))
-                set_gpr(v, arg_reg(s), to, 2);
-        }
-        c->rflags = raised ? c->rflags | FL_ZF : c->rflags & ~(uint32_t)FL_ZF;
-        return finish(v, s);
-    }
-    }
-    c->gpr[RAX] = (c->gpr[RAX] & ~0xffffull) | (uint64_t)ah << 8 | al;
-    c->rflags &= ~(uint32_t)(FL_CF | FL_AF | FL_ZF | FL_SF | FL_PF);
-    c->rflags |= (cf ? FL_CF : 0) | (af ? FL_AF : 0) | (al ? 0 : FL_ZF) | (al & 0x80 ? FL_SF : 0) |
-                 (__builtin_parity(al) ? 0 : FL_PF);
+    uint16_t ax = (uint16_t)c->gpr[RAX];
+    c->rflags = decimal_adjust(arg_kind(s), &ax, (uint8_t)s->imm, c->rflags);
+    set_gpr(v, RAX, ax, 2);
     return finish(v, s);
 }

@@ -172,7 +172,7 @@ static uint32_t word(const struct cpu *cpu, unsigned w)
     return words[w].reg == 0 ? r.eax : words[w].reg == 1 ? r.ebx : words[w].reg == 2 ? r.ecx : r.edx;
 }
 
-static bool amd(const struct cpu *cpu)
+bool soft_is_amd(const struct cpu *cpu)
 {
     struct cpuid_regs r;
     cpu_cpuid(cpu, 0, 0, &r);
@@ -198,7 +198,7 @@ void isa_init(struct translator *t, const struct cpu *cpu)
         w[i] = word(cpu, i);
     for (unsigned i = 0; i <= ZYDIS_ISA_SET_MAX_VALUE; i++)
         t->isa[i] = (w[needs[i].word] >> needs[i].bit & 1) && (!needs[i].vl || w[L7B] >> 31);
-    t->amd = amd(cpu);
+    t->amd = soft_is_amd(cpu);
     decoder_modes(&t->decoder64, w, t->amd);
     decoder_modes(&t->decoder32, w, t->amd);
 }

@@ -19,7 +19,7 @@ static uint8_t flag_bits(ZydisAccessedFlagsMask f)
 }
 
 /* Flags that the instruction surely overwrites.  "Undefined" counts only where real CPUs are known to
- * write; shifts by a count that may be zero write nothing. */
+ * write; shifts and repeated comparisons by a count that may be zero write nothing. */
 static uint8_t flags_killed(const struct insn *in)
 {
     const ZydisAccessedFlags *f = in->d.cpu_flags;
@@ -58,19 +58,12 @@ static uint8_t flags_killed(const struct insn *in)
     case ZYDIS_MNEMONIC_SCASQ:
     case ZYDIS_MNEMONIC_CMPSB:
     case ZYDIS_MNEMONIC_CMPSW:
+    case ZYDIS_MNEMONIC_CMPSD: /* that of SSE has no flags */
     case ZYDIS_MNEMONIC_CMPSQ:
         return 0;
     default:
         return sure & (uint8_t)~flag_bits(f->undefined);
     }
-}
-
-static bool may_fault(const struct insn *in)
-{
-    for (unsigned i = 0; i < in->d.operand_count; i++)
-        if (in->op[i].type == ZYDIS_OPERAND_TYPE_MEMORY)
-            return true;
-    return special_for(in) != NULL;
 }
 
 /* The flags that the code at block start + target reads before it writes them; all when it cannot be known. */
@@ -132,7 +125,7 @@ void flag_liveness(struct translator *t)
         live &= (uint8_t)~flags_killed(in);
         if (in->d.cpu_flags)
             live |= flag_bits(in->d.cpu_flags->tested);
-        if (t->engine->config.precise_flags && may_fault(in))
+        if (t->engine->config.precise_flags) /* nearly any may fault, be it by an x87 exception that was pending */
             live = F_ALL;
         in->live_before = live;
     }

@@ -339,16 +339,24 @@ static bool canonical(const struct soft_vcpu *v, uint64_t gva)
     return !(v->mode & MODE_64) || cpu_canonical(&v->cpu, gva);
 }
 
+/* Byte `at` of an operand.  Operands masked by a vector are seen to wrap where their offset does. */
+static uint64_t byte_gva(const struct soft_vcpu *v, const struct site *s, uint64_t gva, unsigned at)
+{
+    if (!s->addr32 || s->mask_kind != MASK_VEC_SIGN)
+        return wrap(v, gva + at);
+    uint64_t offset = soft_offset(v, s, gva);
+    return wrap(v, gva - offset + (uint32_t)(offset + at));
+}
+
 /* An operand at gva that wraps at the end of a flat segment (SDM vol. 3, 5.3), as far as its byte `high`. */
 static bool beyond_limit(const struct soft_vcpu *v, const struct site *s, uint64_t gva, unsigned high)
 {
-    uint64_t base = s->based ? v->cpu.seg[s->segment].base : 0;
     if (s->mask_kind == MASK_VEC_SIGN) { /* CPUs are seen to go on at 0: only an element must not wrap */
         unsigned last = s->element - 1u;
         gva += high - last;
         high = last;
     }
-    return !(v->mode & (MODE_64 | MODE_SEGMENTED)) && (uint32_t)(gva - base) > UINT32_MAX - high;
+    return !(v->mode & (MODE_64 | MODE_SEGMENTED)) && (uint32_t)soft_offset(v, s, gva) > UINT32_MAX - high;
 }
 
 /* Reads (or validates, for a store) [gva, gva+size) into the bounce buffer. */
@@ -378,9 +386,10 @@ static int bounce_fill(struct soft_vcpu *v, const struct site *s, uint64_t gva, 
             skip = first - p[i].offset;
         }
         if (!canonical(v, gva + first) ||
-            (s->mask_kind != MASK_VEC_SIGN && beyond_limit(v, s, gva, first))) /* of a large operand: the rest was looked at */
+            (s->mask_kind != MASK_VEC_SIGN &&
+             beyond_limit(v, s, gva, first))) /* of a large operand: the rest was looked at */
             return cpu_raise_error(&v->cpu, s->access & SITE_STACK ? EXC_SS : EXC_GP, 0);
-        if (piece_translate(v, wrap(v, gva + first), access, &p[i], &tr))
+        if (piece_translate(v, byte_gva(v, s, gva, first), access, &p[i], &tr))
             return CPU_FAULT;
         p[i].gpa -= skip;
         p[i].hva = memory_hva(v->engine->config.memory, p[i].gpa, p[i].len);
@@ -463,7 +472,7 @@ const void *soft_slow(struct soft_vcpu *v)
         high = low + s->element - 1;
     }
     if (!canonical(v, gva + low) || !canonical(v, gva + high) || beyond_limit(v, s, gva, high) ||
-        (s->segment && !canonical(v, gva + low - v->cpu.seg[s->segment].base))) {
+        soft_bad_offset(v, s, gva + low)) {
         cpu_raise_error(&v->cpu, s->access & SITE_STACK ? EXC_SS : EXC_GP, 0);
         return access_fault(v, s);
     }
@@ -579,7 +588,7 @@ const void *soft_commit(struct soft_vcpu *v)
         if (!s->mask_kind || (v->bounce.active_bytes[0] & mask)) {
             struct translation tr;
             unsigned skip = s->mask_kind ? (unsigned)__builtin_ctzll(v->bounce.active_bytes[0] & mask) - p.offset : 0;
-            if (piece_translate(v, wrap(v, gva + done + skip), ACCESS_WRITE, &p, &tr))
+            if (piece_translate(v, byte_gva(v, s, gva, done + skip), ACCESS_WRITE, &p, &tr))
                 return access_fault(v, s);
             p.gpa -= skip;
             p.hva = memory_hva(e->config.memory, p.gpa, p.len);

@@ -616,6 +616,7 @@ static int vcpu_create(struct engine *e, unsigned i)
     vcpu_glue(v);
     if (e->config.timing)
         soft_timing_install(v);
+    e->amd = soft_is_amd(&v->cpu);
     fpu_initial(v);
     soft_tlb_init(v);
     v->translator = soft_translator_create(&v->cpu);

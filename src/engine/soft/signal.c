@@ -81,6 +81,14 @@ static const struct site *find_site(const struct soft_vcpu *v, const struct bloc
     return last;
 }
 
+/* An address that is not canonical reaches the CPU only from an empty slot (mmu.c): #SS through the stack's
+ * segment, unless the operand is misaligned, which is looked at first. */
+static bool empty_slot(const struct site *s, const greg_t *r)
+{
+    uint64_t host = (uint64_t)r[s->address == R9 ? REG_R9 : s->address == R10 ? REG_R10 : REG_R11];
+    return (s->access & SITE_STACK) && host >> 47 && !(host & s->gp_align);
+}
+
 static void default_action(int sig)
 {
     signal(sig, SIG_DFL); /* returning runs the instruction again */
@@ -104,11 +112,11 @@ static void handler(int sig, siginfo_t *info, void *context)
         return;
     }
     v->stats.signals++;
-    /* An address that is not canonical reaches the CPU only from an empty slot (mmu.c): #SS through the stack's
-     * segment. */
     const struct site *s = find_site(v, b, m, (uint32_t)at);
-    if (v->signal_vector == EXC_GP && s && (s->access & (SITE_STACK | SITE_OWN_GP)) == SITE_STACK)
+    if (v->signal_vector == EXC_GP && s && empty_slot(s, r))
         v->signal_vector = EXC_SS;
+    bool window = v->signal_vector == EXC_GP && !s && !(b->mode & MODE_UNGROUPED) && !b->no_windows;
+    v->signal_around = window ? b : NULL;
     uint64_t rdi = v->cpu.gpr[RDI];
     save_registers(v, r);
     if (s && s->lent)
@@ -122,6 +130,11 @@ static void handler(int sig, siginfo_t *info, void *context)
 /* From glue, out of the handler: SIMD state is live again as the instruction left it. */
 const void *soft_signal_fault(struct soft_vcpu *v)
 {
+    if (v->signal_around) {
+        const void *around = soft_next_ungrouped(v, v->signal_around);
+        soft_flags_out(v);
+        return around;
+    }
     if (v->signal_vector == EXC_XM && !(v->cpu.cr4 & CR4_OSXMMEXCPT))
         v->signal_vector = EXC_UD; /* SDM vol. 3, 6.15, interrupt 19 */
     if (v->signal_has_error)

@@ -50,8 +50,7 @@ static int probe(struct soft_vcpu *v, uint64_t gva, bool write)
 {
     struct translation tr;
     const struct site *s = &v->engine->sites[v->site];
-    if ((v->mode & MODE_64) &&
-        (!cpu_canonical(&v->cpu, gva) || (s->segment && !cpu_canonical(&v->cpu, gva - v->cpu.seg[s->segment].base))))
+    if ((v->mode & MODE_64) && (!cpu_canonical(&v->cpu, gva) || soft_bad_offset(v, s, gva)))
         return cpu_raise_error(&v->cpu, stack_site(v) ? EXC_SS : EXC_GP, 0);
     return cpu_walk(&v->cpu, linear(v, gva), write ? ACCESS_WRITE : ACCESS_READ, v->cpu.cpl == 3, &tr);
 }
@@ -319,8 +318,8 @@ const void *helper_x87_env(struct soft_vcpu *v, const struct site *s)
     if ((v->mode & MODE_64) &&
         !(cpu_canonical(&v->cpu, v->helper_ea) && cpu_canonical(&v->cpu, v->helper_ea + element - 1)))
         return raise(v, stack_site(v) ? EXC_SS : EXC_GP);
-    uint64_t base = s->based && s->segment ? v->cpu.seg[s->segment].base : 0;
-    if (!(v->mode & (MODE_64 | MODE_SEGMENTED)) && (uint32_t)(v->helper_ea - base) > UINT32_MAX - (element - 1))
+    if (!(v->mode & (MODE_64 | MODE_SEGMENTED)) &&
+        (uint32_t)soft_offset(v, s, v->helper_ea) > UINT32_MAX - (element - 1))
         return raise(v, stack_site(v) ? EXC_SS : EXC_GP);
     if ((v->helper_ea & (element - 1)) && (v->mode & MODE_ALIGN)) {
         cpu_raise_error(&v->cpu, EXC_AC, 0);
@@ -484,7 +483,7 @@ const void *helper_gather(struct soft_vcpu *v, const struct site *s)
         }
         uint64_t base = segment == FS || segment == GS || !(v->mode & MODE_64) ? v->cpu.seg[segment].base : 0;
         if (!(v->mode & (MODE_64 | MODE_SEGMENTED)) &&
-            (s->based || (uint32_t)(gva - base) > UINT32_MAX - element + 1)) {
+            (s->null_segment || (uint32_t)(gva - base) > UINT32_MAX - element + 1)) {
             rc = cpu_raise_error(&v->cpu, stack_site(v) ? EXC_SS : EXC_GP, 0); /* nothing there, or a wrap */
             break;
         }

@@ -155,12 +155,13 @@ struct site {
     uint8_t align;     /* address bits that must be zero, with MODE_ALIGN */
     uint8_t gp_align;  /* address bits that must be zero always */
     bool x87;          /* a pending x87 exception comes before a fault */
-    uint8_t
-        segment; /* FS or GS: AMD wants the address canonical before its base is added, too; 32-bit: its limit counts */
-    bool lent;   /* the guest's rdi waits in cpu.gpr[] while the instruction runs */
-    bool based;  /* through FS or GS */
-    bool halves; /* the first 8 bytes are looked at before the others */
-    uint8_t first; /* of a large operand: the first so many bytes are probed, then its last byte */
+    uint8_t segment;   /* FS or GS, when the operand is through one; else 0 */
+    uint8_t address;   /* host register with its address */
+    bool addr32;       /* its offset is cut to 32 bits */
+    bool null_segment; /* 32-bit code: its segment holds nothing, or must not be written */
+    bool lent;         /* the guest's rdi waits in cpu.gpr[] while the instruction runs */
+    bool halves;       /* the first 8 bytes are looked at before the others */
+    uint8_t first;     /* of a large operand: the first so many bytes are probed, then its last byte */
     uint8_t mask_kind, mask_reg, element; /* masked accesses: see mmu.c */
     uint32_t resume;                      /* code offsets: landing with v->slow_host real */
     uint32_t bounce;                      /* running on the bounce buffer */
@@ -173,8 +174,7 @@ enum {
     SITE_WRITE = 2,
     SITE_FLAGS = 4 /* flags in v->slow_flags */,
     SITE_STACK = 8 /* #SS */,
-    SITE_DEAD_FLAGS = 16,
-    SITE_OWN_GP = 32 /* raises #GP for other reasons than its address */
+    SITE_DEAD_FLAGS = 16
 };
 enum { MASK_NONE, MASK_K, MASK_VEC_SIGN, MASK_BYTES_SIGN, MASK_MMX };
 
@@ -272,6 +272,7 @@ struct soft_vcpu {
     /* filled by the signal handler */
     uint8_t signal_vector;
     bool signal_has_error;
+    struct block *signal_around; /* raised in a window of it: to be met again without */
 };
 
 #define SLOT_BUDGET 16384
@@ -302,6 +303,7 @@ struct engine {
     bool xs_aligned[8];
     struct cpuid_table *cpuid;
     uint64_t tsc_khz;
+    bool amd; /* the guest's CPU is one of AMD's */
     /* pages dirtied by DMA, handled by the vCPU at its next poll */
     pthread_mutex_t dma_lock;
     uint64_t dma_pages[256];
@@ -327,6 +329,17 @@ static inline bool soft_is_hot(const struct engine *e, uint64_t gpa)
 static inline struct soft_vcpu *vcpu_of(struct cpu *cpu)
 {
     return (struct soft_vcpu *)cpu;
+}
+
+/* The offset in FS or GS behind a gva that was reached through one; else the gva itself. */
+static inline uint64_t soft_offset(const struct soft_vcpu *v, const struct site *s, uint64_t gva)
+{
+    return s->segment ? gva - v->cpu.seg[s->segment].base : gva;
+}
+/* AMD wants an offset canonical before the base of FS or GS is added (64-bit code), too. */
+static inline bool soft_bad_offset(const struct soft_vcpu *v, const struct site *s, uint64_t gva)
+{
+    return s->segment && v->engine->amd && (v->mode & MODE_64) && !cpu_canonical(&v->cpu, soft_offset(v, s, gva));
 }
 
 /* Flags: cpu.rflags is right in helpers and in the run loop, v->arith while translated code runs. */
@@ -404,6 +417,9 @@ void soft_translator_destroy(struct translator *t);
 /* Translates the block at cpu.rip, already known to be executable at gpa.  NULL: exception recorded
  * in cpu.exc (fetch fault in the second page). */
 struct block *soft_translate(struct soft_vcpu *v, uint64_t gva, uint64_t gpa, uint32_t mode, bool no_windows);
+
+/* --- isa.c --- */
+bool soft_is_amd(const struct cpu *cpu); /* the guest's CPU is AMD's or Hygon's */
 
 /* --- simd.c --- */
 void soft_xsave_layout(struct engine *e);

@@ -58,9 +58,7 @@ static void site_segment(struct translator *t, struct site *s, const ZydisDecode
     ZydisRegister r = op->mem.segment;
     if (r == ZYDIS_REGISTER_SS)
         s->access |= SITE_STACK;
-    s->based = r == ZYDIS_REGISTER_FS || r == ZYDIS_REGISTER_GS;
-    if (s->based && (t->amd || !code64(t)))
-        s->segment = r == ZYDIS_REGISTER_FS ? FS : GS;
+    s->segment = r == ZYDIS_REGISTER_FS ? FS : r == ZYDIS_REGISTER_GS ? GS : 0;
 }
 
 /* arg: table's own | register << 8 | operand bytes << 16 | memory << 24 */
@@ -963,7 +961,6 @@ static void sp_string(struct translator *t, const struct insn *in)
                 break;
             }
     struct site *s = emit_helper(t, in, helper_string, false);
-    s->based = segment == FS || segment == GS;
     s->arg = kinds[i].kind | (uint32_t)kinds[i].size << 8 | rep << 16;
     s->arg2 = segment | (uint32_t)in->d.address_width << 8;
 }
@@ -1015,9 +1012,9 @@ static void sp_gather(struct translator *t, const struct insn *in)
     s->size = (uint16_t)count;
     s->element = (uint8_t)(count * element);
     s->mask_kind = in->d.encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX ? MASK_K : MASK_VEC_SIGN;
-    s->based = !code64(t) &&
-               ((segment == FS && (t->mode & MODE_NULL_FS)) || (segment == GS && (t->mode & MODE_NULL_GS)) ||
-                (segment == CS && !(data->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE)));
+    s->null_segment = !code64(t) &&
+                      ((segment == FS && (t->mode & MODE_NULL_FS)) || (segment == GS && (t->mode & MODE_NULL_GS)) ||
+                       (segment == CS && !(data->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE)));
     s->access = (data->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE ? SITE_READ : SITE_WRITE) |
                 (m->segment == ZYDIS_REGISTER_SS ? SITE_STACK : 0);
 }
@@ -1041,6 +1038,8 @@ static void sp_query(struct translator *t, const struct insn *in)
     if (from->type == ZYDIS_OPERAND_TYPE_REGISTER)
         s->element = (uint8_t)op_gpr(from);
     s->arg2 = in->op[0].size / 8;
+    if (in->op[0].type == ZYDIS_OPERAND_TYPE_MEMORY) /* ARPL's, which it writes sometimes only */
+        s->imm = (uint64_t)(in->op[0].mem.segment - ZYDIS_REGISTER_ES);
 }
 
 static void sp_enter(struct translator *t, const struct insn *in)
@@ -1203,7 +1202,8 @@ static void check_operand(struct translator *t, const struct insn *in, const Zyd
     default:
         break;
     }
-    struct site *s = emit_segment_check(t, in, &ea, op->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE, size);
+    bool write = (op->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE) && in->d.mnemonic != M(ARPL);
+    struct site *s = emit_segment_check(t, in, &ea, write, size);
     s->arg2 = kind;
     s->element = (uint8_t)reg;
 }
@@ -1446,7 +1446,7 @@ static const struct special specials[ZYDIS_MNEMONIC_MAX_VALUE + 1] = {
     HELP(AAM, helper_decimal, DEC_AAM),
     HELP(AAD, helper_decimal, DEC_AAD),
     HELP(SALC, helper_decimal, DEC_SALC),
-    [M(ARPL)] = {.fn = sp_query, .helper = helper_decimal, .arg = DEC_ARPL},
+    [M(ARPL)] = {.fn = sp_query, .helper = helper_arpl},
     /* what CPUID says is not there */
     UNDEF(UD0),
     UNDEF(UD1),
