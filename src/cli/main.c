@@ -13,9 +13,11 @@
 #include "base/log.h"
 #include "cli/cli.h"
 #include "cli/version.h"
+#include "share/server.h"
 
 static int help_main(const struct command *self, int argc, char **argv);
 static int version_main(const struct command *self, int argc, char **argv);
+static int helper_share_main(const struct command *self, int argc, char **argv);
 
 static const struct option_spec no_options[] = {{0}};
 
@@ -59,6 +61,7 @@ const struct command cli_commands[] = {
 const struct command cli_hidden_commands[] = {
     {"vm", "run the process of a virtual machine", "NAME", NULL, vm_command_options, NULL, vm_main},
     {"names", "list names for completion", "vm", NULL, no_options, NULL, names_main},
+    {"helper-share", "serve a shared folder to a virtual machine", "", NULL, no_options, NULL, helper_share_main},
     {0},
 };
 
@@ -101,6 +104,11 @@ static int version_main(const struct command *self, int argc, char **argv)
         return status;
     printf("guise %s\n", GUISE_VERSION);
     return cli_flush();
+}
+
+static int helper_share_main(const struct command *self, int argc, char **argv)
+{
+    return share_helper_main(argc, argv);
 }
 
 /* A descriptor 0, 1 or 2 that is closed would be taken by the first file that is opened. */

@@ -12,6 +12,7 @@ static const struct attachment {
     {ports_attach},
     {balloon_attach},
     {net_attach_cards},
+    {share_attach},
     {0},
 };
 

@@ -10,6 +10,7 @@ int vm_attach_devices(struct vm *vm, char *error, size_t n);
 
 int vsock_attach(struct vm *vm, char *error, size_t n); /* sets vm->vsock */
 
+int share_attach(struct vm *vm, char *error, size_t n); /* attach_share.c */
 int ports_attach(struct vm *vm, char *error, size_t n); /* sets vm->terminal when a port is the terminal */
 int ports_check(const char *spec, char *err, size_t n);
 

@@ -3,6 +3,7 @@
 
 #include "backends/chr.h"
 #include "backends/disk.h"
+#include "backends/share.h"
 #include "backends/vsock_host.h"
 #include "backends/net.h"
 #include "engine/engine.h"
@@ -58,6 +59,8 @@ const struct option_spec vm_options[] = {
      .help = "connect the guest's vsock to a Unix socket", .check = vsock_host_check},
     {.name = "balloon", .kind = OPTION_FLAG, .offset = AT(balloon),
      .help = "memory that the guest does not use goes back to the host"},
+    {.name = "share", .letter = 'v', .kind = OPTION_LIST, .offset = AT(shares), .value = "DIR[:PATH][:ro]",
+     .help = "share a directory with the guest", .check = share_check},
     {.name = "stats", .kind = OPTION_FLAG, .offset = AT(stats),
      .help = "print at the end where time went"},
     {.name = "log", .letter = 'l', .kind = OPTION_SET, .offset = AT(log_items), .value = "ITEM,...",

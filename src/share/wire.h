@@ -1,0 +1,46 @@
+/*
+ * What a VM process and its file server say to each other.
+ *
+ * They share a SOCK_SEQPACKET socket and an arena of SHARE_SLOTS slots (a sealed memfd).  A message is one packet: a
+ * head, then FUSE bytes (linux/fuse.h).  Whatever is small travels in the packet; bulk lies in the slot that the VM
+ * process lent to the request:
+ *
+ *   request of `length` bytes   packet: all of it, or its first SHARE_HEAD bytes    slot: the rest, from offset 0
+ *   reply of `length` bytes     packet: all of it, or its first SHARE_REPLY_HEAD    slot: the rest, from offset 0
+ *
+ * so that data is copied twice on its way, guest memory to slot to file, and neither side looks at anything in the
+ * slot that the other could change meanwhile: headers are in packets.  The server never sees guest memory.
+ *
+ * Neither side trusts the other: each checks every number of a head against its own.
+ */
+#pragma once
+#include <stdint.h>
+
+#define SHARE_SLOTS 16u
+#define SHARE_DATA_MAX (1u << 20)                /* bytes of file data in one request or reply */
+#define SHARE_SLOT_SIZE (SHARE_DATA_MAX + 4096u) /* and what goes with them */
+#define SHARE_ARENA_SIZE ((uint64_t)SHARE_SLOTS * SHARE_SLOT_SIZE)
+#define SHARE_NO_SLOT UINT32_MAX
+
+#define SHARE_INLINE 4096u   /* a message of at most so many FUSE bytes needs no slot */
+#define SHARE_HEAD 80u       /* of a longer request: the headers of FUSE_WRITE, so that a slot holds data alone */
+#define SHARE_REPLY_HEAD 16u /* of a longer reply: struct fuse_out_header */
+
+enum share_kind {
+    SHARE_FUSE = 1,
+    SHARE_RESET, /* the device was reset: all files are forgotten, this session begins; no reply */
+};
+
+struct share_request_head {
+    uint32_t kind;    /* enum share_kind */
+    uint32_t index;   /* the VM process's name for the request */
+    uint32_t session; /* counts resets, from 0; a request of an earlier one is answered with ECANCELED */
+    uint32_t length;
+    uint32_t reply_max; /* room for the whole reply, at least 16; 0: no reply is wanted */
+    uint32_t slot;      /* or SHARE_NO_SLOT */
+};
+
+struct share_reply_head {
+    uint32_t index;
+    uint32_t length;
+};
