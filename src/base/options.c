@@ -8,7 +8,6 @@
 #include "base/error.h"
 #include "base/parse.h"
 
-#define MAX_OPTIONS 96
 #define LONG_OPTION 256 /* what getopt_long returns for the first of the table */
 
 /* The chain of tables as one. */
@@ -34,7 +33,7 @@ static int gather(const struct option_spec *specs, struct row *rows)
     int n = 0;
 
     while ((o = options_next(&c))) {
-        if (n == MAX_OPTIONS)
+        if (n == OPTIONS_MAX)
             return -E2BIG;
         rows[n++] = (struct row){o, c.base};
     }
@@ -204,12 +203,13 @@ static bool may_repeat(const struct option_spec *o)
     return o->kind == OPTION_FLAG || o->kind == OPTION_SET || o->kind == OPTION_LIST;
 }
 
-int options_parse(const struct option_spec *specs, int argc, char **argv, void *out, char *err, size_t n)
+int options_parse_by(const struct option_spec *specs, int argc, char **argv, void *out, struct options_origins *origins,
+                     const char *by, char *err, size_t n)
 {
-    struct row rows[MAX_OPTIONS];
-    struct option longs[MAX_OPTIONS + 1];
-    char shorts[3 * MAX_OPTIONS + 2];
-    bool seen[MAX_OPTIONS] = {false};
+    struct row rows[OPTIONS_MAX];
+    struct option longs[OPTIONS_MAX + 1];
+    char shorts[3 * OPTIONS_MAX + 2];
+    bool seen[OPTIONS_MAX] = {false};
     char why[ERROR_SIZE];
     int n_rows = gather(specs, rows), c;
 
@@ -225,6 +225,9 @@ int options_parse(const struct option_spec *specs, int argc, char **argv, void *
         if (seen[row - rows] && !may_repeat(row->spec))
             return error_set(err, n, -EINVAL, "--%s is given twice", row->spec->name);
         seen[row - rows] = true;
+        if (origins->by[row - rows] && origins->by[row - rows] != by)
+            continue;
+        origins->by[row - rows] = by;
         if (store(row, optarg ? optarg : row->spec->implied, out, why, sizeof(why)))
             return error_set(err, n, -EINVAL, "--%s: %s", row->spec->name, why);
     }
@@ -234,20 +237,42 @@ int options_parse(const struct option_spec *specs, int argc, char **argv, void *
     return operands;
 }
 
-int options_set(const struct option_spec *specs, const char *name, const char *text, void *out, char *err, size_t n)
+int options_parse(const struct option_spec *specs, int argc, char **argv, void *out, char *err, size_t n)
+{
+    struct options_origins nobody = {{NULL}};
+
+    return options_parse_by(specs, argc, argv, out, &nobody, "", err, n);
+}
+
+int options_set_by(const struct option_spec *specs, const char *name, const char *text, void *out,
+                   struct options_origins *origins, const char *by, char *err, size_t n)
 {
     struct options_cursor c = {.at = specs};
     const struct option_spec *o;
 
-    while ((o = options_next(&c))) {
+    for (int i = 0; i < OPTIONS_MAX && (o = options_next(&c)); i++) {
+        bool flag = o->kind == OPTION_FLAG;
         if (strcmp(o->name, name) != 0)
             continue;
-        text = text ? text : o->implied;
-        if (o->kind == OPTION_FLAG ? text != NULL : !text)
-            return error_set(err, n, -EINVAL, o->kind == OPTION_FLAG ? "it takes no value" : "it needs a value");
-        return store(&(struct row){o, c.base}, text, out, err, n);
+        if (flag && text && strcmp(text, "true") && strcmp(text, "false"))
+            return error_set(err, n, -EINVAL, "it is neither true nor false");
+        if (!flag && !text && !o->implied)
+            return error_set(err, n, -EINVAL, "it needs a value");
+        if (origins->by[i] && origins->by[i] != by)
+            return 0;
+        origins->by[i] = by;
+        if (flag && text && strcmp(text, "false") == 0)
+            return 0;
+        return store(&(struct row){o, c.base}, text ? text : o->implied, out, err, n);
     }
     return error_set(err, n, -ENOENT, "there is no such option");
+}
+
+int options_set(const struct option_spec *specs, const char *name, const char *text, void *out, char *err, size_t n)
+{
+    struct options_origins nobody = {{NULL}};
+
+    return options_set_by(specs, name, text, out, &nobody, "", err, n);
 }
 
 /* --- back to words -------------------------------------------------------------------------------- */

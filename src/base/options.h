@@ -26,6 +26,7 @@ enum option_kind {
 };
 
 #define OPTION_LIST_MAX 32
+#define OPTIONS_MAX 96 /* rows of a table with all that it goes on in */
 
 struct option_list {
     const char *value[OPTION_LIST_MAX];
@@ -70,6 +71,22 @@ const struct option_spec *options_next(struct options_cursor *c);
  * keeps the value the caller gave it.  An option given twice is an error unless it is a flag, a set or a list.
  */
 int options_parse(const struct option_spec *specs, int argc, char **argv, void *out, char *err, size_t n);
+
+/*
+ * Who has set which option, when several sources speak: those that count more come first, and what one of them has set
+ * stays (a list as a whole).  `by` is the source's own name, compared as a pointer; row i is the i-th that options_next
+ * gives.
+ */
+struct options_origins {
+    const char *by[OPTIONS_MAX];
+};
+
+/* As options_parse, and notes `by` for what is on the command line.  What somebody has set already stays. */
+int options_parse_by(const struct option_spec *specs, int argc, char **argv, void *out, struct options_origins *origins,
+                     const char *by, char *err, size_t n);
+/* As options_set, unless somebody else has set the option.  A flag's text may be "true" or "false". */
+int options_set_by(const struct option_spec *specs, const char *name, const char *text, void *out,
+                   struct options_origins *origins, const char *by, char *err, size_t n);
 
 /* Sets one option by its long name, as the command line would; `text` is NULL for a flag.  0, or -EINVAL (-ENOENT:
  * there is no such option) with one sentence, which does not name the option.  Texts are kept by reference. */

@@ -72,7 +72,8 @@ int cli_failed(int failed, const char *sentence)
     return STATUS_FAILED;
 }
 
-int cli_parse(const struct command *self, int argc, char **argv, void *out, int max_operands, int *status)
+int cli_parse_by(const struct command *self, int argc, char **argv, void *out, struct options_origins *origins,
+                 const char *by, int max_operands, int *status)
 {
     char err[ERROR_SIZE];
 
@@ -83,7 +84,7 @@ int cli_parse(const struct command *self, int argc, char **argv, void *out, int 
             return -1;
         }
     }
-    int operands = options_parse(self->options, argc, argv, out, err, sizeof(err));
+    int operands = options_parse_by(self->options, argc, argv, out, origins, by, err, sizeof(err));
     if (operands > max_operands)
         error_set(err, sizeof(err), 0, "'%s' is one word too many", argv[1 + max_operands]);
     if (operands < 0 || operands > max_operands) {
@@ -91,4 +92,11 @@ int cli_parse(const struct command *self, int argc, char **argv, void *out, int 
         return -1;
     }
     return operands;
+}
+
+int cli_parse(const struct command *self, int argc, char **argv, void *out, int max_operands, int *status)
+{
+    struct options_origins nobody = {{NULL}};
+
+    return cli_parse_by(self, argc, argv, out, &nobody, "", max_operands, status);
 }

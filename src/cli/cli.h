@@ -44,6 +44,10 @@ extern const struct command cli_hidden_commands[]; /* for other parts of guise *
  */
 int cli_parse(const struct command *self, int argc, char **argv, void *out, int max_operands, int *status);
 
+/* The same for one of several sources (options_parse_by). */
+int cli_parse_by(const struct command *self, int argc, char **argv, void *out, struct options_origins *origins,
+                 const char *by, int max_operands, int *status);
+
 const struct command *cli_find(const char *name); /* NULL if there is none */
 
 /* The sentence about a command that is none, with the nearest one. */
@@ -61,7 +65,8 @@ int cli_failed(int failed, const char *sentence);
 
 extern const struct option_spec run_options[], doctor_options[], completion_options[], create_options[],
     start_options[], stop_options[], kill_options[], restart_options[], rm_options[], ls_options[], inspect_options[],
-    info_options[], logs_options[], console_options[], stats_options[], events_options[], vm_command_options[];
+    info_options[], logs_options[], console_options[], stats_options[], events_options[], config_options[],
+    vm_command_options[];
 int run_main(const struct command *self, int argc, char **argv);
 int doctor_main(const struct command *self, int argc, char **argv);
 int completion_main(const struct command *self, int argc, char **argv);
@@ -78,6 +83,7 @@ int logs_main(const struct command *self, int argc, char **argv);
 int console_main(const struct command *self, int argc, char **argv);
 int stats_main(const struct command *self, int argc, char **argv);
 int events_main(const struct command *self, int argc, char **argv);
+int config_main(const struct command *self, int argc, char **argv);
 /* What `guise help` does not show: the VM process, and the names for completion. */
 int vm_main(const struct command *self, int argc, char **argv);
 int names_main(const struct command *self, int argc, char **argv);

@@ -6,14 +6,13 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "cli/life.h"
+#include "cli/run.h"
 #include "vm/events.h"
 
-struct create_arguments {
-    struct vm_settings settings;
-};
-
+#define AT(field) offsetof(struct run_arguments, field)
 const struct option_spec create_options[] = {
-    {.more = vm_settings_options, .offset = offsetof(struct create_arguments, settings)},
+    CONFIG_OPTION(struct run_arguments, config_file),
+    {.more = vm_settings_options, .offset = AT(settings)},
 };
 
 /* Says what to do next, to people only. */
@@ -47,14 +46,20 @@ static int create(const struct registry *r, const struct vm_settings *settings)
 
 int create_main(const struct command *self, int argc, char **argv)
 {
-    struct create_arguments a;
+    struct run_arguments a;
     struct registry r;
+    char **command, err[ERROR_SIZE];
     int status;
 
-    settings_init(&a.settings);
-    if (life_parse(self, argc, argv, &a, 0, &r, &status) < 0)
+    if (run_parse(self, argc, argv, &a, 0, &command, &status) < 0)
         return status;
-    if (!a.settings.config.kernel_path)
-        return cli_usage_error(self, "a kernel must be given: --kernel FILE");
-    return create(&r, &a.settings);
+    int failed = registry_open(&r, err, sizeof err);
+    if (failed)
+        status = cli_failed(failed, err);
+    else if (!a.settings.config.kernel_path)
+        status = cli_usage_error(self, "a kernel must be given: --kernel FILE");
+    else
+        status = create(&r, &a.settings);
+    run_free(&a);
+    return status;
 }

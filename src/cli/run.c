@@ -1,4 +1,6 @@
-/* `guise run`: the options of a virtual machine, handed to vm/. */
+/* `guise run`: a virtual machine in this terminal, whose options are handed to vm/. */
+#include "cli/run.h"
+
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -6,22 +8,41 @@
 
 #include "base/error.h"
 #include "base/log.h"
-#include "cli/cli.h"
 #include "engine/engine.h"
 #include "vm/vm.h"
-
-struct run_arguments {
-    struct vm_config config;
-};
 
 #define AT(field) offsetof(struct run_arguments, field)
 /* clang-format off */
 const struct option_spec run_options[] = {
-    {.name = "timeout", .letter = 't', .kind = OPTION_SECONDS, .offset = AT(config.timeout_ms), .value = "SECONDS",
-     .help = "end the run after this time, with status 6"},
-    {.more = vm_options, .offset = AT(config)},
+    {.name = "timeout", .letter = 't', .kind = OPTION_SECONDS, .offset = AT(settings.config.timeout_ms),
+     .value = "SECONDS", .help = "end the run after this time, with status 6"},
+    CONFIG_OPTION(struct run_arguments, config_file),
+    {.more = vm_settings_options, .offset = AT(settings)},
 };
 /* clang-format on */
+
+bool run_is_ours(const struct command *command)
+{
+    return command->options == run_options || command->options == create_options;
+}
+
+int run_parse(const struct command *self, int argc, char **argv, struct run_arguments *a, int most, char ***command,
+              int *status)
+{
+    int words = 1;
+
+    while (words < argc && strcmp(argv[words], "--") != 0)
+        words++;
+    *command = words + 1 < argc ? argv + words + 1 : NULL;
+    settings_init(&a->settings);
+    a->config_file = NULL;
+    return config_parse(self, words, argv, a, &a->config_file, &a->config, most, status);
+}
+
+void run_free(struct run_arguments *a)
+{
+    config_free(&a->config);
+}
 
 /* The software engine runs one virtual CPU so far.  Returns STATUS_OK, or another after saying why. */
 static int check_cpus(const struct command *self, const struct vm_config *c)
@@ -65,26 +86,38 @@ static int status_of(const struct vm_result *result)
     return result->end == VM_SIGNAL ? end_by(result->signal) : statuses[result->end];
 }
 
-int run_main(const struct command *self, int argc, char **argv)
+/* A kernel of one's own, in this process, with the serial console here. */
+static int run_kernel(const struct command *self, struct vm_config *config)
 {
-    struct run_arguments a = {
-        .config = {.memory_bytes = VM_DEFAULT_MEMORY, .n_cpus = 1, .engine = "auto", .serial = "stdio"}};
     struct vm_result result = {0};
     int status;
 
-    if (cli_parse(self, argc, argv, &a, 0, &status) < 0)
-        return status;
-    if (!a.config.kernel_path)
+    if (!config->kernel_path)
         return cli_usage_error(self, "a kernel must be given: --kernel FILE");
-    if (a.config.log_path && !a.config.log_items)
+    if (config->log_path && !config->log_items)
         return cli_usage_error(self, "--log-file without --log ITEM,... would stay empty");
-    status = check_cpus(self, &a.config);
+    if (!config->serial)
+        config->serial = "stdio";
+    status = check_cpus(self, config);
     if (status != STATUS_OK)
         return status;
-    if (strcmp(a.config.serial, "stdio") == 0 && isatty(STDIN_FILENO))
+    if (strcmp(config->serial, "stdio") == 0 && isatty(STDIN_FILENO))
         log_say("every key goes to the guest; Ctrl-] then q leaves");
-    vm_run(&a.config, &result);
+    vm_run(config, &result);
     if (result.reason[0])
         log_say("%s", result.reason);
     return status_of(&result);
+}
+
+int run_main(const struct command *self, int argc, char **argv)
+{
+    struct run_arguments a;
+    char **command;
+    int status;
+
+    if (run_parse(self, argc, argv, &a, 0, &command, &status) < 0)
+        return status;
+    status = run_kernel(self, &a.settings.config);
+    run_free(&a);
+    return status;
 }

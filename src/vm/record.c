@@ -25,6 +25,8 @@ static int check_label(const char *text, char *err, size_t n)
 const struct option_spec vm_settings_options[] = {
     {.name = "name", .letter = 'n', .kind = OPTION_STRING, .offset = AT(name), .value = "NAME",
      .help = "how to call it (an adjective and a noun, unless told)", .check = name_check},
+    {.name = "image", .kind = OPTION_STRING, .offset = AT(image), .value = "IMAGE",
+     .help = "what it boots; the same as the first word"},
     {.name = "hostname", .kind = OPTION_STRING, .offset = AT(hostname), .value = "NAME",
      .help = "what the guest calls itself (its name, unless told)", .check = name_check},
     {.name = "label", .kind = OPTION_LIST, .offset = AT(labels), .value = "KEY=VALUE",
@@ -89,8 +91,6 @@ static json_t *settings_to_json(const struct vm_settings *s)
         if (value)
             json_object_set_new(all, o->name, value);
     }
-    if (s->image)
-        json_object_set_new(all, "image", json_string(s->image));
     return all;
 }
 
@@ -124,10 +124,6 @@ static int take_value(struct vm_settings *s, const char *key, json_t *value, cha
     char why[ERROR_SIZE] = "it is neither a text nor true";
     int failed = -EINVAL;
 
-    if (strcmp(key, "image") == 0 && json_is_string(value)) {
-        s->image = json_string_value(value);
-        return 0;
-    }
     if (json_is_string(value) || json_is_true(value))
         failed = options_set(vm_settings_options, key, json_string_value(value), s, why, sizeof why);
     return failed ? error_set(err, n, -EINVAL, "\"options\", \"%s\": %s", key, why) : 0;

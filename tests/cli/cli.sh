@@ -64,7 +64,7 @@ check "a kernel that is none is one sentence" eval '[ $status = 1 ] && says "$0"
 run run --kernel "$0" --serial socket:/nonexistent/console
 check "a serial line that cannot be is one sentence" eval '[ $status = 1 ] && quiet_out'
 
-for command in run create start stop kill restart rm ls inspect info logs console stats events doctor completion help version; do
+for command in run create start stop kill restart rm ls inspect info logs console stats events config doctor completion help version; do
     run help $command
     check "help $command" eval '[ $status = 0 ] && prints "usage: guise $command" && [ ! -s "$work/err" ]'
     cp "$work/out" "$work/help"
@@ -102,7 +102,38 @@ manual_agrees create create
 manual_agrees start start stop kill restart rm
 manual_agrees ls ls inspect info stats
 manual_agrees logs logs console events
+manual_agrees config config
 manual_agrees doctor doctor
+
+# Configuration files and the environment.
+cat >"$work/good.toml" <<'TOML'
+memory = "96M"
+no-reboot = true
+publish-nothing = 1
+TOML
+refused "a key that is no option" "good.toml, line 3: there is no option publish-nothing" config show --config "$work/good.toml"
+sed -i '$d' "$work/good.toml"
+printf '[create]\nlabel = ["a=b", "c=d"]\n[nonesuch]\n' >>"$work/good.toml"
+echo 'x = 1' >>"$work/good.toml"
+refused "a table that is no command" "line 6: [nonesuch] is not the name of a command" config show --config "$work/good.toml"
+sed -i '5,$d' "$work/good.toml"
+run config show --origin --config "$work/good.toml"
+check "config show says who says what" eval '[ $status = 0 ] && prints "memory = \"96M\" # $work/good.toml" && prints "no-reboot = true #" && prints "cpus = 1 # unless told" && ! prints label'
+run config show create --config "$work/good.toml"
+check "a table is for one command" eval '[ $status = 0 ] && grep -qxF "label = [\"a=b\", \"c=d\"]" "$work/out"'
+GUISE_MEMORY=64M GUISE_NO_REBOOT=false run config show --config "$work/good.toml"
+check "the environment counts more than a file" eval '[ $status = 0 ] && grep -qx "memory = \"64M\"" "$work/out" && grep -qx "no-reboot = false" "$work/out"'
+GUISE_MEMORY=64 run run --kernel x
+check "a variable is named" eval '[ $status = 2 ] && says "GUISE_MEMORY: the size 64 has no unit"'
+mkdir "$work/here" "$work/home"
+mkdir -p "$work/home/.config/guise"
+echo 'memory = "100M"' >"$work/here/guise.toml"
+printf 'memory = "200M"\nappend = "quiet"\n' >"$work/home/.config/guise/guise.toml"
+(cd "$work/here" && HOME=$work/home XDG_CONFIG_HOME='' "$GUISE" config show) >"$work/out" 2>"$work/err"
+status=$?
+check "the directory's file counts more than the user's" eval '[ $status = 0 ] && grep -qx "memory = \"100M\"" "$work/out" && grep -qx "append = \"quiet\"" "$work/out"'
+refused "what a file says is checked" "memory: the size 5 has no unit" run --config <(echo 'memory = 5')
+refused "show shows" "what can be shown" config hide
 
 # Named virtual machines, as far as no guest has to run.
 export GUISE_DATA=$work/data GUISE_RUNTIME=$work/run

@@ -286,7 +286,7 @@ static void a_table_goes_on_in_another(void **state)
     assert_int_equal(options_set(outer_specs, "name", "a b", &v, err, sizeof err), -EINVAL);
     assert_string_equal(err, "'a b' has a space");
     assert_int_equal(options_set(outer_specs, "await", "noon", &v, err, sizeof err), -EINVAL);
-    assert_int_equal(options_set(outer_specs, "flag", "yes", &v, err, sizeof err), -EINVAL);
+    assert_int_equal(options_set(outer_specs, "flag", "maybe", &v, err, sizeof err), -EINVAL);
     assert_int_equal(options_set(outer_specs, "text", NULL, &v, err, sizeof err), -EINVAL);
     assert_int_equal(options_set(outer_specs, "nonesuch", "1", &v, err, sizeof err), -ENOENT);
 }
@@ -333,11 +333,41 @@ static void options_survive_as_words(void **state)
     assert_string_equal(to.inner.list.value[1], "y");
 }
 
+static void who_counts_more_comes_first(void **state)
+{
+    char *argv[] = {"command", "--list", "a", "--size", "2M", "--flag", "--list", "b"};
+    static const char line[] = "line", file[] = "file", other[] = "other";
+    struct options_origins origins = {{NULL}};
+    struct values v = {.number = 7};
+    char err[ERROR_SIZE];
+
+    assert_int_equal(options_parse_by(specs, 8, argv, &v, &origins, line, err, sizeof err), 0);
+    assert_int_equal(options_set_by(specs, "list", "c", &v, &origins, file, err, sizeof err), 0);
+    assert_int_equal(options_set_by(specs, "size", "4M", &v, &origins, file, err, sizeof err), 0);
+    assert_int_equal(options_set_by(specs, "number", "3", &v, &origins, file, err, sizeof err), 0);
+    assert_int_equal(options_set_by(specs, "number", "4", &v, &origins, other, err, sizeof err), 0);
+    assert_int_equal(options_set_by(specs, "flag", "maybe", &v, &origins, other, err, sizeof err), -EINVAL);
+    assert_int_equal(options_set_by(specs, "colour", "x", &v, &origins, other, err, sizeof err), -ENOENT);
+    assert_int_equal(v.list.n, 2);
+    assert_string_equal(v.list.value[1], "b");
+    assert_int_equal(v.size, 2 << 20);
+    assert_int_equal(v.number, 3);
+    assert_ptr_equal(origins.by[4], file);
+    assert_ptr_equal(origins.by[3], line);
+    /* A flag that a file sets to false stays so, whatever a file that counts less says. */
+    origins = (struct options_origins){{NULL}};
+    v.flag = false;
+    assert_int_equal(options_set_by(specs, "flag", "false", &v, &origins, file, err, sizeof err), 0);
+    assert_int_equal(options_set_by(specs, "flag", "true", &v, &origins, other, err, sizeof err), 0);
+    assert_false(v.flag);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_table_goes_on_in_another),
         cmocka_unit_test(options_survive_as_words),
+        cmocka_unit_test(who_counts_more_comes_first),
         cmocka_unit_test(sizes_need_a_unit_and_are_powers_of_1024),
         cmocka_unit_test(a_size_without_a_unit_is_told_what_to_write),
         cmocka_unit_test(seconds_have_at_most_three_decimals),

@@ -63,10 +63,10 @@ static void one_shot_in_legacy_mode(void **state)
     assert_true(legacy_on);
     assert_int_equal(legacy_calls, 1);
     writeq(b, 0x100, 0x04 | 0x100);                                  /* enabled, 32 bits, edge */
-    writel(b, HPET_BASE + 0x108, (uint32_t)readq(b, 0xf0) + 100000); /* 1 ms */
-    board_run(b, 500000);
+    writel(b, HPET_BASE + 0x108, (uint32_t)readq(b, 0xf0) + 10000000); /* 100 ms */
+    board_run(b, 5000000);
     assert_int_equal(b->edges[0], 0);
-    board_run(b, 3000000);
+    board_run(b, 200000000);
     assert_int_equal(b->edges[0], 1);
     board_run(b, 3000000);
     assert_int_equal(b->edges[0], 1);
