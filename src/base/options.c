@@ -119,13 +119,11 @@ static int store_item(const char *text, struct option_list *to, char *err, size_
     return 0;
 }
 
-static int store(const struct row *row, const char *text, void *out, char *err, size_t n)
+static int store_unchecked(const struct row *row, const char *text, void *out, char *err, size_t n)
 {
     const struct option_spec *o = row->spec;
     void *field = (char *)out + row->base + o->offset;
 
-    if (o->check && o->check(text, err, n))
-        return -EINVAL;
     switch (o->kind) {
     case OPTION_FLAG:
         *(bool *)field = true;
@@ -150,6 +148,13 @@ static int store(const struct row *row, const char *text, void *out, char *err, 
         return store_item(text, field, err, n);
     }
     return -EINVAL;
+}
+
+static int store(const struct row *row, const char *text, void *out, char *err, size_t n)
+{
+    if (row->spec->check && row->spec->check(text, err, n))
+        return -EINVAL;
+    return store_unchecked(row, text, out, err, n);
 }
 
 /* getopt's own tables; the values of long options are above any letter. */
@@ -273,6 +278,20 @@ int options_set(const struct option_spec *specs, const char *name, const char *t
     struct options_origins nobody = {{NULL}};
 
     return options_set_by(specs, name, text, out, &nobody, "", err, n);
+}
+
+int options_restore(const struct option_spec *specs, const char *name, const char *text, void *out, char *err, size_t n)
+{
+    struct options_cursor c = {.at = specs};
+    const struct option_spec *o;
+
+    while ((o = options_next(&c)) && strcmp(o->name, name) != 0)
+        ;
+    if (!o)
+        return error_set(err, n, -ENOENT, "there is no such option");
+    if ((o->kind == OPTION_FLAG) != !text)
+        return error_set(err, n, -EINVAL, text ? "it takes no value" : "it needs a value");
+    return store_unchecked(&(struct row){o, c.base}, text, out, err, n);
 }
 
 /* --- back to words -------------------------------------------------------------------------------- */

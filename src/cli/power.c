@@ -119,7 +119,7 @@ static int ask_to_stop(const struct registry *r, const char *name, uint64_t time
     int failed = client_open(&c, r, name, err, sizeof err);
 
     if (!failed)
-        failed = client_call(&c, "stop", json_pack("{s:s}", "mode", "acpi"), NULL, err, sizeof err);
+        failed = client_call(&c, "stop", json_pack("{s:s}", "mode", "auto"), NULL, err, sizeof err);
     client_close(&c);
     if (failed && failed != -ECONNRESET)
         return cli_failed(failed, err);

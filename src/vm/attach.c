@@ -7,13 +7,7 @@
 static const struct attachment {
     int (*attach)(struct vm *vm, char *error, size_t n);
 } attachments[] = {
-    {disk_attach},
-    {vsock_attach},
-    {ports_attach},
-    {balloon_attach},
-    {net_attach_cards},
-    {share_attach},
-    {0},
+    {disk_attach}, {vsock_attach}, {ports_attach}, {balloon_attach}, {net_attach_cards}, {share_attach}, {0},
 };
 
 int vm_attach_devices(struct vm *vm, char *error, size_t n)

@@ -1,4 +1,5 @@
 /* What can be asked of a VM process (docs/CONTROL.md): one function and one row each. */
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
@@ -6,6 +7,7 @@
 
 #include "base/timestamp.h"
 #include "vm/life.h"
+#include "vm/link.h"
 
 #define GRACE_MS_MAX 3600000
 
@@ -67,6 +69,23 @@ static json_t *stop_acpi(struct control_call *call)
     return json_pack("{s:s}", "mode", "acpi");
 }
 
+static json_t *stop_agent(struct control_call *call)
+{
+    int failed = link_power_off(call->opaque);
+
+    if (failed == -EHOSTDOWN)
+        return control_fail(call, "wrong-state", "there is no agent in the guest, or not yet");
+    if (failed)
+        return control_fail(call, "failed", "the guest's agent cannot be asked: %s", strerror(-failed));
+    return json_pack("{s:s}", "mode", "agent");
+}
+
+/* The agent when there is one, else the button. */
+static json_t *stop_auto(struct control_call *call)
+{
+    return link_power_off(call->opaque) ? stop_acpi(call) : json_pack("{s:s}", "mode", "agent");
+}
+
 static json_t *stop_force(struct control_call *call)
 {
     vm_end(call->opaque, VM_USER_LEFT, "switched off");
@@ -76,13 +95,13 @@ static json_t *stop_force(struct control_call *call)
 static const struct {
     const char *mode;
     json_t *(*stop)(struct control_call *call);
-} stops[] = {{"acpi", stop_acpi}, {"force", stop_force}};
+} stops[] = {{"auto", stop_auto}, {"agent", stop_agent}, {"acpi", stop_acpi}, {"force", stop_force}};
 
 /* mode: how; timeout_ms: after which a guest that is still there is switched off. */
 static json_t *command_stop(struct control_call *call)
 {
     struct vm *vm = call->opaque;
-    const char *mode = text_argument(call, "mode", "acpi");
+    const char *mode = text_argument(call, "mode", "auto");
     json_t *timeout = json_object_get(call->arguments, "timeout_ms");
     json_int_t ms = json_integer_value(timeout);
 
@@ -94,11 +113,11 @@ static json_t *command_stop(struct control_call *call)
         json_t *result = stops[i].stop(call);
         if (result && timeout)
             loop_timer_set(vm->loop, &life_of(call)->grace, clock_ns() + (uint64_t)ms * 1000000);
-        if (result && i != 1)
-            life_event(vm, "stopping", json_pack("{s:s}", "mode", mode));
+        if (result && stops[i].stop != stop_force)
+            life_event(vm, "stopping", json_pack("{s:O}", "mode", json_object_get(result, "mode")));
         return result;
     }
-    return control_fail(call, "bad-request", "\"mode\" is not one of acpi, force");
+    return control_fail(call, "bad-request", "\"mode\" is not one of auto, agent, acpi, force");
 }
 
 /* --- stats --------------------------------------------------------------------------------------------------- */

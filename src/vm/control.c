@@ -1,6 +1,7 @@
 #include "vm/control.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -162,6 +163,13 @@ void control_reply(struct control *s, struct control_ticket *ticket, json_t *res
     *ticket = (struct control_ticket){0};
 }
 
+int control_connection(const struct control_call *call)
+{
+    const struct control_client *c = call->client;
+
+    return c->fd < 0 || c->pending || c->console || c->first ? -1 : fcntl(c->fd, F_DUPFD_CLOEXEC, 3);
+}
+
 int control_take(struct control *s, struct control_ticket *ticket, json_t *result)
 {
     struct control_client *c = use_ticket(s, ticket);
@@ -171,7 +179,7 @@ int control_take(struct control *s, struct control_ticket *ticket, json_t *resul
         json_decref(result);
     } else {
         answer(c, ticket->id, result, NULL, NULL);
-        fd = c->fd >= 0 && !c->out_len && !c->in_len ? dup(c->fd) : -1;
+        fd = c->fd >= 0 && !c->out_len && !c->in_len ? fcntl(c->fd, F_DUPFD_CLOEXEC, 3) : -1;
         client_drop(c);
     }
     json_decref(ticket->id);

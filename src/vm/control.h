@@ -71,6 +71,10 @@ struct control_ticket control_ticket(const struct control_call *call);
 void control_reply(struct control *control, struct control_ticket *ticket, json_t *result, const char *code,
                    const char *message);
 
+/* A duplicate of the connection's descriptor, for who will let control_take follow; -1 when it has asked for something
+ * else, too, that is not answered yet. */
+int control_connection(const struct control_call *call);
+
 /* --- connections that become something else ------------------------------------------------------------------ */
 
 /* The client gets `line` of every control_event from now on. */

@@ -5,6 +5,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "vm/link.h"
+
 static struct vm_life *life_of(struct vm *vm)
 {
     return vm->config->life;
@@ -48,7 +50,7 @@ int life_open(struct vm *vm, char *err, size_t n)
         return failed;
     life->client = -1;
     control_set_console_input(life->control, typed, vm);
-    return 0;
+    return link_open(vm, err, n);
 }
 
 /* To the log, and to who listens: before there is a control socket that is the connection we were started with. */
@@ -122,6 +124,12 @@ void life_console_space(struct vm *vm)
         control_console_resume(life_of(vm)->control);
 }
 
+void life_reset(struct vm *vm)
+{
+    link_reset(vm);
+    life_event(vm, "reset", NULL);
+}
+
 void life_close(struct vm *vm)
 {
     struct vm_life *life = life_of(vm);
@@ -131,4 +139,5 @@ void life_close(struct vm *vm)
     loop_timer_cancel(vm->loop, &life->grace);
     control_destroy(life->control);
     life->control = NULL;
+    link_close(vm);
 }

@@ -20,6 +20,7 @@ struct vm_life {
     bool attached; /* the run ends when that connection does */
     char socket[108];
     struct control *control; /* NULL until life_open */
+    struct link *link;       /* link.h; NULL: no way into the guest */
     uint64_t ready_ns;       /* the agent has said that it is there; 0: not yet */
     struct loop_timer grace; /* a stop that the guest ignores becomes a hard one */
 };
@@ -36,5 +37,7 @@ void life_event(struct vm *vm, const char *event, json_t *data);
 void life_ended(struct vm *vm);
 void life_console_output(struct vm *vm, const void *data, size_t len);
 void life_console_space(struct vm *vm);
+/* The machine was reset: what is inside the guest is gone. */
+void life_reset(struct vm *vm);
 /* Closes the control socket; before the loop goes. */
 void life_close(struct vm *vm);

@@ -125,7 +125,7 @@ static int take_value(struct vm_settings *s, const char *key, json_t *value, cha
     int failed = -EINVAL;
 
     if (json_is_string(value) || json_is_true(value))
-        failed = options_set(vm_settings_options, key, json_string_value(value), s, why, sizeof why);
+        failed = options_restore(vm_settings_options, key, json_string_value(value), s, why, sizeof why);
     return failed ? error_set(err, n, -EINVAL, "\"options\", \"%s\": %s", key, why) : 0;
 }
 

@@ -48,7 +48,8 @@ struct vm_record {
 
 /* The settings that hold when nothing is said. */
 void settings_init(struct vm_settings *s);
-/* A record of these settings, with a fresh uuid, MAC address (of the first card) and date.  The settings' texts stay the caller's. */
+/* A record of these settings, with a fresh uuid, MAC address (of the first card) and date.  The settings' texts stay
+ * the caller's. */
 int record_init(struct vm_record *r, const struct vm_settings *s, char *err, size_t n);
 /* To JSON and back.  record_parse takes any bytes; 0, or -EINVAL with a sentence.  The text is the caller's to free. */
 char *record_format(const struct vm_record *r);

@@ -44,7 +44,7 @@ static void machine_event(void *opaque, int event)
     struct vm *vm = opaque;
 
     if (event == MACHINE_RESET && !vm->config->no_reboot) {
-        life_event(vm, "reset", NULL);
+        life_reset(vm);
         vm->reset = true;
         loop_stop(vm->loop);
     } else if (event == MACHINE_RESET) {

@@ -31,7 +31,7 @@ struct vm {
     struct bus *bus;
     struct loop *loop;
     struct chr *chr;
-    struct chr *terminal; /* of a virtio console's port that is stdio; the device's */
+    struct chr *terminal;  /* of a virtio console's port that is stdio; the device's */
     struct net *publisher; /* the network that ports can be published on, a device's; or NULL */
     const struct engine_ops *ops;
     struct engine *engine;

@@ -149,7 +149,7 @@ static void records_of_strangers_are_refused(void **state)
         {HEAD "{\"memory\": 5}}", "\"memory\""},
         {HEAD "{\"memory\": [\"1G\", {}]}}", "\"memory\""},
         {HEAD "{\"no-such\": \"x\"}}", "no such option"},
-        {HEAD "{\"no-reboot\": \"x\"}}", "neither true nor false"},
+        {HEAD "{\"no-reboot\": \"x\"}}", "takes no value"},
         {HEAD "{\"kernel\": \"a\\u0000b\"}}", "line"},
         {HEAD "{}, \"name\": \"b\"}", "duplicate"},
     };
