@@ -17,6 +17,44 @@ const struct command *cli_find(const char *name)
     return NULL;
 }
 
+const char *cli_sub_word(const struct command *sub)
+{
+    const char *space = strchr(sub->name, ' ');
+
+    return space ? space + 1 : sub->name;
+}
+
+const struct command *cli_find_sub(const struct command *c, const char *word)
+{
+    for (const struct command *sub = c->subcommands; sub && sub->name; sub++)
+        if (strcmp(cli_sub_word(sub), word) == 0)
+            return sub;
+    return NULL;
+}
+
+int cli_sub_main(const struct command *self, int argc, char **argv)
+{
+    struct similar near = {.word = argc > 1 ? argv[1] : ""};
+    char err[ERROR_SIZE];
+
+    if (argc < 2) {
+        error_set(err, sizeof err, 0, "say what to do: guise %s %s", self->name, self->usage);
+        return cli_usage_error(self, err);
+    }
+    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0) {
+        cli_explain(self);
+        return cli_flush();
+    }
+    const struct command *sub = cli_find_sub(self, argv[1]);
+    if (sub)
+        return sub->main(sub, argc - 1, argv + 1);
+    for (const struct command *s = self->subcommands; s->name; s++)
+        similar_try(&near, cli_sub_word(s));
+    error_set(err, sizeof err, 0, "there is no command '%s %s'%s%s%s", self->name, argv[1],
+              near.best ? "; did you mean " : "", near.best ? near.best : "", near.best ? "?" : "");
+    return cli_usage_error(self, err);
+}
+
 void cli_no_command(const char *name, char *err, size_t n)
 {
     struct similar near = {.word = name};
@@ -36,6 +74,10 @@ void cli_explain(const struct command *c)
         putchar('\n');
         options_help(c->options, stdout);
     }
+    if (c->subcommands)
+        putchar('\n');
+    for (const struct command *sub = c->subcommands; sub && sub->name; sub++)
+        printf("  %-12s%s\n", cli_sub_word(sub), sub->summary);
     if (c->details)
         printf("\n%s", c->details);
 }

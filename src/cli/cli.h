@@ -33,6 +33,7 @@ struct command {
     const char *operands; /* words that completion offers for operands, separated by spaces, or NULL; @vm and @image
                            * stand for the names that there are */
     int (*main)(const struct command *self, int argc, char **argv);
+    const struct command *subcommands; /* called "NAME WORD"; the operands are theirs.  NULL: none */
 };
 
 extern const struct command cli_commands[];        /* those that `guise help` lists */
@@ -49,6 +50,13 @@ int cli_parse_by(const struct command *self, int argc, char **argv, void *out, s
                  const char *by, int max_operands, int *status);
 
 const struct command *cli_find(const char *name); /* NULL if there is none */
+const struct command *cli_find_sub(const struct command *c, const char *word);
+
+/* The word that a sub-command is called by: "build" of "image build". */
+const char *cli_sub_word(const struct command *sub);
+
+/* The main function of a command that has sub-commands: finds the one that argv[1] means and calls it. */
+int cli_sub_main(const struct command *self, int argc, char **argv);
 
 /* The sentence about a command that is none, with the nearest one. */
 void cli_no_command(const char *name, char *err, size_t n);
@@ -68,6 +76,8 @@ extern const struct option_spec run_options[], doctor_options[], completion_opti
     info_options[], logs_options[], console_options[], stats_options[], events_options[], config_options[],
     vm_command_options[];
 int run_main(const struct command *self, int argc, char **argv);
+extern const struct option_spec image_options[];
+extern const struct command image_commands[];
 int doctor_main(const struct command *self, int argc, char **argv);
 int completion_main(const struct command *self, int argc, char **argv);
 int create_main(const struct command *self, int argc, char **argv);

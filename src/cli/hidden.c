@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "cli/life.h"
+#include "image/image.h"
 
 struct vm_arguments {
     bool attached;
@@ -31,14 +32,29 @@ int vm_main(const struct command *self, int argc, char **argv)
     return process_main(argv[1], a.attached);
 }
 
-/* `guise names vm`: for shell completion, one a line; never an error. */
+static void print_images(void)
+{
+    struct image_info *list;
+    size_t n;
+
+    if (image_list(&list, &n, NULL, 0))
+        return;
+    for (size_t i = 0; i < n; i++)
+        if (list[i].name[0])
+            puts(list[i].name);
+    free(list);
+}
+
+/* `guise names vm|image`: for shell completion, one a line; never an error. */
 int names_main(const struct command *self, int argc, char **argv)
 {
     struct registry r;
     char(*names)[NAME_SIZE], err[ERROR_SIZE];
 
+    if (argc == 2 && strcmp(argv[1], "image") == 0)
+        print_images();
     if (argc != 2 || strcmp(argv[1], "vm") != 0 || registry_find(&r, err, sizeof err))
-        return STATUS_OK;
+        return cli_flush();
     int n = registry_names(&r, &names, err, sizeof err);
     for (int i = 0; i < n; i++)
         puts(names[i]);

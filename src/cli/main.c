@@ -52,11 +52,13 @@ const struct command cli_commands[] = {
     {"config", "show what configuration files and the environment say", "show [run|create] [OPTION]...",
      "Prints a file as guise.toml(5): all that holds for that command, `run` unless told.\n", config_options, "show",
      config_main},
+    {"image", "make, list and remove machine images", "COMMAND [ARGUMENT]...",
+     "`guise help image COMMAND` explains one of them.\n", image_options, NULL, cli_sub_main, image_commands},
     {"doctor", "say what this host offers to virtual machines, and why", "[--json]",
      "Exit status: 0 if virtual machines can run here, 7 if not.\n", doctor_options, NULL, doctor_main},
     {"completion", "print a completion script for a shell", "bash|zsh|fish",
      "For the running shell:  source <(guise completion bash)\n", completion_options, "bash zsh fish", completion_main},
-    {"help", "explain a command", "[COMMAND]", NULL, no_options, NULL, help_main},
+    {"help", "explain a command", "[COMMAND [SUBCOMMAND]]", NULL, no_options, NULL, help_main},
     {"version", "print the version", "", NULL, no_options, NULL, version_main},
     {0},
 };
@@ -82,7 +84,7 @@ static int help_main(const struct command *self, int argc, char **argv)
 {
     char err[ERROR_SIZE];
     int status;
-    int operands = cli_parse(self, argc, argv, NULL, 1, &status);
+    int operands = cli_parse(self, argc, argv, NULL, 2, &status);
 
     if (operands < 0)
         return status;
@@ -91,6 +93,14 @@ static int help_main(const struct command *self, int argc, char **argv)
         return cli_flush();
     }
     const struct command *c = cli_find(argv[1]);
+    if (c && operands == 2) {
+        const struct command *sub = cli_find_sub(c, argv[2]);
+        if (!sub) {
+            error_set(err, sizeof err, 0, "there is no command '%s %s'", argv[1], argv[2]);
+            return cli_usage_error(c, err);
+        }
+        c = sub;
+    }
     if (!c) {
         cli_no_command(argv[1], err, sizeof err);
         return cli_usage_error(NULL, err);

@@ -46,6 +46,24 @@ void progress_stage(struct progress *p, const char *stage, const char *what)
     show(p, what);
 }
 
+void progress_part(struct progress *p, uint64_t done, uint64_t total)
+{
+    enum { WIDTH = 30 };
+    char bar[64];
+    uint64_t part = total == 0 ? 0 : done < total ? done : total;
+
+    if (total == 0) {
+        show(p, NULL);
+        return;
+    }
+    unsigned full = (unsigned)((double)part * WIDTH / (double)total);
+    int used = snprintf(bar, sizeof bar, "%3u %% [", (unsigned)((double)part * 100 / (double)total));
+    memset(bar + used, '#', full);
+    memset(bar + used + full, ' ', WIDTH - full);
+    snprintf(bar + used + WIDTH, sizeof bar - (size_t)used - WIDTH, "]");
+    show(p, bar);
+}
+
 int progress_tick(struct progress *p)
 {
     if (p->stage)

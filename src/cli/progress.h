@@ -21,6 +21,8 @@ struct progress {
 void progress_begin(struct progress *p, bool verbose, bool quiet);
 /* The stage before has ended well. `what` is shown beside the name, or NULL. */
 void progress_stage(struct progress *p, const char *stage, const char *what);
+/* How far the stage is: a bar, where there is a line; total 0: not known. */
+void progress_part(struct progress *p, uint64_t done, uint64_t total);
 /* Shows the time that has passed; call it a few times a second while waiting.  Returns how many ms to wait at most. */
 int progress_tick(struct progress *p);
 /* Wipes the line; what comes next on the terminal is somebody else's.  Returns the stage that it ended in. */

@@ -19,7 +19,7 @@
 
 #define PATH_DIGITS 32
 
-int file_key(const char *path, char out[100], char *err, size_t n)
+int file_key(const char *path, char out[FILE_KEY_SIZE], char *err, size_t n)
 {
     unsigned char sum[EVP_MAX_MD_SIZE];
     char real[PATH_MAX];
@@ -31,8 +31,8 @@ int file_key(const char *path, char out[100], char *err, size_t n)
         return error_sys(err, n, -ENOMEM, "no digest of %s", path);
     for (unsigned i = 0; i < PATH_DIGITS / 2; i++)
         snprintf(out + 2 * i, 3, "%02x", sum[i]);
-    snprintf(out + PATH_DIGITS, 100 - PATH_DIGITS, "-%" PRIx64 "-%" PRIx64 ".%09ld-%" PRIx64, (uint64_t)st.st_size,
-             (uint64_t)st.st_mtim.tv_sec, st.st_mtim.tv_nsec, (uint64_t)st.st_ino);
+    snprintf(out + PATH_DIGITS, FILE_KEY_SIZE - PATH_DIGITS, "-%" PRIx64 "-%" PRIx64 ".%09ld-%" PRIx64,
+             (uint64_t)st.st_size, (uint64_t)st.st_mtim.tv_sec, st.st_mtim.tv_nsec, (uint64_t)st.st_ino);
     return 0;
 }
 

@@ -61,7 +61,7 @@ static int resolve(const char *images, const char *word, char digest[IMAGE_DIGES
 {
     *by_name = false;
     if (strchr(word, '/')) {
-        char key[100];
+        char key[FILE_KEY_SIZE];
         int failed = file_key(word, key, err, n);
         if (failed)
             return failed;

@@ -6,6 +6,7 @@
 #include "image/image.h"
 
 #define IMAGE_SCHEMA 1
+#define FILE_KEY_SIZE 112
 #define IMAGE_METADATA_MAX (1u << 20)
 
 /* ---- store.c: DATA/images ---- */
@@ -36,6 +37,14 @@ void store_discard(struct store_draft *d);
  */
 int store_publish(struct store_draft *d, const char *name, struct image_info *out, char *err, size_t n);
 
+/*
+ * A directory for a tool that wants much room for a while, into out[IMAGE_PATH_SIZE]; it goes away with the draft.  Not
+ * in the draft when we are not root: the tool may act as one of this user's subordinate ids, to whom the draft is
+ * closed.
+ */
+int store_scratch(const char *draft, char *out, char *err, size_t n);
+void store_scratch_remove(const char *draft);
+
 /* Removes the drafts of dead processes. */
 void store_sweep(const char *images);
 
@@ -50,8 +59,8 @@ bool store_is_digest(const char *text); /* "sha256-" and 64 hexadecimal digits, 
 
 /* ---- file_cache.c: disks named by path ---- */
 
-/* The key of the file as it is now (path, size, time of change) into out[100]; -errno as stat(2). */
-int file_key(const char *path, char out[100], char *err, size_t n);
+/* The key of the file as it is now (path, size, time of change) into out[FILE_KEY_SIZE]; -errno as stat(2). */
+int file_key(const char *path, char out[FILE_KEY_SIZE], char *err, size_t n);
 /* Remembers that the image was made of it, and forgets (removes, unless used or named) what was made of an older state.
  */
 void file_remember(const char *images, const char *key, const char *digest);

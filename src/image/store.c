@@ -14,6 +14,7 @@
 #include <string.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "base/error.h"
@@ -113,11 +114,67 @@ int store_draft(struct store_draft *d, char *err, size_t n)
     return failed;
 }
 
+#define SCRATCH "/var/tmp/guise-build-"
+
+int store_scratch(const char *draft, char *out, char *err, size_t n)
+{
+    char link[IMAGE_PATH_SIZE];
+
+    snprintf(link, sizeof link, "%.1000s/scratch", draft);
+    if (geteuid() == 0) {
+        snprintf(out, IMAGE_PATH_SIZE, "%s", link);
+        return mkdir(out, 0711) ? error_sys(err, n, -errno, "cannot make %s", out) : 0;
+    }
+    snprintf(out, IMAGE_PATH_SIZE, SCRATCH "XXXXXX");
+    if (!mkdtemp(out) || chmod(out, 0711) || symlink(out, link))
+        return error_sys(err, n, -errno, "cannot make a directory in /var/tmp");
+    return 0;
+}
+
+/* What belongs to subordinate ids can only be removed in a user namespace that has them, as mmdebstrap's helper makes.
+ */
+static void remove_foreign(const char *path)
+{
+    pid_t pid = fork();
+
+    if (pid == 0) {
+        int null = open("/dev/null", O_RDWR);
+        dup2(null, 0);
+        dup2(null, 1);
+        dup2(null, 2);
+        execlp("mmdebstrap", "mmdebstrap", "--unshare-helper", "rm", "-rf", path, NULL);
+        _exit(127);
+    }
+    while (pid > 0 && waitpid(pid, NULL, 0) < 0 && errno == EINTR)
+        ;
+    files_remove(path);
+}
+
+void store_scratch_remove(const char *draft)
+{
+    char link[IMAGE_PATH_SIZE], target[IMAGE_PATH_SIZE];
+    struct stat st;
+
+    snprintf(link, sizeof link, "%.1000s/scratch", draft);
+    ssize_t len = readlink(link, target, sizeof target - 1);
+    target[len > 0 ? len : 0] = 0;
+    if (strncmp(target, SCRATCH, strlen(SCRATCH)) == 0 && !strchr(target + strlen(SCRATCH), '/') &&
+        files_remove(target) && lstat(target, &st) == 0)
+        remove_foreign(target);
+    files_remove(link);
+}
+
+static void remove_draft(const char *path)
+{
+    store_scratch_remove(path);
+    files_remove(path);
+}
+
 void store_discard(struct store_draft *d)
 {
     if (d->lock < 0)
         return;
-    files_remove(d->path);
+    remove_draft(d->path);
     close(d->lock);
     d->lock = -1;
 }
@@ -134,7 +191,7 @@ void store_sweep(const char *images)
         int fd = lock_directory(path, LOCK_EX);
         if (fd < 0)
             continue; /* its process lives */
-        files_remove(path);
+        remove_draft(path);
         close(fd);
     }
     if (directory)

@@ -64,7 +64,7 @@ check "a kernel that is none is one sentence" eval '[ $status = 1 ] && says "$0"
 run run --kernel "$0" --serial socket:/nonexistent/console
 check "a serial line that cannot be is one sentence" eval '[ $status = 1 ] && quiet_out'
 
-for command in run create start stop kill restart rm ls inspect info logs console stats events config doctor completion help version; do
+for command in run image create start stop kill restart rm ls inspect info logs console stats events config doctor completion help version; do
     run help $command
     check "help $command" eval '[ $status = 0 ] && prints "usage: guise $command" && [ ! -s "$work/err" ]'
     cp "$work/out" "$work/help"
@@ -81,7 +81,8 @@ check "a full disk under stdout is noticed" eval '[ $status = 1 ] && says "stand
 # what is the machine's is in the page of run.
 options_of() { # COMMAND...
     local command
-    for command; do "$GUISE" help "$command"; done | grep -o -- '--[a-z-]*' | sort -u | grep -vx -e --help
+    # shellcheck disable=SC2086 # a command with its sub-command is two words
+    for command; do "$GUISE" help $command; done | grep -o -- '--[a-z-]*' | sort -u | grep -vx -e --help
 }
 manual_of() { # PAGE
     sed -n '/^# OPTIONS/,/^# [A-NP-Z]/p' "$top/docs/man/guise-$1.1.scd" | grep '^\*' | grep -o -- '--[a-z-]*' | sort -u
@@ -104,6 +105,30 @@ manual_agrees ls ls inspect info stats
 manual_agrees logs logs console events
 manual_agrees config config
 manual_agrees doctor doctor
+manual_agrees image "image build" "image import" "image export" "image ls" "image info" "image tag" "image rm"
+
+# Images, as far as none has to be made.
+export GUISE_DATA=$work/data GUISE_RUNTIME=$work/run
+refused "image wants a command" "say what to do" image
+refused "an unknown command of image is named, and the nearest" "'image biuld'; did you mean build?" image biuld
+refused "image build wants a name" "more is needed" image build
+refused "an image has a name of small letters" "'Bad' cannot be the name of an image" image build Bad
+refused "a suite is a word" "'a b' cannot be a suite" image build x --suite "a b"
+refused "packages are no options" "is not a list of packages" image build x --include "a,-b"
+refused "a disk has a least size" "--size" image build x --size 1M
+refused "a checksum has 64 digits" "'12' is no SHA-256" image import "$0" --sha256 12
+refused "a text is no disk" "is no disk with a file system, no archive and no container image" image import "$0"
+run image ls
+check "image ls without images is empty" eval '[ $status = 0 ] && quiet_out'
+run image ls --json
+check "image ls --json is an array" eval '[ $status = 0 ] && prints "[]"'
+for command in info rm; do
+    run image $command none
+    check "image $command of none is status 4" eval '[ $status = 4 ] && one_sentence && says "there is no image" && quiet_out'
+done
+run image import /nonexistent/disk
+check "importing nothing is one sentence" eval '[ $status = 4 ] && one_sentence && says /nonexistent/disk'
+check "nothing is left of what failed" eval '! ls "$work"/data/images | grep -q tmp'
 
 # Configuration files and the environment.
 cat >"$work/good.toml" <<'TOML'

@@ -219,7 +219,7 @@ static void a_damaged_image_is_named_when_asked_for_and_left_out_of_lists(void *
 static void a_disk_named_by_path_is_found_until_it_changes(void **state)
 {
     struct image_info info = make_image(NULL, "x"), newer, found;
-    char key[100], path[128];
+    char key[FILE_KEY_SIZE], path[128];
 
     snprintf(path, sizeof path, "%s/disk", top);
     put(path, "one");
