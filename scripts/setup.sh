@@ -10,7 +10,7 @@ packages() {
     case $1 in
     build) echo gcc libc6-dev make meson ninja-build pkg-config libzydis-dev libcmocka-dev scdoc \
         libjansson-dev libssl-dev libseccomp-dev libzstd-dev libslirp-dev liburing-dev libnbd-dev libext2fs-dev \
-        libarchive-dev liblzma-dev zlib1g-dev ;;
+        libarchive-dev liblzma-dev zlib1g-dev vde2 ;;
     test) echo libcmocka-dev python3 qemu-system-x86 busybox-static cpio gzip ;;
     guest) echo gcc libc6-dev gzip xz-utils zstd ;;
     lint) echo clang-format clang-tidy clang cppcheck mandoc shellcheck ;;

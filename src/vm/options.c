@@ -43,7 +43,7 @@ const struct option_spec vm_options[] = {
     {.name = "engine", .letter = 'e', .kind = OPTION_WORD, .offset = AT(engine), .value = "NAME",
      .help = "what executes the guest (auto unless told)", .words = engine_words},
     {.name = "net", .kind = OPTION_LIST, .offset = AT(nets), .value = "NETWORK",
-     .help = "a network card: none, user, tap:NAME", .examples = "none user tap:",
+     .help = "a network card: none, user, tap:NAME, switch:PATH, vde:PATH", .examples = "none user tap: switch: vde:",
      .check = net_check},
     {.name = "publish", .letter = 'p', .kind = OPTION_LIST, .offset = AT(publish), .value = "PORTS",
      .help = "lead a port of the host to the guest: [IP:]HOST:GUEST[/udp]", .check = net_publish_check},

@@ -23,6 +23,7 @@ static void networks(void **state)
         {"bridge", "'bridge' is not one of none, user"},
         {"user:x", "takes nothing behind a colon"},
         {"tap", "needs a name: tap:NAME"},
+        {"switch:", "needs a name: switch:PATH"},
         {"tap:", "needs a name: tap:NAME"},
         {"user,speed=1", "'speed=1' is not one of mac="},
         {"user,mac", "'mac' is not one of"},

@@ -217,7 +217,6 @@ static void drop(struct helped *h)
 
     if (h->child.pidfd >= 0)
         loop_fd_del(h->net->loop, h->child.pidfd);
-    child_stop(&h->child, STOP_MS);
     wire_free(&h->wire);
     for (unsigned i = 0; i < 2; i++)
         if (*fds[i] >= 0) {
@@ -225,6 +224,7 @@ static void drop(struct helped *h)
             close(*fds[i]);
             *fds[i] = -1;
         }
+    child_stop(&h->child, STOP_MS); /* it ends by itself, now that there is nobody to talk to */
 }
 
 /* The outer process has been killed. */

@@ -334,7 +334,7 @@ static int slirp_main(const char *where)
 
     if (err)
         return worker_hopeless(err, "the network cannot be set up: %s", strerror(-err));
-    worker_out_init(&s.out, &s.wire);
+    worker_out_init(&s.out, &s.wire, WORKER_TOO_MUCH);
     s.slirp = new_slirp(&s);
     if (!s.slirp)
         return worker_hopeless(-EIO, "libslirp %s does not start", slirp_version_string());

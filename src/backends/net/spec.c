@@ -13,7 +13,7 @@
 #define MTU_MAX 65520u
 #define RATE_MIN (8u << 10)
 
-static const struct net_kind *const kinds[] = {&net_kind_user, &net_kind_tap};
+static const struct net_kind *const kinds[] = {&net_kind_user, &net_kind_tap, &net_kind_switch, &net_kind_vde};
 
 int net_mac_parse(const char *text, uint8_t mac[6], char *err, size_t n)
 {
@@ -96,7 +96,8 @@ static int parse_kind(const char *word, struct net_spec *s, char *err, size_t n)
         s->kind = k;
         return 0;
     }
-    return error_set(err, n, -EINVAL, "the network '%s' is not one of none, user, tap:NAME", word);
+    return error_set(err, n, -EINVAL, "the network '%s' is not one of none, user, tap:NAME, switch:PATH, vde:PATH",
+                     word);
 }
 
 int net_parse(const char *spec, struct net_spec *out, char *err, size_t n)
@@ -109,7 +110,7 @@ int net_parse(const char *spec, struct net_spec *out, char *err, size_t n)
         return error_sys(err, n, -ENOMEM, "the network %s cannot be read", spec);
     char *word = strtok_r(copy, ",", &save);
     if (!word)
-        r = error_set(err, n, -EINVAL, "a network must be named: none, user or tap:NAME");
+        r = error_set(err, n, -EINVAL, "a network must be named: none, user, tap:NAME, switch:PATH or vde:PATH");
     else if (!net_is_none(spec))
         r = parse_kind(word, out, err, n);
     while (!r && (word = strtok_r(NULL, ",", &save)))

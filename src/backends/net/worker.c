@@ -50,9 +50,26 @@ struct worker_frame {
     uint8_t frame[];
 };
 
-void worker_out_init(struct worker_out *o, struct wire *wire)
+void worker_out_init(struct worker_out *o, struct wire *wire, size_t limit)
 {
-    *o = (struct worker_out){.wire = wire, .last = &o->first};
+    *o = (struct worker_out){.wire = wire, .last = &o->first, .limit = limit};
+}
+
+static void drop_first(struct worker_out *o)
+{
+    struct worker_frame *f = o->first;
+
+    o->waiting -= f->len;
+    o->first = f->next;
+    if (!o->first)
+        o->last = &o->first;
+    free(f);
+}
+
+void worker_out_free(struct worker_out *o)
+{
+    while (o->first)
+        drop_first(o);
 }
 
 static void keep(struct worker_out *o, const struct iovec *iov, unsigned n)
@@ -61,7 +78,7 @@ static void keep(struct worker_out *o, const struct iovec *iov, unsigned n)
 
     for (unsigned i = 1; i < n; i++)
         len += iov[i].iov_len;
-    struct worker_frame *f = o->waiting + len <= WORKER_TOO_MUCH ? malloc(sizeof *f + len) : NULL;
+    struct worker_frame *f = o->waiting + len <= o->limit ? malloc(sizeof *f + len) : NULL;
     if (!f)
         return;
     f->next = NULL;
@@ -87,11 +104,7 @@ bool worker_out_flush(struct worker_out *o)
         const struct iovec iov[] = {{&f->header, sizeof f->header}, {f->frame, f->len}};
         if (!wire_put(o->wire, iov, 2))
             return false;
-        o->waiting -= f->len;
-        o->first = f->next;
-        if (!o->first)
-            o->last = &o->first;
-        free(f);
+        drop_first(o);
     }
     return wire_flush(o->wire);
 }
@@ -106,6 +119,7 @@ static pid_t start_inner(const struct worker_kind *kind, const char *where)
     if (pid)
         return pid;
     prctl(PR_SET_PDEATHSIG, SIGKILL);
+    signal(SIGTERM, SIG_DFL);
     if (getppid() != outer)
         _exit(WORKER_DONE);
     _exit(kind->main(where));
@@ -159,9 +173,10 @@ static void confine(void)
 
 int net_helper_main(int argc, char **argv)
 {
-    static const struct worker_kind *const kinds[] = {&worker_slirp};
+    static const struct worker_kind *const kinds[] = {&worker_slirp, &worker_switch};
 
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGTERM, SIG_IGN); /* the inner one has its own mind; this one goes when that has gone */
     confine();
     for (size_t i = 0; argc >= 2 && i < sizeof kinds / sizeof *kinds; i++)
         if (strcmp(argv[1], kinds[i]->word) == 0)

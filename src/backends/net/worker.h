@@ -22,13 +22,15 @@ struct worker_out {
     struct wire *wire;
     struct worker_frame *first, **last;
     size_t waiting; /* bytes */
+    size_t limit;   /* more than this waiting: dropped */
 };
 /* More than this waiting: the source should be left alone for now. */
 #define WORKER_ENOUGH (256u << 10)
-/* More than this: dropped.  A source that cannot wait, or a guest that does not read, fills it. */
+/* The usual limit: a source that cannot wait, or a guest that does not read, fills it. */
 #define WORKER_TOO_MUCH (4u << 20)
 
-void worker_out_init(struct worker_out *o, struct wire *wire);
+void worker_out_init(struct worker_out *o, struct wire *wire, size_t limit);
+void worker_out_free(struct worker_out *o);
 void worker_out_put(struct worker_out *o, const struct iovec *iov, unsigned n);
 /* Sends what can be sent.  true: nothing waits, poll for POLLOUT is not needed. */
 bool worker_out_flush(struct worker_out *o);
