@@ -74,7 +74,7 @@ int cli_failed(int failed, const char *sentence);
 extern const struct option_spec run_options[], doctor_options[], completion_options[], create_options[],
     start_options[], stop_options[], kill_options[], restart_options[], rm_options[], ls_options[], inspect_options[],
     info_options[], logs_options[], console_options[], stats_options[], events_options[], config_options[],
-    vm_command_options[];
+    vm_command_options[], exec_options[], shell_options[], cp_options[], ssh_options[];
 int run_main(const struct command *self, int argc, char **argv);
 extern const struct option_spec image_options[];
 extern const struct command image_commands[];
@@ -94,6 +94,11 @@ int console_main(const struct command *self, int argc, char **argv);
 int stats_main(const struct command *self, int argc, char **argv);
 int events_main(const struct command *self, int argc, char **argv);
 int config_main(const struct command *self, int argc, char **argv);
-/* What `guise help` does not show: the VM process, and the names for completion. */
+int exec_main(const struct command *self, int argc, char **argv);
+int shell_main(const struct command *self, int argc, char **argv);
+int cp_main(const struct command *self, int argc, char **argv);
+int ssh_main(const struct command *self, int argc, char **argv);
+/* What `guise help` does not show: the VM process, the names for completion, and the way into a guest for ssh. */
 int vm_main(const struct command *self, int argc, char **argv);
 int names_main(const struct command *self, int argc, char **argv);
+int tunnel_main(const struct command *self, int argc, char **argv);

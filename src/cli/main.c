@@ -45,6 +45,16 @@ const struct command cli_commands[] = {
     {"logs", "show what a guest wrote to its serial port", "NAME [OPTION]...", NULL, logs_options, "@vm", logs_main},
     {"console", "use the serial console of a virtual machine", "NAME",
      "Ctrl-] then q leaves; the virtual machine runs on.\n", console_options, "@vm", console_main},
+    {"exec", "run a command in a virtual machine", "NAME [OPTION]... -- COMMAND [ARGUMENT]...",
+     "Exit status: the command's own, 128 + N if signal N ended it, 127 there is no such command in the guest, 126 it\n"
+     "cannot be run, 125 guise itself failed.\n",
+     exec_options, "@vm", exec_main},
+    {"shell", "open a shell in a virtual machine", "NAME [OPTION]...", "Exit status: as of `guise exec`.\n", shell_options,
+     "@vm", shell_main},
+    {"cp", "copy files and directories into or out of a virtual machine", "[OPTION]... SOURCE... DESTINATION",
+     "One side is NAME:PATH, the other a path here, or - for the bytes of one file.\n", cp_options, "@vm", cp_main},
+    {"ssh", "log in to a virtual machine by ssh", "[--user USER] NAME [ARGUMENT]...",
+     "Arguments, options among them, go to ssh(1).  Its server must be in the image.\n", ssh_options, "@vm", ssh_main},
     {"stats", "show what virtual machines use", "[NAME]... [OPTION]...",
      "On a terminal the table is refreshed until Ctrl-C.\n", stats_options, "@vm", stats_main},
     {"events", "show what has happened to virtual machines", "[NAME] [OPTION]...", NULL, events_options, "@vm",
@@ -67,6 +77,7 @@ const struct command cli_hidden_commands[] = {
     {"vm", "run the process of a virtual machine", "NAME", NULL, vm_command_options, NULL, vm_main},
     {"names", "list names for completion", "vm", NULL, no_options, NULL, names_main},
     {"helper-share", "serve a shared folder to a virtual machine", "", NULL, no_options, NULL, helper_share_main},
+    {"tunnel", "connect stdin and stdout to a port in a guest", "NAME PORT|PATH", NULL, no_options, NULL, tunnel_main},
     {0},
 };
 

@@ -302,10 +302,15 @@ static void pump_run(struct pump *p)
         put_exit(p->s, EXIT_STATUS, WEXITSTATUS(p->status), NULL);
 }
 
+/* When the system ends all processes get SIGTERM: the command is to get it, and we to tell how it took that. */
 static int open_signals(void)
 {
     sigset_t set;
 
+    sigemptyset(&set);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGHUP);
+    sigprocmask(SIG_BLOCK, &set, NULL);
     sigemptyset(&set);
     sigaddset(&set, SIGCHLD);
     sigprocmask(SIG_BLOCK, &set, NULL);

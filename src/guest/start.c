@@ -142,12 +142,13 @@ static int take_pipes(const struct plan *p)
     return 0;
 }
 
-/* What exec would keep: the mask, and SIGPIPE, which the agent ignores. */
+/* What exec would keep: the mask, and what whoever started us ignores. */
 static void reset_signals(void)
 {
     sigset_t none;
 
-    signal(SIGPIPE, SIG_DFL);
+    for (int i = 1; i < NSIG; i++)
+        signal(i, SIG_DFL);
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
 }

@@ -2,7 +2,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
-#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,9 +11,9 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "agent/relay.h"
 #include "guest/guest.h"
 
-#define PIECE (64u << 10)
 #define SSH_PORT 22
 
 static int connect_to(int family, const struct sockaddr *address, socklen_t len)
@@ -87,62 +86,6 @@ static int start_sshd(struct guest *g)
     return ends[0];
 }
 
-/* One direction: what has been read and not yet written. */
-struct way {
-    int from, to;
-    bool ended;
-    size_t start, len;
-    uint8_t data[PIECE];
-};
-
-static void way_read(struct way *w)
-{
-    ssize_t n = recv(w->from, w->data, PIECE, MSG_DONTWAIT);
-
-    if (n < 0 && (errno == EAGAIN || errno == EINTR))
-        return;
-    if (n <= 0) {
-        w->ended = true;
-        shutdown(w->to, SHUT_WR);
-        return;
-    }
-    w->start = 0;
-    w->len = (size_t)n;
-}
-
-/* False: nobody takes it any more. */
-static bool way_write(struct way *w)
-{
-    ssize_t n = send(w->to, w->data + w->start, w->len, MSG_DONTWAIT | MSG_NOSIGNAL);
-
-    if (n < 0)
-        return errno == EAGAIN || errno == EINTR;
-    w->start += (size_t)n;
-    w->len -= (size_t)n;
-    return true;
-}
-
-static void pump(struct way *out, struct way *in)
-{
-    struct way *ways[] = {out, in};
-
-    while (!out->ended || !in->ended) {
-        struct pollfd p[4];
-        for (int i = 0; i < 2; i++) {
-            p[2 * i] = (struct pollfd){.fd = ways[i]->ended || ways[i]->len ? -1 : ways[i]->from, .events = POLLIN};
-            p[2 * i + 1] = (struct pollfd){.fd = ways[i]->len ? ways[i]->to : -1, .events = POLLOUT};
-        }
-        if (poll(p, 4, -1) < 0)
-            return;
-        for (int i = 0; i < 2; i++) {
-            if (p[2 * i].revents)
-                way_read(ways[i]);
-            if (ways[i]->len && !way_write(ways[i]))
-                return;
-        }
-    }
-}
-
 static int open_target(struct guest *g, const struct frame *request)
 {
     uint64_t port = frame_number(request, FIELD_PORT, 0);
@@ -164,19 +107,13 @@ static int open_target(struct guest *g, const struct frame *request)
 void tunnel_serve(struct guest *g, struct stream *s, const struct frame *request)
 {
     int fd = open_target(g, request);
-    struct way *ways = fd >= 0 ? calloc(2, sizeof(*ways)) : NULL;
 
-    if (!ways) {
-        int code = fd < 0 ? fd : -ENOMEM;
-        stream_put_error(s, code, "the guest cannot connect there: %s", strerror(-code));
+    if (fd < 0) {
+        stream_put_error(s, fd, "the guest cannot connect there: %s", strerror(-fd));
         return;
     }
     stream_put(s, FRAME_OK, NULL, 0);
-    if (stream_send(s))
-        return;
-    ways[0].from = ways[1].to = fd;
-    ways[0].to = ways[1].from = s->fd;
-    pump(&ways[0], &ways[1]);
-    free(ways);
+    if (stream_send(s) == 0)
+        relay(s->fd, s->fd, fd, false);
     close(fd);
 }

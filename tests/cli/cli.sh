@@ -64,7 +64,7 @@ check "a kernel that is none is one sentence" eval '[ $status = 1 ] && says "$0"
 run run --kernel "$0" --serial socket:/nonexistent/console
 check "a serial line that cannot be is one sentence" eval '[ $status = 1 ] && quiet_out'
 
-for command in run image create start stop kill restart rm ls inspect info logs console stats events config doctor completion help version; do
+for command in run image create start stop kill restart rm ls inspect info logs console exec shell cp ssh stats events config doctor completion help version; do
     run help $command
     check "help $command" eval '[ $status = 0 ] && prints "usage: guise $command" && [ ! -s "$work/err" ]'
     cp "$work/out" "$work/help"
@@ -82,7 +82,7 @@ check "a full disk under stdout is noticed" eval '[ $status = 1 ] && says "stand
 options_of() { # COMMAND...
     local command
     # shellcheck disable=SC2086 # a command with its sub-command is two words
-    for command; do "$GUISE" help $command; done | grep -o -- '--[a-z-]*' | sort -u | grep -vx -e --help
+    for command; do "$GUISE" help $command; done | grep -o -- '--[a-z][a-z-]*' | sort -u | grep -vx -e --help
 }
 manual_of() { # PAGE
     sed -n '/^# OPTIONS/,/^# [A-NP-Z]/p' "$top/docs/man/guise-$1.1.scd" | grep '^\*' | grep -o -- '--[a-z-]*' | sort -u
@@ -104,6 +104,9 @@ manual_agrees start start stop kill restart rm
 manual_agrees ls ls inspect info stats
 manual_agrees logs logs console events
 manual_agrees config config
+manual_agrees exec exec shell
+manual_agrees cp cp
+manual_agrees ssh ssh
 manual_agrees doctor doctor
 manual_agrees image "image build" "image import" "image export" "image ls" "image info" "image tag" "image rm"
 
