@@ -15,6 +15,14 @@ int sys(long result)
     return result < 0 ? -errno : (int)result;
 }
 
+uint32_t now_s(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+    return (uint32_t)now.tv_sec;
+}
+
 static int set_mode(int fd, mode_t mode)
 {
     char path[PROC_PATH_SIZE];

@@ -7,10 +7,6 @@
 
 #include "share/server_int.h"
 
-/* How long the guest may go without asking again.  A second hides all the repeated questions of a program that
- * starts or a tree that is unpacked, and is what a person does not notice when the host changes a file. */
-#define VALID_S 1u
-
 int node_attributes(struct server *s, struct node *node, struct attributes *a)
 {
     int fd = -ESTALE;

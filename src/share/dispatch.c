@@ -111,6 +111,8 @@ int call_body(struct call *c, const void *body, size_t length)
 void call_unlock(struct call *c)
 {
     pthread_mutex_unlock(&c->s->lock);
+    if (c->s->config.slow)
+        c->s->config.slow(c->caller);
 }
 
 void call_lock(struct call *c)
@@ -189,8 +191,13 @@ void server_call(struct server *s, const struct server_message *m)
 {
     static const struct operation unknown = {0};
     _Alignas(uint64_t) uint8_t out[REPLY_ROOM];
-    struct call c = {
-        .s = s, .index = m->index, .out = out, .slot = m->slot, .data = m->rest, .data_length = m->rest_length};
+    struct call c = {.s = s,
+                     .index = m->index,
+                     .caller = m->caller,
+                     .out = out,
+                     .slot = m->slot,
+                     .data = m->rest,
+                     .data_length = m->rest_length};
     const struct operation *o = &unknown;
     int r = -ENOSYS;
 

@@ -10,7 +10,8 @@
 /* Of the guest's flags these mean something to the host.  Not O_APPEND: the guest's cache writes at places of its own
  * through any descriptor, so each write says whether it appends.  Not O_DIRECT: it is about the guest's cache. */
 #define OPEN_FLAGS (O_ACCMODE | O_TRUNC | O_SYNC | O_DSYNC)
-#define COPY_MAX (64u << 20) /* of one COPY_FILE_RANGE; the guest asks for the rest again */
+#define COPY_MAX (64u << 20)    /* of one COPY_FILE_RANGE; the guest asks for the rest again */
+#define QUICK_WRITE (64u << 10) /* takes no longer than to wake another thread */
 #define SETTLED_NS 2000000000ll
 
 static bool writes(uint32_t flags)
@@ -118,9 +119,9 @@ static int create_or_open(struct call *c, const struct fuse_create_in *in, struc
         return err;
     int fd = create_file(c, in->flags, mode);
     if (fd >= 0) {
-        err = node_of_file(c->s, c->node, c->name[0], fd, node, a);
+        err = node_of_new_file(c->s, c->node, c->name[0], fd, node, a);
         if (!err && memcmp(&owner, &a->owner, sizeof owner) && !owner_store(c->s, *node, fd, &a->st, &owner))
-            a->owner = owner;
+            owner_load(c->s, *node, fd, &a->st, &a->owner);
     } else if (fd == -EEXIST && !(in->flags & O_EXCL)) {
         err = node_lookup(c->s, c->node, c->name[0], true, node, a);
         fd = err ? err : open_node(c, *node, in->flags, &a->st);
@@ -160,6 +161,24 @@ int op_create(struct call *c)
 
 /* --- data ---------------------------------------------------------------------------------------------------- */
 
+/*
+ * What is in the host's page cache is read at once.  A read of less than was asked for is one at the end of the file if
+ * a read behind it gives nothing; else it has to wait for the disk.
+ */
+static int read_cached(int fd, uint8_t *to, size_t length, off_t offset)
+{
+    struct iovec piece = {to, length};
+    int r = sys(preadv2(fd, &piece, 1, offset, RWF_NOWAIT));
+
+    if (r >= 0 && (size_t)r < length) {
+        piece.iov_len = 1;
+        piece.iov_base = to + r;
+        if (preadv2(fd, &piece, 1, offset + r, RWF_NOWAIT) != 0)
+            return -EAGAIN;
+    }
+    return r;
+}
+
 int op_read(struct call *c)
 {
     const struct fuse_read_in *in = c->arg;
@@ -171,9 +190,12 @@ int op_read(struct call *c)
     if (in->offset > INT64_MAX)
         return -EINVAL;
     void *to = call_room(c, in->size, &length);
+    int r = read_cached(h->fd, to, length, (off_t)in->offset);
+    if (r != -EAGAIN && r != -EOPNOTSUPP)
+        return r;
     handle_hold(h);
     call_unlock(c);
-    int r = sys(pread(h->fd, to, length, (off_t)in->offset));
+    r = sys(pread(h->fd, to, length, (off_t)in->offset));
     call_lock(c);
     handle_drop(c->s, h);
     return r;
@@ -201,6 +223,8 @@ int op_write(struct call *c)
         return -EINVAL;
     if (in->write_flags & FUSE_WRITE_KILL_SUIDGID)
         owner_kill_bits(c->s, c->node, h->fd);
+    if (in->size <= QUICK_WRITE)
+        return write_data(c, in, h->fd);
     handle_hold(h);
     call_unlock(c);
     int r = write_data(c, in, h->fd);

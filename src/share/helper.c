@@ -10,7 +10,7 @@
 #include "share/wire.h"
 
 enum { SOCKET = 3, ARENA = 4, ROOT = 5 };
-#define THREADS 4u
+#define THREADS 8u /* operations that may take long, at a time, and one */
 
 static int map_arena(void **arena, char *err, size_t n)
 {

@@ -101,19 +101,20 @@ int op_readlink(struct call *c)
 /* --- making -------------------------------------------------------------------------------------------------- */
 
 /* What was made gets the owner that the guest means it to have.  Where attributes cannot be stored, the default. */
-static int finish_new(struct call *c, const struct owner *owner)
+static int reply_new(struct call *c, const struct owner *owner)
 {
+    struct fuse_entry_out out;
     struct attributes a;
     struct node *node;
-    int err = node_lookup(c->s, c->node, c->name[0], false, &node, &a);
+    int err = node_lookup(c->s, c->node, c->name[0], true, &node, &a);
 
     if (err)
         return err;
-    if (memcmp(owner, &a.owner, sizeof *owner))
-        owner_store(c->s, node, node->fd, &a.st, owner);
-    err = reply_entry(c, c->node, c->name[0]);
-    node_drop(c->s, node);
-    return err;
+    int fd = memcmp(owner, &a.owner, sizeof *owner) ? node_open(c->s, node, NULL) : -1;
+    if (fd >= 0 && owner_store(c->s, node, fd, &a.st, owner) == 0)
+        owner_load(c->s, node, fd, &a.st, &a.owner);
+    entry_fill(c->s, node, &a, &out);
+    return call_body(c, &out, sizeof out);
 }
 
 static int make(struct call *c, mode_t mode)
@@ -122,8 +123,8 @@ static int make(struct call *c, mode_t mode)
     struct owner owner;
     int err = owner_of_new(c, c->node, &mode, &owner), fd, r;
 
-    if (err)
-        return err;
+    if (err || c->room < sizeof(struct fuse_entry_out))
+        return err ? err : -EINVAL;
     if ((fd = node_open_to_change(c->s, c->node)) < 0)
         return fd;
     do {
@@ -134,7 +135,7 @@ static int make(struct call *c, mode_t mode)
         else
             r = sys(mknodat(fd, c->name[0], mode, 0));
     } while (grant_again(c->s, &g, fd, S_IWUSR | S_IXUSR, r));
-    return r ? r : finish_new(c, &owner);
+    return r ? r : reply_new(c, &owner);
 }
 
 int op_symlink(struct call *c)

@@ -23,14 +23,6 @@
 #define NODES_MAX (1u << 23)
 #define STATX_WANTED (STATX_BASIC_STATS | STATX_BTIME | STATX_MNT_ID)
 
-static uint32_t now_s(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
-    return (uint32_t)now.tv_sec;
-}
-
 static uint64_t device_of(const struct statx *st)
 {
     return (uint64_t)st->stx_dev_major << 32 | st->stx_dev_minor;
@@ -329,17 +321,29 @@ static void note_mount(struct server *s, struct node *node, const struct statx *
     node->mount_point = elsewhere && (st->stx_attributes & STATX_ATTR_MOUNT_ROOT) && !node->covered;
 }
 
-static int lookup_open(struct server *s, struct node *directory, const char *name)
+static int stat_name(struct server *s, int directory, const char *name, struct statx *st)
 {
     struct grant g = {0};
-    int parent = node_open(s, directory, NULL), fd;
+    int r;
 
-    if (parent < 0)
-        return parent;
     do
-        fd = open_name(s, parent, name);
-    while (grant_again(s, &g, parent, S_IXUSR, fd));
-    return fd;
+        r = sys(statx(directory, name, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT, STATX_WANTED, st));
+    while (grant_again(s, &g, directory, S_IXUSR, r));
+    return r;
+}
+
+static int lookup_open(struct server *s, int directory, const char *name, struct statx *st)
+{
+    struct grant g = {0};
+    int fd;
+
+    do
+        fd = open_name(s, directory, name);
+    while (grant_again(s, &g, directory, S_IXUSR, fd));
+    int err = fd < 0 ? fd : stat_fd(fd, st);
+    if (err && fd >= 0)
+        close(fd);
+    return err ? err : fd;
 }
 
 /* Which node it is that was found, counted as told or held. */
@@ -361,36 +365,45 @@ static int identify(struct server *s, struct node *directory, const char *name, 
     return 0;
 }
 
+/* Opens the file only if something is to be found out that its directory cannot tell. */
 int node_lookup(struct server *s, struct node *directory, const char *name, bool told, struct node **out,
                 struct attributes *a)
 {
-    if (directory->covered)
-        return -ENOENT;
-    int fd = lookup_open(s, directory, name);
-    if (fd < 0)
-        return fd;
-    int err = stat_fd(fd, &a->st);
-    if (!err)
-        err = identify(s, directory, name, told, &a->st, out);
-    if (err || (*out)->fd >= 0)
+    int fd = -1, parent = directory->covered ? -ENOENT : node_open(s, directory, NULL);
+
+    if (parent < 0)
+        return parent;
+    int err = stat_name(s, parent, name, &a->st);
+    if (err)
+        return err;
+    const struct node *known = find_same(s, &a->st);
+    if (!(known && known->fd >= 0) && !owner_is_at_hand(s, known, &a->st)) {
+        fd = lookup_open(s, parent, name, &a->st);
+        if (fd < 0)
+            return fd;
+    }
+    err = identify(s, directory, name, told, &a->st, out);
+    if (fd >= 0 && (err || (*out)->fd >= 0))
         close(fd);
-    else
+    else if (fd >= 0)
         cache_put(s, *out, fd);
     if (!err)
         owner_load(s, *out, (*out)->fd, &a->st, &a->owner);
     return err;
 }
 
-int node_of_file(struct server *s, struct node *directory, const char *name, int fd, struct node **out,
-                 struct attributes *a)
+int node_of_new_file(struct server *s, struct node *directory, const char *name, int fd, struct node **out,
+                     struct attributes *a)
 {
     int err = stat_fd(fd, &a->st);
 
     if (!err)
         err = identify(s, directory, name, true, &a->st, out);
-    if (!err)
-        owner_load(s, *out, fd, &a->st, &a->owner);
-    return err;
+    if (err)
+        return err;
+    owner_is_default(*out);
+    owner_load(s, *out, fd, &a->st, &a->owner);
+    return 0;
 }
 
 /* --- all of them --------------------------------------------------------------------------------------------- */

@@ -36,7 +36,7 @@ static struct owner owner_default(const struct server *s, const struct statx *st
 }
 
 /* The file may have been given any text by the host's user: what is not of the form counts as none. */
-static bool parse(const char *text, const struct statx *st, struct owner *owner)
+static bool parse(const char *text, struct owner *owner)
 {
     unsigned long long uid, gid;
     unsigned bits = 0;
@@ -46,36 +46,57 @@ static bool parse(const char *text, const struct statx *st, struct owner *owner)
         return false;
     if (uid >= UINT32_MAX || gid >= UINT32_MAX)
         return false;
-    *owner = (struct owner){(uint32_t)uid, (uint32_t)gid, (S_ISDIR(st->stx_mode) ? st->stx_mode : bits) & BITS};
+    *owner = (struct owner){(uint32_t)uid, (uint32_t)gid, bits & BITS};
     return true;
 }
 
-void owner_load(struct server *s, struct node *node, int fd, const struct statx *st, struct owner *owner)
+static void remember(struct node *node, const struct owner *stored)
 {
-    struct grant g = {0};
+    node->owner = (struct known_owner){.known = true, .stored = stored, .at = now_s()};
+    if (stored)
+        node->owner.owner = *stored;
+}
+
+void owner_is_default(struct node *node)
+{
+    remember(node, NULL);
+}
+
+/* As long as the guest itself takes it for known.  And for good when reading needs a permission that the file does not
+ * give: it would have to be given each time. */
+bool owner_is_at_hand(struct server *s, const struct node *node, const struct statx *st)
+{
+    if (!can_have(s, st))
+        return true;
+    return node && node->owner.known && (now_s() - node->owner.at < VALID_S || !(st->stx_mode & S_IRUSR));
+}
+
+static void look(struct server *s, struct node *node, int fd)
+{
     char path[PROC_PATH_SIZE], text[40];
+    struct owner owner;
+    struct grant g = {0};
     int n;
 
-    *owner = owner_default(s, st);
-    if (!can_have(s, st))
-        return;
-    if (node->owner_known && !(st->stx_mode & S_IRUSR)) { /* reading needs a permission that the file does not give */
-        *owner = node->owner;
-        return;
-    }
     proc_path(path, fd);
     do
         n = sys(getxattr(path, ATTRIBUTE, text, sizeof text - 1));
     while (grant_again(s, &g, fd, S_IRUSR, n));
-    if (n > 0) {
-        text[n] = 0;
-        if (!parse(text, st, owner))
-            *owner = owner_default(s, st);
-    }
-    if (n >= 0 || n == -ENODATA) {
-        node->owner = *owner;
-        node->owner_known = true;
-    }
+    text[n > 0 ? n : 0] = 0;
+    remember(node, parse(text, &owner) ? &owner : NULL);
+}
+
+void owner_load(struct server *s, struct node *node, int fd, const struct statx *st, struct owner *owner)
+{
+    *owner = owner_default(s, st);
+    if (!can_have(s, st))
+        return;
+    if (!owner_is_at_hand(s, node, st))
+        look(s, node, fd);
+    if (node->owner.stored)
+        *owner = node->owner.owner;
+    if (S_ISDIR(st->stx_mode))
+        owner->bits = st->stx_mode & BITS;
 }
 
 /* The host's mode loses bits that the attribute is there for. */
@@ -108,10 +129,8 @@ int owner_store(struct server *s, struct node *node, int fd, const struct statx 
     while (grant_again(s, &g, fd, S_IWUSR, r));
     if (same && !bits && (r == -ENODATA || r == -EOPNOTSUPP))
         r = 0;
-    if (!r) {
-        node->owner = (struct owner){owner->uid, owner->gid, S_ISREG(st->stx_mode) ? bits : st->stx_mode & BITS};
-        node->owner_known = true;
-    }
+    if (!r)
+        remember(node, same && !bits ? NULL : &(struct owner){owner->uid, owner->gid, bits});
     return r == -EOPNOTSUPP ? -EPERM : r;
 }
 
@@ -132,7 +151,7 @@ void owner_kill_bits(struct server *s, struct node *node, int fd)
     struct statx st;
     struct owner owner;
 
-    if (node->owner_known && !node->owner.bits)
+    if (node->owner.known && !node->owner.owner.bits)
         return;
     if (statx(fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS, &st) || !can_have(s, &st) || S_ISDIR(st.stx_mode))
         return;

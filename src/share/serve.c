@@ -19,8 +19,19 @@ struct service {
     int fd;
     uint8_t *arena;
     struct server *server;
-    pthread_mutex_t lock; /* guards session */
+    pthread_mutex_t lock;   /* guards what follows */
+    pthread_cond_t no_lead; /* has_lead became false */
+    bool has_lead, ended;
     uint32_t session;
+};
+
+/*
+ * One thread has the lead: it receives and answers, one message after the other, and nobody has to be woken for that.
+ * Before an operation that may take long it gives up the lead, and another thread takes it.
+ */
+struct worker {
+    struct service *service;
+    bool leads;
 };
 
 /* One packet; what is in it nobody else can change. */
@@ -64,10 +75,12 @@ static bool is_well_formed(const struct packet *p, size_t got)
     return here == h->length || (h->slot != SHARE_NO_SLOT && h->length - here <= SHARE_SLOT_SIZE);
 }
 
-static void call(struct service *v, const struct packet *p, uint8_t *slot)
+static void call(struct worker *w, const struct packet *p, uint8_t *slot)
 {
+    struct service *v = w->service;
     const struct share_request_head *h = &p->head;
     struct server_message m = {.index = h->index,
+                               .caller = w,
                                .head = p->bytes,
                                .head_length = h->length <= SHARE_INLINE ? h->length : SHARE_HEAD,
                                .slot = slot,
@@ -111,37 +124,84 @@ static bool enter_session(struct service *v, uint32_t session)
     return ahead >= 0;
 }
 
+static void lose_lead(void *caller)
+{
+    struct worker *w = caller;
+    struct service *v = w->service;
+
+    if (!w->leads)
+        return;
+    w->leads = false;
+    pthread_mutex_lock(&v->lock);
+    v->has_lead = false;
+    pthread_cond_signal(&v->no_lead);
+    pthread_mutex_unlock(&v->lock);
+}
+
+/* Waits until nobody has the lead and takes it.  false: it is over. */
+static bool take_lead(struct worker *w)
+{
+    struct service *v = w->service;
+
+    pthread_mutex_lock(&v->lock);
+    while (v->has_lead && !v->ended)
+        pthread_cond_wait(&v->no_lead, &v->lock);
+    w->leads = v->has_lead = !v->ended;
+    pthread_mutex_unlock(&v->lock);
+    return w->leads;
+}
+
+static void end(struct service *v)
+{
+    pthread_mutex_lock(&v->lock);
+    v->ended = true;
+    pthread_cond_broadcast(&v->no_lead);
+    pthread_mutex_unlock(&v->lock);
+}
+
+static void handle(struct worker *w, const struct packet *p, size_t got)
+{
+    struct service *v = w->service;
+
+    if (got < sizeof p->head)
+        return;
+    bool current = enter_session(v, p->head.session);
+    if (p->head.kind != SHARE_FUSE || !is_well_formed(p, got))
+        return;
+    if (current)
+        call(w, p, p->head.slot == SHARE_NO_SLOT ? NULL : v->arena + (size_t)p->head.slot * SHARE_SLOT_SIZE);
+    else
+        refuse(v, p, -ECANCELED);
+}
+
 static void *serve(void *opaque)
 {
-    struct service *v = opaque;
+    struct worker w = {.service = opaque};
     struct packet p;
 
-    for (;;) {
-        ssize_t got = recv(v->fd, &p, sizeof p, 0);
+    while (w.leads || take_lead(&w)) {
+        ssize_t got = recv(w.service->fd, &p, sizeof p, 0);
         if (got < 0 && errno == EINTR)
             continue;
-        if (got <= 0)
+        if (got <= 0) {
+            end(w.service);
             return NULL;
-        if ((size_t)got < sizeof p.head)
-            continue;
-        bool current = enter_session(v, p.head.session);
-        if (p.head.kind != SHARE_FUSE || !is_well_formed(&p, (size_t)got))
-            continue;
-        if (current)
-            call(v, &p, p.head.slot == SHARE_NO_SLOT ? NULL : v->arena + (size_t)p.head.slot * SHARE_SLOT_SIZE);
-        else
-            refuse(v, &p, -ECANCELED);
+        }
+        handle(&w, &p, (size_t)got);
     }
+    return NULL;
 }
 
 int server_run(int fd, void *arena, const struct server_config *config, unsigned threads, char *err, size_t n)
 {
-    struct service v = {.fd = fd, .arena = arena, .lock = PTHREAD_MUTEX_INITIALIZER};
+    struct service v = {
+        .fd = fd, .arena = arena, .lock = PTHREAD_MUTEX_INITIALIZER, .no_lead = PTHREAD_COND_INITIALIZER};
     struct server_config c = *config;
     pthread_t thread[THREADS_MAX];
     unsigned started = 0;
 
     c.reply = send_reply;
+    c.slow = lose_lead;
     c.opaque = &v;
     int r = server_create(&v.server, &c, err, n);
     if (r)

@@ -19,6 +19,7 @@ struct server_config {
     unsigned descriptors; /* how many may be open for the guest, 0: as many as RLIMIT_NOFILE allows */
     /* Sends a reply: `head_length` bytes, then `rest_length` bytes which are at the start of the request's slot. */
     void (*reply)(void *opaque, uint32_t index, const void *head, size_t head_length, size_t rest_length);
+    void (*slow)(void *caller); /* server_call will take long: somebody else should look for messages; may be NULL */
     void *opaque;
 };
 
@@ -29,6 +30,7 @@ void server_destroy(struct server *s);
 /* One message, as it comes out of a packet. */
 struct server_message {
     uint32_t index;
+    void *caller;     /* for config.slow */
     const void *head; /* private to the caller: nobody changes it during the call */
     size_t head_length;
     const void *rest; /* may be changed by others at any time */

@@ -16,6 +16,9 @@
 
 #include "share/server.h"
 
+/* How long the guest may go without asking again.  A second hides all the repeated questions of a program that
+ * starts or a tree that is unpacked, and is what a person does not notice when the host changes a file. */
+#define VALID_S 1u
 #define SHARE_NAME_MAX 255u
 #define SHARE_PATH_MAX 4095u /* of a symbolic link's target */
 
@@ -61,8 +64,12 @@ struct node {
         int64_t modified_ns, changed_ns;
         uint64_t size;
     } version;
-    bool owner_known; /* `owner` is right although the file cannot be read: owner.c */
-    struct owner owner;
+    /* What its attribute said, or that it has none (owner.c). */
+    struct known_owner {
+        bool known, stored;
+        uint32_t at; /* now_s() */
+        struct owner owner;
+    } owner;
 };
 
 /* A file or directory that the guest has open. */
@@ -123,6 +130,7 @@ struct server {
 struct call {
     struct server *s;
     uint32_t index;
+    void *caller;
     struct fuse_in_header in;
     struct node *node; /* in.nodeid; NULL where the operation's row does not ask for one */
     const void *arg;   /* at least as long as the operation's row says; private */
@@ -171,9 +179,9 @@ int node_open_to_change(struct server *s, struct node *node);
 /* What `name` in the directory is.  The node counts one more lookup when `told`, else it is held (node_drop). */
 int node_lookup(struct server *s, struct node *directory, const char *name, bool told, struct node **out,
                 struct attributes *a);
-/* The same where the file is open already; fd stays the caller's. */
-int node_of_file(struct server *s, struct node *directory, const char *name, int fd, struct node **out,
-                 struct attributes *a);
+/* The same for a file that has been made just now and is open; fd stays the caller's. */
+int node_of_new_file(struct server *s, struct node *directory, const char *name, int fd, struct node **out,
+                     struct attributes *a);
 void node_hold(struct node *node);
 void node_drop(struct server *s, struct node *node);
 void node_forget(struct server *s, struct node *node, uint64_t lookups);
@@ -197,6 +205,7 @@ void handles_clear(struct server *s);
 #define PROC_PATH_SIZE 32
 void proc_path(char *path, int fd); /* of the file that fd, which may be O_PATH, refers to */
 int sys(long result);               /* the result, or -errno */
+uint32_t now_s(void);               /* seconds of a clock that only goes forward */
 
 /* A system call's permission for a file or directory of our own whose mode refuses it to us although the guest's root
  * may: the mode is widened for a moment.  Use:
@@ -212,12 +221,16 @@ struct grant {
 bool grant_again(struct server *s, struct grant *g, int fd, mode_t need, int result);
 
 /* --- owners and attributes (owner.c, attr.c) ----------------------------------------------------------------- */
+/* fd may be -1 when owner_is_at_hand. */
 void owner_load(struct server *s, struct node *node, int fd, const struct statx *st, struct owner *owner);
 int owner_store(struct server *s, struct node *node, int fd, const struct statx *st, const struct owner *owner);
 /* The owner of what the caller makes in a directory (S_ISGID is inherited); *mode gets the bits for the host. */
 int owner_of_new(struct call *c, struct node *directory, mode_t *mode, struct owner *owner);
 /* Drops set-uid and set-gid bits, as a write to the file does. */
 void owner_kill_bits(struct server *s, struct node *node, int fd);
+/* Need the file be looked at to know its owner?  node may be NULL. */
+bool owner_is_at_hand(struct server *s, const struct node *node, const struct statx *st);
+void owner_is_default(struct node *node); /* it has been made just now */
 #define OWNER_XATTR_PREFIX "user.guise."
 
 int node_attributes(struct server *s, struct node *node, struct attributes *a);

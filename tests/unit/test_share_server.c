@@ -390,7 +390,7 @@ static void what_the_host_replaces_is_stale(void **state)
     for (unsigned i = 1; i < 200; i++) {
         char name[16];
         snprintf(name, sizeof name, "f%u", i);
-        client_node(&c, 1, name);
+        assert_int_equal(client_getattr(&c, client_node(&c, 1, name), &(struct fuse_attr){0}), 0);
     }
     host_write(&c, "new", "new");
     assert_int_equal(renameat(c.fd, "new", c.fd, "f0"), 0);
