@@ -171,6 +171,8 @@ bool writes_unlisted(const struct test *t, const ZydisDecoder *d, const struct r
         struct insn i;
         if (!insn_decode(d, t->code + at, t->len - at, &i))
             break;
+        if (t->kind == TEST_FORM && i.i.meta.branch_type != ZYDIS_BRANCH_TYPE_NONE)
+            return false; /* into the middle of itself, maybe */
         listed |= written_gprs(&i);
         at += i.i.length;
     }

@@ -1,6 +1,7 @@
 /* One child process per backend; batches and results in shared memory, commands over pipes. */
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
@@ -112,6 +113,20 @@ void runner_destroy(struct runner *r)
 {
     reap(r);
     free(r);
+}
+
+bool runner_maps(const struct runner *r, uint64_t address)
+{
+    char path[64];
+    uint64_t first, last;
+    bool found = false;
+    snprintf(path, sizeof path, "/proc/%d/maps", (int)r->pid);
+    FILE *f = fopen(path, "r");
+    while (f && !found && fscanf(f, "%" SCNx64 "-%" SCNx64 "%*[^\n]", &first, &last) == 2)
+        found = address >= first && address < last;
+    if (f)
+        fclose(f);
+    return found;
 }
 
 static int command(struct runner *r, uint32_t from)

@@ -12,8 +12,11 @@ static uint32_t sum_flags(uint32_t a, uint32_t b, unsigned bits, bool subtract)
 {
     uint32_t mask = (1u << bits) - 1, sign = 1u << (bits - 1), r = (subtract ? a - b : a + b) & mask;
     uint32_t overflow = subtract ? (a ^ b) & (a ^ r) : (a ^ r) & (b ^ r);
-    return (subtract ? a < b : a + b > mask ? FL_CF : 0) | (__builtin_parity(r & 0xff) ? 0 : FL_PF) |
-           ((a ^ b ^ r) & FL_AF) | (r ? 0 : FL_ZF) | (r & sign ? FL_SF : 0) | (overflow & sign ? FL_OF : 0);
+    return (subtract       ? a < b
+            : a + b > mask ? FL_CF
+                           : 0) |
+           (__builtin_parity(r & 0xff) ? 0 : FL_PF) | ((a ^ b ^ r) & FL_AF) | (r ? 0 : FL_ZF) | (r & sign ? FL_SF : 0) |
+           (overflow & sign ? FL_OF : 0);
 }
 
 uint32_t decimal_adjust(unsigned kind, uint16_t *ax, uint8_t imm, uint32_t rflags)

@@ -22,24 +22,13 @@
     "mov %%gs:40, %%rbp\n mov %%gs:48, %%rsi\n mov %%gs:56, %%rdi\n mov %%gs:64, %%r8\n mov %%gs:96, %%r12\n"          \
     "mov %%gs:104, %%r13\n mov %%gs:112, %%r14\n mov %%gs:120, %%r15\n jmp *%%gs:%c[next]\n"
 #define CALL_C(fn) "call " fn "\n mov %%rax, %%gs:%c[next]\n"
-
-/* C entry points (mmu.c, run.c) */
-const void *soft_slow(struct soft_vcpu *v);
-const void *soft_window(struct soft_vcpu *v);
-const void *soft_demote(struct soft_vcpu *v);
-const void *soft_commit(struct soft_vcpu *v);
-const void *soft_helper(struct soft_vcpu *v);
-const void *soft_exit(struct soft_vcpu *v);
-const void *soft_ibtc_miss(struct soft_vcpu *v);
-const void *soft_poll(struct soft_vcpu *v);
-const void *soft_hot(struct soft_vcpu *v);
-const void *soft_signal_fault(struct soft_vcpu *v);
-
-#define GLUE(name, before, fn)                                                                                         \
-    ".globl " name "\n" name ":\n" before SAVE_REGS CALL_C(fn)                                                         \
-    RESTORE
+#define GLUE(name, before, fn) ".globl " name "\n" name ":\n" before SAVE_FLAGS SAVE_REGS CALL_C(fn) RESTORE
+/* one way out, and the same through the function that takes the time for --stats (timing.c) */
+#define WAY(name, before)                                                                                              \
+    GLUE("soft_glue_" name, before, "soft_" name) GLUE("soft_timed_glue_" name, before, "soft_timed_" name)
 
 void soft_glue(void);
+/* clang-format off: a table of assembly */
 __attribute__((naked, used)) void soft_glue(void)
 {
     __asm__ volatile(
@@ -48,29 +37,12 @@ __attribute__((naked, used)) void soft_glue(void)
         "push %%rbx\n push %%rbp\n push %%r12\n push %%r13\n push %%r14\n push %%r15\n sub $8, %%rsp\n"
         "mov %%rsp, %%gs:%c[host_rsp]\n" RESTORE ".globl soft_leave\n soft_leave:\n"
         "mov %%gs:%c[host_rsp], %%rsp\n add $8, %%rsp\n"
-        "pop %%r15\n pop %%r14\n pop %%r13\n pop %%r12\n pop %%rbp\n pop %%rbx\n ret\n" GLUE(
-            "soft_glue_slow", "mov %%rax, %%gs:0\n lahf\n seto %%al\n movw %%ax, %%gs:%c[arith]\n", "soft_slow")
-            GLUE("soft_glue_window", "mov %%rax, %%gs:0\n lahf\n seto %%al\n movw %%ax, %%gs:%c[arith]\n",
-                 "soft_window")
-                GLUE("soft_glue_demote", "mov %%rax, %%gs:0\n lahf\n seto %%al\n movw %%ax, %%gs:%c[arith]\n",
-                     "soft_demote") GLUE("soft_glue_commit", SAVE_FLAGS, "soft_commit")
-                    GLUE("soft_glue_helper", SAVE_FLAGS, "soft_helper") GLUE("soft_glue_exit", SAVE_FLAGS, "soft_exit")
-                        GLUE("soft_glue_hot", SAVE_FLAGS, "soft_hot") GLUE("soft_glue_poll", SAVE_FLAGS, "soft_poll")
-                            GLUE("soft_glue_ibtc_miss", "mov %%r11, %%gs:%c[rip]\n" SAVE_FLAGS, "soft_ibtc_miss")
-        /* the same for --stats, through functions that take the time */
-        GLUE("soft_timed_glue_slow", "mov %%rax, %%gs:0\n lahf\n seto %%al\n movw %%ax, %%gs:%c[arith]\n",
-             "soft_timed_slow") GLUE("soft_timed_glue_window",
-                                     "mov %%rax, %%gs:0\n lahf\n seto %%al\n movw %%ax, %%gs:%c[arith]\n",
-                                     "soft_timed_window")
-            GLUE("soft_timed_glue_demote", "mov %%rax, %%gs:0\n lahf\n seto %%al\n movw %%ax, %%gs:%c[arith]\n",
-                 "soft_timed_demote") GLUE("soft_timed_glue_commit", SAVE_FLAGS, "soft_timed_commit")
-                GLUE("soft_timed_glue_helper", SAVE_FLAGS, "soft_timed_helper")
-                    GLUE("soft_timed_glue_exit", SAVE_FLAGS, "soft_timed_exit")
-                        GLUE("soft_timed_glue_hot", SAVE_FLAGS, "soft_timed_hot") GLUE(
-                            "soft_timed_glue_ibtc_miss", "mov %%r11, %%gs:%c[rip]\n" SAVE_FLAGS, "soft_timed_ibtc_miss")
+        "pop %%r15\n pop %%r14\n pop %%r13\n pop %%r12\n pop %%rbp\n pop %%rbx\n ret\n" WAY("slow", "")
+            WAY("commit", "") WAY("window", "") WAY("demote", "") WAY("helper", "") WAY("exit", "") WAY("hot", "")
+                WAY("ibtc_miss", "mov %%r11, %%gs:%c[rip]\n") GLUE("soft_glue_poll", "", "soft_poll")
         /* the signal handler comes here with the host stack in place and the state saved */
-        ".globl soft_glue_signal\n soft_glue_signal:\n mov %%gs:%c[self], %%rdi\n" CALL_C("soft_signal_fault")
-            RESTORE ::G(host_rsp),
-        G(arith),
-        G(next), [self] "i"(offsetof(struct soft_vcpu, self)), [rip] "i"(offsetof(struct soft_vcpu, cpu.rip)));
+        ".globl soft_glue_signal\n soft_glue_signal:\n"
+        "mov %%gs:%c[self], %%rdi\n" CALL_C("soft_signal_fault") RESTORE ::G(host_rsp),
+        G(arith), G(next), G(self), [rip] "i"(offsetof(struct soft_vcpu, cpu.rip)));
 }
+/* clang-format on */

@@ -1,131 +1,10 @@
 /*
- * The soft MMU's slow path: TLB refills, page crossings, MMIO, writes to translated code, masked
- * accesses; and the flushes that the architecture asks for.
+ * The soft MMU's slow path: TLB refills, page crossings, MMIO, writes to translated code, masked accesses.
  *
  * Compiled without SIMD: the guest's SIMD state is in the host's registers unless soft_fpu_park was
  * called.
  */
 #include "engine/soft/soft_int.h"
-
-const void *soft_slow(struct soft_vcpu *v);
-const void *helper_no_segment(struct soft_vcpu *v, const struct site *s);
-const void *soft_window(struct soft_vcpu *v);
-const void *soft_demote(struct soft_vcpu *v);
-const void *soft_commit(struct soft_vcpu *v);
-
-static unsigned mmu_of(const struct soft_vcpu *v)
-{
-    return v->mode & MODE_MMU;
-}
-
-static void dirty_add(struct dirty_list *d, unsigned index)
-{
-    if (d->n < DIRTY_MAX)
-        d->index[d->n] = (uint16_t)index;
-    if (d->n <= DIRTY_MAX)
-        d->n++;
-}
-
-/* --- breakpoints on data (SDM vol. 3, 17.2.4) ---------------------------------------------------------- */
-
-static void watch_one(struct soft_vcpu *v, unsigned i)
-{
-    static const uint8_t lengths[4] = {1, 2, 8, 4};
-    uint64_t dr7 = v->cpu.dr7, length = lengths[dr7 >> (18 + 4 * i) & 3], first = v->cpu.dr[i] & ~(length - 1);
-    unsigned kind = dr7 >> (16 + 4 * i) & 3;
-    if ((dr7 >> (2 * i) & 3) && (kind & 1))
-        v->watch[v->n_watch++] = (struct watch){
-            .first = first, .last = first + length - 1, .reads = kind == 3, .bit = 1u << i};
-}
-
-static void tlb_flush(struct soft_vcpu *v, unsigned mmu, bool globals_too);
-
-void soft_watch_update(struct soft_vcpu *v)
-{
-    const struct cpu *c = &v->cpu;
-    bool same = v->watched_dr7 == c->dr7;
-    for (unsigned i = 0; i < 4; i++) {
-        same &= v->watched_dr[i] == c->dr[i];
-        v->watched_dr[i] = c->dr[i];
-    }
-    v->watched_dr7 = c->dr7;
-    if (same)
-        return;
-    unsigned before = v->n_watch;
-    v->n_watch = 0;
-    for (unsigned i = 0; i < 4; i++)
-        watch_one(v, i);
-    for (unsigned mmu = 0; mmu < MMU_COUNT && (before || v->n_watch); mmu++)
-        tlb_flush(v, mmu, true);
-}
-
-bool soft_watched(const struct soft_vcpu *v, uint64_t gva, bool write)
-{
-    for (unsigned i = 0; i < v->n_watch; i++)
-        if (v->watch[i].first >> 12 == gva >> 12 && (write || v->watch[i].reads))
-            return true;
-    return false;
-}
-
-uint32_t soft_watch_hits(const struct soft_vcpu *v, uint64_t gva, uint64_t n, bool write)
-{
-    uint32_t hits = 0;
-    for (unsigned i = 0; i < v->n_watch; i++) {
-        const struct watch *w = &v->watch[i];
-        if ((write || w->reads) && gva <= w->last && gva + n - 1 >= w->first)
-            hits |= w->bit;
-    }
-    return hits;
-}
-
-/* --- filling ------------------------------------------------------------------------------------- */
-
-static void tlb_insert(struct soft_vcpu *v, unsigned mmu, unsigned write, uint64_t gva, uint8_t *page, bool global)
-{
-    unsigned i = gva >> 12 & (TLB_SIZE - 1);
-    struct tlb_entry *t = &v->tlb[mmu][write][i];
-    t->tag = gva & ~4095ull;
-    t->host = (uint64_t)page;
-    if (!global)
-        dirty_add(&v->dirty[mmu][write], i);
-}
-
-static void note_large(struct soft_vcpu *v, uint64_t gva, const struct translation *tr)
-{
-    unsigned half = gva >> 63;
-    if (tr->page_size >= 1u << 30)
-        v->large_bloom[half][1] |= 1ull << (gva >> 30 & 63);
-    else if (tr->page_size > 4096)
-        v->large_bloom[half][0] |= 1ull << (gva >> 21 & 63);
-}
-
-/* Enters a RAM page into the TLBs that its permissions allow.  A page that holds translated code stays
- * out of the write TLB, and a clean one too, so that its dirty bit is set by the walk. */
-static void tlb_fill(struct soft_vcpu *v, unsigned mmu, uint64_t gva, const struct translation *tr, uint8_t *page)
-{
-    struct engine *e = v->engine;
-    if (!soft_watched(v, gva, false))
-        tlb_insert(v, mmu, 0, gva, page, tr->global);
-    bool may_write = tr->dirty && (tr->writable || (mmu != MMU_USER && !(v->cpu.cr0 & CR0_WP)));
-    if (may_write && !e->code_granules[tr->gpa >> 12] && !soft_watched(v, gva, true))
-        tlb_insert(v, mmu, 1, gva, page, tr->global);
-    note_large(v, gva, tr);
-}
-
-static uint64_t granule_mask(uint64_t gpa, uint64_t len)
-{
-    unsigned first = gpa >> 6 & 63, last = (gpa + len - 1) >> 6 & 63;
-    return (~0ull >> (63 - (last - first))) << first;
-}
-
-/* Does [gpa, gpa+len), inside one page, hold translated code? */
-static bool holds_code(const struct engine *e, uint64_t gpa, uint64_t len)
-{
-    uint64_t page = gpa >> 12;
-    return page < e->n_pages && (e->code_granules[page] & granule_mask(gpa, len));
-}
-
-/* --- pieces: an access cut at page boundaries ----------------------------------------------------- */
 
 struct piece {
     uint64_t gpa;
@@ -140,7 +19,7 @@ static uint64_t wrap(const struct soft_vcpu *v, uint64_t gva)
 
 static int piece_translate(struct soft_vcpu *v, uint64_t gva, unsigned access, struct piece *p, struct translation *tr)
 {
-    if (cpu_walk(&v->cpu, gva, access, mmu_of(v) == MMU_USER, tr))
+    if (cpu_walk(&v->cpu, gva, access, soft_mmu(v) == MMU_USER, tr))
         return CPU_FAULT;
     v->stats.walks++;
     p->gpa = tr->gpa;
@@ -153,13 +32,11 @@ static bool cpu_walk_probe_access(struct soft_vcpu *v, uint64_t gva, struct tran
 {
     struct exception saved = v->cpu.exc;
     v->stats.walks++;
-    if (!cpu_walk(&v->cpu, gva, ACCESS_READ, mmu_of(v) == MMU_USER, tr))
+    if (!cpu_walk(&v->cpu, gva, ACCESS_READ, soft_mmu(v) == MMU_USER, tr))
         return true;
     v->cpu.exc = saved;
     return false;
 }
-
-/* --- MMIO ------------------------------------------------------------------------------------------ */
 
 static void mmio(struct soft_vcpu *v, uint64_t gpa, uint8_t *buf, unsigned len, bool write)
 {
@@ -184,106 +61,7 @@ static void mmio(struct soft_vcpu *v, uint64_t gpa, uint8_t *buf, unsigned len, 
     soft_ticks_nested(v, TIME_DEVICE, start);
 }
 
-/* --- masked accesses ------------------------------------------------------------------------------- */
-
-static uint64_t read_k(unsigned k)
-{
-    uint64_t r = 0;
-    switch (k) {
-    case 1:
-        __asm__ volatile("kmovq %%k1, %0" : "=r"(r));
-        break;
-    case 2:
-        __asm__ volatile("kmovq %%k2, %0" : "=r"(r));
-        break;
-    case 3:
-        __asm__ volatile("kmovq %%k3, %0" : "=r"(r));
-        break;
-    case 4:
-        __asm__ volatile("kmovq %%k4, %0" : "=r"(r));
-        break;
-    case 5:
-        __asm__ volatile("kmovq %%k5, %0" : "=r"(r));
-        break;
-    case 6:
-        __asm__ volatile("kmovq %%k6, %0" : "=r"(r));
-        break;
-    case 7:
-        __asm__ volatile("kmovq %%k7, %0" : "=r"(r));
-        break;
-    default:
-        r = ~0ull;
-    }
-    return r;
-}
-
-#define YMM(n)                                                                                                         \
-    case n:                                                                                                            \
-        __asm__ volatile("vmovdqu %%ymm" #n ", (%0)" ::"r"(out) : "memory");                                           \
-        break
-static void read_ymm(unsigned n, uint8_t out[32])
-{
-    switch (n) {
-        YMM(0);
-        YMM(1);
-        YMM(2);
-        YMM(3);
-        YMM(4);
-        YMM(5);
-        YMM(6);
-        YMM(7);
-        YMM(8);
-        YMM(9);
-        YMM(10);
-        YMM(11);
-        YMM(12);
-        YMM(13);
-        YMM(14);
-        YMM(15);
-    }
-}
-
-/* Which elements the instruction will really touch, bit i for element i. */
-static uint64_t active_elements(const struct site *s)
-{
-    if (s->mask_kind == MASK_K) {
-        uint64_t k = read_k(s->mask_reg);
-        if (s->arg == 1) { /* broadcast: an element is used when any of its copies is */
-            uint64_t used = 0;
-            for (unsigned i = 0; i < s->arg2; i++)
-                used |= (k >> i & 1) << i % (s->size / s->element);
-            return used;
-        }
-        if (s->arg == 2) { /* compress, expand: packed from the start */
-            unsigned n = (unsigned)__builtin_popcountll(
-                k & (s->size / s->element >= 64 ? ~0ull : (1ull << s->size / s->element) - 1));
-            return n >= 64 ? ~0ull : (1ull << n) - 1;
-        }
-        return k;
-    }
-    uint8_t ymm[32];
-    uint64_t bits = 0;
-    read_ymm(s->mask_reg, ymm);
-    for (unsigned i = 0; i < s->size / s->element; i++)
-        bits |= (uint64_t)(ymm[(i + 1) * s->element - 1] >> 7) << i;
-    return bits;
-}
-
-static uint64_t active_bytes(const struct site *s)
-{
-    if (s->mask_kind == MASK_NONE)
-        return ~0ull;
-    uint64_t elements = active_elements(s), bytes = 0;
-    unsigned n = s->size / s->element;
-    for (unsigned i = 0; i < n && i < 64; i++)
-        if (elements >> i & 1)
-            bytes |= (s->element >= 8 ? 0xffull : (1ull << s->element) - 1) << i * s->element;
-    return bytes;
-}
-
-/* --- the slow path ---------------------------------------------------------------------------------- */
-
-static bool x87_pending(const struct soft_vcpu *v)
+bool soft_x87_pending(const struct soft_vcpu *v)
 {
     uint16_t fsw;
     if (v->fpu_live)
@@ -291,22 +69,6 @@ static bool x87_pending(const struct soft_vcpu *v)
     else
         cpu_copy(&fsw, v->xsave + 2, 2);
     return fsw & 0x80;
-}
-
-/* 32-bit code: an operand in an empty segment, or a store to the code segment. */
-const void *helper_no_segment(struct soft_vcpu *v, const struct site *s)
-{
-    if (s->mask_kind) {
-        if (!v->fpu_live)
-            soft_fpu_unpark(v);
-        if (!active_bytes(s))
-            return soft_code(v->engine, s->next);
-    }
-    if (s->x87 && x87_pending(v))
-        cpu_raise(&v->cpu, EXC_MF);
-    else
-        cpu_raise_error(&v->cpu, EXC_GP, 0);
-    return soft_deliver(v);
 }
 
 static bool misaligned_sse(const struct soft_vcpu *v)
@@ -322,7 +84,7 @@ static const void *access_fault(struct soft_vcpu *v, const struct site *s)
         v->arith = (uint16_t)v->slow_flags;
     v->cpu.rip = soft_site_pc(v, s->block) + s->pc;
     soft_flags_in(v);
-    if (s->x87 && x87_pending(v))
+    if (s->x87 && soft_x87_pending(v))
         cpu_raise(&v->cpu, EXC_MF);
     const void *next = soft_deliver(v);
     soft_flags_out(v);
@@ -407,7 +169,7 @@ static int bounce_fill(struct soft_vcpu *v, const struct site *s, uint64_t gva, 
 
 static const void *slow_bounce(struct soft_vcpu *v, const struct site *s, uint64_t gva)
 {
-    uint64_t bytes = active_bytes(s);
+    uint64_t bytes = soft_active_bytes(s);
     if (bounce_fill(v, s, gva, bytes))
         return access_fault(v, s);
     v->bounce.gva = gva;
@@ -430,7 +192,7 @@ static uint32_t site_hits(const struct soft_vcpu *v, const struct site *s, uint6
     if (!s->mask_kind)
         return soft_watch_hits(v, gva, s->size, write);
     uint32_t hits = 0;
-    for (uint64_t bytes = active_bytes(s); bytes; bytes &= bytes - 1)
+    for (uint64_t bytes = soft_active_bytes(s); bytes; bytes &= bytes - 1)
         hits |= soft_watch_hits(v, gva + (unsigned)__builtin_ctzll(bytes), 1, write);
     return hits;
 }
@@ -458,7 +220,7 @@ const void *soft_slow(struct soft_vcpu *v)
         v->stats.slow_write++;
     else
         v->stats.slow_read++;
-    if (s->mask_kind && !active_bytes(s))
+    if (s->mask_kind && !soft_active_bytes(s))
         return slow_bounce(v, s, gva);
     if ((gva & s->gp_align) && !misaligned_sse(v)) {
         cpu_raise_error(&v->cpu, EXC_GP, 0);
@@ -468,7 +230,7 @@ const void *soft_slow(struct soft_vcpu *v)
     unsigned part = s->first ? s->first : s->size == 64 && !(s->access & SITE_READ) ? 32 : s->halves ? 8 : s->size;
     unsigned low = 0, high = part - 1;
     if (s->mask_kind) {
-        low = (unsigned)__builtin_ctzll(active_bytes(s)); /* the first element: the others come one by one */
+        low = (unsigned)__builtin_ctzll(soft_active_bytes(s)); /* the first element: the others come one by one */
         high = low + s->element - 1;
     }
     if (!canonical(v, gva + low) || !canonical(v, gva + high) || beyond_limit(v, s, gva, high) ||
@@ -498,11 +260,11 @@ const void *soft_slow(struct soft_vcpu *v)
         return slow_bounce(v, s, gva);
     if (write && e->code_granules[p.gpa >> 12]) {
         v->stats.slow_code++;
-        if (holds_code(e, p.gpa, s->size))
+        if (soft_holds_code(e, p.gpa, s->size))
             return slow_bounce(v, s, gva);
         return slow_resume(v, s, p.hva);
     }
-    tlb_fill(v, mmu_of(v), gva, &tr, p.hva - (gva & 4095));
+    soft_tlb_fill(v, soft_mmu(v), gva, &tr, p.hva - (gva & 4095));
     return slow_resume(v, s, p.hva);
 }
 
@@ -517,8 +279,8 @@ const void *soft_window(struct soft_vcpu *v)
     if (cpu_canonical(&v->cpu, gva) && (gva & 4095) + s->size <= 4096 && cpu_walk_probe_access(v, gva, &tr)) {
         uint8_t *page = memory_hva(v->engine->config.memory, tr.gpa & ~4095ull, 4096);
         if (page) {
-            unsigned mmu = mmu_of(v);
-            tlb_fill(v, mmu, gva, &tr, page);
+            unsigned mmu = soft_mmu(v);
+            soft_tlb_fill(v, mmu, gva, &tr, page);
             if (v->tlb[mmu][write][gva >> 12 & (TLB_SIZE - 1)].tag == (gva & ~4095ull)) {
                 v->stats.window_fill++;
                 return soft_code(v->engine, s->resume);
@@ -561,7 +323,7 @@ const void *soft_demote(struct soft_vcpu *v)
 
 static void commit_ram(struct soft_vcpu *v, const struct piece *p, const uint8_t *from, uint64_t bytes, bool masked)
 {
-    if (holds_code(v->engine, p->gpa, p->len)) {
+    if (soft_holds_code(v->engine, p->gpa, p->len)) {
         soft_fpu_park(v);
         soft_invalidate(v->engine, p->gpa, p->len);
     }
@@ -611,251 +373,4 @@ const void *soft_commit(struct soft_vcpu *v)
     if (!v->fpu_live)
         soft_fpu_unpark(v);
     return next;
-}
-
-/* --- execution --------------------------------------------------------------------------------------- */
-
-int soft_translate_exec(struct soft_vcpu *v, uint64_t gva, uint64_t *gpa, bool *global)
-{
-    struct itlb_entry *t = &v->itlb[mmu_of(v)][gva >> 12 & (ITLB_SIZE - 1)];
-    if (t->tag != (gva & ~4095ull)) {
-        struct translation tr;
-        if ((v->mode & MODE_64) && !cpu_canonical(&v->cpu, gva))
-            return cpu_raise_error(&v->cpu, EXC_GP, 0);
-        if (cpu_walk(&v->cpu, gva, ACCESS_EXEC, mmu_of(v) == MMU_USER, &tr))
-            return CPU_FAULT;
-        v->stats.walks++;
-        note_large(v, gva, &tr);
-        *t = (struct itlb_entry){.tag = gva & ~4095ull, .gpa = tr.gpa & ~4095ull, .global = tr.global};
-    }
-    *gpa = t->gpa | (gva & 4095);
-    if (global)
-        *global = t->global;
-    return 0;
-}
-
-void soft_ibtc_insert(struct soft_vcpu *v, uint64_t gva, const struct block *b)
-{
-    unsigned which = mmu_of(v) != MMU_USER, i = gva & (IBTC_SIZE - 1);
-    struct ibtc_entry *t = &v->ibtc[which][i];
-    t->minus_tag = -gva;
-    t->entry = soft_code(v->engine, b->entry_indirect);
-    struct itlb_entry *it = &v->itlb[mmu_of(v)][gva >> 12 & (ITLB_SIZE - 1)];
-    if (!which || !it->global)
-        dirty_add(&v->ibtc_dirty[which], i);
-    v->exec_bloom[which][gva >> 63][gva >> 18 & 63] |= 1ull << (gva >> 12 & 63);
-    v->stats.ibtc_insert++;
-}
-
-/* --- flushing ------------------------------------------------------------------------------------------ */
-
-static void ibtc_clear(struct ibtc_entry *t)
-{
-    t->entry = soft_glue_ibtc_miss;
-}
-
-static void ibtc_flush(struct soft_vcpu *v, unsigned which, bool globals_too)
-{
-    struct dirty_list *d = &v->ibtc_dirty[which];
-    /* no user entry is global: their list is complete unless it overflowed */
-    if ((globals_too && which) || d->n > DIRTY_MAX) {
-        for (unsigned i = 0; i < IBTC_SIZE; i++)
-            if (v->ibtc[which][i].entry != soft_glue_ibtc_miss)
-                ibtc_clear(&v->ibtc[which][i]);
-    } else {
-        for (unsigned i = 0; i < d->n; i++)
-            ibtc_clear(&v->ibtc[which][d->index[i]]);
-    }
-    d->n = 0;
-    if (which == 0)
-        for (unsigned i = 0; i < 64; i++)
-            v->exec_bloom[0][0][i] = v->exec_bloom[0][1][i] = 0;
-}
-
-void soft_ibtc_flush(struct soft_vcpu *v, unsigned which)
-{
-    ibtc_flush(v, which, true);
-}
-
-/* An empty slot can be hit, by the guest's address TLB_INVALID: so its host address is not canonical either,
- * and the access raises the #GP (or #SS) that the guest's own would (signal.c). */
-void soft_slots_clear(struct soft_vcpu *v, unsigned mmu, unsigned write)
-{
-    void *t = v->slot[mmu][write];
-    uint64_t n = sizeof(v->slot[mmu][write]) / 8;
-    __asm__ volatile("rep stosq" : "+D"(t), "+c"(n) : "a"(TLB_INVALID) : "memory");
-}
-
-static void tlb_flush(struct soft_vcpu *v, unsigned mmu, bool globals_too)
-{
-    for (unsigned write = 0; write < 2; write++) {
-        struct dirty_list *d = &v->dirty[mmu][write];
-        struct tlb_entry *t = v->tlb[mmu][write];
-        if (!globals_too && !d->n)
-            continue; /* nothing but globals in it */
-        soft_slots_clear(v, mmu, write);
-        if (globals_too || d->n > DIRTY_MAX) {
-            for (unsigned i = 0; i < TLB_SIZE; i++)
-                t[i].tag = tlb_invalid(i);
-        } else {
-            for (unsigned i = 0; i < d->n; i++)
-                t[d->index[i]].tag = tlb_invalid(d->index[i]);
-        }
-        d->n = 0;
-    }
-    for (unsigned i = 0; i < ITLB_SIZE; i++)
-        if (globals_too || !v->itlb[mmu][i].global)
-            v->itlb[mmu][i].tag = tlb_invalid(i);
-}
-
-static void flush_all(struct cpu *cpu, bool globals_too)
-{
-    struct soft_vcpu *v = vcpu_of(cpu);
-    v->stats.tlb_flush++;
-    for (unsigned i = 0; i < MMU_COUNT; i++)
-        tlb_flush(v, i, globals_too);
-    ibtc_flush(v, 0, globals_too);
-    ibtc_flush(v, 1, globals_too);
-    if (globals_too) {
-        soft_unchain_cross(v->engine);
-        for (unsigned half = 0; half < 2; half++)
-            v->large_bloom[half][0] = v->large_bloom[half][1] = 0;
-        for (unsigned i = 0; i < 64; i++)
-            v->exec_bloom[0][0][i] = v->exec_bloom[0][1][i] = v->exec_bloom[1][0][i] = v->exec_bloom[1][1][i] = 0;
-    }
-}
-
-static void flush_region(struct soft_vcpu *v, uint64_t gva, unsigned shift)
-{
-    for (unsigned mmu = 0; mmu < MMU_COUNT; mmu++)
-        for (unsigned i = 0; i < TLB_SIZE; i++) {
-            if (v->tlb[mmu][0][i].tag >> shift == gva >> shift)
-                v->tlb[mmu][0][i].tag = tlb_invalid(i);
-            if (v->tlb[mmu][1][i].tag >> shift == gva >> shift)
-                v->tlb[mmu][1][i].tag = tlb_invalid(i);
-        }
-    for (unsigned mmu = 0; mmu < MMU_COUNT; mmu++)
-        for (unsigned i = 0; i < ITLB_SIZE; i++)
-            if (v->itlb[mmu][i].tag >> shift == gva >> shift)
-                v->itlb[mmu][i].tag = tlb_invalid(i);
-}
-
-static bool bloom_has(const struct soft_vcpu *v, unsigned which, uint64_t gva)
-{
-    return v->exec_bloom[which][gva >> 63][gva >> 18 & 63] >> (gva >> 12 & 63) & 1;
-}
-
-static void flush_page(struct cpu *cpu, uint64_t gva)
-{
-    struct soft_vcpu *v = vcpu_of(cpu);
-    v->stats.tlb_flush_page++;
-    unsigned i = gva >> 12 & (TLB_SIZE - 1), x = gva >> 12 & (ITLB_SIZE - 1);
-    uint64_t page = gva & ~4095ull;
-    for (unsigned mmu = 0; mmu < MMU_COUNT; mmu++) {
-        for (unsigned write = 0; write < 2; write++) {
-            /* without AC the kernel has no user page in its TLB */
-            if (!(mmu == MMU_KERNEL && gva >> 63 == 0))
-                soft_slots_clear(v, mmu, write);
-            if (v->tlb[mmu][write][i].tag == page)
-                v->tlb[mmu][write][i].tag = tlb_invalid(i);
-        }
-        if (v->itlb[mmu][x].tag == page)
-            v->itlb[mmu][x].tag = tlb_invalid(x);
-    }
-    unsigned half = gva >> 63;
-    bool large = v->large_bloom[half][0] >> (gva >> 21 & 63) & 1,
-         huge = v->large_bloom[half][1] >> (gva >> 30 & 63) & 1;
-    if (huge)
-        flush_region(v, gva, 30);
-    else if (large)
-        flush_region(v, gva, 21);
-    /* code that was reached through this page, or straddles into it, in either mode */
-    for (unsigned which = 0; which < 2; which++) {
-        if (!large && !huge && !bloom_has(v, which, gva) && !bloom_has(v, which, gva - 4096))
-            continue;
-        ibtc_flush(v, which, true);
-        if (which == 0)
-            continue; /* only code in global pages is chained across pages: the kernel's */
-        soft_unchain_cross(v->engine);
-        for (unsigned k = 0; k < 64; k++)
-            v->exec_bloom[1][0][k] = v->exec_bloom[1][1][k] = 0;
-    }
-}
-
-static void address_space_changed(struct cpu *cpu, bool keep)
-{
-    struct soft_vcpu *v = vcpu_of(cpu);
-    v->stats.cr3_writes++;
-    for (unsigned i = 0; i < MMU_COUNT; i++)
-        tlb_flush(v, i, false);
-    ibtc_flush(v, 0, false);
-    ibtc_flush(v, 1, false);
-}
-
-static void flush_pcid(struct cpu *cpu, uint16_t pcid)
-{
-    flush_all(cpu, false);
-}
-
-static void mode_changed(struct cpu *cpu)
-{
-    soft_update_mode(vcpu_of(cpu));
-}
-
-static void before_write(struct cpu *cpu, uint64_t gpa, uint64_t len)
-{
-    struct soft_vcpu *v = vcpu_of(cpu);
-    if (holds_code(v->engine, gpa, len)) {
-        soft_fpu_park(v);
-        soft_invalidate(v->engine, gpa, len);
-    }
-}
-
-/* cpu/'s accesses through the same TLB: the address of a hit says the gpa. */
-static int translate(struct cpu *cpu, uint64_t gva, unsigned access, bool user, struct translation *out)
-{
-    struct soft_vcpu *v = vcpu_of(cpu);
-    unsigned kind = access & 3; /* the room's own flag beside enum access: an implicit supervisor access */
-    if (kind != ACCESS_EXEC) {
-        const struct tlb_entry *t = &v->tlb[user ? MMU_USER : MMU_KERNEL][kind][gva >> 12 & (TLB_SIZE - 1)];
-        if (t->tag == (gva & ~4095ull)) {
-            out->gpa = (uint64_t)((uint8_t *)t->host - v->engine->config.memory->base) + (gva & 4095);
-            out->page_size = 4096;
-            return 0;
-        }
-    }
-    v->stats.walks++;
-    int rc = cpu_walk(cpu, gva, access, user, out);
-    if (rc || kind == ACCESS_EXEC || user != out->user)
-        return rc;
-    uint8_t *hva = memory_hva(v->engine->config.memory, out->gpa & ~4095ull, 4096);
-    if (hva)
-        tlb_fill(v, user ? MMU_USER : MMU_KERNEL, gva, out, hva);
-    return 0;
-}
-
-const struct cpu_engine_ops soft_cpu_ops = {
-    .tlb_flush_all = flush_all,
-    .tlb_flush_page = flush_page,
-    .tlb_flush_pcid = flush_pcid,
-    .address_space_changed = address_space_changed,
-    .mode_changed = mode_changed,
-    .before_write = before_write,
-    .translate = translate,
-};
-
-void soft_tlb_init(struct soft_vcpu *v)
-{
-    for (unsigned mmu = 0; mmu < MMU_COUNT; mmu++) {
-        soft_slots_clear(v, mmu, 0);
-        soft_slots_clear(v, mmu, 1);
-        for (unsigned i = 0; i < TLB_SIZE; i++)
-            v->tlb[mmu][0][i].tag = v->tlb[mmu][1][i].tag = tlb_invalid(i);
-        for (unsigned i = 0; i < ITLB_SIZE; i++)
-            v->itlb[mmu][i].tag = tlb_invalid(i);
-    }
-    for (unsigned i = 0; i < IBTC_SIZE; i++) {
-        ibtc_clear(&v->ibtc[0][i]);
-        ibtc_clear(&v->ibtc[1][i]);
-    }
 }

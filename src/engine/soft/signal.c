@@ -18,8 +18,6 @@
 /* The one piece of per-thread state: a signal handler has no argument of ours. */
 static _Thread_local struct soft_vcpu *current;
 
-const void *soft_signal_fault(struct soft_vcpu *v);
-
 static const struct pc_map *find_map(const struct block *b, uint32_t at)
 {
     const struct pc_map *best = NULL;

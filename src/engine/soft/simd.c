@@ -9,21 +9,14 @@
 #include "engine/soft/helpers.h"
 
 #include <cpuid.h>
+
 #include <string.h>
 
 enum { C_X87 = 1, C_SSE = 2, C_AVX = 4, C_K = 0x20, C_ZMM_HI256 = 0x40, C_HI16_ZMM = 0x80 };
-#define XSAVE_HEADER 512
-#define XSAVE_EXTENDED 576
 
-static const void *done(struct soft_vcpu *v, const struct site *s)
-{
-    if (s->block->dead || v->poll || v->debug_hits || (v->mode & MODE_TF)) {
-        uint64_t pc = v->cpu.rip + s->len;
-        v->cpu.rip = v->mode & MODE_64 ? pc : (uint32_t)pc;
-        return soft_step_done(v);
-    }
-    return soft_code(v->engine, s->next);
-}
+#define XSAVE_HEADER 512
+
+#define XSAVE_EXTENDED 576
 
 static const void *raise(struct soft_vcpu *v, unsigned vector)
 {
@@ -32,11 +25,6 @@ static const void *raise(struct soft_vcpu *v, unsigned vector)
     else
         cpu_raise(&v->cpu, vector);
     return soft_deliver(v);
-}
-
-static uint64_t linear(const struct soft_vcpu *v, uint64_t gva)
-{
-    return v->mode & MODE_64 ? gva : (uint32_t)gva;
 }
 
 static bool stack_site(const struct soft_vcpu *v)
@@ -65,8 +53,6 @@ static int access_memory(struct soft_vcpu *v, uint64_t gva, void *buf, unsigned 
         v->debug_hits |= soft_watch_hits(v, gva, n, write);
     return write ? cpu_write(&v->cpu, gva, buf, n, user) : cpu_read(&v->cpu, gva, buf, n, user);
 }
-
-/* --- xsave and fxsave --------------------------------------------------------------------------------- */
 
 struct component {
     uint32_t offset, size;
@@ -122,6 +108,7 @@ static void hide_pointers(uint8_t *area)
     {                                                                                                                  \
         __asm__ volatile(insn " (%0)" ::"r"(area), "a"((uint32_t)mask), "d"((uint32_t)(mask >> 32)) : "memory");       \
     }
+
 XINSN(do_xsave, "xsave")
 XINSN(do_xsave64, "xsave64")
 XINSN(do_xsavec, "xsavec")
@@ -175,7 +162,9 @@ static bool bad_mxcsr_in(const struct soft_vcpu *v, const uint8_t *area, uint64_
 }
 
 static bool keeps_high(const struct soft_vcpu *v);
+
 static void read_high(struct soft_vcpu *v, uint8_t (*high)[64]);
+
 static void restore_high(struct soft_vcpu *v, uint8_t (*high)[64]);
 
 /* In the image that the host's 64-bit mode has written over `old`, the parts of registers 8 and up: not written
@@ -223,7 +212,7 @@ static const void *fx(struct soft_vcpu *v, const struct site *s, unsigned kind, 
         hide_pointers(area);
         if (keeps_high(v))
             put_back(v, area, v->bounce_buffer + 4096, C_SSE, false);
-        return access_memory(v, v->helper_ea, area, 512, true) ? soft_deliver(v) : done(v, s);
+        return access_memory(v, v->helper_ea, area, 512, true) ? soft_deliver(v) : finish(v, s);
     }
     if (bad_mxcsr(area))
         return raise(v, EXC_GP);
@@ -236,7 +225,7 @@ static const void *fx(struct soft_vcpu *v, const struct site *s, unsigned kind, 
         do_fxrstor(area, 0);
     if (keeps_high(v))
         restore_high(v, high);
-    return done(v, s);
+    return finish(v, s);
 }
 
 static const void *save(struct soft_vcpu *v, const struct site *s, unsigned kind, bool wide, uint64_t rfbm)
@@ -255,7 +244,7 @@ static const void *save(struct soft_vcpu *v, const struct site *s, unsigned kind
         hide_pointers(area);
     if (keeps_high(v))
         put_back(v, area, v->bounce_buffer + 4096, rfbm, compact);
-    return access_memory(v, v->helper_ea, area, size, true) ? soft_deliver(v) : done(v, s);
+    return access_memory(v, v->helper_ea, area, size, true) ? soft_deliver(v) : finish(v, s);
 }
 
 static const void *restore(struct soft_vcpu *v, const struct site *s, bool wide, uint64_t rfbm)
@@ -282,7 +271,7 @@ static const void *restore(struct soft_vcpu *v, const struct site *s, bool wide,
         do_xrstor(area, rfbm);
     if (keeps_high(v))
         restore_high(v, high);
-    return done(v, s);
+    return finish(v, s);
 }
 
 const void *helper_xstate(struct soft_vcpu *v, const struct site *s)
@@ -342,10 +331,8 @@ const void *helper_x87_env(struct soft_vcpu *v, const struct site *s)
     else
         memset(buf + 12, 0, 14); /* the last two bytes are reserved: ones */
     access_memory(v, v->helper_ea, buf, size, true);
-    return done(v, s);
+    return finish(v, s);
 }
-
-/* --- vector registers in the parked state ------------------------------------------------------------------ */
 
 static uint8_t *part(struct soft_vcpu *v, unsigned bit, unsigned offset, unsigned size)
 {
@@ -386,8 +373,6 @@ static uint64_t *mask_register(struct soft_vcpu *v, unsigned k)
     return (uint64_t *)(void *)(part(v, 5, e->xs_offset[5], e->xs_size[5]) + 8 * k);
 }
 
-/* --- 32-bit code knows registers 0-7 ------------------------------------------------------------------------ */
-
 const void *helper_vzero(struct soft_vcpu *v, const struct site *s)
 {
     uint8_t zero[64] = {0}, low[64] = {0};
@@ -398,7 +383,7 @@ const void *helper_vzero(struct soft_vcpu *v, const struct site *s)
             vector_copy(v, n, low, 16, false);
         vector_copy(v, n, all ? zero : low, v->engine->xcr0 & C_ZMM_HI256 ? 64 : 32, true);
     }
-    return done(v, s);
+    return finish(v, s);
 }
 
 static bool keeps_high(const struct soft_vcpu *v)
@@ -510,5 +495,21 @@ const void *helper_gather(struct soft_vcpu *v, const struct site *s)
     } else if (!rc) {
         *mask_register(v, mask_reg) = 0;
     }
-    return rc ? soft_deliver(v) : done(v, s);
+    return rc ? soft_deliver(v) : finish(v, s);
+}
+
+/* 32-bit code: an operand in an empty segment, or a store to the code segment. */
+const void *helper_no_segment(struct soft_vcpu *v, const struct site *s)
+{
+    if (s->mask_kind) {
+        if (!v->fpu_live)
+            soft_fpu_unpark(v);
+        if (!soft_active_bytes(s))
+            return soft_code(v->engine, s->next);
+    }
+    if (s->x87 && soft_x87_pending(v))
+        cpu_raise(&v->cpu, EXC_MF);
+    else
+        cpu_raise_error(&v->cpu, EXC_GP, 0);
+    return soft_deliver(v);
 }

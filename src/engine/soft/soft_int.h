@@ -162,7 +162,7 @@ struct site {
     bool lent;         /* the guest's rdi waits in cpu.gpr[] while the instruction runs */
     bool halves;       /* the first 8 bytes are looked at before the others */
     uint8_t first;     /* of a large operand: the first so many bytes are probed, then its last byte */
-    uint8_t mask_kind, mask_reg, element; /* masked accesses: see mmu.c */
+    uint8_t mask_kind, mask_reg, element; /* masked accesses: see mask.c */
     uint32_t resume;                      /* code offsets: landing with v->slow_host real */
     uint32_t bounce;                      /* running on the bounce buffer */
     uint32_t next;                        /* after the instruction */
@@ -361,12 +361,28 @@ const void *soft_step_done(struct soft_vcpu *v);   /* the instruction before cpu
 const void *soft_next_single(struct soft_vcpu *v); /* the same for one instruction, then helper_single_step */
 /* The same when a window of `b` was refused: around it, or for good when that is usual. */
 const void *soft_next_ungrouped(struct soft_vcpu *v, struct block *b);
-const void *soft_deliver(struct soft_vcpu *v); /* deliver cpu.exc, then soft_next */
-void soft_update_mode(struct soft_vcpu *v);
+const void *soft_deliver(struct soft_vcpu *v);                        /* deliver cpu.exc, then soft_next */
+enum engine_exit soft_run(struct engine *e, unsigned i, char *error); /* engine.h: run */
 uint64_t soft_site_pc(const struct soft_vcpu *v, const struct block *b);
 void soft_fail(struct soft_vcpu *v, const char *why); /* the engine cannot go on */
 
-/* --- glue.c --- */
+/* --- mode.c --- */
+void soft_update_mode(struct soft_vcpu *v);
+
+/* --- stats.c --- */
+void soft_stats(struct engine *e, FILE *out); /* engine.h: stats */
+
+/* --- glue.c, and the ways out of translated code that it calls: each returns the host address to go on at --- */
+const void *soft_slow(struct soft_vcpu *v);      /* mmu.c: the TLB has no answer for v->slow_ea */
+const void *soft_commit(struct soft_vcpu *v);    /* an instruction has run on the bounce buffer: make its store real */
+const void *soft_window(struct soft_vcpu *v);    /* a window's range is not in the TLB */
+const void *soft_demote(struct soft_vcpu *v);    /* a place in the code has missed its slot too often */
+const void *soft_helper(struct soft_vcpu *v);    /* run.c: an instruction done in C */
+const void *soft_exit(struct soft_vcpu *v);      /* a direct branch that is not chained */
+const void *soft_ibtc_miss(struct soft_vcpu *v); /* a computed one to cpu.rip that the IBTC does not know */
+const void *soft_hot(struct soft_vcpu *v);       /* the block has run often in this tick */
+const void *soft_poll(struct soft_vcpu *v);      /* v->poll is set */
+const void *soft_signal_fault(struct soft_vcpu *v); /* signal.c: an exception of the host's in translated code */
 void soft_enter(struct soft_vcpu *v);
 extern const char soft_leave[], soft_glue_slow[], soft_glue_commit[], soft_glue_helper[], soft_glue_exit[],
     soft_glue_ibtc_miss[], soft_glue_poll[], soft_glue_window[], soft_glue_demote[], soft_glue_hot[],
@@ -383,15 +399,31 @@ void soft_ticks_nested(struct soft_vcpu *v, enum time_kind kind, uint64_t start)
 void soft_timing_print(const struct soft_vcpu *v, FILE *out);
 
 /* --- mmu.c --- */
+bool soft_x87_pending(const struct soft_vcpu *v); /* an unmasked x87 exception waits for the next instruction */
+
+/* --- mask.c --- */
+uint64_t soft_active_bytes(const struct site *s); /* of an operand with a mask: bit i for byte i; else all ones */
+
+/* --- tlb.c --- */
 void soft_tlb_init(struct soft_vcpu *v);
+/* Enters a RAM page into the TLBs that its permissions allow. */
+void soft_tlb_fill(struct soft_vcpu *v, unsigned mmu, uint64_t gva, const struct translation *tr, uint8_t *page);
+void soft_tlb_flush(struct soft_vcpu *v, unsigned mmu, bool globals_too);
+bool soft_holds_code(const struct engine *e, uint64_t gpa, uint64_t len); /* inside one page: translated code? */
+static inline unsigned soft_mmu(const struct soft_vcpu *v)
+{
+    return v->mode & MODE_MMU;
+}
 void soft_slots_clear(struct soft_vcpu *v, unsigned mmu, unsigned write);
 extern const struct cpu_engine_ops soft_cpu_ops;
-void soft_watch_update(struct soft_vcpu *v);                            /* DR0-DR3 or DR7 may have changed */
-bool soft_watched(const struct soft_vcpu *v, uint64_t gva, bool write); /* has its page a breakpoint on data? */
-uint32_t soft_watch_hits(const struct soft_vcpu *v, uint64_t gva, uint64_t n, bool write); /* bits of DR6 */
 int soft_translate_exec(struct soft_vcpu *v, uint64_t gva, uint64_t *gpa, bool *global);
 void soft_ibtc_flush(struct soft_vcpu *v, unsigned which);
 void soft_ibtc_insert(struct soft_vcpu *v, uint64_t gva, const struct block *b);
+
+/* --- watch.c --- */
+void soft_watch_update(struct soft_vcpu *v);                            /* DR0-DR3 or DR7 may have changed */
+bool soft_watched(const struct soft_vcpu *v, uint64_t gva, bool write); /* has its page a breakpoint on data? */
+uint32_t soft_watch_hits(const struct soft_vcpu *v, uint64_t gva, uint64_t n, bool write); /* bits of DR6 */
 
 /* --- cache.c --- */
 int soft_cache_create(struct engine *e);

@@ -6,14 +6,6 @@
  */
 #include "engine/soft/soft_int.h"
 
-const void *soft_slow(struct soft_vcpu *v);
-const void *soft_window(struct soft_vcpu *v);
-const void *soft_demote(struct soft_vcpu *v);
-const void *soft_commit(struct soft_vcpu *v);
-const void *soft_helper(struct soft_vcpu *v);
-const void *soft_exit(struct soft_vcpu *v);
-const void *soft_hot(struct soft_vcpu *v);
-const void *soft_ibtc_miss(struct soft_vcpu *v);
 const void *soft_timed_slow(struct soft_vcpu *v);
 const void *soft_timed_window(struct soft_vcpu *v);
 const void *soft_timed_demote(struct soft_vcpu *v);

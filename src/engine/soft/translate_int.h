@@ -1,4 +1,4 @@
-/* The translator's inside: the state of one block under translation (translate.c, access.c, special.c). */
+/* The translator's inside: the state of one block under translation (translate.c, access.c, special.c and their relatives). */
 #pragma once
 #include <Zydis/Zydis.h>
 #include <stdbool.h>
@@ -86,25 +86,37 @@ void flags_guard(struct translator *t, const struct insn *in);
 void emit_access(struct translator *t, const struct insn *in, const struct ea *ea, unsigned access, unsigned size,
                  const struct tail *tail);
 void tail_restore_flags(struct translator *t, struct tail *tail);
+/* The usual beginning: scratch registers beside those in `used`, flags kept, an empty tail that restores them. */
+void begin_access(struct translator *t, const struct insn *in, uint32_t used, struct tail *tail);
 uint32_t gpr_mask_of(const struct insn *in);
 struct site *new_site(struct translator *t, const struct insn *in, uint32_t *index);
 void emit_pc(struct translator *t, unsigned reg, int64_t offset);
 /* Ends an instruction by a C helper; `ends` when control does not come back to this block here. */
 struct site *emit_helper(struct translator *t, const struct insn *in, helper_fn *fn, bool ends);
+
+/* copy.c */
 void copy_insn_with_address(struct emit *e, const struct insn *in, unsigned addr_reg);
 void copy_insn_plain(struct emit *e, const struct insn *in);
-void generic_insn(struct translator *t, const struct insn *in);
+void copy_insn_in_window(struct emit *e, const struct insn *in, unsigned base, int32_t disp);
+void generic_insn(struct translator *t, const struct insn *in); /* anything without privilege */
+bool has_high8(const struct insn *in);
+
+/* rules.c */
+unsigned gp_alignment(const struct translator *t, const struct insn *in, unsigned size);
+unsigned ac_alignment(const struct insn *in, unsigned size);
+bool is_x87(const struct insn *in);
+bool waits_for_x87(const struct insn *in);
+void masked_access(struct site *s, const struct insn *in, const ZydisDecodedOperand *mem);
 
 /* isa.c */
 void isa_init(struct translator *t, const struct cpu *cpu);
 bool isa_has(const struct translator *t, const struct insn *in);
 
 unsigned gpr_of(ZydisRegister r); /* guest register number of a Zydis general register, or NO_REG */
-bool has_high8(const struct insn *in);
+bool is_high8(ZydisRegister r);
 uint32_t tlb_offset(const struct translator *t, bool write);
 void emit_budget(struct translator *t, const struct site *s);
 uint32_t slot_offset(const struct translator *t, bool write, uint32_t site);
-void copy_insn_in_window(struct emit *e, const struct insn *in, unsigned base, int32_t disp);
 
 /* liveness.c: fills live_before and live_after */
 void flag_liveness(struct translator *t);
@@ -128,7 +140,7 @@ void emit_segment_checks(struct translator *t, const struct insn *in);
 bool is_plain_mov(const struct insn *in); /* a mov that generic_insn translates */
 bool insn_ends_block(const struct insn *in);
 
-/* helpers.c */
+/* helpers.c, control.c, system.c, string.c, simd.c */
 helper_fn helper_undefined, helper_string, helper_hlt, helper_in, helper_out, helper_cpuid, helper_rdtsc, helper_msr,
     helper_cr_read, helper_cr_write, helper_dr, helper_iret, helper_syscall, helper_sysret, helper_sysenter,
     helper_sysexit, helper_int, helper_pushf, helper_popf, helper_cli, helper_sti, helper_load_segment, helper_far,

@@ -1,0 +1,76 @@
+/*
+ * From the vCPU's state to the mode that selects translations.
+ */
+#include "engine/soft/soft_int.h"
+
+static bool fpu_traps(const struct cpu *c, uint64_t all)
+{
+    uint64_t want = CR4_OSFXSR | CR4_OSXSAVE;
+    return (c->cr0 & (CR0_EM | CR0_TS)) || (c->cr4 & want) != want || (c->xcr0 & all) != all;
+}
+
+/* Is a data segment other than 4 GB that may be read and written? */
+static bool restricted(const struct segment *s)
+{
+    return s->limit != UINT32_MAX ||
+           (s->attr & (SEG_P | SEG_CODE | SEG_EXPAND_DOWN | SEG_WRITABLE)) != (SEG_P | SEG_WRITABLE);
+}
+
+/* FS and GS have a base always, and are empty often: MODE_NULL_FS, MODE_NULL_GS. */
+static bool segmented(const struct cpu *c)
+{
+    static const uint8_t flat[] = {ES, SS, DS};
+    for (unsigned i = 0; i < sizeof(flat); i++)
+        if (c->seg[flat[i]].base || restricted(&c->seg[flat[i]]))
+            return true;
+    return c->seg[CS].limit != UINT32_MAX || !(c->seg[SS].attr & SEG_DB) ||
+           ((c->seg[FS].attr & SEG_P) && restricted(&c->seg[FS])) ||
+           ((c->seg[GS].attr & SEG_P) && restricted(&c->seg[GS]));
+}
+
+static bool breaks_on_instructions(const struct cpu *c)
+{
+    for (unsigned i = 0; i < 4; i++)
+        if ((c->dr7 >> (2 * i) & 3) && (c->dr7 >> (16 + 4 * i) & 3) == 0)
+            return true;
+    return false;
+}
+
+void soft_update_mode(struct soft_vcpu *v)
+{
+    struct cpu *c = &v->cpu;
+    uint32_t mode = 0;
+    if (c->cpl == 3)
+        mode = MMU_USER;
+    else
+        mode = MODE_FIXED_PC | (c->cr4 & CR4_SMAP && !(c->rflags & FL_AC) ? MMU_KERNEL : MMU_KERNEL_AC);
+    if (c->cpl == 0)
+        mode |= MODE_CPL0;
+    if (cpu_64bit(c))
+        mode |= MODE_64;
+    else if (!(c->seg[CS].attr & SEG_DB) || !(c->cr0 & CR0_PE) || (c->rflags & FL_VM) || c->seg[CS].base)
+        mode |= MODE_16;
+    else if (segmented(c))
+        mode |= MODE_SEGMENTED;
+    if (!(mode & MODE_64))
+        mode |= MODE_FIXED_PC | (c->seg[FS].attr & SEG_P ? 0 : MODE_NULL_FS) |
+                (c->seg[GS].attr & SEG_P ? 0 : MODE_NULL_GS);
+    if (c->cpl == 3 && (c->rflags & FL_AC) && (c->cr0 & CR0_AM))
+        mode |= MODE_ALIGN;
+    if (c->rflags & FL_TF)
+        mode |= MODE_TF;
+    if ((c->dr7 | v->watched_dr7) & 0xff)
+        soft_watch_update(v);
+    if ((c->dr7 & 0xff) && breaks_on_instructions(c))
+        mode |= MODE_BREAK; /* helper_break ends RF, before the instruction that it was for */
+    else
+        c->rflags &= ~(uint32_t)FL_RF; /* without a breakpoint nobody can tell when it ends */
+    if (fpu_traps(c, v->engine->xcr0))
+        mode |= MODE_FPU_TRAP;
+    v->mode = mode;
+    unsigned which = (mode & MODE_MMU) != MMU_USER;
+    if (v->ibtc_mode[which] != (mode & MODE_IBTC)) {
+        v->ibtc_mode[which] = mode & MODE_IBTC;
+        soft_ibtc_flush(v, which);
+    }
+}

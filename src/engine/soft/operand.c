@@ -1,0 +1,98 @@
+/*
+ * Memory operands of instructions done in C: every check that the CPU makes of an address, then the access,
+ * through the TLB when it has the page.
+ */
+#include "engine/soft/helpers.h"
+
+/* Breakpoints on data that the access meets. */
+void watch_data(struct soft_vcpu *v, uint64_t gva, unsigned n, bool write)
+{
+    if (v->n_watch)
+        v->debug_hits |= soft_watch_hits(v, gva, n, write);
+}
+
+/* 32-bit code on a stack that is addressed by sp: the engine cannot go on. */
+bool small_stack(struct soft_vcpu *v)
+{
+    bool is = (v->mode & MODE_SEGMENTED) && !(v->cpu.seg[SS].attr & SEG_DB);
+    if (is)
+        soft_fail(v, "the software engine does not run 32-bit code on a 16-bit stack yet");
+    return is;
+}
+
+/* #GP, or #SS through the stack segment; then #AC. */
+static int bad_address(struct soft_vcpu *v, uint64_t gva, unsigned n)
+{
+    const struct site *s = &v->engine->sites[v->site];
+    if ((v->mode & MODE_64) &&
+        (!(cpu_canonical(&v->cpu, gva) && cpu_canonical(&v->cpu, gva + n - 1)) || soft_bad_offset(v, s, gva)))
+        return cpu_raise_error(&v->cpu, s->access & SITE_STACK ? EXC_SS : EXC_GP, 0);
+    if (wraps(v, s->segment ? (uint32_t)soft_offset(v, s, gva) : gva, n))
+        return cpu_raise_error(&v->cpu, s->access & SITE_STACK ? EXC_SS : EXC_GP, 0);
+    return misaligned(v, gva, n) ? cpu_raise_error(&v->cpu, EXC_AC, 0) : 0;
+}
+
+int data_read(struct soft_vcpu *v, uint64_t gva, void *buf, unsigned n)
+{
+    const uint8_t *hit = tlb_hit(v, linear(v, gva), n, 0);
+    if (hit && !(v->mode & MODE_ALIGN)) {
+        cpu_copy(buf, hit, n);
+        return 0;
+    }
+    if (bad_address(v, gva, n))
+        return CPU_FAULT;
+    watch_data(v, linear(v, gva), n, false);
+    return cpu_read(&v->cpu, linear(v, gva), buf, n, user_mode(v));
+}
+
+int data_write(struct soft_vcpu *v, uint64_t gva, const void *buf, unsigned n)
+{
+    uint8_t *hit = tlb_hit(v, linear(v, gva), n, 1);
+    if (hit && !(v->mode & MODE_ALIGN)) {
+        cpu_copy(hit, buf, n);
+        return 0;
+    }
+    if (bad_address(v, gva, n))
+        return CPU_FAULT;
+    watch_data(v, linear(v, gva), n, true);
+    return cpu_write(&v->cpu, linear(v, gva), buf, n, user_mode(v));
+}
+
+/* Every check of a stack access at `sp`; the linear address in *at. */
+static int stack_address(struct soft_vcpu *v, uint64_t sp, unsigned size, bool write, uint64_t *at)
+{
+    if (small_stack(v) || segment_fault(v, SS, sp, size, write))
+        return CPU_FAULT;
+    uint64_t base = v->mode & MODE_64 ? 0 : v->cpu.seg[SS].base;
+    if ((v->mode & MODE_64) && !(cpu_canonical(&v->cpu, sp) && cpu_canonical(&v->cpu, sp + size - 1)))
+        return cpu_raise_error(&v->cpu, EXC_SS, 0);
+    if (wraps(v, sp, size))
+        return cpu_raise_error(&v->cpu, EXC_SS, 0);
+    if (misaligned(v, sp, size))
+        return cpu_raise_error(&v->cpu, EXC_AC, 0);
+    *at = linear(v, sp + base);
+    watch_data(v, *at, size, write);
+    return 0;
+}
+
+int data_push(struct soft_vcpu *v, const void *value, unsigned size)
+{
+    uint64_t sp = linear(v, v->cpu.gpr[RSP] - size), at;
+    if (stack_address(v, sp, size, true, &at) || cpu_write(&v->cpu, at, value, size, user_mode(v)))
+        return CPU_FAULT;
+    v->cpu.gpr[RSP] = sp;
+    return 0;
+}
+
+int data_stack(struct soft_vcpu *v, uint64_t sp, void *value, unsigned size)
+{
+    uint64_t at;
+    if (stack_address(v, linear(v, sp), size, false, &at))
+        return CPU_FAULT;
+    return cpu_read(&v->cpu, at, value, size, user_mode(v));
+}
+
+int data_peek(struct soft_vcpu *v, unsigned offset, void *value, unsigned size)
+{
+    return data_stack(v, v->cpu.gpr[RSP] + offset, value, size);
+}

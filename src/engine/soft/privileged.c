@@ -1,0 +1,132 @@
+/*
+ * The system's instructions as far as they are translated; the others are helpers altogether (system.c).
+ */
+#include "engine/soft/helpers.h"
+#include "engine/soft/special.h"
+
+/* and/or on cpu.rflags; the arithmetic flags survive when somebody needs them */
+static void rflags_op(struct translator *t, const struct insn *in, unsigned group, uint32_t imm)
+{
+    choose_scratch(t, 0);
+    if (in->live_before)
+        e_save_flags(&t->hot, t->C);
+    e_gs(&t->hot, 0x81, false, group, CPUOFF(rflags));
+    e32(&t->hot, imm);
+    if (in->live_before)
+        e_restore_flags(&t->hot, t->C);
+}
+
+void sp_cld(struct translator *t, const struct insn *in)
+{
+    rflags_op(t, in, 4, ~(uint32_t)FL_DF);
+}
+
+void sp_std(struct translator *t, const struct insn *in)
+{
+    rflags_op(t, in, 1, FL_DF);
+}
+
+void sp_cli(struct translator *t, const struct insn *in)
+{
+    if (t->mode & MODE_CPL0)
+        rflags_op(t, in, 4, ~(uint32_t)FL_IF);
+    else
+        sp_helper(t, in);
+}
+
+/* The instruction after sti still runs in its shadow; then the block ends and looks for interrupts. */
+void sp_sti(struct translator *t, const struct insn *in)
+{
+    struct emit *e = &t->hot;
+    bool last = in == &t->insns[t->n_insns - 1];
+    if (last || !(t->mode & MODE_CPL0)) {
+        emit_helper(t, in, helper_sti, false)->arg = last;
+        t->shadow = !last;
+        return;
+    }
+    choose_scratch(t, 0);
+    flags_guard(t, in);
+    e_gs(e, 0x81, false, 1, CPUOFF(rflags)); /* or */
+    e32(e, FL_IF);
+    e_gs(e, 0x83, false, 7, CPUOFF(request)); /* cmp, 0: does something wait for IF? */
+    e8(e, 0);
+    e8(e, 0x74);
+    uint8_t *skip = e->p;
+    e8(e, 0);
+    e_store_imm32(e, VOFF(poll), 1);
+    *skip = (uint8_t)(e->p - skip - 1);
+    if (t->flags_saved)
+        e_restore_flags(e, t->C);
+    t->flags_saved = false;
+    t->shadow = true;
+}
+
+/* The two GS bases change places. */
+void sp_swapgs(struct translator *t, const struct insn *in)
+{
+    if (!(t->mode & MODE_CPL0) || !code64(t)) {
+        sp_helper(t, in);
+        return;
+    }
+    uint32_t active = (uint32_t)(offsetof(struct cpu, seg) + GS * sizeof(struct segment) +
+                                 offsetof(struct segment, base));
+    e_load(&t->hot, R11, active);
+    e_load(&t->hot, R10, CPUOFF(kernel_gs_base));
+    e_store(&t->hot, R10, active);
+    e_store(&t->hot, R11, CPUOFF(kernel_gs_base));
+}
+
+/* The kernel's: the host's counter and the guest's offset, flags untouched.  In user mode CR4.TSD may
+ * forbid it. */
+void sp_rdtsc(struct translator *t, const struct insn *in)
+{
+    struct emit *e = &t->hot;
+    if (!(t->mode & MODE_CPL0)) {
+        sp_helper(t, in);
+        return;
+    }
+    e8(e, 0x0f);
+    e8(e, 0x31);
+    e_rorx(e, RDX, RDX, 32);
+    e_lea(e, true, RAX, RAX, RDX, 0, 0);
+    e_load(e, R11, CPUOFF(tsc_offset));
+    e_lea(e, true, RAX, RAX, R11, 0, 0);
+    e_rorx(e, RDX, RAX, 32);
+    e_mov(e, false, RDX, RDX);
+    e_mov(e, false, RAX, RAX);
+}
+
+/* in and out: the port is dx or an immediate byte */
+void sp_port(struct translator *t, const struct insn *in)
+{
+    bool input = in->d.mnemonic == M(IN);
+    const ZydisDecodedOperand *data = &in->op[input ? 0 : 1], *port = &in->op[input ? 1 : 0];
+    struct site *s = emit_helper(t, in, input ? helper_in : helper_out, false);
+    s->size = data->size / 8;
+    s->element = port->type == ZYDIS_OPERAND_TYPE_REGISTER;
+    s->imm = port->type == ZYDIS_OPERAND_TYPE_IMMEDIATE ? port->imm.value.u : 0;
+}
+
+void sp_query(struct translator *t, const struct insn *in)
+{
+    const ZydisDecodedOperand *from = &in->op[1];
+    sp_helper(t, in);
+    struct site *s = &t->engine->sites[t->engine->n_sites - 1];
+    if (from->type == ZYDIS_OPERAND_TYPE_REGISTER)
+        s->element = (uint8_t)op_gpr(from);
+    s->arg2 = in->op[0].size / 8;
+    if (in->op[0].type == ZYDIS_OPERAND_TYPE_MEMORY) /* ARPL's, which it writes sometimes only */
+        s->imm = (uint64_t)(in->op[0].mem.segment - ZYDIS_REGISTER_ES);
+}
+
+/* a 66h prefix does not make its operand 16 bits */
+void sp_fsgsbase(struct translator *t, const struct insn *in)
+{
+    sp_helper(t, in);
+    t->engine->sites[t->engine->n_sites - 1].arg2 = in->op[0].size / 8;
+}
+
+void sp_undefined(struct translator *t, const struct insn *in)
+{
+    emit_helper(t, in, helper_undefined, true)->arg = in->d.length == 16;
+}

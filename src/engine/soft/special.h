@@ -1,0 +1,59 @@
+/* What the files that translate special instructions share (special.c has their table). */
+#pragma once
+#include "engine/soft/translate_int.h"
+
+#define M(name) ZYDIS_MNEMONIC_##name
+
+static inline unsigned op_gpr(const ZydisDecodedOperand *op)
+{
+    ZydisRegister r = op->reg.value;
+    switch (ZydisRegisterGetClass(r)) {
+    case ZYDIS_REGCLASS_GPR8:
+        return r < ZYDIS_REGISTER_AH    ? (unsigned)(r - ZYDIS_REGISTER_AL)
+               : r < ZYDIS_REGISTER_SPL ? (unsigned)(r - ZYDIS_REGISTER_AH)
+                                        : (unsigned)(r - ZYDIS_REGISTER_SPL) + RSP;
+    case ZYDIS_REGCLASS_GPR16:
+        return (unsigned)(r - ZYDIS_REGISTER_AX);
+    case ZYDIS_REGCLASS_GPR32:
+        return (unsigned)(r - ZYDIS_REGISTER_EAX);
+    case ZYDIS_REGCLASS_GPR64:
+        return (unsigned)(r - ZYDIS_REGISTER_RAX);
+    default:
+        return NO_REG;
+    }
+}
+static inline bool code64(const struct translator *t)
+{
+    return (t->mode & MODE_64) != 0;
+}
+static inline bool addr32(const struct insn *in)
+{
+    return in->d.address_width == 32;
+}
+static inline bool addr16(const struct insn *in)
+{
+    return in->d.address_width == 16;
+}
+
+/* special.c */
+void store_helper_ea(struct translator *t, const struct insn *in, const ZydisDecodedOperand *op);
+void site_segment(struct translator *t, struct site *s, const ZydisDecodedOperand *op);
+special_fn sp_helper; /* by the helper of the table alone */
+
+/* branch.c */
+special_fn sp_jcc, sp_loop, sp_call, sp_jmp, sp_ret;
+
+/* stack.c */
+special_fn sp_push, sp_pop, sp_leave, sp_enter;
+void emit_stack_load(struct translator *t, const struct insn *in, unsigned reg, unsigned size, int disp,
+                     const struct tail *after);
+void emit_push_pc(struct translator *t, const struct insn *in, unsigned size);
+void load_operand_into(struct translator *t, const struct insn *in, const ZydisDecodedOperand *op, unsigned reg,
+                       unsigned size);
+
+/* privileged.c */
+special_fn sp_cld, sp_std, sp_cli, sp_sti, sp_swapgs, sp_rdtsc, sp_port, sp_query, sp_fsgsbase, sp_undefined;
+
+/* unusual.c */
+special_fn sp_nop, sp_pause, sp_lea, sp_xlat, sp_bt, sp_mov, sp_incdec, sp_string, sp_gather, sp_clzero, sp_x87_env,
+    sp_maskmov, sp_vzero, sp_pcmpestr;

@@ -1,0 +1,301 @@
+/*
+ * The TLBs and the cache of indirect branch targets: filling them, and the flushes that the architecture asks
+ * for.
+ */
+#include "engine/soft/soft_int.h"
+
+static void dirty_add(struct dirty_list *d, unsigned index)
+{
+    if (d->n < DIRTY_MAX)
+        d->index[d->n] = (uint16_t)index;
+    if (d->n <= DIRTY_MAX)
+        d->n++;
+}
+
+static void tlb_insert(struct soft_vcpu *v, unsigned mmu, unsigned write, uint64_t gva, uint8_t *page, bool global)
+{
+    unsigned i = gva >> 12 & (TLB_SIZE - 1);
+    struct tlb_entry *t = &v->tlb[mmu][write][i];
+    t->tag = gva & ~4095ull;
+    t->host = (uint64_t)page;
+    if (!global)
+        dirty_add(&v->dirty[mmu][write], i);
+}
+
+static void note_large(struct soft_vcpu *v, uint64_t gva, const struct translation *tr)
+{
+    unsigned half = gva >> 63;
+    if (tr->page_size >= 1u << 30)
+        v->large_bloom[half][1] |= 1ull << (gva >> 30 & 63);
+    else if (tr->page_size > 4096)
+        v->large_bloom[half][0] |= 1ull << (gva >> 21 & 63);
+}
+
+/* Enters a RAM page into the TLBs that its permissions allow.  A page that holds translated code stays
+ * out of the write TLB, and a clean one too, so that its dirty bit is set by the walk. */
+void soft_tlb_fill(struct soft_vcpu *v, unsigned mmu, uint64_t gva, const struct translation *tr, uint8_t *page)
+{
+    struct engine *e = v->engine;
+    if (!soft_watched(v, gva, false))
+        tlb_insert(v, mmu, 0, gva, page, tr->global);
+    bool may_write = tr->dirty && (tr->writable || (mmu != MMU_USER && !(v->cpu.cr0 & CR0_WP)));
+    if (may_write && !e->code_granules[tr->gpa >> 12] && !soft_watched(v, gva, true))
+        tlb_insert(v, mmu, 1, gva, page, tr->global);
+    note_large(v, gva, tr);
+}
+
+static uint64_t granule_mask(uint64_t gpa, uint64_t len)
+{
+    unsigned first = gpa >> 6 & 63, last = (gpa + len - 1) >> 6 & 63;
+    return (~0ull >> (63 - (last - first))) << first;
+}
+
+/* Does [gpa, gpa+len), inside one page, hold translated code? */
+bool soft_holds_code(const struct engine *e, uint64_t gpa, uint64_t len)
+{
+    uint64_t page = gpa >> 12;
+    return page < e->n_pages && (e->code_granules[page] & granule_mask(gpa, len));
+}
+
+int soft_translate_exec(struct soft_vcpu *v, uint64_t gva, uint64_t *gpa, bool *global)
+{
+    struct itlb_entry *t = &v->itlb[soft_mmu(v)][gva >> 12 & (ITLB_SIZE - 1)];
+    if (t->tag != (gva & ~4095ull)) {
+        struct translation tr;
+        if ((v->mode & MODE_64) && !cpu_canonical(&v->cpu, gva))
+            return cpu_raise_error(&v->cpu, EXC_GP, 0);
+        if (cpu_walk(&v->cpu, gva, ACCESS_EXEC, soft_mmu(v) == MMU_USER, &tr))
+            return CPU_FAULT;
+        v->stats.walks++;
+        note_large(v, gva, &tr);
+        *t = (struct itlb_entry){.tag = gva & ~4095ull, .gpa = tr.gpa & ~4095ull, .global = tr.global};
+    }
+    *gpa = t->gpa | (gva & 4095);
+    if (global)
+        *global = t->global;
+    return 0;
+}
+
+void soft_ibtc_insert(struct soft_vcpu *v, uint64_t gva, const struct block *b)
+{
+    unsigned which = soft_mmu(v) != MMU_USER, i = gva & (IBTC_SIZE - 1);
+    struct ibtc_entry *t = &v->ibtc[which][i];
+    t->minus_tag = -gva;
+    t->entry = soft_code(v->engine, b->entry_indirect);
+    struct itlb_entry *it = &v->itlb[soft_mmu(v)][gva >> 12 & (ITLB_SIZE - 1)];
+    if (!which || !it->global)
+        dirty_add(&v->ibtc_dirty[which], i);
+    v->exec_bloom[which][gva >> 63][gva >> 18 & 63] |= 1ull << (gva >> 12 & 63);
+    v->stats.ibtc_insert++;
+}
+
+static void ibtc_clear(struct ibtc_entry *t)
+{
+    t->entry = soft_glue_ibtc_miss;
+}
+
+static void ibtc_flush(struct soft_vcpu *v, unsigned which, bool globals_too)
+{
+    struct dirty_list *d = &v->ibtc_dirty[which];
+    /* no user entry is global: their list is complete unless it overflowed */
+    if ((globals_too && which) || d->n > DIRTY_MAX) {
+        for (unsigned i = 0; i < IBTC_SIZE; i++)
+            if (v->ibtc[which][i].entry != soft_glue_ibtc_miss)
+                ibtc_clear(&v->ibtc[which][i]);
+    } else {
+        for (unsigned i = 0; i < d->n; i++)
+            ibtc_clear(&v->ibtc[which][d->index[i]]);
+    }
+    d->n = 0;
+    if (which == 0)
+        for (unsigned i = 0; i < 64; i++)
+            v->exec_bloom[0][0][i] = v->exec_bloom[0][1][i] = 0;
+}
+
+void soft_ibtc_flush(struct soft_vcpu *v, unsigned which)
+{
+    ibtc_flush(v, which, true);
+}
+
+/* An empty slot can be hit, by the guest's address TLB_INVALID: so its host address is not canonical either,
+ * and the access raises the #GP (or #SS) that the guest's own would (signal.c). */
+void soft_slots_clear(struct soft_vcpu *v, unsigned mmu, unsigned write)
+{
+    void *t = v->slot[mmu][write];
+    uint64_t n = sizeof(v->slot[mmu][write]) / 8;
+    __asm__ volatile("rep stosq" : "+D"(t), "+c"(n) : "a"(TLB_INVALID) : "memory");
+}
+
+void soft_tlb_flush(struct soft_vcpu *v, unsigned mmu, bool globals_too)
+{
+    for (unsigned write = 0; write < 2; write++) {
+        struct dirty_list *d = &v->dirty[mmu][write];
+        struct tlb_entry *t = v->tlb[mmu][write];
+        if (!globals_too && !d->n)
+            continue; /* nothing but globals in it */
+        soft_slots_clear(v, mmu, write);
+        if (globals_too || d->n > DIRTY_MAX) {
+            for (unsigned i = 0; i < TLB_SIZE; i++)
+                t[i].tag = tlb_invalid(i);
+        } else {
+            for (unsigned i = 0; i < d->n; i++)
+                t[d->index[i]].tag = tlb_invalid(d->index[i]);
+        }
+        d->n = 0;
+    }
+    for (unsigned i = 0; i < ITLB_SIZE; i++)
+        if (globals_too || !v->itlb[mmu][i].global)
+            v->itlb[mmu][i].tag = tlb_invalid(i);
+}
+
+static void flush_all(struct cpu *cpu, bool globals_too)
+{
+    struct soft_vcpu *v = vcpu_of(cpu);
+    v->stats.tlb_flush++;
+    for (unsigned i = 0; i < MMU_COUNT; i++)
+        soft_tlb_flush(v, i, globals_too);
+    ibtc_flush(v, 0, globals_too);
+    ibtc_flush(v, 1, globals_too);
+    if (globals_too) {
+        soft_unchain_cross(v->engine);
+        for (unsigned half = 0; half < 2; half++)
+            v->large_bloom[half][0] = v->large_bloom[half][1] = 0;
+        for (unsigned i = 0; i < 64; i++)
+            v->exec_bloom[0][0][i] = v->exec_bloom[0][1][i] = v->exec_bloom[1][0][i] = v->exec_bloom[1][1][i] = 0;
+    }
+}
+
+static void flush_region(struct soft_vcpu *v, uint64_t gva, unsigned shift)
+{
+    for (unsigned mmu = 0; mmu < MMU_COUNT; mmu++)
+        for (unsigned i = 0; i < TLB_SIZE; i++) {
+            if (v->tlb[mmu][0][i].tag >> shift == gva >> shift)
+                v->tlb[mmu][0][i].tag = tlb_invalid(i);
+            if (v->tlb[mmu][1][i].tag >> shift == gva >> shift)
+                v->tlb[mmu][1][i].tag = tlb_invalid(i);
+        }
+    for (unsigned mmu = 0; mmu < MMU_COUNT; mmu++)
+        for (unsigned i = 0; i < ITLB_SIZE; i++)
+            if (v->itlb[mmu][i].tag >> shift == gva >> shift)
+                v->itlb[mmu][i].tag = tlb_invalid(i);
+}
+
+static bool bloom_has(const struct soft_vcpu *v, unsigned which, uint64_t gva)
+{
+    return v->exec_bloom[which][gva >> 63][gva >> 18 & 63] >> (gva >> 12 & 63) & 1;
+}
+
+static void flush_page(struct cpu *cpu, uint64_t gva)
+{
+    struct soft_vcpu *v = vcpu_of(cpu);
+    v->stats.tlb_flush_page++;
+    unsigned i = gva >> 12 & (TLB_SIZE - 1), x = gva >> 12 & (ITLB_SIZE - 1);
+    uint64_t page = gva & ~4095ull;
+    for (unsigned mmu = 0; mmu < MMU_COUNT; mmu++) {
+        for (unsigned write = 0; write < 2; write++) {
+            /* without AC the kernel has no user page in its TLB */
+            if (!(mmu == MMU_KERNEL && gva >> 63 == 0))
+                soft_slots_clear(v, mmu, write);
+            if (v->tlb[mmu][write][i].tag == page)
+                v->tlb[mmu][write][i].tag = tlb_invalid(i);
+        }
+        if (v->itlb[mmu][x].tag == page)
+            v->itlb[mmu][x].tag = tlb_invalid(x);
+    }
+    unsigned half = gva >> 63;
+    bool large = v->large_bloom[half][0] >> (gva >> 21 & 63) & 1,
+         huge = v->large_bloom[half][1] >> (gva >> 30 & 63) & 1;
+    if (huge)
+        flush_region(v, gva, 30);
+    else if (large)
+        flush_region(v, gva, 21);
+    /* code that was reached through this page, or straddles into it, in either mode */
+    for (unsigned which = 0; which < 2; which++) {
+        if (!large && !huge && !bloom_has(v, which, gva) && !bloom_has(v, which, gva - 4096))
+            continue;
+        ibtc_flush(v, which, true);
+        if (which == 0)
+            continue; /* only code in global pages is chained across pages: the kernel's */
+        soft_unchain_cross(v->engine);
+        for (unsigned k = 0; k < 64; k++)
+            v->exec_bloom[1][0][k] = v->exec_bloom[1][1][k] = 0;
+    }
+}
+
+static void address_space_changed(struct cpu *cpu, bool keep)
+{
+    struct soft_vcpu *v = vcpu_of(cpu);
+    v->stats.cr3_writes++;
+    for (unsigned i = 0; i < MMU_COUNT; i++)
+        soft_tlb_flush(v, i, false);
+    ibtc_flush(v, 0, false);
+    ibtc_flush(v, 1, false);
+}
+
+static void flush_pcid(struct cpu *cpu, uint16_t pcid)
+{
+    flush_all(cpu, false);
+}
+
+static void mode_changed(struct cpu *cpu)
+{
+    soft_update_mode(vcpu_of(cpu));
+}
+
+static void before_write(struct cpu *cpu, uint64_t gpa, uint64_t len)
+{
+    struct soft_vcpu *v = vcpu_of(cpu);
+    if (soft_holds_code(v->engine, gpa, len)) {
+        soft_fpu_park(v);
+        soft_invalidate(v->engine, gpa, len);
+    }
+}
+
+/* cpu/'s accesses through the same TLB: the address of a hit says the gpa. */
+static int translate(struct cpu *cpu, uint64_t gva, unsigned access, bool user, struct translation *out)
+{
+    struct soft_vcpu *v = vcpu_of(cpu);
+    unsigned kind = access & 3; /* the room's own flag beside enum access: an implicit supervisor access */
+    if (kind != ACCESS_EXEC) {
+        const struct tlb_entry *t = &v->tlb[user ? MMU_USER : MMU_KERNEL][kind][gva >> 12 & (TLB_SIZE - 1)];
+        if (t->tag == (gva & ~4095ull)) {
+            out->gpa = (uint64_t)((uint8_t *)t->host - v->engine->config.memory->base) + (gva & 4095);
+            out->page_size = 4096;
+            return 0;
+        }
+    }
+    v->stats.walks++;
+    int rc = cpu_walk(cpu, gva, access, user, out);
+    if (rc || kind == ACCESS_EXEC || user != out->user)
+        return rc;
+    uint8_t *hva = memory_hva(v->engine->config.memory, out->gpa & ~4095ull, 4096);
+    if (hva)
+        soft_tlb_fill(v, user ? MMU_USER : MMU_KERNEL, gva, out, hva);
+    return 0;
+}
+
+const struct cpu_engine_ops soft_cpu_ops = {
+    .tlb_flush_all = flush_all,
+    .tlb_flush_page = flush_page,
+    .tlb_flush_pcid = flush_pcid,
+    .address_space_changed = address_space_changed,
+    .mode_changed = mode_changed,
+    .before_write = before_write,
+    .translate = translate,
+};
+
+void soft_tlb_init(struct soft_vcpu *v)
+{
+    for (unsigned mmu = 0; mmu < MMU_COUNT; mmu++) {
+        soft_slots_clear(v, mmu, 0);
+        soft_slots_clear(v, mmu, 1);
+        for (unsigned i = 0; i < TLB_SIZE; i++)
+            v->tlb[mmu][0][i].tag = v->tlb[mmu][1][i].tag = tlb_invalid(i);
+        for (unsigned i = 0; i < ITLB_SIZE; i++)
+            v->itlb[mmu][i].tag = tlb_invalid(i);
+    }
+    for (unsigned i = 0; i < IBTC_SIZE; i++) {
+        ibtc_clear(&v->ibtc[0][i]);
+        ibtc_clear(&v->ibtc[1][i]);
+    }
+}
