@@ -249,19 +249,25 @@ static bool read_port(struct hub *h, unsigned i)
     return r >= 0;
 }
 
+static unsigned free_port(const struct hub *h)
+{
+    unsigned i = PORT_FIRST_PEER;
+
+    while (i < PORTS_MAX && h->ports[i].fd >= 0)
+        i++;
+    return i;
+}
+
+/* All that wait: who has joined before a frame was sent gets it. */
 static void welcome(struct hub *h)
 {
-    int fd = accept4(h->listener, NULL, NULL, SOCK_CLOEXEC);
+    int fd;
 
-    if (fd < 0)
-        return;
-    for (unsigned i = PORT_FIRST_PEER; i < PORTS_MAX; i++)
-        if (h->ports[i].fd < 0) {
-            if (open_port(h, i, fd))
-                break;
-            return;
-        }
-    close(fd);
+    while ((fd = accept4(h->listener, NULL, NULL, SOCK_CLOEXEC)) >= 0) {
+        unsigned i = free_port(h);
+        if (i == PORTS_MAX || open_port(h, i, fd))
+            close(fd);
+    }
 }
 
 /* --- the loop
