@@ -10,6 +10,9 @@
 #include "base/error.h"
 #include "cli/life.h"
 
+/* So long may a guest take until its agent is there, between two signs of life. */
+#define AGENT_WAIT_MS 120000
+
 /* One line, and not a byte more: what follows is the stream's. */
 static int read_line(int fd, char *line, size_t size)
 {
@@ -64,17 +67,85 @@ static int reach_socket(const char *path, unsigned port, char *err, size_t n)
                      port);
 }
 
+static int connect_named(const struct registry *r, const char *vm, unsigned port, char *err, size_t n)
+{
+    struct client c;
+    int failed = client_open(&c, r, vm, err, n);
+
+    return failed ? failed : client_stream(&c, "connect", json_pack("{s:i}", "port", (int)port), err, n);
+}
+
+/* Will an agent come, and is not there yet?  Asks for events first, so that none is missed. */
+static int agent_is_coming(struct client *c, bool *coming, char *err, size_t n)
+{
+    json_t *info;
+    int failed = client_call(c, "events", NULL, NULL, err, n);
+
+    if (!failed)
+        failed = client_call(c, "info", NULL, &info, err, n);
+    if (failed)
+        return failed;
+    const char *mode = json_string_value(json_object_get(json_object_get(info, "configuration"), "mode"));
+    *coming = !json_is_true(json_object_get(info, "agent")) && mode && strcmp(mode, "kernel") != 0;
+    json_decref(info);
+    return 0;
+}
+
+/* What an event means to who waits: 0 nothing, 1 the agent is there, -errno with a sentence. */
+static int judge_event(const json_t *event, char *err, size_t n)
+{
+    const char *name = json_string_value(json_object_get(event, "event"));
+    const char *reason = json_string_value(json_object_get(json_object_get(event, "data"), "reason"));
+
+    if (name && strcmp(name, "agent-ready") == 0)
+        return 1;
+    if (name && strcmp(name, "agent-failed") == 0)
+        return error_set(err, n, -EIO, "the guest cannot start: %s", reason ? reason : "it does not say why");
+    return 0;
+}
+
+/* A guest that has just been started is given the time to boot.  1: its agent is there now; 0: there will be none. */
+static int wait_for_agent(const struct registry *r, const char *vm, char *err, size_t n)
+{
+    struct client c;
+    bool coming = false;
+    int failed = client_open(&c, r, vm, err, n), answer = 0;
+
+    if (failed)
+        return failed;
+    answer = agent_is_coming(&c, &coming, err, n);
+    while (!answer && coming) {
+        json_t *event = NULL;
+        failed = client_event(&c, AGENT_WAIT_MS, &event);
+        if (failed)
+            answer = error_set(err, n, failed,
+                               failed == -ETIMEDOUT
+                                   ? "%s has no agent yet: it is slow to boot, or stuck (see `guise logs %s`)"
+                                   : "%s has ended (see `guise logs %s`)",
+                               vm, vm);
+        else
+            answer = judge_event(event, err, n);
+        json_decref(event);
+    }
+    client_close(&c);
+    return answer;
+}
+
 int reach_guest(const char *vm, unsigned port, char *err, size_t n)
 {
     struct registry r;
-    struct client c;
+    char why[ERROR_SIZE];
 
     if (strchr(vm, '/'))
         return reach_socket(vm, port, err, n);
     int failed = registry_find(&r, err, n);
-    if (!failed)
-        failed = client_open(&c, &r, vm, err, n);
     if (failed)
         return failed;
-    return client_stream(&c, "connect", json_pack("{s:i}", "port", (int)port), err, n);
+    int fd = connect_named(&r, vm, port, err, n);
+    if (fd >= 0 || fd == -ENOENT || fd == -ECONNREFUSED || port != AGENT_PORT)
+        return fd;
+    int ready = wait_for_agent(&r, vm, why, sizeof(why));
+    if (ready < 0)
+        return error_set(err, n, ready, "%s", why);
+    return ready ? connect_named(&r, vm, port, err, n) : fd;
 }

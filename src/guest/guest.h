@@ -27,8 +27,8 @@ void say(const char *format, ...) __attribute__((format(printf, 1, 2)));
 /* init.c: the first process.  Does not return. */
 void init_main(struct guest *g, char **argv) __attribute__((noreturn));
 
-/* modules.c: loads what /guise/modules/order names. */
-void modules_load(void);
+/* modules.c: loads what /guise/modules/order names and this machine has a use for. */
+void modules_load(const struct guest_config *c);
 
 /* root.c: mounts the root file system on /root.  0, or -errno with a sentence. */
 int root_mount(const struct guest_config *c, char *err, size_t n);

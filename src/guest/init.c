@@ -207,7 +207,7 @@ void init_main(struct guest *g, char **argv)
     mount_early();
     open_standard_descriptors();
     read_config(g);
-    modules_load();
+    modules_load(&g->config);
     if (g->config.mode == GUEST_BOOT && g->config.initrd_init)
         boot_by_initrd(g, argv);
     if (root_mount(&g->config, why, sizeof(why)) || root_enter(why, sizeof(why)))

@@ -58,18 +58,25 @@ static bool has_word(const char *text, const char *word)
     return false;
 }
 
-/* So that the machine's own name has an address, as programs such as sudo want. */
+/* So that the machine's own name has an address, as programs such as sudo want: Debian's custom is a line for it alone,
+ * which we replace when the name is another one. */
 static void write_hosts(const char *hostname)
 {
-    char *text = read_text("/etc/hosts"), *longer;
+    static const char own[] = "127.0.1.1";
+    char *text = read_text("/etc/hosts"), *made = NULL;
+    size_t len;
+    FILE *to = text && !has_word(text, hostname) ? open_memstream(&made, &len) : NULL;
 
-    if (text && !has_word(text, hostname)) {
-        const char *begin = has_word(text, "localhost") ? "" : "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost\n";
-        const char *gap = *text && text[strlen(text) - 1] != '\n' ? "\n" : "";
-        if (asprintf(&longer, "%s%s%s127.0.1.1\t%s\n", begin, text, gap, hostname) >= 0) {
-            must_write("/etc/hosts", longer, 0644);
-            free(longer);
-        }
+    if (to) {
+        if (!has_word(text, "localhost"))
+            fputs("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost\n", to);
+        for (char *save = NULL, *line = strtok_r(text, "\n", &save); line; line = strtok_r(NULL, "\n", &save))
+            if (strncmp(line, own, sizeof(own) - 1) != 0 || !strchr(" \t", line[sizeof(own) - 1]))
+                fprintf(to, "%s\n", line);
+        fprintf(to, "%s\t%s\n", own, hostname);
+        if (fclose(to) == 0)
+            must_write("/etc/hosts", made, 0644);
+        free(made);
     }
     free(text);
 }
