@@ -19,7 +19,7 @@
 
 static int open_output(struct chr *chr, int fd, const char *name, char *err, size_t n)
 {
-    int r = output_create(&chr->output, fd, name);
+    int r = output_create(&chr->output, fd, name, chr->loop);
 
     return r ? error_sys(err, n, r, "the thread that writes to %s cannot be started", name) : 0;
 }
@@ -49,7 +49,7 @@ static int open_log(struct chr *chr, const char *path, char *err, size_t n)
 {
     int r = logfile_open(&chr->log, path, LOG_BYTES, err, n);
 
-    if (!r && (r = output_create_log(&chr->output, &chr->log, path)))
+    if (!r && (r = output_create_log(&chr->output, &chr->log, path, chr->loop)))
         error_sys(err, n, r, "the thread that writes to %s cannot be started", path);
     return r;
 }
@@ -122,6 +122,14 @@ int chr_check(const char *spec, char *err, size_t n)
     if (find_kind(spec, &path))
         return 0;
     return error_set(err, n, -EINVAL, "'%s' is not one of stdio, null, file:PATH, log:PATH, socket:PATH", spec);
+}
+
+const char *chr_socket(const char *spec)
+{
+    const char *path;
+    const struct chr_kind *kind = find_kind(spec, &path);
+
+    return kind && kind->open == open_socket ? path : NULL;
 }
 
 int chr_open(struct chr **out, const char *spec, struct loop *loop, char *err, size_t n)

@@ -21,6 +21,9 @@ struct loop;
 /* Is `spec` one of these?  0, or -EINVAL with one sentence in err[n]. */
 int chr_check(const char *spec, char *err, size_t n);
 
+/* The path of a socket that `spec` will make, or NULL. */
+const char *chr_socket(const char *spec);
+
 /*
  * Opens `spec`.  0 or -errno with one sentence in err[n].  A terminal becomes raw here.  Call it before any
  * thread is started: it blocks SIGTSTP and SIGCONT in the calling thread, for the new threads to

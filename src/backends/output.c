@@ -13,6 +13,8 @@
 
 #include "backends/ring.h"
 #include "base/log.h"
+#include "host/loop.h"
+#include "host/sandbox.h"
 #include "base/logfile.h"
 
 #define QUEUE_BYTES (1u << 20)
@@ -31,6 +33,7 @@ struct output {
     bool closing;
     bool abandoned; /* output_flush has waited in vain, and said so */
     pthread_t thread;
+    struct loop *loop; /* may be NULL */
     char name[108];
 };
 
@@ -75,9 +78,18 @@ static void changed(struct output *o)
     (void)!write(o->space, &one, sizeof one);
 }
 
+/* There may be a sandbox since the thread was started: before it touches what a guest prints. */
+static bool confine(struct output *o)
+{
+    const struct sandbox *s = o->loop ? loop_sandbox(o->loop) : NULL;
+
+    return s && sandbox_thread(s, SANDBOX_WRITER) == 0;
+}
+
 static void *writer(void *opaque)
 {
     struct output *o = opaque;
+    bool confined = false;
 
     pthread_mutex_lock(&o->lock);
     for (;;) {
@@ -92,6 +104,7 @@ static void *writer(void *opaque)
         }
         o->writing = true;
         pthread_mutex_unlock(&o->lock);
+        confined = confined || confine(o);
         ssize_t n = write_some(o, fd, data, len);
         pthread_mutex_lock(&o->lock);
         o->writing = false;
@@ -117,7 +130,7 @@ static int start_quiet_thread(struct output *o)
     return -r;
 }
 
-static int create(struct output **out, int fd, struct logfile *log, const char *name)
+static int create(struct output **out, int fd, struct logfile *log, const char *name, struct loop *loop)
 {
     struct output *o = calloc(1, sizeof(*o));
     pthread_condattr_t monotonic;
@@ -128,6 +141,7 @@ static int create(struct output **out, int fd, struct logfile *log, const char *
     r = ring_create(&o->ring, QUEUE_BYTES);
     if (r)
         goto no_ring;
+    o->loop = loop;
     o->fd = fd;
     o->space = -1;
     o->log = log;
@@ -151,14 +165,14 @@ no_ring:
     return r;
 }
 
-int output_create(struct output **out, int fd, const char *name)
+int output_create(struct output **out, int fd, const char *name, struct loop *loop)
 {
-    return create(out, fd, NULL, name);
+    return create(out, fd, NULL, name, loop);
 }
 
-int output_create_log(struct output **out, struct logfile *log, const char *name)
+int output_create_log(struct output **out, struct logfile *log, const char *name, struct loop *loop)
 {
-    return create(out, log->fd, log, name);
+    return create(out, log->fd, log, name, loop);
 }
 
 void output_write(struct output *o, const void *data, size_t len)

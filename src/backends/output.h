@@ -9,13 +9,15 @@
 #include <stddef.h>
 
 struct logfile;
+struct loop;
 struct output;
 
-/* name is for messages.  fd may be -1: output vanishes until output_attach.  The fd stays the caller's. */
-int output_create(struct output **out, int fd, const char *name);
+/* name is for messages.  fd may be -1: output vanishes until output_attach.  The fd stays the caller's.  The thread
+ * takes to the sandbox of `loop`, which may be NULL, when there is one. */
+int output_create(struct output **out, int fd, const char *name, struct loop *loop);
 
 /* The same for a log of bounded size, which stays the caller's. */
-int output_create_log(struct output **out, struct logfile *log, const char *name);
+int output_create_log(struct output **out, struct logfile *log, const char *name, struct loop *loop);
 
 /* Queues; waits while the queue is full.  Vanishes when there is no descriptor or it is broken. */
 void output_write(struct output *o, const void *data, size_t len);

@@ -10,6 +10,7 @@
 
 #include "base/error.h"
 #include "base/parse.h"
+#include "host/keeper.h"
 #include "host/loop.h"
 #include "host/unix.h"
 
@@ -34,6 +35,7 @@ struct client {
 struct vsock_host {
     char path[VSOCK_HOST_PATH_MAX];
     struct loop *loop;
+    struct keeper *keeper;
     int listener;
     bool listening; /* the listener is in the loop */
     vsock_connect_fn *connect;
@@ -225,7 +227,8 @@ static void on_timer(void *opaque)
 
 /* --- the whole -------------------------------------------------------------------------------------------- */
 
-int vsock_host_open(struct vsock_host **out, const char *path, struct loop *loop, char *err, size_t n)
+int vsock_host_open(struct vsock_host **out, const char *path, struct loop *loop, struct keeper *keeper, char *err,
+                    size_t n)
 {
     if (strlen(path) >= VSOCK_HOST_PATH_MAX)
         return error_set(err, n, -ENAMETOOLONG, "the vsock socket's path %s is longer than %d bytes", path,
@@ -235,6 +238,7 @@ int vsock_host_open(struct vsock_host **out, const char *path, struct loop *loop
         return error_sys(err, n, -ENOMEM, "the socket %s cannot be made", path);
     memcpy(h->path, path, strlen(path) + 1);
     h->loop = loop;
+    h->keeper = keeper;
     loop_timer_init(&h->timer, on_timer, h);
     h->listener = unix_listen(path, 64, err, n);
     if (h->listener < 0) {
@@ -257,6 +261,8 @@ int vsock_host_dial(struct vsock_host *h, uint32_t port)
 {
     char path[VSOCK_HOST_PATH_MAX + 12];
 
+    if (h->keeper)
+        return keeper_dial(h->keeper, port);
     snprintf(path, sizeof path, "%s_%u", h->path, port);
     return unix_connect(path);
 }

@@ -12,6 +12,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+struct keeper;
 struct loop;
 struct vsock_host;
 
@@ -33,8 +34,10 @@ int vsock_host_check(const char *text, char *err, size_t n);
 typedef int vsock_connect_fn(void *opaque, uint32_t port, int fd,
                              void (*done)(void *opaque, int err, uint32_t host_port), void *done_opaque);
 
-/* Listens at path.  0, or -errno with one sentence.  Clients wait until vsock_host_serve. */
-int vsock_host_open(struct vsock_host **out, const char *path, struct loop *loop, char *err, size_t n);
+/* Listens at path.  `keeper`, which may be NULL, connects to PATH_P where this process cannot (host/keeper.h).  0, or
+ * -errno with one sentence.  Clients wait until vsock_host_serve. */
+int vsock_host_open(struct vsock_host **out, const char *path, struct loop *loop, struct keeper *keeper, char *err,
+                    size_t n);
 void vsock_host_serve(struct vsock_host *h, vsock_connect_fn *connect, void *opaque);
 
 /* For a connection out of the guest: a connected socket, or -errno. */

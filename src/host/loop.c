@@ -28,6 +28,7 @@ struct loop {
     pthread_mutex_t *lock;
     int epoll_fd, timer_fd, wake_fd;
     _Atomic bool stop;
+    const struct sandbox *_Atomic sandbox; /* set once; others read it */
     bool in_pass;      /* callbacks are running: the pass's end arms the timer once for all of them */
     uint64_t pass_ns;  /* the time for which due timers are being run */
     uint64_t armed_ns; /* what timer_fd will expire at; UINT64_MAX: nothing */
@@ -263,6 +264,16 @@ void loop_stop(struct loop *loop)
     atomic_store(&loop->stop, true);
     uint64_t one = 1;
     (void)!write(loop->wake_fd, &one, sizeof(one));
+}
+
+void loop_set_sandbox(struct loop *loop, const struct sandbox *sandbox)
+{
+    atomic_store(&loop->sandbox, sandbox);
+}
+
+const struct sandbox *loop_sandbox(struct loop *loop)
+{
+    return atomic_load(&loop->sandbox);
 }
 
 int loop_create(struct loop **out, pthread_mutex_t *lock)

@@ -10,6 +10,7 @@
 #include <stdint.h>
 
 struct loop;
+struct sandbox;
 
 struct loop_timer {
     void (*fn)(void *opaque);
@@ -31,5 +32,10 @@ void loop_timer_cancel(struct loop *loop, struct loop_timer *t);
 int loop_fd_add(struct loop *loop, int fd, uint32_t events, void (*fn)(void *opaque, uint32_t events), void *opaque);
 int loop_fd_mod(struct loop *loop, int fd, uint32_t events);
 void loop_fd_del(struct loop *loop, int fd);
+
+/* The sandbox that the process has entered (host/sandbox.h), for threads that were there before: each takes its own list of
+ * system calls before it works on.  Any thread; NULL before. */
+void loop_set_sandbox(struct loop *loop, const struct sandbox *sandbox);
+const struct sandbox *loop_sandbox(struct loop *loop);
 
 uint64_t clock_ns(void); /* CLOCK_MONOTONIC now */

@@ -22,6 +22,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "host/sandbox.h"
+
 #define CGROUP2_MAGIC 0x63677270
 #define HWCAP2_FSGSBASE_BIT 2 /* the kernel has set CR4.FSGSBASE (asm/hwcap2.h) */
 
@@ -367,7 +369,7 @@ static void probe_namespaces(struct probe_result *r)
     if (status == 0)
         return;
     r->level = PROBE_LIMITED;
-    WHY(r, "a VM process cannot be shut into namespaces of its own without root: one layer of isolation less");
+    WHY(r, "images cannot be built without root");
     FIX(r, "sysctl kernel.unprivileged_userns_clone=1 or user.max_user_namespaces; in a container, allow unshare in "
            "its seccomp and AppArmor profiles");
 }
@@ -410,7 +412,7 @@ static void probe_seccomp(struct probe_result *r)
     }
     r->level = PROBE_LIMITED;
     FOUND(r, "no seccomp filters (%s)", strerror(errno));
-    WHY(r, "a VM process cannot give up system calls that it does not need: one layer of isolation less");
+    WHY(r, "a VM's process cannot give up system calls: the most important part of its sandbox is missing");
     FIX(r, "run a kernel with CONFIG_SECCOMP_FILTER, or a container that allows seccomp(2)");
 }
 
@@ -424,9 +426,44 @@ static void probe_landlock(struct probe_result *r)
     }
     r->level = PROBE_LIMITED;
     FOUND(r, "none (%s)", strerror(errno));
-    WHY(r, "a VM process cannot give up the files that it does not need: one layer of isolation less");
+    WHY(r, "only the list of system calls keeps a VM's process from files: one layer of isolation less");
     FIX(r, errno == EOPNOTSUPP ? "add landlock to the host's lsm= boot parameter"
                                : "run Linux 5.13 or later with landlock, and allow it in the container's profile");
+}
+
+static int enter_sandbox(void)
+{
+    const struct sandbox_spec spec = {.role = SANDBOX_VM_SOFT};
+    struct sandbox *s;
+    int done = 0;
+
+    if (sandbox_enter(&spec, &s, NULL, 0))
+        return 0;
+    for (unsigned i = 0; i < SANDBOX_STEPS; i++)
+        done |= sandbox_did(s, i) << i;
+    return done;
+}
+
+/* Really entered, by a child. */
+static void probe_sandbox(struct probe_result *r)
+{
+    int done = in_child(enter_sandbox);
+    char steps[160] = "", missing[160] = "";
+
+    for (unsigned i = 0; i < SANDBOX_STEPS; i++) {
+        bool did = done > 0 && done & 1 << i;
+        char *list = did ? steps : missing;
+        size_t len = strlen(list);
+        if (did || i != SANDBOX_ROOT_DIRECTORY) /* which is root's */
+            snprintf(list + len, sizeof steps - len, "%s%s", len ? ", " : "", sandbox_step_name(i));
+    }
+    FOUND(r, "a VM's process has %s", steps[0] ? steps : "none");
+    if (!missing[0])
+        return;
+    r->level = PROBE_LIMITED;
+    FOUND(r, "a VM's process has %s; missing: %s", steps[0] ? steps : "nothing", missing);
+    WHY(r, "a guest that finds a hole in guise meets less behind it; --sandbox require refuses to run so");
+    FIX(r, "see the lines on seccomp and landlock; do not run guise as root in a container without user ids");
 }
 
 /* --- the list ------------------------------------------------------------------------------------- */
@@ -450,6 +487,7 @@ static const struct {
     {"cgroups", "control groups", false, probe_cgroup},
     {"seccomp", "seccomp", false, probe_seccomp},
     {"landlock", "landlock", false, probe_landlock},
+    {"sandbox", "sandbox", false, probe_sandbox},
 };
 _Static_assert(sizeof(probes) / sizeof(probes[0]) <= PROBE_MAX, "PROBE_MAX is too small");
 

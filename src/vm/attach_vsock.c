@@ -12,7 +12,7 @@ int vsock_attach(struct vm *vm, char *error, size_t n)
         return 0;
     int err = vsock_host_parse(vm->config->vsock_path, &spec, error, n);
     if (!err)
-        err = vsock_host_open(&host, spec.path, vm->loop, error, n);
+        err = vsock_host_open(&host, spec.path, vm->loop, vm->keeper, error, n);
     if (err)
         return err;
     const struct vsock_config config = {.cid = spec.cid, .host = host, .handle = &vm->vsock};

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "base/timestamp.h"
+#include "host/sandbox.h"
 #include "vm/life.h"
 #include "vm/link.h"
 
@@ -31,6 +32,17 @@ static json_t *command_status(struct control_call *call)
                      (int)(life->ready_ns != 0), "uptime_ms", (json_int_t)(timestamp_ms() - life->run.started_ms));
 }
 
+/* The steps that were taken, by name; the user when that is not the one who started it. */
+static json_t *describe_sandbox(const struct sandbox *s)
+{
+    json_t *steps = json_array();
+
+    for (unsigned i = 0; s && i < SANDBOX_STEPS; i++)
+        if (sandbox_did(s, i))
+            json_array_append_new(steps, json_string(sandbox_step_name(i)));
+    return steps;
+}
+
 static json_t *command_info(struct control_call *call)
 {
     const struct vm *vm = call->opaque;
@@ -41,10 +53,10 @@ static json_t *command_info(struct control_call *call)
 
     free(record);
     timestamp_format(life->run.started_ms, started);
-    return json_pack("{s:s, s:s, s:i, s:s, s:s, s:I, s:I, s:b, s:o?}", "name", life->record->name, "state", "running",
-                     "pid", (int)getpid(), "engine", vm->ops->name, "started", started, "memory_bytes",
+    return json_pack("{s:s, s:s, s:i, s:s, s:s, s:I, s:I, s:b, s:o, s:o?}", "name", life->record->name, "state",
+                     "running", "pid", (int)getpid(), "engine", vm->ops->name, "started", started, "memory_bytes",
                      (json_int_t)vm->config->memory_bytes, "cpus", (json_int_t)vm->config->n_cpus, "agent",
-                     (int)(life->ready_ns != 0), "configuration", described);
+                     (int)(life->ready_ns != 0), "sandbox", describe_sandbox(vm->sandbox), "configuration", described);
 }
 
 static json_t *command_events(struct control_call *call)
@@ -122,17 +134,14 @@ static json_t *command_stop(struct control_call *call)
 
 /* --- stats --------------------------------------------------------------------------------------------------- */
 
-/* Resident pages: the second number of /proc/self/statm. */
-static uint64_t resident_bytes(void)
+/* Resident pages: the second number of /proc/self/statm, which was opened when files still could be. */
+static uint64_t resident_bytes(const struct vm_life *life)
 {
-    unsigned long long total, resident = 0;
-    FILE *f = fopen("/proc/self/statm", "re");
+    unsigned long long total, resident;
+    char text[128] = "";
 
-    if (!f)
+    if (pread(life->statm, text, sizeof text - 1, 0) <= 0 || sscanf(text, "%llu %llu", &total, &resident) != 2)
         return 0;
-    if (fscanf(f, "%llu %llu", &total, &resident) != 2)
-        resident = 0;
-    fclose(f);
     return resident * (uint64_t)sysconf(_SC_PAGESIZE);
 }
 
@@ -155,8 +164,8 @@ static json_t *command_stats(struct control_call *call)
     return json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "uptime_ms",
                      (json_int_t)(timestamp_ms() - life_of(call)->run.started_ms), "cpu_user_us",
                      microseconds(&use.ru_utime), "cpu_system_us", microseconds(&use.ru_stime), "memory_rss_bytes",
-                     (json_int_t)resident_bytes(), "memory_bytes", (json_int_t)vm->config->memory_bytes, "vcpu_exits",
-                     (json_int_t)exits, "vcpu_idle_us", (json_int_t)(idle / 1000));
+                     (json_int_t)resident_bytes(life_of(call)), "memory_bytes", (json_int_t)vm->config->memory_bytes,
+                     "vcpu_exits", (json_int_t)exits, "vcpu_idle_us", (json_int_t)(idle / 1000));
 }
 
 const struct control_command vm_commands[] = {

@@ -1,5 +1,6 @@
 #include "vm/life.h"
 
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -49,6 +50,7 @@ int life_open(struct vm *vm, char *err, size_t n)
     if (failed)
         return failed;
     life->client = -1;
+    life->statm = open("/proc/self/statm", O_RDONLY | O_CLOEXEC);
     control_set_console_input(life->control, typed, vm);
     return link_open(vm, err, n);
 }
@@ -138,6 +140,7 @@ void life_close(struct vm *vm)
         return;
     loop_timer_cancel(vm->loop, &life->grace);
     control_destroy(life->control);
+    close(life->statm);
     life->control = NULL;
     link_close(vm);
 }

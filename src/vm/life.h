@@ -18,6 +18,7 @@ struct vm_life {
     int lock;      /* held */
     int client;    /* a control connection that exists already, or -1; life_open takes it over */
     bool attached; /* the run ends when that connection does */
+    int statm;     /* /proc/self/statm, from life_open to life_close */
     char socket[108];
     struct control *control; /* NULL until life_open */
     struct link *link;       /* link.h; NULL: no way into the guest */

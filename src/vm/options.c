@@ -16,6 +16,7 @@
 #define MOST_MEMORY (1ull << 40)
 
 static const struct option_word engine_words[] = {{"auto", 0}, {"soft", 0}, {"kvm", 0}, {0}};
+static const struct option_word sandbox_words[] = {{"on", 0}, {"require", 0}, {"off", 0}, {0}};
 static const struct option_word log_words[] = {
     {"translate", ENGINE_LOG_TRANSLATE},
     {"exc", ENGINE_LOG_EXC},
@@ -61,6 +62,8 @@ const struct option_spec vm_options[] = {
      .help = "memory that the guest does not use goes back to the host"},
     {.name = "share", .letter = 'v', .kind = OPTION_LIST, .offset = AT(shares), .value = "DIR[:PATH][:ro]",
      .help = "share a directory with the guest", .check = share_check},
+    {.name = "sandbox", .kind = OPTION_WORD, .offset = AT(sandbox), .value = "WHEN",
+     .help = "confine the process: on (unless told), require, off", .words = sandbox_words},
     {.name = "stats", .kind = OPTION_FLAG, .offset = AT(stats),
      .help = "print at the end where time went"},
     {.name = "log", .letter = 'l', .kind = OPTION_SET, .offset = AT(log_items), .value = "ITEM,...",

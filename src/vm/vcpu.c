@@ -6,9 +6,12 @@
 #include <linux/futex.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "host/sandbox.h"
+#include "vm/confine.h"
 #include "vm/vm_int.h"
 
 /* Sleeps until a request is there.  No wake-up is lost: the kicker sets request, then looks at sleeping; we
@@ -52,8 +55,14 @@ static void *vcpu_main(void *opaque)
 {
     struct vcpu *v = opaque;
     struct vm *vm = v->vm;
-    char error[256] = "";
+    char error[256] = "", name[16];
 
+    snprintf(name, sizeof name, "vcpu%u", v->index & 0xff);
+    prctl(PR_SET_NAME, name);
+    if (sandbox_thread(vm->sandbox, vm_is_kvm(vm) ? SANDBOX_VCPU_KVM : SANDBOX_VCPU_SOFT)) {
+        failed(v, "its thread cannot enter the sandbox");
+        return NULL;
+    }
     while (!atomic_load(&vm->stop)) {
         enum engine_exit exit = vm->ops->run(vm->engine, v->index, error);
         v->exits++;
@@ -98,9 +107,6 @@ int vcpus_start(struct vm *vm)
         err = pthread_create(&v->thread, NULL, vcpu_main, v);
         if (err)
             break;
-        char name[16];
-        snprintf(name, sizeof name, "vcpu%u", v->index & 0xff);
-        pthread_setname_np(v->thread, name);
     }
     pthread_sigmask(SIG_SETMASK, &old, NULL);
     return -err;

@@ -13,8 +13,11 @@
 #include <unistd.h>
 
 #include "base/log.h"
+#include "host/keeper.h"
+#include "host/sandbox.h"
 #include "memory/memory.h"
 #include "vm/attach.h"
+#include "vm/confine.h"
 #include "vm/life.h"
 #include "vm/vm_int.h"
 
@@ -178,8 +181,10 @@ static void arm_timeout(struct vm *vm)
 
 static int setup(struct vm *vm, char *error, size_t n)
 {
-    int err = setup_machine(vm, error, n);
+    int err = vm_confine_prepare(vm, error, n);
 
+    if (!err)
+        err = setup_machine(vm, error, n);
     if (!err)
         err = vm_attach_devices(vm, error, n);
     if (!err)
@@ -192,6 +197,8 @@ static int setup(struct vm *vm, char *error, size_t n)
         err = chr_open(&vm->chr, vm->config->serial ? vm->config->serial : "null", vm->loop, error, n);
     if (!err)
         err = life_open(vm, error, n);
+    if (!err)
+        err = vm_confine(vm, error, n);
     if (err)
         return err;
     pthread_mutex_lock(&vm->bus->lock);
@@ -270,6 +277,8 @@ static void teardown(struct vm *vm)
         vm->ops->destroy(vm->engine);
     vm_log_close(vm);
     machine_destroy(vm->machine);
+    keeper_stop(vm->keeper);
+    sandbox_free(vm->sandbox);
 }
 
 /* Everything but the choice of an engine. */

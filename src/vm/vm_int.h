@@ -12,6 +12,7 @@
 #include "vm/vm.h"
 
 #define VM_MAX_CPUS 64u
+#define VM_INHERITED_MAX 1024
 
 struct vm;
 
@@ -35,8 +36,11 @@ struct vm {
     struct net *publisher; /* the network that ports can be published on, a device's; or NULL */
     const struct engine_ops *ops;
     struct engine *engine;
-    struct vsock *vsock;     /* NULL: none */
-    struct balloon *balloon; /* NULL: none */
+    struct keeper *keeper;                     /* what needs names after the sandbox is entered; NULL: none */
+    struct sandbox *sandbox;                   /* NULL: not entered */
+    uint64_t inherited[VM_INHERITED_MAX / 64]; /* descriptors that were open before the VM: bits */
+    struct vsock *vsock;                       /* NULL: none */
+    struct balloon *balloon;                   /* NULL: none */
     FILE *log;
     struct vcpu vcpus[VM_MAX_CPUS];
     unsigned n_started;

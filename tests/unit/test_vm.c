@@ -85,7 +85,8 @@ static int remove_kernel(void **state)
 
 static struct vm_config config_of(void)
 {
-    return (struct vm_config){.kernel_path = kernel_path,
+    return (struct vm_config){.sandbox = "off", /* this process is to live on */
+                              .kernel_path = kernel_path,
                               .memory_bytes = 64 << 20,
                               .n_cpus = 3,
                               .engine_ops = &toy_engine,

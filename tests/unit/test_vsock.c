@@ -40,7 +40,7 @@ static int setup_with(bool host_socket)
     assert_non_null(mkdtemp(directory));
     snprintf(host_path, sizeof host_path, "%s/v", directory);
     if (host_socket)
-        assert_int_equal(vsock_host_open(&host, host_path, fx.loop, err, sizeof err), 0);
+        assert_int_equal(vsock_host_open(&host, host_path, fx.loop, NULL, err, sizeof err), 0);
     const struct vsock_config config = {.cid = 3, .host = host, .handle = &vs};
     assert_int_equal(virtio_vsock_class.create(&dev, &fx.env, &config), 0);
     driver_find(&drv, &fx, 1);

@@ -6,10 +6,12 @@
 #include <unistd.h>
 
 #include "backends/disk/fileio_int.h"
+#include "host/sandbox.h"
 
 #define STACK 262144u
 
 struct fileio_pool {
+    struct loop *loop;
     int event_fd;
     pthread_mutex_t lock; /* guards all below; taken with the loop's lock held, never the other way round */
     pthread_cond_t work, ended;
@@ -70,9 +72,12 @@ static void give_back(struct fileio_pool *p, struct fileio_op *op)
 static void *worker(void *opaque)
 {
     struct fileio_pool *p = opaque;
+    const struct sandbox *confined = NULL; /* there may be one since the thread was started */
     struct fileio_op *op;
 
     while ((op = take(p))) {
+        if (!confined && (confined = loop_sandbox(p->loop)))
+            sandbox_thread(confined, SANDBOX_WORKER);
         op->step = execute(op);
         give_back(p, op);
     }
@@ -120,6 +125,7 @@ static int threads_create(struct fileio *io)
     struct fileio_pool *p = calloc(1, sizeof *p);
     if (!p)
         return -ENOMEM;
+    p->loop = io->loop;
     p->event_fd = io->event_fd;
     p->todo_end = &p->todo;
     pthread_mutex_init(&p->lock, NULL);

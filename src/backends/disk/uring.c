@@ -6,6 +6,8 @@
  */
 #include <errno.h>
 #include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "backends/disk/fileio_int.h"
 
@@ -16,9 +18,28 @@ static int check_features(const struct io_uring_params *p)
     return p->features & IORING_FEAT_NATIVE_WORKERS ? 0 : -ENOSYS;
 }
 
+/* A ring executes operations that no system-call filter sees: so it takes these, on open files, and no others for ever.
+ */
+static int restrict_operations(struct io_uring *ring)
+{
+    struct io_uring_restriction allowed[] = {
+        {.opcode = IORING_RESTRICTION_SQE_OP, .sqe_op = IORING_OP_READV},
+        {.opcode = IORING_RESTRICTION_SQE_OP, .sqe_op = IORING_OP_WRITEV},
+        {.opcode = IORING_RESTRICTION_SQE_OP, .sqe_op = IORING_OP_FSYNC},
+        {.opcode = IORING_RESTRICTION_SQE_OP, .sqe_op = IORING_OP_FALLOCATE},
+        {.opcode = IORING_RESTRICTION_SQE_FLAGS_ALLOWED, .sqe_flags = IOSQE_ASYNC},
+    };
+    /* By hand: Debian 12's liburing declares these two and does not have them. */
+    long err = syscall(SYS_io_uring_register, ring->ring_fd, IORING_REGISTER_RESTRICTIONS, allowed,
+                       sizeof allowed / sizeof *allowed);
+    if (!err)
+        err = syscall(SYS_io_uring_register, ring->ring_fd, IORING_REGISTER_ENABLE_RINGS, NULL, 0);
+    return err ? -errno : 0;
+}
+
 static int uring_create(struct fileio *io)
 {
-    struct io_uring_params params = {0};
+    struct io_uring_params params = {.flags = IORING_SETUP_R_DISABLED};
     int err = io_uring_queue_init_params(FILEIO_RING, &io->ring, &params);
 
     if (err)
@@ -26,6 +47,8 @@ static int uring_create(struct fileio *io)
     err = check_features(&params);
     if (!err)
         err = io_uring_register_eventfd(&io->ring, io->event_fd);
+    if (!err)
+        err = restrict_operations(&io->ring);
     if (err)
         io_uring_queue_exit(&io->ring);
     return err;

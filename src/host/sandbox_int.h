@@ -1,0 +1,33 @@
+/* Shared by the parts of the sandbox. */
+#pragma once
+#include <linux/filter.h>
+
+#include "host/sandbox.h"
+
+/* Under a sanitizer, or when coverage is counted, the process itself needs more; such builds are for tests. */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define SANDBOX_SANITIZER 1
+#else
+#define SANDBOX_SANITIZER 0
+#endif
+#ifdef GUISE_COVERAGE
+#define SANDBOX_COVERAGE 1
+#else
+#define SANDBOX_COVERAGE 0
+#endif
+
+struct sandbox {
+    unsigned done; /* bits 1 << enum sandbox_step */
+    uid_t user;
+    char missing[256];
+    struct sock_fprog filters[SANDBOX_ROLES]; /* of this role and of its threads; else empty */
+};
+
+/* The filter of a role as the kernel takes it; the caller frees filter->filter.  0 or -errno. */
+int sandbox_compile(enum sandbox_role role, struct sock_fprog *filter);
+
+/* Installs the handler that says which call was forbidden (sandbox_watch.c). */
+int sandbox_watch(void);
+
+/* landlock: no names but these, and TCP only with `network`.  0, -ENOSYS: this kernel has none, or another -errno. */
+int sandbox_landlock(const struct sandbox_path *paths, unsigned n, bool network);
