@@ -80,6 +80,7 @@ extern const struct option_spec image_options[];
 extern const struct command image_commands[];
 int doctor_main(const struct command *self, int argc, char **argv);
 int completion_main(const struct command *self, int argc, char **argv);
+int launch_main(const struct command *self, int argc, char **argv);
 int create_main(const struct command *self, int argc, char **argv);
 int start_main(const struct command *self, int argc, char **argv);
 int stop_main(const struct command *self, int argc, char **argv);
@@ -100,5 +101,6 @@ int cp_main(const struct command *self, int argc, char **argv);
 int ssh_main(const struct command *self, int argc, char **argv);
 /* What `guise help` does not show: the VM process, the names for completion, and the way into a guest for ssh. */
 int vm_main(const struct command *self, int argc, char **argv);
+int attend_main(const struct command *self, int argc, char **argv);
 int names_main(const struct command *self, int argc, char **argv);
 int tunnel_main(const struct command *self, int argc, char **argv);

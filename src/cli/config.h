@@ -31,6 +31,12 @@ struct config {
         .help = "read options from this file instead of ./guise.toml"                                                  \
     }
 
+#define VERBOSITY_OPTIONS(type)                                                                                        \
+    {.name = "verbose", .kind = OPTION_FLAG, .offset = offsetof(type, verbose), .help = "a line for each stage"},      \
+    {                                                                                                                  \
+        .name = "quiet", .letter = 'q', .kind = OPTION_FLAG, .offset = offsetof(type, quiet), .help = "no progress"    \
+    }
+
 /*
  * As cli_parse, with everything above; `file` is the field of --config in `out`.  `config` must live as long as `out`,
  * and be given to config_free.

@@ -1,65 +1,42 @@
 /* `guise create`: a virtual machine with a name, to be started later. */
 #include <stdio.h>
-#include <stdlib.h>
 #include <unistd.h>
 
-#include "base/error.h"
 #include "base/log.h"
-#include "cli/life.h"
-#include "cli/run.h"
-#include "vm/events.h"
+#include "cli/bring.h"
 
 #define AT(field) offsetof(struct run_arguments, field)
+/* clang-format off */
 const struct option_spec create_options[] = {
+    VERBOSITY_OPTIONS(struct run_arguments),
     CONFIG_OPTION(struct run_arguments, config_file),
     {.more = vm_settings_options, .offset = AT(settings)},
 };
-
-/* Says what to do next, to people only. */
-static void hint(const char *name)
-{
-    if (isatty(STDERR_FILENO))
-        log_say("`guise start %s` starts it, `guise inspect %s` shows it", name, name);
-}
-
-static int create(const struct registry *r, const struct vm_settings *settings)
-{
-    char err[ERROR_SIZE], path[PATH_MAX];
-    struct vm_record record;
-    struct event_log events;
-    int lock, failed = record_init(&record, settings, err, sizeof err);
-
-    if (!failed)
-        failed = registry_create(r, &record, &lock, err, sizeof err);
-    if (failed)
-        return cli_failed(failed, err);
-    if (registry_path(r, record.name, "events.log", path, err, sizeof err) == 0 &&
-        event_log_open(&events, path, record.name, err, sizeof err) == 0) {
-        free(event_log_add(&events, "created", NULL));
-        event_log_close(&events);
-    }
-    close(lock);
-    puts(record.name);
-    hint(record.name);
-    return cli_flush();
-}
+/* clang-format on */
 
 int create_main(const struct command *self, int argc, char **argv)
 {
     struct run_arguments a;
-    struct registry r;
-    char **command, err[ERROR_SIZE];
-    int status;
+    struct bring b;
+    char **command;
+    int status, operands = run_parse(self, argc, argv, &a, 2, &command, &status);
 
-    if (run_parse(self, argc, argv, &a, 0, &command, &status) < 0)
+    if (operands < 0)
         return status;
-    int failed = registry_open(&r, err, sizeof err);
-    if (failed)
-        status = cli_failed(failed, err);
-    else if (!a.settings.config.kernel_path)
-        status = cli_usage_error(self, "a kernel must be given: --kernel FILE");
-    else
-        status = create(&r, &a.settings);
+    status = run_take_image(self, &a, operands, argv);
+    if (status == STATUS_OK && command)
+        status = cli_usage_error(self, "there is nothing to run yet; `guise run` takes a command");
+    else if (status == STATUS_OK && !a.settings.image && !a.settings.config.kernel_path)
+        status = cli_usage_error(self, "an image must be given, or a kernel");
+    if (status == STATUS_OK)
+        status = bring_create(&b, &a, a.settings.image ? VM_MODE_BOOT : VM_MODE_KERNEL, false);
+    if (status == STATUS_OK) {
+        bring_leave(&b);
+        puts(b.record.name);
+        if (isatty(STDERR_FILENO) && !a.quiet)
+            log_say("`guise start %s` starts it, `guise inspect %s` shows it", b.record.name, b.record.name);
+        status = cli_flush();
+    }
     run_free(&a);
     return status;
 }

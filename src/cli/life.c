@@ -1,6 +1,7 @@
 #include "cli/life.h"
 
 #include <errno.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -9,10 +10,12 @@
 
 #include "base/error.h"
 #include "base/log.h"
+#include "host/loop.h"
 
 #define QUOTED_BYTES 2048
 #define QUOTED_LINES 10
 #define START_MS 60000
+#define KILL_MS 10000
 
 int life_parse(const struct command *self, int argc, char **argv, void *out, int most, struct registry *r, int *status)
 {
@@ -128,4 +131,82 @@ int life_begin(struct life_start *s, int lock, bool attached)
     progress_stage(s->progress, "boot", NULL);
     json_decref(event);
     return STATUS_OK;
+}
+
+/* --- ready, and off --------------------------------------------------------------------------------------- */
+
+/* Why it will not be ready: an event says so, or there are no more. */
+static int not_ready(struct life_start *s, int failed, json_t *event)
+{
+    const char *stage = progress_end(s->progress);
+    const char *reason = json_string_value(json_object_get(json_object_get(event, "data"), "reason"));
+    const char *end = json_string_value(json_object_get(json_object_get(event, "data"), "end"));
+    int status = failed == -ETIMEDOUT || (end && strcmp(end, "timeout") == 0) ? STATUS_TIMEOUT : STATUS_FAILED;
+
+    if (failed == -ETIMEDOUT)
+        log_say("%s does not come up (%s): there is no word from inside the guest", s->record->name, stage);
+    else
+        log_say("%s has not come up (%s): %s", s->record->name, stage, reason ? reason : "its process died");
+    life_quote_serial(s->registry, s->record->name);
+    json_decref(event);
+    client_close(&s->client);
+    return status;
+}
+
+int life_wait_ready(struct life_start *s, int timeout_ms)
+{
+    static const char *const ends[] = {"agent-failed", "stopped", "crashed", "failed", "reset"};
+    uint64_t until = clock_ns() + (uint64_t)timeout_ms * 1000000;
+
+    for (;;) {
+        json_t *event = NULL;
+        int tick = progress_tick(s->progress), left = (int)((until - clock_ns()) / 1000000) + 1;
+        int failed = client_event(&s->client, tick >= 0 && tick < left ? tick : left, &event);
+        if (failed == -ETIMEDOUT && clock_ns() < until)
+            continue;
+        if (failed)
+            return not_ready(s, failed, NULL);
+        const char *name = json_string_value(json_object_get(event, "event"));
+        if (name && strcmp(name, "agent-ready") == 0) {
+            json_decref(event);
+            return STATUS_OK;
+        }
+        for (size_t i = 0; name && i < sizeof ends / sizeof *ends; i++)
+            if (strcmp(name, ends[i]) == 0)
+                return not_ready(s, 0, event);
+        json_decref(event);
+    }
+}
+
+/* One that does not even answer has no power to lose: its process is killed. */
+static int kill_process(const struct registry *r, const char *name)
+{
+    struct vm_run run;
+
+    registry_run(r, name, &run);
+    if (run.state != VM_RUNNING || run.pid <= 0)
+        return STATUS_OK;
+    if (kill(run.pid, SIGKILL) && errno != ESRCH)
+        return cli_failed(-errno, "its process cannot be killed");
+    return process_wait(r, name, KILL_MS) ? cli_failed(-ETIMEDOUT, "its process was killed and does not end")
+                                          : STATUS_OK;
+}
+
+int life_cut_power(const struct registry *r, const char *name)
+{
+    char err[ERROR_SIZE];
+    struct client c;
+    int failed = client_open(&c, r, name, err, sizeof err);
+
+    if (failed == -ENOENT || failed == -ECONNREFUSED) {
+        struct vm_run run;
+        registry_run(r, name, &run);
+        return failed == -ECONNREFUSED && run.pid > 0 ? kill_process(r, name) : cli_failed(failed, err);
+    }
+    if (!failed)
+        failed = client_call(&c, "stop", json_pack("{s:s}", "mode", "force"), NULL, err, sizeof err);
+    client_close(&c);
+    if ((!failed || failed == -ECONNRESET) && process_wait(r, name, KILL_MS) == 0)
+        return STATUS_OK;
+    return kill_process(r, name);
 }

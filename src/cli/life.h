@@ -28,5 +28,11 @@ struct life_start {
  * closed then. */
 int life_begin(struct life_start *s, int lock, bool attached);
 
+/* Waits until the agent in the guest is there (the client has just begun).  As life_begin, but the VM may run on. */
+int life_wait_ready(struct life_start *s, int timeout_ms);
+
+/* Cuts the power of one that runs, and waits until its process has ended: STATUS_OK, or what to exit with. */
+int life_cut_power(const struct registry *r, const char *name);
+
 /* The last lines of a VM's serial output, on standard error, indented. */
 void life_quote_serial(const struct registry *r, const char *name);

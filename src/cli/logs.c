@@ -12,11 +12,12 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/path.h"
 #include "cli/life.h"
 #include "vm/events.h"
 
 struct logs_arguments {
-    bool follow, engine, serial;
+    bool follow, engine, serial, output;
 };
 struct events_arguments {
     bool follow, json;
@@ -27,7 +28,9 @@ const struct option_spec logs_options[] = {
     {.name = "follow", .letter = 'f', .kind = OPTION_FLAG, .offset = offsetof(struct logs_arguments, follow),
      .help = "go on while the virtual machine runs"},
     {.name = "serial", .kind = OPTION_FLAG, .offset = offsetof(struct logs_arguments, serial),
-     .help = "what the guest wrote to its serial port (this is what is shown unless told)"},
+     .help = "what the guest wrote to its serial port"},
+    {.name = "output", .kind = OPTION_FLAG, .offset = offsetof(struct logs_arguments, output),
+     .help = "what the command of `guise run --detach` has printed (shown unless told, if there is one)"},
     {.name = "engine", .kind = OPTION_FLAG, .offset = offsetof(struct logs_arguments, engine),
      .help = "what the process that runs it has said"},
     {0},
@@ -94,6 +97,19 @@ static void follow(const struct registry *r, const char *name, const char *path,
         close(process);
 }
 
+/* The file that is meant: unless told, a command's output if there is one, else the serial port's. */
+static const char *which_log(const struct registry *r, const char *name, const struct logs_arguments *a)
+{
+    char path[PATH_MAX], none[1];
+
+    if (a->engine)
+        return "guise.log";
+    if (!a->serial &&
+        (a->output || (!registry_path(r, name, "output.log", path, none, sizeof none) && access(path, F_OK) == 0)))
+        return "output.log";
+    return "serial.log";
+}
+
 static int logs(const struct registry *r, const char *name, const void *arguments)
 {
     const struct logs_arguments *a = arguments;
@@ -102,9 +118,9 @@ static int logs(const struct registry *r, const char *name, const void *argument
     int failed = registry_exists(r, name, err, sizeof err);
 
     if (!failed)
-        failed = registry_path(r, name, a->engine ? "guise.log" : "serial.log", path, err, sizeof err);
+        failed = registry_path(r, name, which_log(r, name, a), path, err, sizeof err);
     if (!failed)
-        failed = registry_path(r, name, a->engine ? "guise.log.1" : "serial.log.1", old, err, sizeof err);
+        failed = path_format(old, sizeof old, err, sizeof err, "%s.1", path);
     if (failed)
         return cli_failed(failed, err);
     copy_file(old);

@@ -22,13 +22,20 @@ static int helper_share_main(const struct command *self, int argc, char **argv);
 static const struct option_spec no_options[] = {{0}};
 
 const struct command cli_commands[] = {
-    {"run", "run a virtual machine in this terminal", "--kernel FILE [OPTION]...",
-     "The guest's serial console is this terminal (Ctrl-] then q leaves), or stdin and stdout.\n"
+    {"run", "run a command, a shell or a kernel in a virtual machine", "IMAGE [OPTION]... [-- COMMAND...]",
+     "Boots the image (`debian` is built when it is missing), runs the command, or a shell, by the agent inside, and\n"
+     "shuts down.  Exit status: the command's own; 125 guise failed, 126 and 127 the command cannot be run or is not\n"
+     "there, 128+N signal N ended it, 6 --timeout passed.\n\n"
+     "   or: guise run --kernel FILE [OPTION]...\n\n"
+     "Boots that kernel; the guest's serial console is this terminal (Ctrl-] then q leaves), or stdin and stdout.\n"
      "Exit status: 0 the guest powered off, 1 it crashed or guise could not go on, 2 wrong usage,\n"
      "6 --timeout passed, 7 this host cannot.\n",
-     run_options, NULL, run_main},
-    {"create", "make a virtual machine, to be started later", "--kernel FILE [OPTION]...",
-     "Prints its name.  Relative paths in the options mean what they mean here and now.\n", create_options, NULL,
+     run_options, "@image", run_main},
+    {"launch", "boot an image in the background, as a server", "IMAGE [OPTION]...",
+     "Prints its name.  Its own init runs; `guise shell`, `exec` and `ssh` lead into it.\n", launch_options, "@image",
+     launch_main},
+    {"create", "make a virtual machine, to be started later", "IMAGE|--kernel FILE [OPTION]...",
+     "Prints its name.  Relative paths in the options mean what they mean here and now.\n", create_options, "@image",
      create_main},
     {"start", "start virtual machines", "NAME...", NULL, start_options, "@vm", start_main},
     {"stop", "shut virtual machines down", "NAME... [OPTION]...",
@@ -75,6 +82,7 @@ const struct command cli_commands[] = {
 
 const struct command cli_hidden_commands[] = {
     {"vm", "run the process of a virtual machine", "NAME", NULL, vm_command_options, NULL, vm_main},
+    {"attend", "run a command in the background", "NAME", NULL, no_options, NULL, attend_main},
     {"names", "list names for completion", "vm", NULL, no_options, NULL, names_main},
     {"helper-share", "serve a shared folder to a virtual machine", "", NULL, no_options, NULL, helper_share_main},
     {"tunnel", "connect stdin and stdout to a port in a guest", "NAME PORT|PATH", NULL, no_options, NULL, tunnel_main},

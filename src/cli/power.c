@@ -10,7 +10,6 @@
 #include "cli/life.h"
 
 #define STOP_MS 30000
-#define KILL_MS 10000
 
 struct stop_arguments {
     bool force;
@@ -79,39 +78,6 @@ int start_main(const struct command *self, int argc, char **argv)
 
 /* --- stop --------------------------------------------------------------------------------------------------- */
 
-/* One that does not even answer has no power to lose: its process is killed. */
-static int kill_process(const struct registry *r, const char *name)
-{
-    struct vm_run run;
-
-    registry_run(r, name, &run);
-    if (run.state != VM_RUNNING || run.pid <= 0)
-        return STATUS_OK;
-    if (kill(run.pid, SIGKILL) && errno != ESRCH)
-        return cli_failed(-errno, "its process cannot be killed");
-    return process_wait(r, name, KILL_MS) ? cli_failed(-ETIMEDOUT, "its process was killed and does not end")
-                                          : STATUS_OK;
-}
-
-static int cut_power(const struct registry *r, const char *name)
-{
-    char err[ERROR_SIZE];
-    struct client c;
-    int failed = client_open(&c, r, name, err, sizeof err);
-
-    if (failed == -ENOENT || failed == -ECONNREFUSED) {
-        struct vm_run run;
-        registry_run(r, name, &run);
-        return failed == -ECONNREFUSED && run.pid > 0 ? kill_process(r, name) : cli_failed(failed, err);
-    }
-    if (!failed)
-        failed = client_call(&c, "stop", json_pack("{s:s}", "mode", "force"), NULL, err, sizeof err);
-    client_close(&c);
-    if ((!failed || failed == -ECONNRESET) && process_wait(r, name, KILL_MS) == 0)
-        return STATUS_OK;
-    return kill_process(r, name);
-}
-
 static int ask_to_stop(const struct registry *r, const char *name, uint64_t timeout_ms)
 {
     char err[ERROR_SIZE];
@@ -134,7 +100,7 @@ static int stop(const struct registry *r, const char *name, const void *argument
 {
     const struct stop_arguments *a = arguments;
 
-    return a->force ? cut_power(r, name) : ask_to_stop(r, name, a->timeout_ms);
+    return a->force ? life_cut_power(r, name) : ask_to_stop(r, name, a->timeout_ms);
 }
 
 int stop_main(const struct command *self, int argc, char **argv)
@@ -146,7 +112,7 @@ int stop_main(const struct command *self, int argc, char **argv)
 
 static int kill_one(const struct registry *r, const char *name, const void *arguments)
 {
-    return cut_power(r, name);
+    return life_cut_power(r, name);
 }
 
 int kill_main(const struct command *self, int argc, char **argv)
@@ -181,7 +147,7 @@ static int rm(const struct registry *r, const char *name, const void *arguments)
 
     if (a->force) {
         registry_run(r, name, &run);
-        status = run.state == VM_RUNNING ? cut_power(r, name) : STATUS_OK;
+        status = run.state == VM_RUNNING ? life_cut_power(r, name) : STATUS_OK;
         if (status)
             return status;
     }

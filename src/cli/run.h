@@ -6,11 +6,17 @@
 struct run_arguments {
     struct vm_settings settings;
     const char *config_file;
+    bool verbose, quiet;
+    /* run, launch */
+    bool remove, detach, current_directory;
+    const char *directory, *user; /* of the command */
+    struct option_list environment;
+    const char *wait;     /* "none", "agent", "boot", "ssh" */
     struct config config; /* owns the texts that the files gave */
 };
 
 /* The tables of the commands: each fills a struct run_arguments. */
-extern const struct option_spec run_options[], create_options[];
+extern const struct option_spec run_options[], launch_options[], create_options[];
 
 /* Is that one of them? */
 bool run_is_ours(const struct command *command);
@@ -21,4 +27,9 @@ bool run_is_ours(const struct command *command);
  */
 int run_parse(const struct command *self, int argc, char **argv, struct run_arguments *a, int most, char ***command,
               int *status);
+/* The image may be the first operand, too; then words follow, which is an error.  Returns STATUS_OK or STATUS_USAGE. */
+int run_take_image(const struct command *self, struct run_arguments *a, int operands, char **argv);
 void run_free(struct run_arguments *a);
+
+/* `guise run IMAGE`, once the arguments are there (run_image.c). */
+int run_image(const struct command *self, struct run_arguments *a, char **command);

@@ -11,6 +11,7 @@
 #include "vm/link.h"
 
 #define GRACE_MS_MAX 3600000
+#define LIMIT_MS_MAX 1000000000000ll
 
 static struct vm_life *life_of(const struct control_call *call)
 {
@@ -130,6 +131,18 @@ static json_t *command_stop(struct control_call *call)
         return result;
     }
     return control_fail(call, "bad-request", "\"mode\" is not one of auto, agent, acpi, force");
+}
+
+/* timeout_ms: the run ends after this time, whatever the guest does. */
+static json_t *command_limit(struct control_call *call)
+{
+    struct vm *vm = call->opaque;
+    json_int_t ms = json_integer_value(json_object_get(call->arguments, "timeout_ms"));
+
+    if (ms <= 0 || ms > LIMIT_MS_MAX)
+        return control_fail(call, "bad-request", "\"timeout_ms\" is not between 1 and %lld", LIMIT_MS_MAX);
+    vm_limit(vm, (uint64_t)ms);
+    return json_object();
 }
 
 /* --- stats --------------------------------------------------------------------------------------------------- */

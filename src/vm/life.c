@@ -97,21 +97,26 @@ static const struct {
     [VM_UNAVAILABLE] = {"unavailable", "failed", true},  [VM_SIGNAL] = {"signal", "stopped", false},
 };
 
-void life_ended(struct vm *vm)
+static void set_ended(struct vm_life *life, enum vm_end end, const char *reason)
 {
-    struct vm_life *life = life_of(vm);
-    const struct vm_result *result = vm->result;
-
-    if (!life)
-        return;
     life->run.state = VM_STOPPED;
     life->run.pid = 0;
     life->run.ended_ms = timestamp_ms();
-    life->run.failed = ends[result->end].failed;
-    snprintf(life->run.reason, sizeof life->run.reason, "%s", result->reason);
+    life->run.failed = ends[end].failed;
+    snprintf(life->run.reason, sizeof life->run.reason, "%s", reason);
     registry_set_run(life->lock, &life->run);
-    tell(life, ends[result->end].event,
-         json_pack("{s:s, s:s}", "end", ends[result->end].word, "reason", result->reason));
+    tell(life, ends[end].event, json_pack("{s:s, s:s}", "end", ends[end].word, "reason", reason));
+}
+
+void life_ended(struct vm *vm)
+{
+    if (life_of(vm))
+        set_ended(life_of(vm), vm->result->end, vm->result->reason);
+}
+
+void life_never_began(struct vm_life *life, const char *reason)
+{
+    set_ended(life, VM_FAILED, reason);
 }
 
 void life_console_output(struct vm *vm, const void *data, size_t len)

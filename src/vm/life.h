@@ -36,6 +36,8 @@ void life_started(struct vm *vm);
 void life_event(struct vm *vm, const char *event, json_t *data);
 /* The run has ended, or never began: vm->result says how. */
 void life_ended(struct vm *vm);
+/* It could not even be set up, for this reason; there is no struct vm. */
+void life_never_began(struct vm_life *life, const char *reason);
 void life_console_output(struct vm *vm, const void *data, size_t len);
 void life_console_space(struct vm *vm);
 /* The machine was reset: what is inside the guest is gone. */

@@ -16,6 +16,7 @@
 #include "base/path.h"
 #include "host/child.h"
 #include "vm/life.h"
+#include "vm/prepare.h"
 
 #define CLIENT_FD 3
 #define LOCK_FD 4
@@ -77,13 +78,15 @@ int process_wait(const struct registry *r, const char *name, int timeout_ms)
 
 /* --- the process itself ------------------------------------------------------------------------------------------ */
 
-static void set_up(struct vm_config *config, struct vm_life *life, const char *serial)
+static int set_up(const struct registry *r, struct prepared *p, struct vm_life *life, const char *serial, char *err,
+                  size_t n)
 {
-    *config = life->record->settings.config;
-    config->serial = serial;
-    config->life = life;
     if (chdir(life->record->directory) && chdir("/"))
         log_say("cannot go to %s: relative paths may lead nowhere", life->record->directory);
+    int failed = prepare(r, life->record, p, err, n);
+    p->config.serial = serial;
+    p->config.life = life;
+    return failed;
 }
 
 /* Fills what of the life is known before the machine exists. */
@@ -118,7 +121,7 @@ int process_main(const char *name, bool attached)
 {
     struct registry r;
     struct vm_record record;
-    struct vm_config config;
+    struct prepared prepared = {.n_texts = 0};
     struct vm_result result = {0};
     struct vm_life life = {.record = &record, .lock = LOCK_FD, .client = CLIENT_FD, .attached = attached};
     char err[ERROR_SIZE], serial[PATH_MAX + 4];
@@ -138,11 +141,16 @@ int process_main(const char *name, bool attached)
     failed = begin(&r, &record, &life, serial, err, sizeof err);
     if (!failed) {
         note_death(&life);
-        set_up(&config, &life, serial);
-        vm_run(&config, &result);
+        failed = set_up(&r, &prepared, &life, serial, err, sizeof err);
+    }
+    if (!failed) {
+        vm_run(&prepared.config, &result);
         snprintf(err, sizeof err, "%s", result.reason);
+    } else {
+        life_never_began(&life, err);
     }
     log_say("%s", err);
+    prepare_free(&prepared);
     event_log_close(&life.events);
     record_free(&record);
     return failed || result.end == VM_FAILED;

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/error.h"
@@ -20,6 +21,22 @@ static int check_label(const char *text, char *err, size_t n)
     return error_set(err, n, -EINVAL, "'%s' is not KEY=VALUE", text);
 }
 
+static int check_directory(const char *text, char *err, size_t n)
+{
+    struct stat st;
+
+    if (stat(text, &st))
+        return error_sys(err, n, -errno, "%s cannot be used", text), -EINVAL;
+    return S_ISDIR(st.st_mode) ? 0 : error_set(err, n, -EINVAL, "%s is not a directory", text);
+}
+
+static int check_file(const char *text, char *err, size_t n)
+{
+    if (access(text, R_OK))
+        return error_sys(err, n, -errno, "%s cannot be read", text), -EINVAL;
+    return 0;
+}
+
 #define AT(field) offsetof(struct vm_settings, field)
 /* clang-format off */
 const struct option_spec vm_settings_options[] = {
@@ -29,6 +46,12 @@ const struct option_spec vm_settings_options[] = {
      .help = "what it boots; the same as the first word"},
     {.name = "hostname", .kind = OPTION_STRING, .offset = AT(hostname), .value = "NAME",
      .help = "what the guest calls itself (its name, unless told)", .check = name_check},
+    {.name = "disk-size", .kind = OPTION_SIZE, .offset = AT(disk_bytes), .value = "SIZE",
+     .help = "of its own disk (the image's unless told)", .min = 1 << 20, .max = 1ull << 50, .examples = "10G 20G 50G"},
+    {.name = "root", .kind = OPTION_STRING, .offset = AT(root), .value = "DIR",
+     .help = "boot with this directory of the host as root, read-only", .check = check_directory},
+    {.name = "ssh-key", .kind = OPTION_LIST, .offset = AT(ssh_keys), .value = "FILE",
+     .help = "public keys that may log in as root", .check = check_file},
     {.name = "label", .kind = OPTION_LIST, .offset = AT(labels), .value = "KEY=VALUE",
      .help = "a note to find it by", .check = check_label},
     {.more = vm_options, .offset = AT(config)},

@@ -20,8 +20,11 @@
 
 /* What can be said about a named VM beside its machine. */
 struct vm_settings {
-    const char *name, *image, *hostname, *cloud_init;
-    struct option_list labels, ssh_keys; /* KEY=VALUE; files */
+    const char *name, *image, *hostname;
+    const char *root;                    /* a directory of the host that is the guest's root, read-only; NULL: a disk */
+    const char *cloud_init;              /* a file of user data; NULL: none */
+    struct option_list labels, ssh_keys; /* KEY=VALUE; files of public keys */
+    uint64_t disk_bytes;                 /* of the disk over the image's; 0: as large */
     struct vm_config config;
 };
 

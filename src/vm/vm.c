@@ -62,7 +62,7 @@ static void machine_event(void *opaque, int event)
 static void timed_out(void *opaque)
 {
     struct vm *vm = opaque;
-    vm_end(vm, VM_TIMEOUT, "the guest still ran after %g s", (double)vm->config->timeout_ms / 1000);
+    vm_end(vm, VM_TIMEOUT, "the guest still ran after %g s", (double)vm->timeout_ms / 1000);
 }
 
 static void signalled(void *opaque, uint32_t events)
@@ -172,11 +172,17 @@ static int setup_signals(struct vm *vm, char *error, size_t n)
     return err;
 }
 
+void vm_limit(struct vm *vm, uint64_t ms)
+{
+    vm->timeout_ms = ms;
+    loop_timer_set(vm->loop, &vm->timeout, clock_ns() + ms * 1000000);
+}
+
 static void arm_timeout(struct vm *vm)
 {
     loop_timer_init(&vm->timeout, timed_out, vm);
     if (vm->config->timeout_ms)
-        loop_timer_set(vm->loop, &vm->timeout, vm->start_ns + vm->config->timeout_ms * 1000000);
+        vm_limit(vm, vm->config->timeout_ms);
 }
 
 static int setup(struct vm *vm, char *error, size_t n)

@@ -50,11 +50,15 @@ struct vm {
     int signal_fd;
     sigset_t old_signals;
     struct loop_timer timeout;
+    uint64_t timeout_ms; /* what it was set to */
     uint64_t start_ns;
 };
 
 /* Records how the run ends, if nothing has yet, and stops the event loop.  Bus lock held. */
 __attribute__((format(printf, 3, 4))) void vm_end(struct vm *vm, enum vm_end end, const char *format, ...);
+
+/* The run ends with VM_TIMEOUT when it has lasted so long from now on.  Bus lock held. */
+void vm_limit(struct vm *vm, uint64_t ms);
 
 /* --- threads (vcpu.c) ------------------------------------------------------------------------------- */
 int vcpus_start(struct vm *vm);
