@@ -4,10 +4,12 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <linux/fs.h>
 #include <string.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
-#include "backends/disk/overlay.h"
 #include "base/error.h"
 #include "base/log.h"
 #include "cli/image_progress.h"
@@ -38,32 +40,43 @@ static int find_image(struct bring *b, const char *word, struct image_info *info
     return *hold < 0 ? *hold : 0;
 }
 
-/* A path among a disk's words: its commas are doubled. */
-static int disk_words(const char *path, char *out, size_t size, char *err, size_t n)
+/* The data of a sparse file, where it is. */
+static int copy_data(int from, int to)
 {
-    size_t used = 0;
+    struct stat st;
+    off_t at = 0, end;
 
-    for (; *path && used + 2 < size; path++) {
-        out[used++] = *path;
-        if (*path == ',')
-            out[used++] = ',';
+    if (fstat(from, &st) || ftruncate(to, st.st_size))
+        return -errno;
+    if (ioctl(to, FICLONE, from) == 0)
+        return 0;
+    while ((at = lseek(from, at, SEEK_DATA)) >= 0 && (end = lseek(from, at, SEEK_HOLE)) > 0) {
+        off_t out = at;
+        while (at < end)
+            if (copy_file_range(from, &at, to, &out, (size_t)(end - at), 0) <= 0)
+                return errno ? -errno : -EIO;
     }
-    out[used] = 0;
-    return *path ? error_set(err, n, -ENAMETOOLONG, "the image's path is too long") : 0;
+    return at < 0 && errno != ENXIO ? -errno : 0;
 }
 
 static int make_disk(struct bring *b, const struct image_info *info, char *err, size_t n)
 {
-    char path[PATH_MAX], base[2 * IMAGE_PATH_SIZE + 32];
-    int failed = registry_path(&b->registry, b->record.name, "disk.overlay", path, err, n);
+    char path[PATH_MAX];
+    int failed = registry_path(&b->registry, b->record.name, "disk.raw", path, err, n);
 
     progress_stage(&b->progress, "disk", NULL);
-    if (!failed)
-        failed = disk_words(info->disk, base, sizeof base - 16, err, n);
     if (failed)
         return failed;
-    strcat(base, ",format=raw");
-    return disk_overlay_create(path, base, b->record.settings.disk_bytes, err, n);
+    int from = open(info->disk, O_RDONLY | O_CLOEXEC), to = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    failed = from < 0 || to < 0 ? -errno : copy_data(from, to);
+    if (!failed && b->record.settings.disk_bytes > info->disk_bytes &&
+        ftruncate(to, (off_t)b->record.settings.disk_bytes))
+        failed = -errno;
+    if (from >= 0)
+        close(from);
+    if (to >= 0)
+        close(to);
+    return failed ? error_sys(err, n, failed, "cannot make the disk %s", path) : 0;
 }
 
 static void log_creation(const struct bring *b)

@@ -6,8 +6,6 @@
 #include "cli/life.h"
 #include "cli/run.h"
 
-#define READY_MS 180000 /* a guest that has not come up by then will not */
-
 struct bring {
     struct registry registry;
     struct vm_record record;

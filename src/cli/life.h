@@ -6,6 +6,8 @@
 #include "vm/process.h"
 #include "vm/registry.h"
 
+#define READY_MS 180000 /* a guest that has not come up by then will not */
+
 /* Parses options and at most `most` operands, and opens the registry.  Returns how many operands there are, or -1 with
  * *status set. */
 int life_parse(const struct command *self, int argc, char **argv, void *out, int most, struct registry *r, int *status);

@@ -56,8 +56,8 @@ const struct command cli_commands[] = {
      "Exit status: the command's own, 128 + N if signal N ended it, 127 there is no such command in the guest, 126 it\n"
      "cannot be run, 125 guise itself failed.\n",
      exec_options, "@vm", exec_main},
-    {"shell", "open a shell in a virtual machine", "NAME [OPTION]...", "Exit status: as of `guise exec`.\n", shell_options,
-     "@vm", shell_main},
+    {"shell", "open a shell in a virtual machine", "NAME [OPTION]...", "Exit status: as of `guise exec`.\n",
+     shell_options, "@vm", shell_main},
     {"cp", "copy files and directories into or out of a virtual machine", "[OPTION]... SOURCE... DESTINATION",
      "One side is NAME:PATH, the other a path here, or - for the bytes of one file.\n", cp_options, "@vm", cp_main},
     {"ssh", "log in to a virtual machine by ssh", "[--user USER] NAME [ARGUMENT]...",

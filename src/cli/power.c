@@ -7,22 +7,35 @@
 
 #include "base/error.h"
 #include "base/log.h"
-#include "cli/life.h"
+#include "cli/wait.h"
 
 #define STOP_MS 30000
+#define ASK_AGAIN_MS 5000
+
+struct start_arguments {
+    const char *wait;
+};
 
 struct stop_arguments {
     bool force;
     uint64_t timeout_ms;
 };
 
+struct restart_arguments {
+    struct start_arguments start;
+    struct stop_arguments stop;
+};
+
 struct rm_arguments {
     bool force;
 };
 
-const struct option_spec start_options[] = {{0}};
 const struct option_spec kill_options[] = {{0}};
 /* clang-format off */
+const struct option_spec start_options[] = {
+    WAIT_OPTION(struct start_arguments, wait),
+    {0},
+};
 const struct option_spec stop_options[] = {
     {.name = "force", .letter = 'f', .kind = OPTION_FLAG, .offset = offsetof(struct stop_arguments, force),
      .help = "cut the power instead of asking the guest"},
@@ -31,7 +44,8 @@ const struct option_spec stop_options[] = {
     {0},
 };
 const struct option_spec restart_options[] = {
-    {.more = stop_options},
+    WAIT_OPTION(struct restart_arguments, start.wait),
+    {.more = stop_options, .offset = offsetof(struct restart_arguments, stop)},
 };
 const struct option_spec rm_options[] = {
     {.name = "force", .letter = 'f', .kind = OPTION_FLAG, .offset = offsetof(struct rm_arguments, force),
@@ -44,6 +58,7 @@ const struct option_spec rm_options[] = {
 
 static int start(const struct registry *r, const char *name, const void *arguments)
 {
+    const struct start_arguments *a = arguments;
     char err[ERROR_SIZE];
     struct vm_record record;
     struct progress progress;
@@ -64,6 +79,7 @@ static int start(const struct registry *r, const char *name, const void *argumen
     struct life_start s = {.registry = r, .record = &record, .progress = &progress};
     int status = life_begin(&s, lock, false);
     if (status == STATUS_OK) {
+        status = wait_until(&s, a->wait);
         progress_end(&progress);
         client_close(&s.client);
     }
@@ -73,24 +89,39 @@ static int start(const struct registry *r, const char *name, const void *argumen
 
 int start_main(const struct command *self, int argc, char **argv)
 {
-    return life_each(self, argc, argv, NULL, start);
+    struct start_arguments a = {.wait = "agent"};
+
+    return life_each(self, argc, argv, &a, start);
 }
 
 /* --- stop --------------------------------------------------------------------------------------------------- */
 
+static int ask_once(const struct registry *r, const char *name, char *err, size_t n)
+{
+    struct client c;
+    int failed = client_open(&c, r, name, err, n);
+
+    if (!failed)
+        failed = client_call(&c, "stop", json_pack("{s:s}", "mode", "auto"), NULL, err, n);
+    client_close(&c);
+    return failed == -ECONNRESET ? 0 : failed;
+}
+
+/* A guest that has only just begun to boot does not hear yet: it is asked again and again. */
 static int ask_to_stop(const struct registry *r, const char *name, uint64_t timeout_ms)
 {
     char err[ERROR_SIZE];
-    struct client c;
-    int failed = client_open(&c, r, name, err, sizeof err);
+    int left = (int)timeout_ms, failed = ask_once(r, name, err, sizeof err);
 
-    if (!failed)
-        failed = client_call(&c, "stop", json_pack("{s:s}", "mode", "auto"), NULL, err, sizeof err);
-    client_close(&c);
-    if (failed && failed != -ECONNRESET)
+    if (failed)
         return cli_failed(failed, err);
-    if (process_wait(r, name, (int)timeout_ms) == 0)
-        return STATUS_OK;
+    for (int now; left > 0; left -= now) {
+        now = left < ASK_AGAIN_MS ? left : ASK_AGAIN_MS;
+        if (process_wait(r, name, now) == 0)
+            return STATUS_OK;
+        if (left > now)
+            ask_once(r, name, err, sizeof err);
+    }
     error_set(err, sizeof err, 0, "%s has not shut down after %g s; `guise stop --force %s` cuts its power", name,
               (double)timeout_ms / 1000, name);
     return cli_failed(-ETIMEDOUT, err);
@@ -124,16 +155,17 @@ int kill_main(const struct command *self, int argc, char **argv)
 
 static int restart(const struct registry *r, const char *name, const void *arguments)
 {
+    const struct restart_arguments *a = arguments;
     struct vm_run run;
 
     registry_run(r, name, &run);
-    int status = run.state == VM_RUNNING ? stop(r, name, arguments) : STATUS_OK;
-    return status ? status : start(r, name, NULL);
+    int status = run.state == VM_RUNNING ? stop(r, name, &a->stop) : STATUS_OK;
+    return status ? status : start(r, name, &a->start);
 }
 
 int restart_main(const struct command *self, int argc, char **argv)
 {
-    struct stop_arguments a = {.timeout_ms = STOP_MS};
+    struct restart_arguments a = {.start.wait = "agent", .stop.timeout_ms = STOP_MS};
 
     return life_each(self, argc, argv, &a, restart);
 }

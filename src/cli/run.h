@@ -1,5 +1,7 @@
 /* What `guise run`, `launch` and `create` have in common: one struct, three tables of options that fill it. */
 #pragma once
+#include <limits.h>
+
 #include "cli/config.h"
 #include "vm/record.h"
 
@@ -9,6 +11,7 @@ struct run_arguments {
     bool verbose, quiet;
     /* run, launch */
     bool remove, detach, current_directory;
+    char here[2 * PATH_MAX];      /* with --cwd: the words of its share */
     const char *directory, *user; /* of the command */
     struct option_list environment;
     const char *wait;     /* "none", "agent", "boot", "ssh" */

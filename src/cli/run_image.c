@@ -16,18 +16,18 @@
 #include "cli/session.h"
 
 /* This directory at the same path inside, and the command there. */
-static int share_here(const struct command *self, struct run_arguments *a, char *word, size_t size)
+static int share_here(const struct command *self, struct run_arguments *a)
 {
     char here[PATH_MAX], err[ERROR_SIZE];
 
-    if (!getcwd(here, sizeof here) || (size_t)snprintf(word, size, "%s:%s", here, here) >= size)
+    if (!getcwd(here, sizeof here) || (size_t)snprintf(a->here, sizeof a->here, "%s:%s", here, here) >= sizeof a->here)
         return cli_failed(-errno, "the current directory has no name");
     if (strcmp(here, "/") == 0)
         return cli_usage_error(self, "--cwd: the whole file system of this host is not shared; go to a directory");
-    if (options_set(vm_options, "share", word, &a->settings.config, err, sizeof err))
+    if (options_set(vm_options, "share", a->here, &a->settings.config, err, sizeof err))
         return cli_usage_error(self, err);
     if (!a->directory)
-        a->directory = word + strlen(here) + 1;
+        a->directory = a->here + strlen(here) + 1;
     return STATUS_OK;
 }
 
@@ -117,9 +117,8 @@ static int ours(int status)
 
 int run_image(const struct command *self, struct run_arguments *a, char **command)
 {
-    char word[2 * PATH_MAX];
     struct bring b;
-    int status = a->current_directory ? share_here(self, a, word, sizeof word) : STATUS_OK;
+    int status = a->current_directory ? share_here(self, a) : STATUS_OK;
 
     if (status != STATUS_OK)
         return status;

@@ -181,12 +181,16 @@ static json_t *command_stats(struct control_call *call)
                      "vcpu_exits", (json_int_t)exits, "vcpu_idle_us", (json_int_t)(idle / 1000));
 }
 
+/* clang-format off */
 const struct control_command vm_commands[] = {
     {"status", command_status},
     {"info", command_info},
+    {"stats", command_stats},
     {"events", command_events},
     {"stop", command_stop},
-    {"stats", command_stats},
+    {"limit", command_limit},
+    {"connect", link_connect},
     {"console", command_console},
     {0},
 };
+/* clang-format on */

@@ -251,7 +251,7 @@ static const char *disk_word(struct prepared *p, const char *path)
             word[used++] = ',';
     }
     word[used] = 0;
-    return keep(p, "%s,format=overlay", word);
+    return keep(p, "%s,format=raw", word);
 }
 
 static int add_devices(const struct registry *r, const struct vm_record *record, struct prepared *p, char *err,
@@ -261,7 +261,7 @@ static int add_devices(const struct registry *r, const struct vm_record *record,
     int failed = 0;
 
     if (record_has_disk(record)) {
-        failed = registry_path(r, record->name, "disk.overlay", path, err, n);
+        failed = registry_path(r, record->name, "disk.raw", path, err, n);
         if (!failed)
             failed = add_first(&p->config.disks, disk_word(p, path), err, n);
     }

@@ -52,7 +52,17 @@ refused "a timeout must not be zero" "--timeout" run --kernel x --timeout 0
 refused "a serial line must lead somewhere" "'tape' is not one of stdio, null, file:PATH, log:PATH, socket:PATH" run --kernel x --serial tape
 refused "a log item must exist" "--log: 'all' is not one of translate, exc, irq, device" run --kernel x --log all
 refused "an option is not given twice" "--memory is given twice" run --kernel x --memory 1G --memory 2G
-refused "operands are refused" "'image.img' is one word too many" run --kernel x image.img
+refused "a command goes behind --" "'true' is one word too many: a command goes behind --" run debian true
+for option in --rm --detach --cwd "--env A=b" "--workdir /" "--user me" "--name x"; do
+    # shellcheck disable=SC2086 # an option and its value
+    refused "$option needs an image" "${option%% *} needs an image" run --kernel x $option
+done
+refused "a command needs an image" "a command needs an image" run --kernel x -- true
+refused "launch needs an image" "an image must be given" launch
+refused "launch takes no command" "guise run\` takes a command" launch debian -- true
+refused "what to wait for is one of four" "'godot' is not one of none, agent, boot, ssh" launch debian --wait=godot
+refused "a root is a directory" "--root: /etc/passwd is not a directory" run --root /etc/passwd
+refused "a key is a file" "--ssh-key: /nonexistent cannot be read" launch debian --ssh-key /nonexistent
 refused "completion wants a shell" "name a shell: bash, zsh or fish" completion
 refused "completion knows three shells" "name a shell: bash, zsh or fish" completion tcsh
 
@@ -100,6 +110,7 @@ manual_agrees() { # PAGE COMMAND...
 : >"$work/machine"
 manual_agrees run run
 manual_agrees create create
+manual_agrees launch launch
 manual_agrees start start stop kill restart rm
 manual_agrees ls ls inspect info stats
 manual_agrees logs logs console events
@@ -163,9 +174,15 @@ check "the directory's file counts more than the user's" eval '[ $status = 0 ] &
 refused "what a file says is checked" "memory: the size 5 has no unit" run --config <(echo 'memory = 5')
 refused "show shows" "what can be shown" config hide
 
+# The control socket's commands are in its document, and no others.
+sed -n '/^const struct control_command vm_commands/,/^};/s/^    {"\([a-z]*\)".*/\1/p' "$top/src/vm/commands.c" | sort >"$work/options"
+sed -n '/^## Commands/,/^## Events/s/^| `\([a-z]*\)` .*/\1/p' "$top/docs/CONTROL.md" | sort >"$work/manual"
+status=0
+check "docs/CONTROL.md has the commands" eval '[ -s "$work/options" ] && diff "$work/options" "$work/manual" >"$work/err"'
+
 # Named virtual machines, as far as no guest has to run.
 export GUISE_DATA=$work/data GUISE_RUNTIME=$work/run
-refused "a create needs a kernel" "--kernel" create
+refused "a create needs an image or a kernel" "or a kernel" create
 refused "a name has small letters" "--name: 'Bad' is not a name" create --kernel x --name Bad
 refused "a label is a pair" "--label: 'x' is not KEY=VALUE" create --kernel x --label x
 for command in start stop kill restart rm inspect info logs console; do
@@ -220,6 +237,8 @@ run start alpha
 check "the file of a newer guise is refused" eval '[ $status != 0 ] && one_sentence && says "newer"'
 run rm alpha
 check "what cannot be read can be removed" eval '[ $status = 0 ] && [ ! -e "$GUISE_DATA/vms/alpha" ]'
+run run no-such-image -- true
+check "an image that is not there" eval '[ $status = 4 ] && one_sentence && says no-such-image && quiet_out'
 run strat
 check "a mistyped command" eval '[ $status = 2 ] && says "did you mean start?"'
 
