@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/error.h"
@@ -21,7 +22,8 @@
 struct command_line {
     const char *words[WORDS_MAX + 1];
     unsigned n;
-    char tmpdir[IMAGE_PATH_SIZE + 16], include[4096], upload[4200], sources[RECIPE_SOURCES_MAX][512], mode[32];
+    char tmpdir[IMAGE_PATH_SIZE + 16], include[4096], upload[4200], epoch[48], sources[RECIPE_SOURCES_MAX][512],
+        mode[32];
 };
 
 static void add(struct command_line *c, const char *word)
@@ -107,6 +109,7 @@ static void add_options(struct command_line *c, const struct image_build *b, con
         "--dpkgopt=path-include=/usr/share/doc/*/copyright",
         "--dpkgopt=path-exclude=/usr/share/man/*",
         "--dpkgopt=path-exclude=/usr/share/locale/*",
+        "--dpkgopt=force-unsafe-io", /* what is half-made is thrown away; not for the image: recipe_finish */
         "--skip=cleanup/apt",
     };
 
@@ -177,6 +180,8 @@ static int run_mmdebstrap(struct job *j, const struct image_build *b, int tar, c
     add(c, "INITRD=No"); /* Debian's hook that makes an initramfs: guise has its own, and it takes half as long as all
                             else */
     add(c, c->tmpdir);
+    snprintf(c->epoch, sizeof c->epoch, "SOURCE_DATE_EPOCH=%lld", (long long)time(NULL));
+    add(c, c->epoch);
     add(c, "LC_ALL=C.UTF-8");
     add(c, "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
     add_namespaces(j, c, mode);

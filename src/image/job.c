@@ -3,8 +3,8 @@
  *
  * Over a pipe, one struct message for each thing there is to say; each is smaller than PIPE_BUF and so arrives whole.
  * The child is in a process group of its own: Ctrl-C reaches the parent only, which asks the child to end, so that the
- * child can ask its own tools.  If the parent is killed the child and its tools die at once (PR_SET_PDEATHSIG), and the
- * draft is swept by the next job.
+ * child can ask its own tools.  If the parent is killed the child is asked in the same way (PR_SET_PDEATHSIG). Whatever
+ * then is left, of its tools, is killed with its process group; of its draft, is swept by the next job.
  */
 #include "image/job.h"
 
@@ -140,7 +140,7 @@ static void quote_tail(const char *log, char *out, size_t size)
 
 static int start_tool(struct job *j, const struct job_tool *tool, struct child *c, char *err, size_t n)
 {
-    const char *words[64] = {"sh", "-c", "exec \"$@\" >&3 2>&1", "sh"};
+    const char *words[64] = {"sh", "-c", "exec setsid \"$@\" >&3 2>&1", "sh"};
     char path[IMAGE_PATH_SIZE];
     int fds[8];
     unsigned count = 4;
@@ -158,6 +158,16 @@ static int start_tool(struct job *j, const struct job_tool *tool, struct child *
     return failed;
 }
 
+/* The tool leads a process group, to which its own helpers belong, whoever they act as. */
+static void stop_tool(struct child *c, int grace_ms)
+{
+    pid_t group = c->pid;
+
+    kill(-group, SIGTERM);
+    child_stop(c, grace_ms);
+    kill(-group, SIGKILL);
+}
+
 /* Until the tool has ended (its status) or the job is to end (-EINTR). */
 static int wait_tool(struct job *j, const struct job_tool *tool, struct child *c, int signals, int *status)
 {
@@ -167,8 +177,9 @@ static int wait_tool(struct job *j, const struct job_tool *tool, struct child *c
     job_path(j, "log", path);
     while (!child_ended(c, status)) {
         poll(poll_fds, 2, c->pidfd < 0 ? 20 : 200);
-        if (poll_fds[1].revents & POLLIN) {
-            child_stop(c, tool->grace_ms);
+        struct signalfd_siginfo taken; /* else it would end us as soon as it is let through again */
+        if ((poll_fds[1].revents & POLLIN) && read(signals, &taken, sizeof taken) == sizeof taken) {
+            stop_tool(c, tool->grace_ms);
             return -EINTR;
         }
         if (tool->watch && file_read(path, LOG_MAX, &log, NULL, NULL, 0) == 0) {
@@ -241,7 +252,7 @@ _Noreturn static void child_main(struct store_draft *d, const char *name, int re
     sigset_t none;
 
     setpgid(0, 0);
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    prctl(PR_SET_PDEATHSIG, SIGTERM);
     if (getppid() != parent)
         _exit(1);
     for (int number = 1; number < 32; number++)
@@ -257,7 +268,8 @@ _Noreturn static void child_main(struct store_draft *d, const char *name, int re
         clear_leftovers(&j);
         job_stage(&j, "finishing");
         failed = store_publish(d, name, &info, m.text, sizeof m.text);
-    }
+    } else
+        store_discard(d);
     m.code = failed;
     if (!failed) {
         m.kind = MESSAGE_DONE;
@@ -356,10 +368,23 @@ static int run_child(struct parent *p, struct store_draft *d, const char *name,
         supervise(p);
         while (waitpid(p->pid, &status, 0) < 0 && errno == EINTR)
             ;
+        kill(-p->pid, SIGKILL);
         failed = outcome(p, status, err, n);
     }
     close(report[0]);
     return failed;
+}
+
+/* Those that end a program, but for what it was told to ignore (nohup). */
+static void watched_signals(sigset_t *set)
+{
+    static const int numbers[] = {SIGINT, SIGTERM, SIGHUP};
+    struct sigaction present;
+
+    sigemptyset(set);
+    for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++)
+        if (sigaction(numbers[i], NULL, &present) == 0 && present.sa_handler != SIG_IGN)
+            sigaddset(set, numbers[i]);
 }
 
 int job_make(const char *name, int (*work)(struct job *j, void *context, char *err, size_t n), void *context,
@@ -373,10 +398,7 @@ int job_make(const char *name, int (*work)(struct job *j, void *context, char *e
 
     if (failed)
         return failed;
-    sigemptyset(&set);
-    sigaddset(&set, SIGINT);
-    sigaddset(&set, SIGTERM);
-    sigaddset(&set, SIGHUP);
+    watched_signals(&set);
     sigprocmask(SIG_BLOCK, &set, &old);
     p.signals = signalfd(-1, &set, SFD_CLOEXEC);
     fflush(NULL); /* what is buffered is not to be written by both */

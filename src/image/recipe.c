@@ -58,7 +58,8 @@ const char recipe_customize[] =
 
 /*
  * What makes one machine: its identity, its keys.  The lists of packages stay, and apt's cache of them is made with the
- * paths that it will see: so `apt-get install` works at once.
+ * paths that it will see: so `apt-get install` works at once.  The cache remembers the times of the files, and
+ * mmdebstrap gives to what is newer the time SOURCE_DATE_EPOCH: so they have that before.
  */
 const char recipe_finish[] =
     "--customize-hook=set -e\n"
@@ -69,6 +70,8 @@ const char recipe_finish[] =
     "echo 'Acquire::Languages \"none\";' > etc/apt/apt.conf.d/20languages\n"
     "rm -f var/cache/apt/archives/*.deb var/cache/apt/*.bin var/cache/ldconfig/aux-cache var/cache/debconf/*-old\n"
     "find var/log -type f -delete\n"
+    "sed -i /force-unsafe-io/d etc/dpkg/dpkg.cfg.d/99mmdebstrap\n"
+    "find etc/apt var/lib/apt/lists var/lib/dpkg/status -exec touch -h -d \"@$SOURCE_DATE_EPOCH\" {} +\n"
     "chroot . apt-cache gencaches >/dev/null\n"
     ": > etc/machine-id\n"
     "rm -f var/lib/dbus/machine-id\n";

@@ -126,14 +126,14 @@ int store_scratch(const char *draft, char *out, char *err, size_t n)
         return mkdir(out, 0711) ? error_sys(err, n, -errno, "cannot make %s", out) : 0;
     }
     snprintf(out, IMAGE_PATH_SIZE, SCRATCH "XXXXXX");
-    if (!mkdtemp(out) || chmod(out, 0711) || symlink(out, link))
+    if (!mkdtemp(out) || chmod(out, 0755) || symlink(out, link))
         return error_sys(err, n, -errno, "cannot make a directory in /var/tmp");
     return 0;
 }
 
 /* What belongs to subordinate ids can only be removed in a user namespace that has them, as mmdebstrap's helper makes.
- */
-static void remove_foreign(const char *path)
+ * It empties what it owns; the directory that was made for it, and what is empty in there, is ours to remove. */
+static void empty_foreign(const char *path)
 {
     pid_t pid = fork();
 
@@ -147,20 +147,20 @@ static void remove_foreign(const char *path)
     }
     while (pid > 0 && waitpid(pid, NULL, 0) < 0 && errno == EINTR)
         ;
-    files_remove(path);
 }
 
 void store_scratch_remove(const char *draft)
 {
     char link[IMAGE_PATH_SIZE], target[IMAGE_PATH_SIZE];
-    struct stat st;
 
     snprintf(link, sizeof link, "%.1000s/scratch", draft);
     ssize_t len = readlink(link, target, sizeof target - 1);
     target[len > 0 ? len : 0] = 0;
-    if (strncmp(target, SCRATCH, strlen(SCRATCH)) == 0 && !strchr(target + strlen(SCRATCH), '/') &&
-        files_remove(target) && lstat(target, &st) == 0)
-        remove_foreign(target);
+    if (strncmp(target, SCRATCH, strlen(SCRATCH)) == 0 && !strchr(target + strlen(SCRATCH), '/')) {
+        if (rmdir(target) && errno != ENOENT && chmod(target, 0755) == 0)
+            empty_foreign(target);
+        files_remove(target);
+    }
     files_remove(link);
 }
 
