@@ -19,7 +19,7 @@
 
 #define DISK_SECTOR 512u
 #define DISK_SERIAL_MAX 20u
-#define DISK_IOV_MAX 1024u /* pieces of one request: the kernel's limit as well */
+#define DISK_IOV_MAX 1000u /* pieces of one request; the kernel's limit is 1024, and some of that is for backends */
 
 struct disk;
 struct loop;
@@ -50,7 +50,7 @@ struct disk_request {
     /* Below: the disk's own. */
     struct disk *disk;
     struct disk_request *next;
-    _Alignas(16) unsigned char backend[192];
+    _Alignas(16) unsigned char backend[320];
 };
 
 enum disk_bus { DISK_BUS_NVME };
@@ -60,6 +60,7 @@ struct disk_spec {
     unsigned format;     /* index into disk_formats of disk/spec.c */
     bool guessed;        /* the format comes from the name */
     bool read_only;
+    unsigned depth; /* how many overlays are above it */
     enum disk_bus bus;
     char serial[DISK_SERIAL_MAX + 1]; /* printable ASCII; made from the path unless told */
 };
@@ -90,6 +91,8 @@ int disk_parse(const char *words, struct disk_spec *spec, char *err, size_t n);
 
 /* 0, or -errno with one sentence. */
 int disk_open(struct disk **out, const char *words, struct loop *loop, char *err, size_t n);
+/* The same, of words already taken apart. */
+int disk_open_spec(struct disk **out, const struct disk_spec *spec, struct loop *loop, char *err, size_t n);
 /* Waits for all that is in flight, calls its `done`, makes what was written durable, frees.  disk may be NULL. */
 void disk_close(struct disk *disk);
 

@@ -43,12 +43,12 @@ static inline void disk_fixture_close(struct disk_fixture *f)
     assert_int_equal(system(command), 0);
 }
 
-/* The path of a file in the fixture's directory; the next call but three overwrites it. */
+/* The path of a file in the fixture's directory; the next call but fifteen overwrites it. */
 static inline const char *disk_path(struct disk_fixture *f, const char *name)
 {
-    static char paths[4][128];
+    static char paths[16][128];
     static unsigned turn;
-    char *path = paths[turn++ % 4];
+    char *path = paths[turn++ % 16];
 
     snprintf(path, sizeof paths[0], "%s/%s", f->directory, name);
     return path;

@@ -12,7 +12,12 @@ int disk_open(struct disk **out, const char *words, struct loop *loop, char *err
     struct disk_spec spec;
     int failed = disk_parse(words, &spec, err, n);
 
-    return failed ? failed : disk_formats[spec.format].open(out, &spec, loop, err, n);
+    return failed ? failed : disk_open_spec(out, &spec, loop, err, n);
+}
+
+int disk_open_spec(struct disk **out, const struct disk_spec *spec, struct loop *loop, char *err, size_t n)
+{
+    return disk_formats[spec->format].open(out, spec, loop, err, n);
 }
 
 void disk_init(struct disk *d, const struct disk_ops *ops, const struct disk_spec *spec)
@@ -125,4 +130,17 @@ void disk_close(struct disk *d)
         return;
     disk_drain(d);
     d->ops->close(d);
+}
+
+static void read_done(struct disk_request *r) {}
+
+int disk_read_now(struct disk *d, uint64_t offset, void *data, uint64_t length)
+{
+    struct iovec iov = {data, length};
+    struct disk_request r = {
+        .op = DISK_READ, .offset = offset, .length = length, .iov = &iov, .n_iov = 1, .done = read_done};
+
+    disk_submit(d, &r);
+    disk_drain(d);
+    return r.result;
 }

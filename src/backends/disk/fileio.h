@@ -28,6 +28,7 @@ struct fileio_op {
     unsigned tries;
     uint64_t offset, length; /* length: of FILEIO_ALLOCATE */
     void (*done)(struct fileio_op *op);
+    void *opaque;
     int result;   /* 0 or -errno */
     int64_t step; /* what the last system call returned */
     struct fileio_op *next;

@@ -1,8 +1,4 @@
-/*
- * A raw disk: a file or block device whose bytes are the guest's.
- *
- * What the host cannot do in one step is done in others: zeroes by ZERO_RANGE, else by a hole, else by writing them.
- */
+/* A raw disk: a file or block device whose bytes are the guest's. */
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/fs.h>
@@ -13,34 +9,28 @@
 #include <unistd.h>
 
 #include "backends/disk/disk_int.h"
-#include "backends/disk/fileio.h"
+#include "backends/disk/zero.h"
 #include "base/error.h"
 
-#define ZERO_BUFFER 65536u
-#define ZERO_PIECES 4u
-#define MODE_HOLE (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE)
-#define MODE_ZERO (FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE)
+#define LOCK_TRIES 100u
+#define LOCK_PAUSE_US 10000u
 
 struct raw {
     struct disk disk;
-    int fd;
-    struct fileio *io;
-    bool no_hole, no_zero; /* the file system or device said so */
-    int sync_error;        /* the kernel reports a lost write once: after it no flush may say that all is well */
-    void *zeroes;          /* ZERO_BUFFER bytes, to write from */
+    struct zero_file file;
+    int sync_error; /* the kernel reports a lost write once: after it no flush may say that all is well */
 };
 
-struct raw_request {
+union raw_request {
     struct fileio_op op;
-    uint64_t left; /* WRITE_ZEROES by writing: bytes not yet handed over */
-    struct iovec pieces[ZERO_PIECES];
+    struct zero_job zero;
 };
 
-_Static_assert(sizeof(struct raw_request) <= sizeof(((struct disk_request *)0)->backend), "fits into a request");
+_Static_assert(sizeof(union raw_request) <= sizeof(((struct disk_request *)0)->backend), "fits into a request");
 
-static struct raw_request *own(struct disk_request *r)
+static union raw_request *own(struct disk_request *r)
 {
-    return (struct raw_request *)r->backend;
+    return (union raw_request *)r->backend;
 }
 
 static struct disk_request *request_of(struct fileio_op *op)
@@ -70,105 +60,33 @@ static void sync_start(struct disk_request *r)
     struct raw *raw = raw_of(r);
 
     own(r)->op.kind = FILEIO_SYNC;
-    own(r)->op.fd = raw->fd;
+    own(r)->op.fd = raw->file.fd;
     own(r)->op.done = synced;
-    fileio_submit(raw->io, &own(r)->op);
+    fileio_submit(raw->file.io, &own(r)->op);
 }
 
 /* --- zeroes and holes ---------------------------------------------------------------------------------- */
 
-static void zeroes_next(struct disk_request *r);
-
-static void zeroes_written(struct fileio_op *op)
+static void zeroed(struct zero_job *job)
 {
-    struct disk_request *r = request_of(op);
+    struct disk_request *r = request_of(&job->op);
 
-    if (op->result)
-        disk_done(r, op->result);
-    else
-        zeroes_next(r);
-}
-
-static void zeroes_next(struct disk_request *r)
-{
-    struct raw_request *o = own(r);
-    unsigned n = 0;
-
-    if (!o->left && (r->flags & DISK_FUA)) {
+    if (!job->op.result && r->op == DISK_WRITE_ZEROES && (r->flags & DISK_FUA))
         sync_start(r);
-        return;
-    }
-    if (!o->left) {
-        disk_done(r, 0);
-        return;
-    }
-    uint64_t offset = r->offset + r->length - o->left;
-    for (; n < ZERO_PIECES && o->left; n++) {
-        o->pieces[n].iov_base = raw_of(r)->zeroes;
-        o->pieces[n].iov_len = o->left < ZERO_BUFFER ? o->left : ZERO_BUFFER;
-        o->left -= o->pieces[n].iov_len;
-    }
-    o->op = (struct fileio_op){.kind = FILEIO_WRITE,
-                               .fd = raw_of(r)->fd,
-                               .iov = o->pieces,
-                               .n_iov = n,
-                               .offset = offset,
-                               .done = zeroes_written};
-    fileio_submit(raw_of(r)->io, &o->op);
-}
-
-static void zeroes_by_writing(struct disk_request *r)
-{
-    own(r)->left = r->length;
-    zeroes_next(r);
-}
-
-static void allocate_start(struct disk_request *r, int mode);
-
-static void allocated(struct fileio_op *op)
-{
-    struct disk_request *r = request_of(op);
-    struct raw *raw = raw_of(r);
-    bool refused = op->result == -EOPNOTSUPP || op->result == -ENOSYS || op->result == -EINVAL;
-
-    if (!refused && !op->result && r->op == DISK_WRITE_ZEROES && (r->flags & DISK_FUA)) {
-        sync_start(r);
-        return;
-    }
-    if (!refused) {
-        disk_done(r, op->result);
-        return;
-    }
-    *(op->flags == MODE_HOLE ? &raw->no_hole : &raw->no_zero) = true;
-    if (r->op == DISK_DISCARD)
-        disk_done(r, 0); /* a wish: nothing is wrong when the space stays in use */
-    else if (op->flags == MODE_ZERO && !raw->no_hole)
-        allocate_start(r, MODE_HOLE);
     else
-        zeroes_by_writing(r);
-}
-
-static void allocate_start(struct disk_request *r, int mode)
-{
-    own(r)->op = (struct fileio_op){.kind = FILEIO_ALLOCATE,
-                                    .fd = raw_of(r)->fd,
-                                    .flags = mode,
-                                    .offset = r->offset,
-                                    .length = r->length,
-                                    .done = allocated};
-    fileio_submit(raw_of(r)->io, &own(r)->op);
+        disk_done(r, job->op.result);
 }
 
 static void zeroes_start(struct disk_request *r)
 {
-    struct raw *raw = raw_of(r);
+    own(r)->zero.done = zeroed;
+    zero_start(&own(r)->zero, &raw_of(r)->file, r->offset, r->length, r->flags & DISK_UNMAP);
+}
 
-    if (!raw->no_hole && ((r->flags & DISK_UNMAP) || raw->no_zero))
-        allocate_start(r, MODE_HOLE);
-    else if (!raw->no_zero)
-        allocate_start(r, MODE_ZERO);
-    else
-        zeroes_by_writing(r);
+static void discard_start(struct disk_request *r)
+{
+    own(r)->zero.done = zeroed;
+    zero_discard(&own(r)->zero, &raw_of(r)->file, r->offset, r->length);
 }
 
 /* --- requests -------------------------------------------------------------------------------------------- */
@@ -178,7 +96,7 @@ static void transferred(struct fileio_op *op)
     struct disk_request *r = request_of(op);
     struct raw *raw = raw_of(r);
 
-    if (op->result && (op->flags & RWF_DSYNC) && !raw->sync_error)
+    if (op->result == -EIO && (op->flags & RWF_DSYNC) && !raw->sync_error) /* others: not written, so not lost */
         raw->sync_error = op->result;
     disk_done(r, op->result);
 }
@@ -188,13 +106,13 @@ static void transfer_start(struct disk_request *r)
     bool durable = r->op == DISK_WRITE && (r->flags & DISK_FUA);
 
     own(r)->op = (struct fileio_op){.kind = r->op == DISK_READ ? FILEIO_READ : FILEIO_WRITE,
-                                    .fd = raw_of(r)->fd,
+                                    .fd = raw_of(r)->file.fd,
                                     .flags = durable ? RWF_DSYNC : 0,
                                     .iov = r->iov,
                                     .n_iov = r->n_iov,
                                     .offset = r->offset,
                                     .done = transferred};
-    fileio_submit(raw_of(r)->io, &own(r)->op);
+    fileio_submit(raw_of(r)->file.io, &own(r)->op);
 }
 
 static void raw_submit(struct disk *d, struct disk_request *r)
@@ -210,20 +128,20 @@ static void raw_submit(struct disk *d, struct disk_request *r)
         zeroes_start(r);
     else if (r->op != DISK_DISCARD)
         transfer_start(r);
-    else if (raw->no_hole)
+    else if (raw->file.no_hole)
         disk_done_later(r, 0);
     else
-        allocate_start(r, MODE_HOLE);
+        discard_start(r);
 }
 
 static void raw_kick(struct disk *d)
 {
-    fileio_kick(((struct raw *)d)->io);
+    fileio_kick(((struct raw *)d)->file.io);
 }
 
 static bool raw_wait(struct disk *d)
 {
-    return fileio_wait(((struct raw *)d)->io);
+    return fileio_wait(((struct raw *)d)->file.io);
 }
 
 static void raw_close(struct disk *d)
@@ -231,10 +149,10 @@ static void raw_close(struct disk *d)
     struct raw *raw = (struct raw *)d;
 
     if (!d->read_only)
-        (void)!fdatasync(raw->fd); /* whoever stops a VM may pull the plug next */
-    fileio_destroy(raw->io);
-    close(raw->fd);
-    free(raw->zeroes);
+        (void)!fdatasync(raw->file.fd); /* whoever stops a VM may pull the plug next */
+    fileio_destroy(raw->file.io);
+    close(raw->file.fd);
+    zero_file_destroy(&raw->file);
     free(raw);
 }
 
@@ -242,14 +160,19 @@ static const struct disk_ops raw_ops = {.submit = raw_submit, .kick = raw_kick, 
 
 /* --- opening ------------------------------------------------------------------------------------------------ */
 
-/* One writer, or any number of readers: the lock belongs to the open file, so it ends with the process however that
- * ends.  File systems without locks go without. */
+/* One writer, or any number of readers.  The lock belongs to the open file, so it ends with the process however that
+ * ends: not at once, though.  After a kill -9 the kernel still finishes what io_uring had begun, and only when the last
+ * write has landed may somebody else write here.  So a lock that is taken is asked for again for a while.  File systems
+ * without locks go without. */
 static int lock(int fd, const struct disk_spec *s, char *err, size_t n)
 {
     struct flock whole = {.l_type = s->read_only ? F_RDLCK : F_WRLCK, .l_whence = SEEK_SET};
 
-    if (fcntl(fd, F_OFD_SETLK, &whole) == 0 || (errno != EAGAIN && errno != EACCES))
-        return 0;
+    for (unsigned i = 0; i < LOCK_TRIES; i++) {
+        if (fcntl(fd, F_OFD_SETLK, &whole) == 0 || (errno != EAGAIN && errno != EACCES))
+            return 0;
+        usleep(LOCK_PAUSE_US);
+    }
     return error_set(err, n, -EBUSY, "disk %s is in use by another virtual machine or program%s", s->path,
                      s->read_only ? ", which may write to it: stop that first"
                                   : ": stop that first, or use an overlay of one's own for each");
@@ -309,6 +232,19 @@ static int check_contents(int fd, const struct disk_spec *s, char *err, size_t n
     return 0;
 }
 
+static int open_io(struct raw *raw, int fd, struct loop *loop)
+{
+    struct fileio *io;
+    int err = fileio_create(&io, loop, FILEIO_AUTO);
+
+    if (err)
+        return err;
+    err = zero_file_init(&raw->file, io, fd);
+    if (err)
+        fileio_destroy(io);
+    return err;
+}
+
 int disk_raw_open(struct disk **out, const struct disk_spec *spec, struct loop *loop, char *err, size_t n)
 {
     uint64_t size = 0;
@@ -319,20 +255,17 @@ int disk_raw_open(struct disk **out, const struct disk_spec *spec, struct loop *
         return fd;
     struct raw *raw = NULL;
     int failed = check_contents(fd, spec, err, n);
-    if (!failed && (!(raw = calloc(1, sizeof *raw)) || !(raw->zeroes = calloc(1, ZERO_BUFFER))))
+    if (!failed && !(raw = calloc(1, sizeof *raw)))
         failed = error_set(err, n, -ENOMEM, "out of memory");
     if (!failed) {
         disk_init(&raw->disk, &raw_ops, spec);
-        raw->fd = fd;
         raw->disk.size = (size + DISK_SECTOR - 1) & ~(uint64_t)(DISK_SECTOR - 1);
         raw->disk.granularity = 4096;
-        failed = fileio_create(&raw->io, loop, FILEIO_AUTO);
+        failed = open_io(raw, fd, loop);
         if (failed)
             error_sys(err, n, failed, "cannot set up input and output for disk %s", spec->path);
     }
     if (failed) {
-        if (raw)
-            free(raw->zeroes);
         free(raw);
         close(fd);
         return failed;

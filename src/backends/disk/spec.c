@@ -9,6 +9,7 @@
 
 const struct disk_format disk_formats[] = {
     {"raw", NULL, NULL, 0, disk_raw_open},
+    {"overlay", "overlay", "GUISEOVL", 8, disk_overlay_open},
     {0},
 };
 

@@ -1,0 +1,37 @@
+/*
+ * Copy-on-write overlays: files of guise's own format (overlay_format.h) over a disk that is only read.  They open as
+ * any disk does (format=overlay, or a name that ends in .overlay); here is what else can be done with them.
+ */
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+
+struct disk;
+struct fileio;
+struct loop;
+struct disk_spec;
+
+/* Makes the file `path`, which must not be there, over the disk that `base` names by words as of disk.h (NULL: over
+ * zeroes).  size 0: the base's; else a multiple of 512, not less.  Nothing is left behind on failure.  Durable on
+ * return. 0, or -errno with one sentence. */
+int disk_overlay_create(const char *path, const char *base, uint64_t size, char *err, size_t n);
+
+/* Makes the disk larger; nobody has it open.  A smaller size is refused. */
+int disk_overlay_grow(const char *path, uint64_t size, char *err, size_t n);
+
+struct disk_overlay_report {
+    uint64_t size, base_size, granules, owned; /* granules of 4096 bytes; those whose contents are here */
+    char base[4096];                           /* path; empty: none */
+    uint64_t bad_sectors;                      /* map sectors with a wrong check sum */
+    uint64_t stray_bits;                       /* bits for granules behind the end */
+    uint64_t missing_bytes;                    /* the file is shorter than its header says by this */
+    int bad_headers;                           /* copies of the header that are not valid: one may be */
+};
+
+/* Looks through the whole map; nobody writes to it meanwhile.  0 when nothing is wrong; -EBADMSG with a sentence and
+ * the report when something is; another -errno with a sentence when it could not be read. */
+int disk_overlay_check(const char *path, struct disk_overlay_report *report, char *err, size_t n);
+
+/* For tests: opens with file operations of one's own, which become the disk's. */
+int overlay_open_with(struct disk **out, const struct disk_spec *spec, struct loop *loop, struct fileio *io, char *err,
+                      size_t n);

@@ -1,0 +1,488 @@
+/* The file of an overlay: making, opening, growing, checking it. */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "backends/disk/disk_int.h"
+#include "backends/disk/overlay.h"
+#include "backends/disk/overlay_int.h"
+#include "base/crc32c.h"
+#include "base/error.h"
+#include "base/file.h"
+#include "host/loop.h"
+
+#define DEPTH_MAX 16u
+#define PRINT_PIECES 16u
+
+/* --- the base ------------------------------------------------------------------------------------------- */
+
+static int print_piece(struct disk *base, uint64_t offset, uint64_t length, uint8_t *buffer, uint32_t *print)
+{
+    if (offset >= base->size)
+        return 0;
+    if (length > base->size - offset)
+        length = base->size - offset;
+    int err = disk_read_now(base, offset, buffer, length);
+    *print = crc32c(*print, buffer, length);
+    return err;
+}
+
+/* Enough of the base to notice another one, or a change of this one: the beginning (partition table, superblocks with
+ * the time of the last write), the end, and some places between. */
+static int fingerprint(struct disk *base, uint32_t *print)
+{
+    const uint64_t piece = 65536;
+    uint8_t *buffer = malloc(piece);
+    int err = buffer ? 0 : -ENOMEM;
+
+    *print = crc32c(0, &base->size, sizeof base->size);
+    if (!err)
+        err = print_piece(base, 0, piece, buffer, print);
+    for (unsigned i = 1; i < PRINT_PIECES && !err; i++)
+        err = print_piece(base, base->size / PRINT_PIECES * i & ~4095ull, 4096, buffer, print);
+    if (!err)
+        err = print_piece(base, (base->size - 1) & ~4095ull, 4096, buffer, print);
+    free(buffer);
+    return err;
+}
+
+static int find_format(const char *name)
+{
+    for (unsigned i = 0; disk_formats[i].name; i++)
+        if (strcmp(disk_formats[i].name, name) == 0)
+            return (int)i;
+    return -EINVAL;
+}
+
+static int open_base(struct overlay *o, struct loop *loop, char *err, size_t n)
+{
+    const struct overlay_header *h = &o->header;
+    struct disk_spec spec = {.read_only = true, .depth = o->disk.spec.depth + 1};
+    uint32_t print = 0;
+    int format = find_format(h->base_format);
+
+    if (!h->base[0])
+        return 0;
+    if (spec.depth > DEPTH_MAX)
+        return error_set(err, n, -ELOOP, "overlay %s lies on more than %u others", h->base, DEPTH_MAX);
+    if (format < 0)
+        return error_set(err, n, format, "overlay %s is damaged: its base has the unknown format '%s'",
+                         o->disk.spec.path, h->base_format);
+    spec.format = (unsigned)format;
+    strcpy(spec.path, h->base);
+    char why[ERROR_SIZE];
+    int failed = disk_open_spec(&o->base, &spec, loop, why, sizeof why);
+    if (failed)
+        return error_set(err, n, failed, "the base of overlay %s: %s", o->disk.spec.path, why);
+    failed = fingerprint(o->base, &print);
+    if (failed)
+        return error_sys(err, n, failed, "cannot read %s, the base of overlay %s", h->base, o->disk.spec.path);
+    if (o->base->size != h->base_size || print != h->base_print)
+        return error_set(
+            err, n, -ESTALE,
+            "%s is not what overlay %s was made over, or has been written to since: bring it back, or make a "
+            "new overlay",
+            h->base, o->disk.spec.path);
+    return 0;
+}
+
+/* --- opening --------------------------------------------------------------------------------------------------- */
+
+static int read_headers(int fd, const char *path, struct overlay_header *h, unsigned *slot, char *err, size_t n)
+{
+    uint8_t bytes[2 * OVERLAY_HEADER] = {0};
+    ssize_t got = pread(fd, bytes, sizeof bytes, 0);
+
+    if (got < 0)
+        return error_sys(err, n, -errno, "cannot read overlay %s", path);
+    const char *why = overlay_header_choose(h, bytes, slot);
+    return why ? error_set(err, n, -EBADMSG, "%s %s", path, why) : 0;
+}
+
+/* Calls fn for each group's map; stops at the first that is not 0. */
+static int each_map(int fd, uint64_t size, int (*fn)(void *opaque, uint64_t group, const uint8_t *sectors),
+                    void *opaque)
+{
+    uint8_t sectors[OVERLAY_SECTORS * OVERLAY_SECTOR];
+    uint64_t groups = overlay_groups(size);
+    int err = 0;
+
+    for (uint64_t group = 0; group < groups && !err; group++) {
+        memset(sectors, 0, sizeof sectors);
+        if (pread(fd, sectors, sizeof sectors, (off_t)overlay_map_offset(group * OVERLAY_SECTORS)) < 0)
+            err = -errno;
+        else
+            err = fn(opaque, group, sectors);
+    }
+    return err;
+}
+
+static int load_map(void *opaque, uint64_t group, const uint8_t *sectors)
+{
+    static const uint8_t empty[OVERLAY_SECTORS * OVERLAY_SECTOR];
+    struct overlay *o = opaque;
+
+    if (memcmp(sectors, empty, sizeof empty) == 0)
+        return 0; /* most are: not touched, so not in memory either */
+    for (unsigned i = 0; i < OVERLAY_SECTORS; i++)
+        if (!overlay_sector_ok(sectors + i * OVERLAY_SECTOR, o->header.id, (uint32_t)(group * OVERLAY_SECTORS + i)))
+            return -EBADMSG;
+    memcpy(o->map + group * sizeof empty, sectors, sizeof empty);
+    return 0;
+}
+
+static int check_length(int fd, const struct overlay_header *h, uint64_t *missing)
+{
+    struct stat st;
+    uint64_t length = overlay_file_size(h->size);
+
+    if (fstat(fd, &st))
+        return -errno;
+    *missing = (uint64_t)st.st_size < length ? length - (uint64_t)st.st_size : 0;
+    return 0;
+}
+
+static int open_map(struct overlay *o, char *err, size_t n)
+{
+    const char *path = o->disk.spec.path;
+    uint64_t missing;
+    int failed = check_length(o->file.fd, &o->header, &missing);
+
+    if (!failed && missing)
+        return error_set(err, n, -EBADMSG, "overlay %s is damaged: its end is missing (%llu bytes)", path,
+                         (unsigned long long)missing);
+    o->n_sectors = (uint32_t)(overlay_groups(o->header.size) * OVERLAY_SECTORS);
+    o->map = calloc(o->n_sectors, OVERLAY_SECTOR);
+    o->dirty = calloc(o->n_sectors, 1);
+    o->dirty_list = calloc(o->n_sectors, sizeof *o->dirty_list);
+    o->flush = calloc(1, sizeof *o->flush);
+    if (!o->map || !o->dirty || !o->dirty_list || !o->flush)
+        return error_set(err, n, -ENOMEM, "out of memory for the map of overlay %s", path);
+    o->flush->waiting_end = &o->flush->waiting;
+    o->waiting_end = &o->waiting;
+    if (!failed)
+        failed = each_map(o->file.fd, o->header.size, load_map, o);
+    if (failed == -EBADMSG)
+        return error_set(err, n, failed,
+                         "overlay %s is damaged: a check sum in its map is wrong (guise disk check says more)", path);
+    return failed ? error_sys(err, n, failed, "cannot read the map of overlay %s", path) : 0;
+}
+
+void overlay_free(struct overlay *o)
+{
+    disk_close(o->base);
+    fileio_destroy(o->file.io);
+    zero_file_destroy(&o->file);
+    if (o->file.fd >= 0)
+        close(o->file.fd);
+    free(o->map);
+    free(o->dirty);
+    free(o->dirty_list);
+    free(o->flush);
+    free(o);
+}
+
+static int open_file(struct overlay *o, char *err, size_t n)
+{
+    uint64_t size;
+    unsigned slot;
+    bool block;
+    int fd = disk_file_open(&o->disk.spec, &size, &block, err, n);
+
+    if (fd < 0)
+        return fd;
+    o->file.fd = fd;
+    /* The one before may have been killed: what of it is only in the page cache, data and bits, is made to last before
+     * it is taken for granted. */
+    if (!block && !o->disk.read_only && fdatasync(fd))
+        return error_sys(err, n, -errno, "cannot write to overlay %s", o->disk.spec.path);
+    if (block)
+        return error_set(err, n, -EINVAL, "overlay %s is a block device: an overlay is a file", o->disk.spec.path);
+    return read_headers(fd, o->disk.spec.path, &o->header, &slot, err, n);
+}
+
+int overlay_open_with(struct disk **out, const struct disk_spec *spec, struct loop *loop, struct fileio *io, char *err,
+                      size_t n)
+{
+    struct overlay *o = calloc(1, sizeof *o);
+
+    if (!o) {
+        fileio_destroy(io);
+        return error_set(err, n, -ENOMEM, "out of memory");
+    }
+    disk_init(&o->disk, &overlay_ops, spec);
+    int failed = zero_file_init(&o->file, io, -1);
+    if (failed)
+        error_set(err, n, failed, "out of memory");
+    else
+        failed = open_file(o, err, n);
+    if (!failed)
+        failed = open_map(o, err, n);
+    if (!failed)
+        failed = open_base(o, loop, err, n);
+    if (failed) {
+        overlay_free(o);
+        return failed;
+    }
+    o->disk.size = o->header.size;
+    o->disk.granularity = OVERLAY_GRANULE;
+    *out = &o->disk;
+    return 0;
+}
+
+int disk_overlay_open(struct disk **out, const struct disk_spec *spec, struct loop *loop, char *err, size_t n)
+{
+    struct fileio *io;
+    int failed = fileio_create(&io, loop, FILEIO_AUTO);
+
+    if (failed)
+        return error_sys(err, n, failed, "cannot set up input and output for disk %s", spec->path);
+    return overlay_open_with(out, spec, loop, io, err, n);
+}
+
+/* --- making ---------------------------------------------------------------------------------------------------------
+ */
+
+static int write_header(int fd, const struct overlay_header *h, unsigned slot)
+{
+    uint8_t bytes[OVERLAY_HEADER];
+
+    overlay_header_encode(h, bytes);
+    ssize_t done = pwrite(fd, bytes, sizeof bytes, slot * OVERLAY_HEADER);
+    return done < 0 ? -errno : done != sizeof bytes ? -EIO : 0;
+}
+
+/* The base by words, looked at and closed again: its full path, format, size and fingerprint. */
+static int describe_base(struct overlay_header *h, const char *words, struct loop *loop, char *err, size_t n)
+{
+    struct disk_spec spec;
+    struct disk *base;
+    int failed = disk_parse(words, &spec, err, n);
+
+    if (failed)
+        return failed;
+    spec.read_only = true;
+    failed = disk_open_spec(&base, &spec, loop, err, n);
+    if (failed)
+        return failed;
+    char *full = realpath(spec.path, NULL); /* what is no path on this host, such as a URI, stays as it is */
+    const char *path = full ? full : spec.path;
+    h->base_size = base->size;
+    snprintf(h->base_format, sizeof h->base_format, "%s", disk_formats[spec.format].name);
+    if (strlen(path) >= sizeof h->base) {
+        failed = error_set(err, n, -ENAMETOOLONG, "the path of the base, %s, is too long", path);
+    } else {
+        strcpy(h->base, path);
+        failed = fingerprint(base, &h->base_print);
+        if (failed)
+            error_sys(err, n, failed, "cannot read %s", path);
+    }
+    free(full);
+    disk_close(base);
+    return failed;
+}
+
+static int choose_size(struct overlay_header *h, uint64_t size, char *err, size_t n)
+{
+    h->size = size ? size : h->base_size;
+    if (!h->size)
+        return error_set(err, n, -EINVAL, "an overlay without a base needs a size");
+    if (h->size % DISK_SECTOR || h->size > OVERLAY_SIZE_MAX)
+        return error_set(err, n, -EINVAL, "a disk's size is a multiple of %u and at most %llu TiB", DISK_SECTOR,
+                         OVERLAY_SIZE_MAX >> 40);
+    if (h->size < h->base_size)
+        return error_set(err, n, -EINVAL, "an overlay is at least as large as its base, which has %llu bytes",
+                         (unsigned long long)h->base_size);
+    return 0;
+}
+
+static int write_file(const char *path, const struct overlay_header *h, char *err, size_t n)
+{
+    int fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+
+    if (fd < 0)
+        return error_sys(err, n, -errno, "cannot make overlay %s", path);
+    int failed = write_header(fd, h, 0);
+    if (!failed && ftruncate(fd, (off_t)overlay_file_size(h->size)))
+        failed = -errno;
+    if (!failed && fsync(fd))
+        failed = -errno;
+    if (close(fd) && !failed)
+        failed = -errno;
+    if (!failed)
+        failed = file_sync_directory(path);
+    if (failed) {
+        unlink(path);
+        return error_sys(err, n, failed, "cannot write overlay %s", path);
+    }
+    return 0;
+}
+
+int disk_overlay_create(const char *path, const char *base, uint64_t size, char *err, size_t n)
+{
+    pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+    struct overlay_header *h = calloc(1, sizeof *h);
+    struct loop *loop = NULL;
+    int failed = h ? loop_create(&loop, &lock) : -ENOMEM;
+
+    if (failed) {
+        error_sys(err, n, failed, "cannot make overlay %s", path);
+    } else if (getrandom(h->id, sizeof h->id, 0) != sizeof h->id) {
+        failed = error_sys(err, n, -errno, "cannot make overlay %s: no random numbers", path);
+    } else {
+        h->generation = 1;
+        if (base)
+            failed = describe_base(h, base, loop, err, n);
+        if (!failed)
+            failed = choose_size(h, size, err, n);
+        if (!failed)
+            failed = write_file(path, h, err, n);
+    }
+    loop_destroy(loop);
+    free(h);
+    return failed;
+}
+
+/* --- growing and checking
+ * ---------------------------------------------------------------------------------------------- */
+
+static int open_plain(const char *path, bool read_only, struct overlay_header *h, unsigned *slot, char *err, size_t n)
+{
+    struct disk_spec *spec = calloc(1, sizeof *spec);
+    uint64_t size;
+    bool block;
+
+    if (!spec)
+        return error_set(err, n, -ENOMEM, "out of memory");
+    spec->read_only = read_only;
+    snprintf(spec->path, sizeof spec->path, "%s", path);
+    int fd = disk_file_open(spec, &size, &block, err, n);
+    free(spec);
+    if (fd < 0)
+        return fd;
+    int failed = read_headers(fd, path, h, slot, err, n);
+    if (failed) {
+        close(fd);
+        return failed;
+    }
+    return fd;
+}
+
+/* The longer file first, then the header that speaks of it. */
+static int grow(int fd, struct overlay_header *h, unsigned slot, uint64_t size)
+{
+    struct stat st;
+    uint64_t length = overlay_file_size(size);
+
+    if (fstat(fd, &st))
+        return -errno;
+    if ((uint64_t)st.st_size < length && ftruncate(fd, (off_t)length))
+        return -errno;
+    if (fsync(fd))
+        return -errno;
+    h->size = size;
+    h->generation++;
+    int err = write_header(fd, h, !slot);
+    return err ? err : fsync(fd) ? -errno : 0;
+}
+
+int disk_overlay_grow(const char *path, uint64_t size, char *err, size_t n)
+{
+    struct overlay_header *h = calloc(1, sizeof *h);
+    unsigned slot;
+
+    if (!h)
+        return error_set(err, n, -ENOMEM, "out of memory");
+    int fd = open_plain(path, false, h, &slot, err, n), failed = fd < 0 ? fd : 0;
+    if (!failed && size < h->size)
+        failed = error_set(err, n, -EINVAL, "overlay %s has %llu bytes already: it can only grow", path,
+                           (unsigned long long)h->size);
+    if (!failed && (size % DISK_SECTOR || size > OVERLAY_SIZE_MAX))
+        failed = error_set(err, n, -EINVAL, "a disk's size is a multiple of %u and at most %llu TiB", DISK_SECTOR,
+                           OVERLAY_SIZE_MAX >> 40);
+    if (!failed && size > h->size && (failed = grow(fd, h, slot, size)))
+        error_sys(err, n, failed, "cannot make overlay %s larger", path);
+    if (fd >= 0)
+        close(fd);
+    free(h);
+    return failed;
+}
+
+struct check {
+    const struct overlay_header *header;
+    struct disk_overlay_report *report;
+};
+
+static int check_map(void *opaque, uint64_t group, const uint8_t *sectors)
+{
+    struct check *c = opaque;
+    struct disk_overlay_report *report = c->report;
+
+    for (uint64_t i = 0; i < OVERLAY_SECTORS; i++) {
+        const uint8_t *sector = sectors + i * OVERLAY_SECTOR;
+        uint64_t number = group * OVERLAY_SECTORS + i, first = number * OVERLAY_SECTOR_BITS;
+        if (!overlay_sector_ok(sector, c->header->id, (uint32_t)number)) {
+            report->bad_sectors++;
+            continue;
+        }
+        for (unsigned bit = 0; bit < OVERLAY_SECTOR_BITS; bit++)
+            if (sector[8 + bit / 8] >> bit % 8 & 1)
+                *(first + bit < report->granules ? &report->owned : &report->stray_bits) += 1;
+    }
+    return 0;
+}
+
+static int check_open(int fd, const char *path, const struct overlay_header *h, struct disk_overlay_report *r,
+                      char *err, size_t n)
+{
+    uint8_t bytes[2 * OVERLAY_HEADER] = {0};
+    struct overlay_header *other = malloc(sizeof *other);
+    struct check check = {h, r};
+
+    if (!other)
+        return error_set(err, n, -ENOMEM, "out of memory");
+    r->size = h->size;
+    r->base_size = h->base_size;
+    r->granules = overlay_granules(h->size);
+    snprintf(r->base, sizeof r->base, "%s", h->base);
+    int failed = pread(fd, bytes, sizeof bytes, 0) < 0 ? -errno : 0;
+    for (unsigned i = 0; i < 2; i++)
+        r->bad_headers += overlay_header_decode(other, bytes + i * OVERLAY_HEADER) != NULL;
+    free(other);
+    if (!failed)
+        failed = check_length(fd, h, &r->missing_bytes);
+    if (!failed)
+        failed = each_map(fd, h->size, check_map, &check);
+    if (failed)
+        return error_sys(err, n, failed, "cannot read overlay %s", path);
+    if (r->missing_bytes || r->bad_sectors || r->stray_bits)
+        return error_set(
+            err, n, -EBADMSG,
+            "overlay %s is damaged: %llu map sectors have a wrong check sum, %llu bits speak of what is behind "
+            "the end, %llu bytes are missing at its end",
+            path, (unsigned long long)r->bad_sectors, (unsigned long long)r->stray_bits,
+            (unsigned long long)r->missing_bytes);
+    return 0;
+}
+
+int disk_overlay_check(const char *path, struct disk_overlay_report *report, char *err, size_t n)
+{
+    struct overlay_header *h = calloc(1, sizeof *h);
+    unsigned slot;
+
+    memset(report, 0, sizeof *report);
+    if (!h)
+        return error_set(err, n, -ENOMEM, "out of memory");
+    int fd = open_plain(path, true, h, &slot, err, n), failed = fd < 0 ? fd : 0;
+    if (!failed) {
+        failed = check_open(fd, path, h, report, err, n);
+        close(fd);
+    }
+    free(h);
+    return failed;
+}

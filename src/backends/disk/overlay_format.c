@@ -1,0 +1,124 @@
+#include "backends/disk/overlay_format.h"
+
+#include <endian.h>
+#include <string.h>
+
+#include "backends/disk.h"
+#include "base/crc32c.h"
+
+enum {
+    AT_VERSION = 8,
+    AT_CRC = 12,
+    AT_GENERATION = 16,
+    AT_SIZE = 24,
+    AT_BASE_SIZE = 32,
+    AT_PRINT = 40,
+    AT_ID = 48,
+    AT_FORMAT = 64,
+    AT_BASE = 80,
+};
+#define VERSION 1u
+
+static void put32(uint8_t *p, uint32_t v)
+{
+    v = htole32(v);
+    memcpy(p, &v, sizeof v);
+}
+static void put64(uint8_t *p, uint64_t v)
+{
+    v = htole64(v);
+    memcpy(p, &v, sizeof v);
+}
+static uint32_t get32(const uint8_t *p)
+{
+    uint32_t v;
+    memcpy(&v, p, sizeof v);
+    return le32toh(v);
+}
+static uint64_t get64(const uint8_t *p)
+{
+    uint64_t v;
+    memcpy(&v, p, sizeof v);
+    return le64toh(v);
+}
+
+static uint32_t header_crc(const uint8_t *bytes)
+{
+    static const uint8_t zero[4];
+    uint32_t crc = crc32c(0, bytes, AT_CRC);
+
+    crc = crc32c(crc, zero, sizeof zero);
+    return crc32c(crc, bytes + AT_GENERATION, OVERLAY_HEADER - AT_GENERATION);
+}
+
+void overlay_header_encode(const struct overlay_header *h, uint8_t *bytes)
+{
+    memset(bytes, 0, OVERLAY_HEADER);
+    memcpy(bytes, OVERLAY_MAGIC, 8);
+    put32(bytes + AT_VERSION, VERSION);
+    put64(bytes + AT_GENERATION, h->generation);
+    put64(bytes + AT_SIZE, h->size);
+    put64(bytes + AT_BASE_SIZE, h->base_size);
+    put32(bytes + AT_PRINT, h->base_print);
+    memcpy(bytes + AT_ID, h->id, OVERLAY_ID);
+    memcpy(bytes + AT_FORMAT, h->base_format, sizeof h->base_format);
+    memcpy(bytes + AT_BASE, h->base, sizeof h->base);
+    put32(bytes + AT_CRC, header_crc(bytes));
+}
+
+const char *overlay_header_decode(struct overlay_header *h, const uint8_t *bytes)
+{
+    if (memcmp(bytes, OVERLAY_MAGIC, 8) != 0)
+        return "is no overlay of guise";
+    if (get32(bytes + AT_CRC) != header_crc(bytes))
+        return "is damaged: its header's check sum is wrong";
+    if (get32(bytes + AT_VERSION) != VERSION)
+        return "was made by a newer guise: use that";
+    h->generation = get64(bytes + AT_GENERATION);
+    h->size = get64(bytes + AT_SIZE);
+    h->base_size = get64(bytes + AT_BASE_SIZE);
+    h->base_print = get32(bytes + AT_PRINT);
+    memcpy(h->id, bytes + AT_ID, OVERLAY_ID);
+    memcpy(h->base_format, bytes + AT_FORMAT, sizeof h->base_format);
+    memcpy(h->base, bytes + AT_BASE, sizeof h->base);
+    /* From here on a right check sum over wrong contents: somebody made it so. */
+    if (!h->size || h->size % DISK_SECTOR || h->size > OVERLAY_SIZE_MAX || h->base_size > h->size ||
+        h->base_size % DISK_SECTOR || h->base_format[sizeof h->base_format - 1] || h->base[sizeof h->base - 1] ||
+        (!h->base[0] && h->base_size))
+        return "is damaged: its header says what cannot be";
+    return NULL;
+}
+
+const char *overlay_header_choose(struct overlay_header *h, const uint8_t *bytes, unsigned *slot)
+{
+    struct overlay_header second;
+    const char *why = overlay_header_decode(h, bytes), *other = overlay_header_decode(&second, bytes + OVERLAY_HEADER);
+
+    *slot = 0;
+    if (!other && (why || second.generation > h->generation)) {
+        *h = second;
+        *slot = 1;
+        return NULL;
+    }
+    return why;
+}
+
+static uint32_t sector_crc(const uint8_t *sector, const uint8_t id[OVERLAY_ID])
+{
+    return crc32c(crc32c(0, id, OVERLAY_ID), sector + 4, OVERLAY_SECTOR - 4);
+}
+
+void overlay_sector_seal(uint8_t *sector, const uint8_t id[OVERLAY_ID], uint32_t number)
+{
+    put32(sector + 4, number);
+    put32(sector, sector_crc(sector, id));
+}
+
+bool overlay_sector_ok(const uint8_t *sector, const uint8_t id[OVERLAY_ID], uint32_t number)
+{
+    static const uint8_t empty[OVERLAY_SECTOR];
+
+    if (memcmp(sector, empty, OVERLAY_SECTOR) == 0)
+        return true;
+    return get32(sector + 4) == number && get32(sector) == sector_crc(sector, id);
+}

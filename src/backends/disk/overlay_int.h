@@ -1,0 +1,72 @@
+/* Inside the overlay: overlay_file.c (opening, creating), overlay.c (requests), overlay_flush.c. */
+#pragma once
+#include "backends/disk.h"
+#include "backends/disk/overlay_format.h"
+#include "backends/disk/zero.h"
+
+#define FLUSH_SECTORS 256u /* map sectors that one round of a flush writes: those of 4 GiB of data */
+
+/* A write, or the whole granules of a WRITE_ZEROES, while it is at work. */
+struct overlay_write {
+    struct overlay_write *next, **link;
+    uint64_t first, last; /* granules */
+    bool exclusive;       /* fills up a granule from the base: no other write may touch it meanwhile */
+};
+
+struct overlay_flush {
+    struct disk_request *waiting, **waiting_end; /* came after the one that runs had begun */
+    struct disk_request *current;
+    bool running;
+    bool written;                    /* something was written since the last one began */
+    uint32_t left;                   /* dirty map sectors that this one has still to write */
+    uint32_t n;                      /* of them in this round: */
+    uint32_t numbers[FLUSH_SECTORS]; /* which, in ascending order */
+    uint8_t sectors[FLUSH_SECTORS][OVERLAY_SECTOR];
+    unsigned writes; /* at work */
+    int result;
+    struct fileio_op sync, write[FLUSH_SECTORS];
+    struct iovec iov[FLUSH_SECTORS];
+};
+
+struct overlay {
+    struct disk disk;
+    struct overlay_header header;
+    struct zero_file file;
+    struct disk *base; /* NULL: zeroes */
+    uint8_t *map;      /* all map sectors, as in the file but for their check sums */
+    uint32_t n_sectors;
+    /* Map sectors that differ from the file's: a byte each, and their numbers in the order of changing. */
+    uint8_t *dirty;
+    uint32_t *dirty_list, n_dirty;
+    struct overlay_write *writes;                 /* at work */
+    struct overlay_write *waiting, **waiting_end; /* for one that they overlap with */
+    unsigned n_exclusive;
+    bool submitting; /* inside submit: nothing may be done yet */
+    int sync_error;  /* a flush has failed: from then on all do */
+    struct overlay_flush *flush;
+};
+
+static inline bool overlay_owned(const struct overlay *o, uint64_t granule)
+{
+    const uint8_t *sector = o->map + granule / OVERLAY_SECTOR_BITS * OVERLAY_SECTOR;
+    unsigned bit = (unsigned)(granule % OVERLAY_SECTOR_BITS);
+    return sector[8 + bit / 8] >> bit % 8 & 1;
+}
+
+/* Notes that granules [first, last] are in the file (overlay_flush.c). */
+void overlay_own(struct overlay *o, uint64_t first, uint64_t last);
+/* Ends a request, now or, inside submit, a little later. */
+static inline void overlay_finish(struct overlay *o, struct disk_request *r, int result)
+{
+    if (o->submitting)
+        disk_done_later(r, result);
+    else
+        disk_done(r, result);
+}
+
+extern const struct disk_ops overlay_ops;
+void overlay_free(struct overlay *o); /* overlay_file.c */
+
+/* r, a FLUSH or a write with FUA whose data is written, is done when all that was written before is on stable storage
+ * (overlay_flush.c). */
+void overlay_flush_add(struct overlay *o, struct disk_request *r);
