@@ -1,0 +1,119 @@
+/* What cloud-init is told, as text. */
+#include "image/seed.h"
+
+#include <errno.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/error.h"
+
+/* A text as a YAML string in double quotes (YAML 1.2, 7.3.1): only what could end it is escaped. */
+static void put_quoted(FILE *out, const char *text)
+{
+    fputc('"', out);
+    for (; *text; text++) {
+        unsigned char c = (unsigned char)*text;
+        if (c == '"' || c == '\\')
+            fputc('\\', out);
+        if (c < 0x20 || c == 0x7f)
+            fprintf(out, "\\x%02x", c);
+        else
+            fputc(c, out);
+    }
+    fputc('"', out);
+}
+
+static void put_keys(FILE *out, const struct seed *s, const char *indent)
+{
+    fprintf(out, "%sssh_authorized_keys:\n", indent);
+    for (unsigned i = 0; i < s->n_keys; i++) {
+        fprintf(out, "%s  - ", indent);
+        put_quoted(out, s->keys[i]);
+        fputc('\n', out);
+    }
+}
+
+/* One kind of host key, since each takes a second to make under emulation; a locale that every schema takes. */
+char *seed_user_data(const struct seed *s)
+{
+    char *text = NULL;
+    size_t len;
+    FILE *out = open_memstream(&text, &len);
+
+    if (!out)
+        return NULL;
+    fputs("#cloud-config\nssh_pwauth: false\ndisable_root: false\nssh_genkeytypes: [ed25519]\nlocale: C.UTF-8\n", out);
+    if (s->n_keys) {
+        fputs("users:\n  - default\n  - name: root\n    lock_passwd: true\n", out);
+        put_keys(out, s, "    ");
+        put_keys(out, s, "");
+    }
+    return fclose(out) ? NULL : text;
+}
+
+char *seed_meta_data(const struct seed *s)
+{
+    char *text = NULL;
+    size_t len;
+    FILE *out = open_memstream(&text, &len);
+
+    if (!out)
+        return NULL;
+    fputs("instance-id: ", out);
+    put_quoted(out, s->instance);
+    if (s->hostname) {
+        fputs("\nlocal-hostname: ", out);
+        put_quoted(out, s->hostname);
+    }
+    fputc('\n', out);
+    return fclose(out) ? NULL : text;
+}
+
+static bool is_line(const char *text)
+{
+    return *text && !strpbrk(text, "\r\n") && strlen(text) < 16384;
+}
+
+static int check(const struct seed *s, char *err, size_t n)
+{
+    if (!s->instance || !is_line(s->instance))
+        return error_set(err, n, -EINVAL, "a seed for cloud-init needs the name of an instance");
+    if (s->hostname &&
+        (!*s->hostname || strlen(s->hostname) > 63 ||
+         strspn(s->hostname, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-") != strlen(s->hostname)))
+        return error_set(err, n, -EINVAL, "'%s' cannot be the name of a host", s->hostname);
+    if (s->n_keys > SEED_KEYS_MAX)
+        return error_set(err, n, -EINVAL, "more than %d ssh keys are given", SEED_KEYS_MAX);
+    for (unsigned i = 0; i < s->n_keys; i++)
+        if (!is_line(s->keys[i]))
+            return error_set(err, n, -EINVAL, "an ssh key is one line: '%.40s' is none", s->keys[i]);
+    if ((s->user_data && strlen(s->user_data) > SEED_TEXT_MAX) ||
+        (s->network_config && strlen(s->network_config) > SEED_TEXT_MAX))
+        return error_set(err, n, -EFBIG, "a file for cloud-init has at most %u KiB", SEED_TEXT_MAX >> 10);
+    return 0;
+}
+
+int seed_write(int fd, const struct seed *s, char *err, size_t n)
+{
+    int failed = check(s, err, n);
+
+    if (failed)
+        return failed;
+    char *made = s->user_data ? NULL : seed_user_data(s), *meta = seed_meta_data(s);
+    const char *user = s->user_data ? s->user_data : made;
+    if (user && meta) {
+        const struct seed_file files[] = {
+            {"user-data", user, strlen(user)},
+            {"meta-data", meta, strlen(meta)},
+            {"network-config", s->network_config, s->network_config ? strlen(s->network_config) : 0},
+        };
+        failed = fat_write(fd, "CIDATA     ", files, s->network_config ? 3 : 2, err, n);
+    } else {
+        failed = error_sys(err, n, -ENOMEM, "cannot make the seed for cloud-init");
+    }
+    free(made);
+    free(meta);
+    return failed;
+}
