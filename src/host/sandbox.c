@@ -199,6 +199,19 @@ static int filter_calls(struct sandbox *s, enum sandbox_role role)
     return err;
 }
 
+int sandbox_calls(enum sandbox_role role, char *err, size_t n)
+{
+    struct sandbox s = {0};
+    int failed = sandbox_compile(role, &s.filters[role]);
+
+    warm_up();
+    limit_all();
+    if (!failed)
+        failed = filter_calls(&s, role);
+    free(s.filters[role].filter);
+    return failed ? error_sys(err, n, failed, "cannot give up system calls") : 0;
+}
+
 int sandbox_thread(const struct sandbox *s, enum sandbox_role role)
 {
     sigset_t set;

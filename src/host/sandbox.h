@@ -75,6 +75,10 @@ struct sandbox;
  * have is left out, see sandbox_missing.  out may be NULL. */
 int sandbox_enter(const struct sandbox_spec *spec, struct sandbox **out, char *err, size_t n);
 
+/* The list of system calls alone, for a helper that has its own ways with names and users: the calling thread and all
+ * others, and the limits.  It has no_new_privs already.  0 (also where the kernel has no filters), or -errno with one sentence. */
+int sandbox_calls(enum sandbox_role role, char *err, size_t n);
+
 /* A thread that begins (or learns that there is a sandbox now) takes its own, shorter, list.  s NULL: nothing happens.
  * 0 or -errno. */
 int sandbox_thread(const struct sandbox *s, enum sandbox_role role);

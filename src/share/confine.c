@@ -8,6 +8,7 @@
  *             and no other capability.
  *   always    gaining privileges by executing anything (no_new_privs)
  *   always    all files but those below the directory (landlock, where the kernel has it)
+ *   always    all system calls but those of a file server (host/sandbox_calls.c)
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -27,6 +28,7 @@
 #include <unistd.h>
 
 #include "base/error.h"
+#include "host/sandbox.h"
 #include "share/server_int.h"
 
 /* --- mounts -------------------------------------------------------------------------------------------------- */
@@ -163,5 +165,7 @@ int confine(int *root_fd, bool read_only, bool cross_mounts, char *err, size_t n
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
         return error_sys(err, n, -errno, "the file server cannot give up gaining privileges");
     r = landlock(*root_fd, read_only);
-    return r ? error_sys(err, n, r, "the file server cannot confine itself to the shared directory") : 0;
+    if (r)
+        return error_sys(err, n, r, "the file server cannot confine itself to the shared directory");
+    return sandbox_calls(SANDBOX_SHARE, err, n);
 }
