@@ -33,8 +33,8 @@ int loop_fd_add(struct loop *loop, int fd, uint32_t events, void (*fn)(void *opa
 int loop_fd_mod(struct loop *loop, int fd, uint32_t events);
 void loop_fd_del(struct loop *loop, int fd);
 
-/* The sandbox that the process has entered (host/sandbox.h), for threads that were there before: each takes its own list of
- * system calls before it works on.  Any thread; NULL before. */
+/* The sandbox that the process has entered (host/sandbox.h), for threads that were there before: each takes its own
+ * list of system calls before it works on.  Any thread; NULL before. */
 void loop_set_sandbox(struct loop *loop, const struct sandbox *sandbox);
 const struct sandbox *loop_sandbox(struct loop *loop);
 

@@ -125,11 +125,13 @@ static bool become(uid_t user)
 }
 
 /* A change of the user takes back the wish to die with the parent. */
-static int drop_user(struct sandbox *s, bool keep)
+static int drop_user(struct sandbox *s, bool keep, uint64_t capabilities)
 {
     int death = 0;
 
     prctl(PR_GET_PDEATHSIG, &death);
+    if (capabilities)
+        prctl(PR_SET_KEEPCAPS, 1);
     if (geteuid() == 0 && !keep && !SANDBOX_SANITIZER && !SANDBOX_COVERAGE && !become(USER_BASE + (uid_t)getpid()))
         become(NOBODY); /* a container may know these only */
     if (death)
@@ -242,7 +244,7 @@ static int enter(struct sandbox *s, const struct sandbox_spec *spec)
         s->done |= 1u << SANDBOX_ROOT_DIRECTORY;
     err = restrict_names(s, spec);
     if (!err)
-        err = drop_user(s, spec->keep_user);
+        err = drop_user(s, spec->keep_user, spec->capabilities);
     if (!err)
         err = drop_capabilities(s, spec->capabilities);
     erase_environment();

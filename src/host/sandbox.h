@@ -30,7 +30,8 @@ enum sandbox_role {
     SANDBOX_WRITER, /* writes what a console prints */
     /* Helper processes. */
     SANDBOX_KEEPER, /* host/keeper.h */
-    SANDBOX_NET,    /* a network stack: sockets of all kinds */
+    SANDBOX_NET,    /* a user-mode network stack: sockets of the Internet */
+    SANDBOX_SWITCH, /* a switch among VMs: a Unix socket, who makes it and who joins */
     SANDBOX_SHARE,  /* a file server: files below directories that are open */
     SANDBOX_ROLES,
 };
@@ -76,7 +77,8 @@ struct sandbox;
 int sandbox_enter(const struct sandbox_spec *spec, struct sandbox **out, char *err, size_t n);
 
 /* The list of system calls alone, for a helper that has its own ways with names and users: the calling thread and all
- * others, and the limits.  It has no_new_privs already.  0 (also where the kernel has no filters), or -errno with one sentence. */
+ * others, and the limits.  It has no_new_privs already.  0 (also where the kernel has no filters), or -errno with one
+ * sentence. */
 int sandbox_calls(enum sandbox_role role, char *err, size_t n);
 
 /* A thread that begins (or learns that there is a sandbox now) takes its own, shorter, list.  s NULL: nothing happens.

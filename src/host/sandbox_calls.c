@@ -11,6 +11,7 @@
 #include <asm/prctl.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/if_tun.h>
 #include <linux/kvm.h>
 #include <linux/seccomp.h>
 #include <sched.h>
@@ -35,8 +36,9 @@
 #define WRITER BIT(WRITER)
 #define KEEPER BIT(KEEPER)
 #define NET BIT(NET)
+#define SWITCH BIT(SWITCH)
 #define SHARE BIT(SHARE)
-#define HELPERS (KEEPER | NET | SHARE)
+#define HELPERS (KEEPER | NET | SWITCH | SHARE)
 #define PROCESS (VM | HELPERS)
 #define ANY ((1u << SANDBOX_ROLES) - 1)
 
@@ -156,7 +158,7 @@ static const struct call calls[] = {
     {SYS(sendto), VM | VCPU | HELPERS, "vsock, control socket, network frames"},
     {SYS(sendmsg), VM | VCPU | HELPERS, "the same; what the keeper hands over"},
     {SYS(sendmmsg), VM | VCPU | NET, "network frames"},
-    {SYS(accept4), VM | NET, "clients of control socket, vsock, consoles, forwarded ports"},
+    {SYS(accept4), VM | NET | SWITCH, "clients of control socket, vsock, consoles, forwarded ports"},
     {SYS(getsockopt), VM | NET, "who a client is; whether a descriptor is a stream"},
     {SYS(socketpair), VM, "the agent's connection within guise", {ARG_IS(0, AF_UNIX)}},
 
@@ -247,6 +249,34 @@ static const struct call calls[] = {
     {SYS(fcntl), SHARE, "locks", {ARG_IS(1, F_OFD_GETLK)}},
     {SYS(fcntl), SHARE, "locks", {ARG_IS(1, F_OFD_SETLKW)}},
     {SYS(dup), SHARE, "directories that are open"},
+
+    {SYS(ioctl), VM | VCPU, "what a tap interface may leave undone, when a driver says so", {ARG_IS(1, TUNSETOFFLOAD)}},
+
+    /* --- networks --- */
+    {SYS(socket), NET, "the guest's connections", {ARG_IS(0, AF_INET)}},
+    {SYS(socket), NET, "the guest's connections", {ARG_IS(0, AF_INET6)}},
+    {SYS(connect), NET, "the same; there are no sockets of other kinds"},
+    {SYS(bind), NET, "published ports, UDP"},
+    {SYS(listen), NET, "published ports"},
+    {SYS(accept), NET, "published ports"},
+    {SYS(getsockname), NET, "published ports that were chosen"},
+    {SYS(getpeername), NET, "who connects to a published port"},
+    {SYS(setsockopt), NET | SWITCH, "reuse of addresses, urgent data, sizes of buffers"},
+    {SYS(ioctl), NET, "how much waits", {ARG_IS(1, FIONREAD)}},
+    {SYS(ioctl), NET, "non-blocking", {ARG_IS(1, FIONBIO)}},
+    {SYS(openat), NET, "/etc/resolv.conf: landlock has no other file", {ARG_HAS(2, O_ACCMODE | O_CREAT, O_RDONLY)}},
+    {SYS(newfstatat), NET, "whether it has changed"},
+    {SYS(socket), SWITCH, "the switch's socket", {ARG_IS(0, AF_UNIX)}},
+    {SYS(connect), SWITCH, "to the hub"},
+    {SYS(bind), SWITCH, "as the hub"},
+    {SYS(listen), SWITCH, "as the hub"},
+    {SYS(umask), SWITCH, "the socket is its user's"},
+    {SYS(openat), SWITCH, "its directory, to lock it", {ARG_HAS(2, O_ACCMODE | O_CREAT, O_RDONLY)}},
+    {SYS(newfstatat), SWITCH, "whether there is a socket"},
+    {SYS(lstat), SWITCH, "the same"},
+    {SYS(flock), SWITCH, "two do not become hub at once"},
+    {SYS(unlink), SWITCH, "a socket that nobody answers at"},
+    {SYS(unlinkat), SWITCH, "the same"},
 
     /* --- the keeper --- */
     {SYS(socket), KEEPER, "connects to a socket's file for the guest", {ARG_IS(0, AF_UNIX)}},

@@ -8,6 +8,7 @@
  */
 #include <arpa/inet.h>
 #include <errno.h>
+#include <linux/capability.h>
 #include <poll.h>
 #include <slirp/libslirp.h>
 #include <stdio.h>
@@ -20,6 +21,7 @@
 #include "backends/net/slirp_frames.h"
 #include "backends/net/worker.h"
 #include "host/loop.h"
+#include "host/sandbox.h"
 
 /* What libslirp may make a packet of: the most that it allows. */
 #define STACK_MTU 65520
@@ -327,6 +329,20 @@ static Slirp *new_slirp(struct stack *s)
     return slirp_new(&config, &callbacks, s);
 }
 
+/* It follows connections wherever its user may, and opens one file now and then: to see where names are asked for. */
+static int confine(void)
+{
+    static const struct sandbox_path files[] = {
+        {"/etc/resolv.conf", SANDBOX_READ}, {"/run/systemd/resolve", SANDBOX_READ}, {"/run/resolvconf", SANDBOX_READ}};
+    const struct sandbox_spec spec = {.role = SANDBOX_NET,
+                                      .paths = files,
+                                      .n_paths = sizeof files / sizeof *files,
+                                      .network = true,
+                                      .capabilities = 1ull << CAP_NET_BIND_SERVICE};
+
+    return sandbox_enter(&spec, NULL, NULL, 0);
+}
+
 static int slirp_main(const char *where)
 {
     struct stack s = {0};
@@ -338,6 +354,9 @@ static int slirp_main(const char *where)
     s.slirp = new_slirp(&s);
     if (!s.slirp)
         return worker_hopeless(-EIO, "libslirp %s does not start", slirp_version_string());
+    err = confine();
+    if (err)
+        return worker_hopeless(err, "the network's helper process cannot enter its sandbox: %s", strerror(-err));
     worker_up();
     while (turn(&s))
         ;

@@ -28,6 +28,7 @@
 
 #include "backends/net/worker.h"
 #include "host/loop.h"
+#include "host/sandbox.h"
 
 #define PORTS_MAX 128u
 #define PORT_LIMIT (1u << 20)
@@ -346,6 +347,16 @@ static void stay_connected(struct hub *h)
         nanosleep(&(struct timespec){.tv_nsec = RETRY_MS * 1000000}, NULL);
 }
 
+/* It stays who it is: the next hub makes the socket anew, in the same directory. */
+static int confine(const char *path)
+{
+    char copy[sizeof((struct sockaddr_un *)0)->sun_path];
+    const struct sandbox_path directory = {dirname(strcpy(copy, path)), SANDBOX_READ | SANDBOX_CHANGE};
+    const struct sandbox_spec spec = {.role = SANDBOX_SWITCH, .paths = &directory, .n_paths = 1, .keep_user = true};
+
+    return sandbox_enter(&spec, NULL, NULL, 0);
+}
+
 static int switch_main(const char *path)
 {
     struct hub *h = calloc(1, sizeof *h);
@@ -361,6 +372,8 @@ static int switch_main(const char *path)
     }
     if (!err)
         err = choose(h);
+    if (!err)
+        err = confine(path);
     if (err == -EEXIST)
         return worker_hopeless(err, "the switch %s is a file of another kind: choose another name", path);
     if (err)
