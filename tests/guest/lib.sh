@@ -103,3 +103,23 @@ pack_trees()
     done >"$work/list"
     "$tool" "$work/list"
 }
+
+# tiny_image NAME: an image of a busybox, with its own init and the modules of Debian's cloud kernel that guests use, in the present
+# GUISE_DATA.
+tiny_image()
+{
+    local kernel version modules tree=$work/tiny
+    kernel=$("$top/scripts/guest-kernel.sh" cloud) || return 1
+    modules=$(echo "${kernel%/boot/*}"/lib/modules/*)
+    version=${modules##*/}
+    "$top/scripts/guest-image.sh" tree "$tree" busybox-static >&2 || return 1
+    rm "$tree/init"
+    mkdir -p "$tree/usr/lib/modules/$version"
+    (cd "$modules" && tar -cf - modules.builtin modules.order kernel/drivers/virtio kernel/net/vmw_vsock kernel/fs/fuse \
+        kernel/fs/overlayfs kernel/net/packet kernel/net/core/failover.ko \
+        kernel/drivers/acpi/button.ko kernel/drivers/net/{virtio_net,net_failover}.ko) |
+        tar -xf - -C "$tree/usr/lib/modules/$version"
+    "$tree/usr/bin/busybox" depmod -b "$tree" "$version"
+    printf '::sysinit:/bin/echo init runs\n::respawn:/bin/sleep 1000\n' >"$tree/etc/inittab"
+    "$GUISE" image import "$tree" --name "$1" --kernel "$kernel" --size 256M >"$work/import" 2>&1 || { cat "$work/import" >&2 && return 1; }
+}
