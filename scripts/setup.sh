@@ -13,7 +13,7 @@ packages() {
         libarchive-dev liblzma-dev zlib1g-dev ;;
     test) echo libcmocka-dev python3 qemu-system-x86 busybox-static cpio gzip iproute2 procps vde2 mtools dosfstools ;;
     image) echo mmdebstrap qemu-utils uidmap e2fsprogs curl ;;
-    guest) echo gcc libc6-dev gzip xz-utils zstd ;;
+    guest) echo gcc libc6-dev gzip xz-utils zstd e2fsprogs python3 ;;
     lint) echo clang-format clang-tidy clang cppcheck mandoc shellcheck ;;
     bench) echo gcc libc6-dev mawk ;;
     fuzz) echo clang libclang-rt-dev python3 ;;

@@ -24,6 +24,7 @@
 #define BACKLOG 64
 /* Only when the kernel has no vsock yet: an image's own initrd may load it at any time. */
 #define RETRY_MS 100
+#define FAREWELL_MS 2000
 
 static int listen_vsock(void)
 {
@@ -48,6 +49,15 @@ static uint64_t uptime_ms(void)
     return (uint64_t)t.tv_sec * 1000 + (uint64_t)t.tv_nsec / 1000000;
 }
 
+/* The power goes off next: until the host has closed its end our words may still be on their way. */
+static void wait_for_end(int fd)
+{
+    struct pollfd p = {.fd = fd, .events = POLLIN};
+
+    shutdown(fd, SHUT_WR);
+    poll(&p, 1, FAREWELL_MS);
+}
+
 int hello(const struct guest *g, const char *failure)
 {
     const struct sockaddr_vm address = {.svm_family = AF_VSOCK, .svm_cid = VMADDR_CID_HOST, .svm_port = AGENT_PORT};
@@ -67,6 +77,8 @@ int hello(const struct guest *g, const char *failure)
     if (!r)
         r = stream_send(&s);
     stream_release(&s);
+    if (!r && failure)
+        wait_for_end(fd);
     close(fd);
     return r;
 }

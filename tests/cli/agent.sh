@@ -100,9 +100,10 @@ run cp tree/one random "$vm:$work/into"
 check "several into a directory" eval '[ $status = 0 ] && cmp -s random into/random'
 run cp tree/one random "$vm:$work/not-there"
 check "several into none" eval '[ $status = 4 ] && [ ! -e not-there ]'
-run cp "$vm:$work/random" - </dev/null
+run cp "$vm:$work/random" -
 check "to standard output" eval '[ $status = 0 ] && cmp -s random out'
-run cp - "$vm:$work/from-stdin" <random
+"$GUISE" cp - "$vm:$work/from-stdin" <random >out 2>err
+status=$?
 check "from standard input" eval '[ $status = 0 ] && cmp -s random from-stdin'
 run cp tree/one "$vm:$work/no/such/place"
 check "a place that is not there" eval '[ $status = 4 ] && says "No such file"'
