@@ -52,6 +52,7 @@ test: all
 bench: all
 	@scripts/setup.sh guest bench
 	@bench/run.sh
+	@bench/net.sh
 
 fuzz: all
 	@scripts/setup.sh test

@@ -114,8 +114,7 @@ static inline void guest_close(struct guest *g)
     guest_forget(g);
 }
 
-/* --- frames ---------------------------------------------------------------------------------------------------------
- */
+/* --- frames ------------------------------------------------------------------------------------------------------- */
 
 static inline void be16_put(uint8_t *p, unsigned v)
 {
@@ -222,8 +221,7 @@ static inline void guest_arp(struct guest *g)
     memcpy(g->gateway, f->bytes + 6, 6);
 }
 
-/* --- TCP: one connection, one side at a time
- * -------------------------------------------------------------------------- */
+/* --- TCP: one connection, one side at a time ---------------------------------------------------------------------- */
 
 struct tcp {
     struct guest *g;

@@ -217,8 +217,7 @@ static void garbage_at_the_socket(void **state)
     guest_close(&b);
 }
 
-/* --- vde_switch
- * --------------------------------------------------------------------------------------------------------- */
+/* --- vde_switch --------------------------------------------------------------------------------------------------- */
 
 /* *input: it ends when that is closed. */
 static pid_t start_vde_switch(const char *socket, int *input)

@@ -4,8 +4,7 @@
 #include "devices/virtio/net_int.h"
 #include "virtio_driver.h"
 
-/* --- a backend -------------------------------------------------------------------------------------------------------
- */
+/* --- a backend ---------------------------------------------------------------------------------------------------- */
 
 struct fake {
     unsigned sent, flushed, resumed, offloads;
@@ -59,8 +58,7 @@ static const struct net_kind fake_kind = {.word = "fake",
                                           .resume = fake_resume,
                                           .offloads = fake_offloads};
 
-/* --- a driver of three queues
- * -------------------------------------------------------------------------------------------- */
+/* --- a driver of three queues ------------------------------------------------------------------------------------- */
 
 struct ring {
     unsigned index;
@@ -177,6 +175,21 @@ static void send_chain(void)
     ring_bell(&tx);
 }
 
+static void stop_loop(void *opaque)
+{
+    loop_stop(fx.loop);
+}
+
+static void run_loop(unsigned ms)
+{
+    struct loop_timer stop;
+    pthread_mutex_lock(&fx.bus->lock);
+    loop_timer_init(&stop, stop_loop, NULL);
+    loop_timer_set(fx.loop, &stop, clock_ns() + ms * 1000000ull);
+    pthread_mutex_unlock(&fx.bus->lock);
+    loop_run(fx.loop);
+}
+
 static uint8_t control(uint8_t class, uint8_t command, const void *data, uint32_t len)
 {
     const uint8_t head[2] = {class, command};
@@ -224,8 +237,7 @@ static int teardown(void **state)
     return 0;
 }
 
-/* --- what a right driver sees
- * ------------------------------------------------------------------------------------------------ */
+/* --- what a right driver sees ------------------------------------------------------------------------------------- */
 
 static void configuration(void **state)
 {
@@ -288,6 +300,52 @@ static void sending_waits_for_room(void **state)
     assert_int_equal(fake.sent, 2);
     net_writable(net);
     assert_int_equal(fake.sent, 4);
+    assert_int_equal(used(&tx), 4);
+}
+
+/* Many frames on their own are taken together, with one interrupt, and notifications are asked for in the end. */
+static void a_stream_is_looked_at(void **state)
+{
+    begin(0);
+    desc(&tx, 0, DATA, 100, 0, 0);
+    unsigned tries = 0;
+    do { /* a busy host may stop us for longer than a stream's gaps */
+        assert_true(tries++ < 100);
+        for (unsigned i = 0; i < 12; i++)
+            send_chain();
+    } while (!card()->looking);
+    uint16_t asked = ram16(&drv, tx.used + 4 + 8 * RING_SIZE);
+    assert_int_not_equal(asked, ram16(&drv, tx.avail + 2)); /* no wish to be notified of the next */
+    unsigned flushed = fake.flushed;
+    run_loop(20);
+    assert_int_equal(used(&tx), ram16(&drv, tx.avail + 2));
+    assert_int_equal(fake.sent, used(&tx));
+    assert_in_range(fake.flushed, flushed + 1, flushed + 4);
+    assert_false(card()->looking);
+    assert_int_equal(ram16(&drv, tx.used + 4 + 8 * RING_SIZE), ram16(&drv, tx.avail + 2));
+    card()->kicks = 0;
+    send_chain();
+    assert_int_equal(used(&tx), ram16(&drv, tx.avail + 2));
+}
+
+/* It is full while the queue is looked at: nothing is forgotten. */
+static void a_stream_waits_for_room(void **state)
+{
+    begin(0);
+    desc(&tx, 0, DATA, 100, 0, 0);
+    card()->kicks = 100;
+    card()->kick_ns = clock_ns();
+    fake.room = 1;
+    send_chain();
+    send_chain();
+    send_chain();
+    run_loop(10);
+    assert_int_equal(fake.sent, 1);
+    fake.room = 100;
+    net_writable(net);
+    assert_int_equal(used(&tx), 3);
+    send_chain();
+    run_loop(10);
     assert_int_equal(used(&tx), 4);
 }
 
@@ -487,8 +545,7 @@ static void saved_and_restored(void **state)
     free(saved);
 }
 
-/* --- hostile drivers, by name
- * --------------------------------------------------------------------------------------------------- */
+/* --- hostile drivers, by name ------------------------------------------------------------------------------------- */
 
 static void expect_failed(const char *part)
 {
@@ -549,6 +606,7 @@ static void shorter_than_a_header(void **state)
         desc(&tx, 0, DATA, len, 0, 0);
         send_chain();
     }
+    run_loop(10); /* it may have looked like a stream */
     assert_int_equal(fake.sent, 0);
     assert_int_equal(used(&tx), 12);
     desc(&rx, 0, DATA, 12, WRITE, 0); /* a header and nothing more: not usable either */
@@ -695,6 +753,8 @@ int main(void)
         T(a_frame_is_sent),
         T(a_header_in_pieces),
         T(sending_waits_for_room),
+        T(a_stream_is_looked_at),
+        T(a_stream_waits_for_room),
         T(a_frame_arrives),
         T(a_frame_over_several_buffers),
         T(receiving_waits_for_buffers),

@@ -36,8 +36,7 @@ struct helped {
 static int start(struct helped *h, char *err, size_t n);
 static void on_data(void *opaque, uint32_t events);
 
-/* --- frames --------------------------------------------------------------------------------------------------------
- */
+/* --- frames ------------------------------------------------------------------------------------------------------- */
 
 static void watch(struct helped *h, bool reading, bool full)
 {
@@ -116,8 +115,7 @@ static void helped_resume(struct net *net)
         pump(h);
 }
 
-/* --- news and requests ----------------------------------------------------------------------------------------------
- */
+/* --- news and requests -------------------------------------------------------------------------------------------- */
 
 static int request(struct helped *h, struct control_message *m, int ms, char *err, size_t n);
 
@@ -208,8 +206,7 @@ static int helped_publish(struct net *net, struct net_publish *p, bool add, char
     return r;
 }
 
-/* --- the process ----------------------------------------------------------------------------------------------------
- */
+/* --- the process -------------------------------------------------------------------------------------------------- */
 
 static void drop(struct helped *h)
 {

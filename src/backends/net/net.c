@@ -8,7 +8,7 @@
 #include "backends/net/offload.h"
 #include "base/error.h"
 
-/* --- limits ----------------------------------------------------------------------------------------------------- */
+/* --- limits ------------------------------------------------------------------------------------------------------- */
 
 /* A tenth of a second's worth, and no less than two long frames: below that a TCP connection stutters. */
 static int64_t burst(const struct net *net)
@@ -246,8 +246,7 @@ void net_resume(struct net *net)
         net->spec.kind->resume(net);
 }
 
-/* --- published ports ------------------------------------------------------------------------------------------------
- */
+/* --- published ports ---------------------------------------------------------------------------------------------- */
 
 bool net_can_publish(const struct net *net)
 {

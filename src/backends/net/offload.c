@@ -99,8 +99,7 @@ static void set_checksum(uint8_t *at, uint64_t sum, bool udp)
     memcpy(at, &folded, sizeof folded);
 }
 
-/* --- where things are -----------------------------------------------------------------------------------------------
- */
+/* --- where things are --------------------------------------------------------------------------------------------- */
 
 static bool parse_ipv4(const uint8_t *frame, size_t len, struct offload_frame *f)
 {
@@ -178,8 +177,7 @@ bool offload_parse(const uint8_t *frame, size_t len, struct offload_frame *f)
     return true;
 }
 
-/* --- the header ------------------------------------------------------------------------------------------------------
- */
+/* --- the header --------------------------------------------------------------------------------------------------- */
 
 /* A long segment must be what it says, and its checksum open: its parts get one each. */
 static bool check_long(struct net_header *h, const uint8_t *frame, size_t len)
@@ -231,8 +229,7 @@ void offload_checksum(struct net_header *h, uint8_t *frame, size_t len)
     h->csum_start = h->csum_offset = 0;
 }
 
-/* --- cutting ---------------------------------------------------------------------------------------------------------
- */
+/* --- cutting ------------------------------------------------------------------------------------------------------ */
 
 /* The headers of the segment whose payload begins at `at` and has `size` bytes. */
 static void fix_headers(uint8_t *out, const struct offload_frame *f, unsigned index, unsigned at, unsigned size,

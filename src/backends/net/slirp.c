@@ -27,6 +27,7 @@
 #define STACK_MTU 65520
 #define MESSAGES_PER_PASS 16u
 #define PORT_TRIES 16
+#define TURNS_HELD_MAX 16u
 
 struct timer {
     struct timer *next;
@@ -42,10 +43,10 @@ struct stack {
     struct timer *timers;
     struct pollfd *fds;
     int n_fds, fds_size;
+    unsigned turns_held; /* since frames began to wait for more */
 };
 
-/* --- what libslirp asks for
- * --------------------------------------------------------------------------------------------- */
+/* --- what libslirp asks for --------------------------------------------------------------------------------------- */
 
 static ssize_t send_packet(const void *buf, size_t len, void *opaque)
 {
@@ -133,8 +134,7 @@ static void shorten(const struct stack *s, uint32_t *timeout_ms)
     }
 }
 
-/* --- polling
- * ----------------------------------------------------------------------------------------------------------------- */
+/* --- polling ------------------------------------------------------------------------------------------------------ */
 
 static const struct {
     int slirp;
@@ -180,8 +180,7 @@ static int get_events(int index, void *opaque)
     return events;
 }
 
-/* --- published ports
- * ------------------------------------------------------------------------------------------------------------ */
+/* --- published ports ---------------------------------------------------------------------------------------------- */
 
 /* A port that is free at this moment, or 0. */
 static uint16_t free_port(const struct net_publish *p)
@@ -250,9 +249,7 @@ static void answer(struct stack *s, struct control_message *m)
     control_send(HELPER_CONTROL, m);
 }
 
-/* --- the loop
- * ----------------------------------------------------------------------------------------------------------------------
- */
+/* --- the loop ----------------------------------------------------------------------------------------------------- */
 
 static void feed(void *opaque, const uint8_t *frame, size_t len)
 {
@@ -286,19 +283,33 @@ static bool take_requests(struct stack *s)
     return r >= 0;
 }
 
+/* Frames for the VM go out when nothing else is ready, or after some turns: libslirp takes one datagram from a socket
+ * in a turn, and a message (and a wake-up) for each would cost more than they. */
+static int wait_for_events(struct stack *s, uint32_t timeout_ms)
+{
+    if (wire_pending(&s->wire) && !s->out.first && s->turns_held++ < TURNS_HELD_MAX) {
+        int n = poll(s->fds, (nfds_t)s->n_fds, 0);
+        if (n)
+            return n;
+    }
+    s->turns_held = 0;
+    s->fds[0].events = worker_out_flush(&s->out) ? POLLIN : POLLIN | POLLOUT;
+    return poll(s->fds, (nfds_t)s->n_fds, (int)timeout_ms);
+}
+
 /* One turn: poll, then whatever is ready.  While the VM does not read, the world's sockets are left alone. */
 static bool turn(struct stack *s)
 {
     uint32_t timeout_ms = 1000;
-    bool flushed = worker_out_flush(&s->out), open = s->out.waiting < WORKER_ENOUGH;
+    bool open = s->out.waiting < WORKER_ENOUGH;
 
     s->n_fds = 0;
-    watch(s, HELPER_DATA, flushed ? POLLIN : POLLIN | POLLOUT);
+    watch(s, HELPER_DATA, POLLIN);
     watch(s, HELPER_CONTROL, POLLIN);
     if (open)
         slirp_pollfds_fill(s->slirp, &timeout_ms, add_poll, s);
     shorten(s, &timeout_ms);
-    int n = poll(s->fds, (nfds_t)s->n_fds, (int)timeout_ms);
+    int n = wait_for_events(s, timeout_ms);
     if (n < 0 && errno != EINTR)
         return false;
     run_timers(s);

@@ -27,8 +27,7 @@ static void put16(uint8_t *p, unsigned v)
     p[1] = (uint8_t)v;
 }
 
-/* --- in
- * ------------------------------------------------------------------------------------------------------------------ */
+/* --- in ----------------------------------------------------------------------------------------------------------- */
 
 /* The MSS option's value in a TCP header [tcp, end), or NULL. */
 static uint8_t *find_mss(uint8_t *tcp, const uint8_t *end)
@@ -108,8 +107,7 @@ void slirp_frames_in(struct net_header *h, uint8_t *frame, size_t len,
     feed(opaque, frame, len);
 }
 
-/* --- out
- * ------------------------------------------------------------------------------------------------------------------ */
+/* --- out ---------------------------------------------------------------------------------------------------------- */
 
 static void put(struct worker_out *out, const struct net_header *h, const uint8_t *headers, size_t headers_len,
                 const uint8_t *rest, size_t rest_len)

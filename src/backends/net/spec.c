@@ -130,8 +130,7 @@ bool net_is_none(const char *spec)
     return strcmp(spec, "none") == 0;
 }
 
-/* --- [IP:]HOST:GUEST[/udp] -----------------------------------------------------------------------------------------
- */
+/* --- [IP:]HOST:GUEST[/udp] ---------------------------------------------------------------------------------------- */
 
 static int parse_port(const char *text, uint16_t least, uint16_t *port, const char *word, char *err, size_t n)
 {

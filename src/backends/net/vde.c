@@ -126,8 +126,7 @@ static bool vde_send(struct net *net, const struct iovec *iov, unsigned n)
     return false;
 }
 
-/* --- joining
- * ------------------------------------------------------------------------------------------------------------ */
+/* --- joining ------------------------------------------------------------------------------------------------------ */
 
 static int open_sockets(struct vde *v, char *err, size_t n)
 {

@@ -40,8 +40,7 @@ int worker_hopeless(int status, const char *format, ...)
     return WORKER_HOPELESS;
 }
 
-/* --- frames that wait ------------------------------------------------------------------------------------------------
- */
+/* --- frames that wait --------------------------------------------------------------------------------------------- */
 
 struct worker_frame {
     struct worker_frame *next;
@@ -109,8 +108,7 @@ bool worker_out_flush(struct worker_out *o)
     return wire_flush(o->wire);
 }
 
-/* --- the outer process
- * ------------------------------------------------------------------------------------------------ */
+/* --- the outer process -------------------------------------------------------------------------------------------- */
 
 static pid_t start_inner(const struct worker_kind *kind, const char *where)
 {

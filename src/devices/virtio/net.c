@@ -5,95 +5,13 @@
 #include <string.h>
 
 #include "devices/virtio/net_int.h"
-#include "memory/memory.h"
 
 #define QUEUE_SIZE 256u
-/* Frames taken for one notification; a guest with several CPUs could fill the queue for ever. */
-#define FRAMES_PER_PASS 512u
 /* Buffers that one received frame may be spread over. */
 #define BUFFERS_MAX 128u
 #define SPEED_MBITS 10000u
 
-/* --- transmission (5.1.6.2) ------------------------------------------------------------------------------------------
- */
-
-/* The chain without its header, as the backend wants it: pieces of guest memory, which it reads once. */
-static unsigned gather(struct virtio_device *v, const struct virtio_chain *chain, struct iovec *iov)
-{
-    size_t skip = sizeof(struct net_header);
-    unsigned n = 0;
-
-    for (unsigned i = 0; i < chain->n_out; i++) {
-        const struct virtio_buffer *b = &chain->buf[i];
-        if (skip >= b->len) {
-            skip -= b->len;
-            continue;
-        }
-        uint8_t *hva = memory_hva(v->bus->memory, b->gpa, b->len);
-        iov[n++] = (struct iovec){hva + skip, b->len - skip};
-        skip = 0;
-    }
-    return n;
-}
-
-/* false: the backend has no room. */
-static bool transmit(struct net_card *c, const struct virtio_chain *chain)
-{
-    struct net_header header;
-    struct iovec iov[NET_IOV_MAX];
-
-    if (virtio_chain_read(&c->virtio, chain, 0, &header, sizeof header) != sizeof header)
-        return true; /* nothing but a piece of a header: lost */
-    header.num_buffers = 0;
-    iov[0] = (struct iovec){&header, sizeof header};
-    unsigned n = gather(&c->virtio, chain, iov + 1);
-    return !n || net_send(c->net, iov, n + 1);
-}
-
-static void transmit_again(void *opaque);
-
-static void transmit_all(struct net_card *c)
-{
-    struct virtio_device *v = &c->virtio;
-    struct virtio_chain *chain = &c->chain;
-    unsigned budget = FRAMES_PER_PASS, done = 0;
-
-    c->blocked = false;
-    do {
-        while (!c->blocked && budget && virtio_pop(v, NET_TX, chain) > 0) {
-            if (!transmit(c, chain)) {
-                virtio_unpop(v, chain);
-                c->blocked = true; /* until net_card_writable */
-                break;
-            }
-            virtio_push(v, chain, 0);
-            budget--;
-            done++;
-        }
-    } while (!c->blocked && budget && virtio_rearm(v, NET_TX));
-    net_flush(c->net);
-    if (done)
-        virtio_signal(v, NET_TX);
-    if (!budget)
-        loop_timer_set(c->loop, &c->again, clock_ns());
-}
-
-static void transmit_again(void *opaque)
-{
-    struct net_card *c = opaque;
-    if (!c->blocked)
-        transmit_all(c);
-}
-
-static void writable(void *opaque)
-{
-    struct net_card *c = opaque;
-    if (c->blocked)
-        transmit_all(c);
-}
-
-/* --- reception (5.1.6.3, 5.1.6.4)
- * --------------------------------------------------------------------------------------- */
+/* --- reception (5.1.6.3, 5.1.6.4) --------------------------------------------------------------------------------- */
 
 /* A buffer that can hold nothing is a broken driver's. */
 static bool usable(struct virtio_device *v, const struct virtio_chain *chain, size_t least)
@@ -172,6 +90,7 @@ static bool receive(void *opaque, const struct net_header *h, const uint8_t *fra
         return true;
     enum outcome o = (virtio_has(v, NET_F_MRG_RXBUF) ? receive_merged : receive_whole)(c, h, frame, len);
     c->received |= o == TAKEN;
+    c->kicks = 0;
     c->starved = o == NO_BUFFER;
     return !c->starved;
 }
@@ -185,8 +104,12 @@ static void received(void *opaque)
     c->received = false;
 }
 
-/* --- the link (5.1.4)
- * ------------------------------------------------------------------------------------------------------ */
+static void writable(void *opaque)
+{
+    net_transmit_unblocked(opaque);
+}
+
+/* --- the link (5.1.4) --------------------------------------------------------------------------------------------- */
 
 static void link_changed(void *opaque, bool up)
 {
@@ -227,8 +150,7 @@ static void config_read(struct virtio_device *v, uint32_t offset, void *buf, uns
     memcpy(buf, (const uint8_t *)&config + offset, size);
 }
 
-/* --- the device
- * ---------------------------------------------------------------------------------------------------------------- */
+/* --- the device --------------------------------------------------------------------------------------------------- */
 
 static void notify(struct virtio_device *v, unsigned q)
 {
@@ -237,8 +159,7 @@ static void notify(struct virtio_device *v, unsigned q)
     if (q == NET_CONTROL) {
         net_control_run(c);
     } else if (q == NET_TX) {
-        if (!c->blocked)
-            transmit_all(c);
+        net_transmit_notified(c);
     } else if (c->starved) {
         c->starved = false;
         net_resume(c->net);
@@ -263,9 +184,8 @@ static void forget(struct virtio_device *v)
     c->received = false;
     if (!c->net) /* not yet, while it is being made */
         return;
-    loop_timer_cancel(c->loop, &c->again);
+    net_transmit_forget(c);
     net_set_offloads(c->net, 0);
-    c->blocked = false;
     if (c->starved) {
         c->starved = false;
         net_resume(c->net); /* what waited for a buffer is for nobody now */
@@ -300,7 +220,7 @@ static int net_create(struct device *dev, const struct device_env *env, const vo
         return -ENOMEM;
     memcpy(c->mac, words->mac, sizeof c->mac);
     c->loop = env->loop;
-    loop_timer_init(&c->again, transmit_again, c);
+    net_transmit_init(c);
     int err = virtio_init(&c->virtio, &c->saved.virtio, &ops, env);
     if (err) {
         free(c);
@@ -325,7 +245,7 @@ static void net_destroy(struct device *dev)
     struct net_card *c = dev->state;
     if (!c)
         return;
-    loop_timer_cancel(c->loop, &c->again);
+    net_transmit_forget(c);
     net_close(c->net);
     virtio_destroy(&c->virtio);
     free(c);
@@ -338,11 +258,11 @@ static void net_restored(struct device *dev)
 
     net_filter_restored(&c->saved);
     virtio_restored(&c->virtio);
-    c->blocked = c->starved = c->received = false;
+    c->starved = c->received = false;
+    net_transmit_forget(c);
     started(&c->virtio);
     net_resume(c->net);
-    if (virtio_live(&c->virtio) && c->saved.virtio.queues[NET_TX].enabled)
-        transmit_all(c);
+    net_transmit(c);
 }
 
 const struct device_class virtio_net_class = {

@@ -1,4 +1,5 @@
-/* Inside virtio-net: net.c (frames), net_control.c (the control queue), net_filter.c (which frames the guest wants). */
+/* Inside virtio-net: net.c (the device, reception), net_transmit.c, net_control.c (the control queue), net_filter.c
+ * (which frames the guest wants). */
 #pragma once
 #include "devices/virtio/net.h"
 #include "devices/virtio/virtio.h"
@@ -56,11 +57,16 @@ struct net_card {
     struct virtio_device virtio;
     struct net *net;
     struct loop *loop;
-    struct loop_timer again; /* goes on sending when a pass had no end */
-    uint8_t mac[6];          /* at power-on */
+    uint8_t mac[6]; /* at power-on */
+    /* net_transmit.c */
+    struct loop_timer again; /* the next pass over the queue: a pass had no end, or the queue is looked at */
     bool blocked;            /* the backend has no room for a frame of the guest's */
-    bool starved;            /* the guest has no buffer for a frame of the backend's */
-    bool received;           /* frames that no interrupt has told of */
+    bool looking;            /* at the queue, from time to time, instead of being notified */
+    unsigned kicks;          /* notifications in a row, with little time between them and nothing received */
+    uint64_t kick_ns;
+    /* net.c */
+    bool starved;  /* the guest has no buffer for a frame of the backend's */
+    bool received; /* frames that no interrupt has told of */
     struct virtio_chain chain, first;
 };
 
@@ -68,6 +74,12 @@ static inline struct net_card *net_card_of(struct virtio_device *v)
 {
     return (struct net_card *)((char *)v - offsetof(struct net_card, virtio));
 }
+
+void net_transmit_init(struct net_card *c);
+void net_transmit_forget(struct net_card *c); /* a reset: what was begun is not gone on with */
+void net_transmit(struct net_card *c);        /* what is in the queue */
+void net_transmit_notified(struct net_card *c);
+void net_transmit_unblocked(struct net_card *c);
 
 /* Answers what is in the control queue (5.1.6.5). */
 void net_control_run(struct net_card *c);
