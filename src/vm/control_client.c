@@ -56,7 +56,8 @@ static bool make_room(struct control_client *c, size_t len)
         return false;
     if (c->out_start + c->out_len + len <= c->out_room)
         return true;
-    memmove(c->out, c->out + c->out_start, c->out_len);
+    if (c->out_start)
+        memmove(c->out, c->out + c->out_start, c->out_len);
     c->out_start = 0;
     size_t room = c->out_room ? c->out_room : FIRST_ROOM;
     while (room < c->out_len + len)
@@ -123,7 +124,8 @@ const char *client_line(const struct control_client *c, size_t *len)
 void client_consume(struct control_client *c, size_t len)
 {
     c->in_len -= len;
-    memmove(c->in, c->in + len, c->in_len);
+    if (len)
+        memmove(c->in, c->in + len, c->in_len);
 }
 
 void client_watch(struct control_client *c)
