@@ -23,7 +23,7 @@
 #define SOCKET_BUFFER (1 << 20)
 
 struct share {
-    char *directory; /* for messages */
+    char *directory; /* for messages; NULL: adopted */
     struct child child;
     struct loop *loop;
     int fd; /* -1: the server is gone */

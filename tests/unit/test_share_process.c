@@ -69,7 +69,8 @@ static int ask(struct request *r, uint32_t opcode, uint64_t node, const void *ar
     uint8_t *at = r->call.packet.bytes + sizeof *in;
 
     r->done = false;
-    memcpy(at, arg, length);
+    if (length)
+        memcpy(at, arg, length);
     at += length;
     if (name)
         at = (uint8_t *)stpcpy((char *)at, name) + 1;
@@ -257,7 +258,7 @@ static void a_directory_that_becomes_a_link(void **state)
 }
 
 struct race {
-    volatile bool stop;
+    _Atomic bool stop;
     unsigned rounds;
 };
 
