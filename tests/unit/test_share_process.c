@@ -189,6 +189,71 @@ static void it_serves(void **state)
     assert_string_equal(text, "hello");
 }
 
+/* Each operation once, so that each system call is met behind the door that is shut. */
+static void every_operation_is_still_possible(void **state)
+{
+    static const struct fuse_create_in create = {.flags = O_RDWR | O_CREAT, .mode = S_IFREG | 0644};
+    static const struct fuse_mkdir_in mkdir_in = {.mode = 0755};
+    static const struct fuse_mknod_in fifo = {.mode = S_IFIFO | 0600};
+    static const struct fuse_open_in open_in = {.flags = O_RDONLY};
+    static const struct fuse_access_in access_in = {.mask = R_OK};
+    static const struct fuse_getxattr_in get = {.size = 100};
+    static const uint64_t set[2] = {0}; /* of struct fuse_setxattr_in the first 8 bytes */
+    struct fuse_setattr_in attr = {.valid = FATTR_MODE | FATTR_SIZE | FATTR_MTIME | FATTR_UID, .mode = 04600, .uid = 9};
+    struct request r;
+
+    assert_int_equal(begin(""), 0);
+    assert_int_equal(ask(&r, FUSE_CREATE, 1, &create, sizeof create, "f", NULL), 0);
+    uint64_t f = ((struct fuse_entry_out *)r.body)->nodeid;
+    uint64_t fh = ((struct fuse_open_out *)(r.body + sizeof(struct fuse_entry_out)))->fh;
+    int owners = ask(&r, FUSE_SETATTR, f, &attr, sizeof attr, NULL, NULL);
+    assert_true(owners == 0 || owners == -EPERM); /* without attributes */
+    attr.valid = FATTR_SIZE | FATTR_FH;
+    attr.fh = fh;
+    assert_int_equal(ask(&r, FUSE_SETATTR, f, &attr, sizeof attr, NULL, NULL), 0);
+    assert_int_equal(ask(&r, FUSE_MKDIR, 1, &mkdir_in, sizeof mkdir_in, "d", NULL), 0);
+    uint64_t d = ((struct fuse_entry_out *)r.body)->nodeid;
+    assert_int_equal(ask(&r, FUSE_MKNOD, 1, &fifo, sizeof fifo, "p", NULL), 0);
+    assert_int_equal(ask(&r, FUSE_SYMLINK, 1, NULL, 0, "s", "f"), 0);
+    assert_int_equal(ask(&r, FUSE_READLINK, ((struct fuse_entry_out *)r.body)->nodeid, NULL, 0, NULL, NULL), 0);
+    const struct fuse_link_in link = {.oldnodeid = f};
+    assert_int_equal(ask(&r, FUSE_LINK, 1, &link, sizeof link, "hard", NULL), 0);
+    const struct fuse_rename_in rename_in = {.newdir = d};
+    assert_int_equal(ask(&r, FUSE_RENAME, 1, &rename_in, sizeof rename_in, "hard", "h"), 0);
+    const struct fuse_rename2_in rename2 = {.newdir = d, .flags = 1 /* RENAME_NOREPLACE */};
+    assert_int_equal(ask(&r, FUSE_RENAME2, 1, &rename2, sizeof rename2, "s", "t"), 0);
+    assert_int_equal(ask(&r, FUSE_UNLINK, d, NULL, 0, "h", NULL), 0);
+    assert_int_equal(ask(&r, FUSE_RMDIR, 1, NULL, 0, "d", NULL), -ENOTEMPTY);
+    const struct fuse_write_in write_in = {.fh = fh};
+    assert_int_equal(ask(&r, FUSE_WRITE, f, &write_in, sizeof write_in, NULL, NULL), 0);
+    const struct fuse_fallocate_in allocate = {.fh = fh, .length = 100};
+    assert_int_equal(ask(&r, FUSE_FALLOCATE, f, &allocate, sizeof allocate, NULL, NULL), 0);
+    const struct fuse_lseek_in seek = {.fh = fh, .whence = SEEK_DATA};
+    ask(&r, FUSE_LSEEK, f, &seek, sizeof seek, NULL, NULL);
+    const struct fuse_copy_file_range_in copy = {.fh_in = fh, .nodeid_out = f, .fh_out = fh, .off_out = 100, .len = 10};
+    assert_int_equal(ask(&r, FUSE_COPY_FILE_RANGE, f, &copy, sizeof copy, NULL, NULL), 0);
+    const struct fuse_fsync_in sync = {.fh = fh}, datasync = {.fh = fh, .fsync_flags = FUSE_FSYNC_FDATASYNC};
+    assert_int_equal(ask(&r, FUSE_FSYNC, f, &sync, sizeof sync, NULL, NULL), 0);
+    assert_int_equal(ask(&r, FUSE_FSYNC, f, &datasync, sizeof datasync, NULL, NULL), 0);
+    assert_int_equal(ask(&r, FUSE_SYNCFS, 1, set, 8, NULL, NULL), 0);
+    assert_int_equal(ask(&r, FUSE_STATFS, 1, NULL, 0, NULL, NULL), 0);
+    assert_int_equal(ask(&r, FUSE_ACCESS, f, &access_in, sizeof access_in, NULL, NULL), 0);
+    ask(&r, FUSE_SETXATTR, f, set, 8, "user.x", NULL);
+    ask(&r, FUSE_GETXATTR, f, &get, sizeof get, "user.x", NULL);
+    ask(&r, FUSE_LISTXATTR, f, &get, sizeof get, NULL, NULL);
+    ask(&r, FUSE_REMOVEXATTR, f, NULL, 0, "user.x", NULL);
+    struct fuse_lk_in lk = {.fh = fh, .owner = 1, .lk = {.end = 10, .type = F_WRLCK}};
+    assert_int_equal(ask(&r, FUSE_SETLK, f, &lk, sizeof lk, NULL, NULL), 0);
+    assert_int_equal(ask(&r, FUSE_GETLK, f, &lk, sizeof lk, NULL, NULL), 0);
+    lk.lk_flags = FUSE_LK_FLOCK;
+    assert_int_equal(ask(&r, FUSE_SETLKW, f, &lk, sizeof lk, NULL, NULL), 0);
+    assert_int_equal(ask(&r, FUSE_OPENDIR, 1, &open_in, sizeof open_in, NULL, NULL), 0);
+    const struct fuse_read_in read_in = {.fh = ((struct fuse_open_out *)r.body)->fh, .size = 4000};
+    assert_int_equal(ask(&r, FUSE_READDIR, 1, &read_in, sizeof read_in, NULL, NULL), 0);
+    assert_int_equal(ask(&r, FUSE_READDIRPLUS, 1, &read_in, sizeof read_in, NULL, NULL), 0);
+    assert_int_equal(ask(&r, FUSE_STATFS, 1, NULL, 0, NULL, NULL), 0); /* it is still there */
+}
+
 static void it_has_given_up_its_power(void **state)
 {
     char path[64], line[256];
@@ -426,6 +491,7 @@ int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         T(it_serves),
+        T(every_operation_is_still_possible),
         T(it_has_given_up_its_power),
         T(links_lead_nowhere),
         T(a_directory_that_becomes_a_link),
