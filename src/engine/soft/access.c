@@ -187,7 +187,20 @@ void emit_pc(struct translator *t, unsigned reg, int64_t offset)
     e_lea(&t->hot, (t->mode & MODE_64) != 0, reg, reg, NO_REG, 0, (int32_t)(t->page_offset + offset));
 }
 
-static uint32_t seg_base_offset(unsigned sreg)
+void emit_load_selector(struct translator *t, unsigned reg, ZydisRegister sreg)
+{
+    struct emit *e = &t->hot;
+    uint32_t at = (uint32_t)(offsetof(struct cpu, seg) + (unsigned)(sreg - ZYDIS_REGISTER_ES) * sizeof(struct segment));
+    e8(e, 0x65);
+    e_rex(e, false, reg, 0, 0);
+    e8(e, 0x0f);
+    e8(e, 0xb7);
+    e8(e, 4 | (reg & 7) << 3);
+    e8(e, 0x25);
+    e32(e, at);
+}
+
+uint32_t seg_base_offset(unsigned sreg)
 {
     return (uint32_t)(offsetof(struct cpu, seg) + sreg * sizeof(struct segment) + offsetof(struct segment, base));
 }

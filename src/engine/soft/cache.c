@@ -185,7 +185,8 @@ void soft_chain(struct engine *e, struct exit *x, struct block *to)
     x->to = to;
     x->next_in = to->incoming;
     to->incoming = x;
-    if (x->cross) {
+    if (x->cross && !x->listed) {
+        x->listed = true;
         x->next_cross = e->cross;
         e->cross = x;
     }
@@ -203,22 +204,14 @@ static void unlink_incoming(struct exit *x)
 void soft_unchain_cross(struct engine *e)
 {
     for (struct exit *x = e->cross; x; x = x->next_cross) {
-        if (!x->to)
+        x->listed = false;
+        if (!x->to) /* since then unchained for another reason */
             continue;
         patch(e, x->patch, x->stub);
         unlink_incoming(x);
         x->to = NULL;
     }
     e->cross = NULL;
-}
-
-static void drop_cross(struct engine *e, const struct block *b)
-{
-    for (struct exit **p = &e->cross; *p;)
-        if ((*p)->from == b || (*p)->to == NULL)
-            *p = (*p)->next_cross;
-        else
-            p = &(*p)->next_cross;
 }
 
 /* --- dropping --------------------------------------------------------------------------------------- */
@@ -245,12 +238,10 @@ void soft_block_kill(struct engine *e, struct block *b)
         remove_from_page(e, b, b->gpa >> 12);
     if (b->gpa2 != UINT64_MAX && b->gpa2 >> 12 < e->n_pages)
         remove_from_page(e, b, b->gpa2 >> 12);
-    bool cross = false;
     for (struct exit *x = b->incoming, *next; x; x = next) {
         next = x->next_in;
         patch(e, x->patch, x->stub);
         x->to = NULL;
-        cross |= x->cross;
     }
     b->incoming = NULL;
     for (unsigned i = 0; i < b->n_exits; i++) {
@@ -259,13 +250,10 @@ void soft_block_kill(struct engine *e, struct block *b)
             unlink_incoming(x);
             patch(e, x->patch, x->stub);
             x->to = NULL;
-            cross |= x->cross;
         }
     }
-    if (cross)
-        drop_cross(e, b);
     b->dead = true;
-    for (unsigned i = 0; i < e->n_cpus; i++)
+    for (unsigned i = 0; i < e->n_cpus && b->in_ibtc; i++)
         for (unsigned which = 0; which < 2; which++) {
             struct ibtc_entry *t = e->vcpus[i]->ibtc[which];
             const void *entry = soft_code(e, b->entry_indirect);

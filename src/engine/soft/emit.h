@@ -172,6 +172,21 @@ static inline void e_alu_imm(struct emit *e, bool w, unsigned n, unsigned reg, u
     e8(e, 0xc0 | n << 3 | (reg & 7));
     e32(e, imm);
 }
+/* reg op= from, one of the same eight by their opcodes: 0x01 add, 0x09 or, 0x21 and, 0x29 sub, 0x39 cmp */
+static inline void e_alu(struct emit *e, bool w, unsigned opcode, unsigned reg, unsigned from)
+{
+    e_rex(e, w, from, 0, reg);
+    e8(e, opcode);
+    e8(e, 0xc0 | (from & 7) << 3 | (reg & 7));
+}
+/* n = 4 shl, 5 shr, 7 sar */
+static inline void e_shift(struct emit *e, bool w, unsigned n, unsigned reg, unsigned count)
+{
+    e_rex(e, w, 0, 0, reg);
+    e8(e, 0xc1);
+    e8(e, 0xc0 | n << 3 | (reg & 7));
+    e8(e, count);
+}
 static inline void e_rorx(struct emit *e, unsigned to, unsigned from, unsigned count)
 {
     e8(e, 0xc4); /* VEX.LZ.F2.0F3A.W1 F0 /r ib */

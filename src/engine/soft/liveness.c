@@ -98,6 +98,12 @@ static uint8_t peek(struct translator *t, int64_t target)
     return live;
 }
 
+/* Ends its block and needs none of the flags. */
+static bool goes_on(const struct insn *in)
+{
+    return in->d.mnemonic == ZYDIS_MNEMONIC_STAC || in->d.mnemonic == ZYDIS_MNEMONIC_CLAC;
+}
+
 /* What is alive behind the block's last instruction. */
 static uint8_t live_at_end(struct translator *t)
 {
@@ -107,7 +113,7 @@ static uint8_t live_at_end(struct translator *t)
     if (!(t->mode & MODE_64) || (t->mode & MODE_BY_C) || t->engine->config.precise_flags || t->b->gpa2 != UINT64_MAX)
         return F_ALL;
     if (last->d.meta.branch_type == ZYDIS_BRANCH_TYPE_NONE)
-        return special_for(last) && insn_ends_block(last) ? F_ALL : peek(t, next);
+        return special_for(last) && insn_ends_block(last) && !goes_on(last) ? F_ALL : peek(t, next);
     if (last->d.meta.branch_type == ZYDIS_BRANCH_TYPE_FAR || last->op[0].type != ZYDIS_OPERAND_TYPE_IMMEDIATE)
         return F_ALL;
     int64_t target = next + last->op[0].imm.value.s;

@@ -43,7 +43,9 @@ void soft_update_mode(struct soft_vcpu *v)
     if (c->cpl == 3)
         mode = MMU_USER;
     else
-        mode = MODE_FIXED_PC | (c->cr4 & CR4_SMAP && !(c->rflags & FL_AC) ? MMU_KERNEL : MMU_KERNEL_AC);
+        mode = MODE_FIXED_PC | (c->cr4 & CR4_SMAP && !(c->rflags & FL_AC) ? MMU_KERNEL : MMU_KERNEL_AC) |
+               (c->cr4 & CR4_SMAP ? MODE_SMAP : 0);
+    mode |= (c->cr4 & CR4_FSGSBASE ? MODE_FSGSBASE : 0) | (c->cr4 & CR4_TSD && c->cpl ? MODE_TSD : 0);
     if (c->cpl == 0)
         mode |= MODE_CPL0;
     if (cpu_64bit(c))

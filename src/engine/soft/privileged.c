@@ -61,6 +61,23 @@ void sp_sti(struct translator *t, const struct insn *in)
     t->shadow = true;
 }
 
+/* RFLAGS.AC decides which TLB the kernel uses: what follows is another mode's. */
+void sp_stac(struct translator *t, const struct insn *in)
+{
+    bool set = in->d.mnemonic == M(STAC);
+    uint32_t mode = t->mode, open = set || !(mode & MODE_SMAP) ? MMU_KERNEL_AC : MMU_KERNEL;
+    if (!(mode & MODE_CPL0) || (mode & MODE_BY_C)) {
+        sp_helper(t, in);
+        return;
+    }
+    rflags_op(t, in, set ? 1 : 4, set ? FL_AC : ~(uint32_t)FL_AC);
+    t->mode = (mode & ~(uint32_t)(MODE_MMU | MODE_UNGROUPED)) | open;
+    e_store_imm32(&t->hot, VOFF(mode), t->mode);
+    emit_exit(t, in->pc + in->d.length, CC_NONE);
+    t->mode = mode;
+    t->ended = true;
+}
+
 /* The two GS bases change places. */
 void sp_swapgs(struct translator *t, const struct insn *in)
 {
@@ -68,25 +85,25 @@ void sp_swapgs(struct translator *t, const struct insn *in)
         sp_helper(t, in);
         return;
     }
-    uint32_t active = (uint32_t)(offsetof(struct cpu, seg) + GS * sizeof(struct segment) +
-                                 offsetof(struct segment, base));
+    uint32_t active = seg_base_offset(GS);
     e_load(&t->hot, R11, active);
     e_load(&t->hot, R10, CPUOFF(kernel_gs_base));
     e_store(&t->hot, R10, active);
     e_store(&t->hot, R11, CPUOFF(kernel_gs_base));
 }
 
-/* The kernel's: the host's counter and the guest's offset, flags untouched.  In user mode CR4.TSD may
- * forbid it. */
+/* The host's counter and the guest's offset, flags untouched. */
 void sp_rdtsc(struct translator *t, const struct insn *in)
 {
     struct emit *e = &t->hot;
-    if (!(t->mode & MODE_CPL0)) {
+    bool rdtscp = in->d.mnemonic == M(RDTSCP);
+    if (t->mode & MODE_TSD) {
         sp_helper(t, in);
         return;
     }
-    e8(e, 0x0f);
-    e8(e, 0x31);
+    e_bytes(e, rdtscp ? "\x0f\x01\xf9" : "\x0f\x31", rdtscp ? 3 : 2);
+    if (rdtscp)
+        e_load32(e, RCX, CPUOFF(tsc_aux));
     e_rorx(e, RDX, RDX, 32);
     e_lea(e, true, RAX, RAX, RDX, 0, 0);
     e_load(e, R11, CPUOFF(tsc_offset));
@@ -119,11 +136,52 @@ void sp_query(struct translator *t, const struct insn *in)
         s->imm = (uint64_t)(in->op[0].mem.segment - ZYDIS_REGISTER_ES);
 }
 
-/* a 66h prefix does not make its operand 16 bits */
+static void write_base(struct translator *t, const struct insn *in, unsigned sreg)
+{
+    struct emit *e = &t->hot;
+    unsigned reg = op_gpr(&in->op[0]);
+    choose_scratch(t, 0);
+    flags_guard(t, in);
+    if (is_stolen(reg))
+        e_load(e, t->A, GPR_OFFSET(reg));
+    else
+        e_mov(e, true, t->A, reg);
+    if (in->op[0].size == 32)
+        e_mov(e, false, t->A, t->A);
+    e_mov(e, true, t->B, t->A); /* canonical? */
+    e_shift(e, true, 4, t->B, 16);
+    e_shift(e, true, 7, t->B, 16);
+    e_alu(e, true, 0x39, t->B, t->A);
+    e_patch(e, e_jcc(e, 5, 0), e_offset(&t->cold));
+    e_store(e, t->A, seg_base_offset(sreg));
+    struct emit hot = t->hot;
+    t->hot = t->cold;
+    if (t->flags_saved)
+        e_restore_flags(&t->hot, t->C);
+    emit_helper(t, in, helper_gp0, false);
+    t->cold = t->hot;
+    t->hot = hot;
+    if (t->flags_saved)
+        e_restore_flags(e, t->C);
+    t->flags_saved = false;
+}
+
+/* A 66h prefix does not make its operand 16 bits. */
 void sp_fsgsbase(struct translator *t, const struct insn *in)
 {
-    sp_helper(t, in);
-    t->engine->sites[t->engine->n_sites - 1].arg2 = in->op[0].size / 8;
+    struct emit *e = &t->hot;
+    bool gs = in->d.mnemonic == M(RDGSBASE) || in->d.mnemonic == M(WRGSBASE);
+    unsigned reg = op_gpr(&in->op[0]), sreg = gs ? GS : FS;
+    if (!code64(t) || !(t->mode & MODE_FSGSBASE)) {
+        sp_helper(t, in);
+        t->engine->sites[t->engine->n_sites - 1].arg2 = in->op[0].size / 8;
+    } else if (in->d.mnemonic == M(WRFSBASE) || in->d.mnemonic == M(WRGSBASE)) {
+        write_base(t, in, sreg);
+    } else {
+        e_gs(e, 0x8b, in->op[0].size == 64, reg, seg_base_offset(sreg));
+        if (is_stolen(reg))
+            e_store(e, reg, GPR_OFFSET(reg));
+    }
 }
 
 void sp_undefined(struct translator *t, const struct insn *in)

@@ -195,12 +195,20 @@ const void *soft_helper(struct soft_vcpu *v)
     return next;
 }
 
+/* Does it leave the page, be it by what the target's last instruction has in the next? */
+static bool crosses(const struct exit *x, const struct block *to)
+{
+    return x->cross || to->gpa2 != UINT64_MAX;
+}
+
 static bool may_chain(struct soft_vcpu *v, const struct exit *x, const struct block *to)
 {
-    if (x->from->dead || ((x->from->mode ^ to->mode) & ~(uint32_t)MODE_UNGROUPED))
+    if (x->from->dead || ((x->mode ^ to->mode) & ~(uint32_t)MODE_UNGROUPED))
         return false;
-    if (!x->cross)
-        return to->gpa >> 12 == x->from->gpa >> 12 && to->gpa2 == UINT64_MAX;
+    if (!crosses(x, to))
+        return to->gpa >> 12 == x->from->gpa >> 12;
+    if (!(x->mode & MODE_FIXED_PC))
+        return false;
     /* another page: only while both are global, for then nothing but a flush of globals undoes it */
     uint64_t gpa;
     bool from_global = false, to_global = false, second_global = true;
@@ -234,6 +242,7 @@ const void *soft_exit(struct soft_vcpu *v)
         next = soft_deliver(v);
     } else {
         if (evictions == e->vcpus[0]->stats.evictions && may_chain(v, x, b)) {
+            x->cross = crosses(x, b);
             soft_chain(e, x, b);
             v->stats.chained++;
             if (x->cross)

@@ -81,13 +81,18 @@ enum {
     MODE_NULL_FS = 1 << 12,   /* 32-bit code: these segments hold nothing, and faults */
     MODE_NULL_GS = 1 << 13,
     MODE_FIXED_PC = 1 << 10, /* translation bound to its gva (kernel), else position independent */
+    MODE_SMAP = 1 << 14,     /* CR4.SMAP, outside user mode: what CLAC makes of MODE_MMU */
+    MODE_FSGSBASE = 1 << 15, /* CR4.FSGSBASE */
+    MODE_TSD = 1 << 16,      /* CR4.TSD where it counts: RDTSC faults */
 };
 
 enum { DR6_BS = 1 << 14 };
 /* Blocks whose every end goes through C: none is chained or in an IBTC. */
 #define MODE_BY_C (MODE_TF | MODE_BREAK | MODE_SEGMENTED)
 /* Blocks in an IBTC are of one mode as far as these go. */
-#define MODE_IBTC (MODE_CPL0 | MODE_64 | MODE_SEGMENTED | MODE_FPU_TRAP | MODE_ALIGN | MODE_NULL_FS | MODE_NULL_GS)
+#define MODE_IBTC                                                                                                      \
+    (MODE_CPL0 | MODE_64 | MODE_SEGMENTED | MODE_FPU_TRAP | MODE_ALIGN | MODE_NULL_FS | MODE_NULL_GS | MODE_SMAP |     \
+     MODE_FSGSBASE | MODE_TSD)
 
 struct block;
 struct site;
@@ -101,8 +106,10 @@ struct exit {
     int32_t target;          /* guest pc relative to from's start */
     uint32_t patch;          /* code offset of the rel32 */
     uint32_t stub;           /* code offset that the rel32 points to when unchained */
+    uint32_t mode;           /* of the blocks it can lead to */
     bool poll;               /* chain to the polling entry (backward branches, after sti) */
-    bool cross;
+    bool cross;              /* leads to another page; or, chained, to a block that goes on in one */
+    bool listed;             /* in the engine's list of such exits */
 };
 
 /* Bytes of its page, not its own, that a block was translated in the knowledge of. */
@@ -132,6 +139,7 @@ struct block {
     uint16_t refusals; /* of its windows */
     bool no_windows;   /* refused too often: translated again without */
     bool hot;
+    bool in_ibtc; /* was entered there once */
     bool dead;
 };
 
@@ -418,7 +426,7 @@ void soft_slots_clear(struct soft_vcpu *v, unsigned mmu, unsigned write);
 extern const struct cpu_engine_ops soft_cpu_ops;
 int soft_translate_exec(struct soft_vcpu *v, uint64_t gva, uint64_t *gpa, bool *global);
 void soft_ibtc_flush(struct soft_vcpu *v, unsigned which);
-void soft_ibtc_insert(struct soft_vcpu *v, uint64_t gva, const struct block *b);
+void soft_ibtc_insert(struct soft_vcpu *v, uint64_t gva, struct block *b);
 
 /* --- watch.c --- */
 void soft_watch_update(struct soft_vcpu *v);                            /* DR0-DR3 or DR7 may have changed */

@@ -44,7 +44,7 @@ special_fn sp_helper; /* by the helper of the table alone */
 special_fn sp_jcc, sp_loop, sp_call, sp_jmp, sp_ret;
 
 /* stack.c */
-special_fn sp_push, sp_pop, sp_leave, sp_enter;
+special_fn sp_push, sp_pop, sp_pushf, sp_leave, sp_enter;
 void emit_stack_load(struct translator *t, const struct insn *in, unsigned reg, unsigned size, int disp,
                      const struct tail *after);
 void emit_push_pc(struct translator *t, const struct insn *in, unsigned size);
@@ -52,7 +52,7 @@ void load_operand_into(struct translator *t, const struct insn *in, const ZydisD
                        unsigned size);
 
 /* privileged.c */
-special_fn sp_cld, sp_std, sp_cli, sp_sti, sp_swapgs, sp_rdtsc, sp_port, sp_query, sp_fsgsbase, sp_undefined;
+special_fn sp_cld, sp_std, sp_cli, sp_sti, sp_stac, sp_swapgs, sp_rdtsc, sp_port, sp_query, sp_fsgsbase, sp_undefined;
 
 /* unusual.c */
 special_fn sp_nop, sp_pause, sp_lea, sp_xlat, sp_bt, sp_mov, sp_incdec, sp_string, sp_gather, sp_clzero, sp_x87_env,

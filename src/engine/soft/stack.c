@@ -109,19 +109,6 @@ static bool is_sreg(const ZydisDecodedOperand *op)
     return op->type == ZYDIS_OPERAND_TYPE_REGISTER && ZydisRegisterGetClass(op->reg.value) == ZYDIS_REGCLASS_SEGMENT;
 }
 
-static void emit_load_selector(struct translator *t, unsigned reg, ZydisRegister sreg)
-{
-    struct emit *e = &t->hot;
-    uint32_t at = (uint32_t)(offsetof(struct cpu, seg) + (unsigned)(sreg - ZYDIS_REGISTER_ES) * sizeof(struct segment));
-    e8(e, 0x65);
-    e_rex(e, false, reg, 0, 0);
-    e8(e, 0x0f);
-    e8(e, 0xb7);
-    e8(e, 4 | (reg & 7) << 3);
-    e8(e, 0x25);
-    e32(e, at);
-}
-
 /* push and pop with an open window: the guest's own store or load, then rsp */
 static void window_push(struct translator *t, const struct insn *in)
 {
@@ -242,6 +229,37 @@ void sp_pop(struct translator *t, const struct insn *in)
     e_mem(&tail.e, 0x89, size == 8, t->B, t->A, NO_REG, 0, 0);
     e_lea(&tail.e, code64(t), RSP, RSP, NO_REG, 0, (int)size);
     emit_access(t, in, &ea, SITE_WRITE, size, &tail);
+}
+
+/* The arithmetic flags go into RFLAGS by way of memory, and from there back behind the store. */
+void sp_pushf(struct translator *t, const struct insn *in)
+{
+    struct emit *e = &t->hot;
+    if (!code64(t) || in->d.operand_width != 64) {
+        sp_helper(t, in);
+        return;
+    }
+    e_save_flags_memory(e, VOFF(slow_rax), VOFF(slow_flags));
+    e_load32(e, R11, VOFF(slow_flags)); /* AH: the low byte, AL: OF */
+    e_mov(e, false, R10, R11);
+    e_alu_imm(e, false, 4, R10, 1);
+    e_shift(e, false, 4, R10, 11);
+    e_shift(e, false, 5, R11, 8);
+    e_alu_imm(e, false, 4, R11, FL_ARITH & 0xff);
+    e_alu(e, false, 0x09, R11, R10);
+    e_load32(e, R10, CPUOFF(rflags));
+    e_alu_imm(e, false, 4, R10, ~(uint32_t)(FL_ARITH | FL_RF | FL_VM));
+    e_alu(e, false, 0x09, R11, R10);
+    e_store(e, R11, SCRATCH_SLOT);
+    t->A = R11, t->B = R10, t->C = NO_REG;
+    t->flags_saved = true; /* in v->slow_flags, for a fault */
+    struct tail tail;
+    tail_begin(&tail);
+    if (in->live_after)
+        tail_restore_flags(t, &tail);
+    e_load(&tail.e, t->B, SCRATCH_SLOT);
+    e_mem(&tail.e, 0x89, true, t->B, t->A, NO_REG, 0, 0);
+    end_push(t, in, 8, &tail);
 }
 
 void sp_leave(struct translator *t, const struct insn *in)

@@ -76,10 +76,11 @@ int soft_translate_exec(struct soft_vcpu *v, uint64_t gva, uint64_t *gpa, bool *
     return 0;
 }
 
-void soft_ibtc_insert(struct soft_vcpu *v, uint64_t gva, const struct block *b)
+void soft_ibtc_insert(struct soft_vcpu *v, uint64_t gva, struct block *b)
 {
     unsigned which = soft_mmu(v) != MMU_USER, i = gva & (IBTC_SIZE - 1);
     struct ibtc_entry *t = &v->ibtc[which][i];
+    b->in_ibtc = true;
     t->minus_tag = -gva;
     t->entry = soft_code(v->engine, b->entry_indirect);
     struct itlb_entry *it = &v->itlb[soft_mmu(v)][gva >> 12 & (ITLB_SIZE - 1)];

@@ -17,8 +17,6 @@
 
 #include <stdlib.h>
 
-enum { CC_NONE = -1 };
-
 struct translator *soft_translator_create(const struct cpu *cpu)
 {
     struct translator *t = calloc(1, sizeof(*t));
@@ -117,6 +115,7 @@ static bool decode_block(struct translator *t, uint64_t gpa, unsigned max_insns)
         memset(t->code, 0xff, room);
     memset(t->code + room, 0, 16);
     t->n_insns = 0;
+    t->straddles = false;
     unsigned pc = 0;
     while (t->n_insns < max_insns && pc < room) {
         struct insn *in = &t->insns[t->n_insns];
@@ -124,7 +123,8 @@ static bool decode_block(struct translator *t, uint64_t gpa, unsigned max_insns)
         if (status == ZYDIS_STATUS_NO_MORE_DATA && undefined_already(t, in->bytes, room - pc))
             status = ZYDIS_STATUS_DECODING_ERROR;
         if (status == ZYDIS_STATUS_NO_MORE_DATA) {
-            if (t->n_insns > 0)
+            t->straddles = t->n_insns > 0;
+            if (t->straddles)
                 break; /* the straddling instruction gets its own block */
             uint64_t next_gpa;
             uint64_t next = t->gva + room;
@@ -180,7 +180,7 @@ void emit_exit(struct translator *t, int64_t target, int cc)
     struct emit *e = &t->hot;
     if (!(t->mode & MODE_64))
         target = (int32_t)((uint32_t)(t->gva + (uint64_t)target)) - (int64_t)(int32_t)(uint32_t)t->gva;
-    bool cross = !in_page(t, target) || t->b->gpa2 != UINT64_MAX;
+    bool cross = !in_page(t, target) || t->b->gpa2 != UINT64_MAX || (t->straddles && target == t->b->length);
     bool poll = t->poll_after || target <= (int64_t)t->insns[t->n_insns - 1].pc;
     if (cross && !(t->mode & MODE_FIXED_PC)) {
         /* another page in position-independent code: by address, through the IBTC */
@@ -195,7 +195,7 @@ void emit_exit(struct translator *t, int64_t target, int cc)
     }
     uint32_t index = en->n_exits++;
     struct exit *x = &en->exits[index];
-    *x = (struct exit){.from = t->b, .target = (int32_t)target, .poll = poll, .cross = cross};
+    *x = (struct exit){.from = t->b, .mode = t->mode, .target = (int32_t)target, .poll = poll, .cross = cross};
     x->stub = e_offset(&t->cold);
     e_store_imm32(&t->cold, VOFF(site), index);
     e_gs_jump(&t->cold, VOFF(glue_exit));
@@ -389,8 +389,9 @@ struct block *soft_translate(struct soft_vcpu *v, uint64_t gva, uint64_t gpa, ui
     v->stats.guest_bytes += b->length;
     soft_block_insert(e, b);
     if (v->cpu.log && (e->config.log_items & ENGINE_LOG_TRANSLATE))
-        v->cpu.log(&v->cpu, "translate", "%#llx (gpa %#llx, mode %#x%s): %u instructions, %u bytes to %u + %u",
+        v->cpu.log(&v->cpu, "translate",
+                   "%#llx (gpa %#llx, mode %#x%s): %u instructions, %u bytes to %u at %#x and %u at %#x",
                    (unsigned long long)gva, (unsigned long long)gpa, mode, b->hot ? ", hot" : "", b->n_insns, b->length,
-                   b->hot_end - b->hot_start, b->cold_end - b->cold_start);
+                   b->hot_end - b->hot_start, b->hot_start, b->cold_end - b->cold_start, b->cold_start);
     return b;
 }

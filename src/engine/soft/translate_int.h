@@ -1,4 +1,5 @@
-/* The translator's inside: the state of one block under translation (translate.c, access.c, special.c and their relatives). */
+/* The translator's inside: the state of one block under translation (translate.c, access.c, special.c and their
+ * relatives). */
 #pragma once
 #include <Zydis/Zydis.h>
 #include <stdbool.h>
@@ -63,6 +64,7 @@ struct translator {
     /* window.c: while instructions before window_end run, r9 = host - guest for window_base's page */
     bool window_open, no_windows;
     unsigned window_base, window_end;
+    bool straddles;  /* the instruction behind the block goes on in the next page */
     bool poll_after; /* the block's ending exits go to polling entries */
 };
 
@@ -90,6 +92,8 @@ void tail_restore_flags(struct translator *t, struct tail *tail);
 void begin_access(struct translator *t, const struct insn *in, uint32_t used, struct tail *tail);
 uint32_t gpr_mask_of(const struct insn *in);
 struct site *new_site(struct translator *t, const struct insn *in, uint32_t *index);
+void emit_load_selector(struct translator *t, unsigned reg, ZydisRegister sreg); /* zero-extended */
+uint32_t seg_base_offset(unsigned sreg);                                         /* in struct soft_vcpu */
 void emit_pc(struct translator *t, unsigned reg, int64_t offset);
 /* Ends an instruction by a C helper; `ends` when control does not come back to this block here. */
 struct site *emit_helper(struct translator *t, const struct insn *in, helper_fn *fn, bool ends);
@@ -129,8 +133,9 @@ bool window_serves(struct translator *t, const struct insn *in);
 /* translate.c */
 /* One instruction of the block's mode from `bytes`; what the guest's CPU does not have is an error. */
 ZyanStatus decode_insn(const struct translator *t, struct insn *in, uint8_t *bytes, unsigned available);
-void emit_exit(struct translator *t, int64_t target, int cc);
-void emit_indirect(struct translator *t); /* target gva in r11 */
+enum { CC_NONE = -1 };
+void emit_exit(struct translator *t, int64_t target, int cc); /* cc: CC_NONE for always */
+void emit_indirect(struct translator *t);                     /* target gva in r11 */
 void add_map(struct translator *t, uint32_t host, const struct insn *in);
 
 /* special.c: a translator for each mnemonic that is not simply copied; NULL: generic_insn */

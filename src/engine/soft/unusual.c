@@ -188,6 +188,11 @@ void sp_mov(struct translator *t, const struct insn *in)
             site_segment(t, s, from);
         s->arg = (uint32_t)(to->reg.value - ZYDIS_REGISTER_ES) | (memory ? (uint32_t)NO_REG : op_gpr(from)) << 8 |
                  2 << 16;
+    } else if (from_class == ZYDIS_REGCLASS_SEGMENT && to->type == ZYDIS_OPERAND_TYPE_REGISTER && to->size >= 32) {
+        unsigned reg = op_gpr(to);
+        emit_load_selector(t, reg, from->reg.value);
+        if (is_stolen(reg))
+            e_store(&t->hot, reg, GPR_OFFSET(reg));
     } else if (from_class == ZYDIS_REGCLASS_SEGMENT) {
         if (to->type == ZYDIS_OPERAND_TYPE_MEMORY)
             store_helper_ea(t, in, to);
