@@ -3,7 +3,7 @@
  *
  * A disk is named by words, as on the command line:
  *
- *      PATH[,format=FORMAT][,ro][,bus=nvme][,serial=S]
+ *      PATH[,format=FORMAT][,ro][,bus=nvme|virtio][,serial=S]
  *
  * A comma in PATH is written twice.  Without format= the name decides (see disk_formats of disk/spec.c): never what is
  * inside, for the guest can write there.  All work is asynchronous: a controller submits any number of requests, then
@@ -53,7 +53,7 @@ struct disk_request {
     _Alignas(16) unsigned char backend[320];
 };
 
-enum disk_bus { DISK_BUS_NVME };
+enum disk_bus { DISK_BUS_NVME, DISK_BUS_VIRTIO };
 
 struct disk_spec {
     char path[PATH_MAX]; /* or a URI */

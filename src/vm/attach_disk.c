@@ -1,17 +1,23 @@
 /* Disks: each opens its backend and becomes a controller of its own. */
 #include "backends/disk.h"
 #include "devices/nvme/nvme.h"
+#include "devices/virtio/blk.h"
 #include "vm/attach.h"
-
-static const char *const device_names[] = {[DISK_BUS_NVME] = "nvme"};
 
 static int add_nvme(struct vm *vm, struct disk *disk, char *error, size_t n)
 {
     const struct nvme_config config = {.disk = disk};
-    return machine_add(vm->machine, device_names[DISK_BUS_NVME], &nvme_class, &config, error, n);
+    return machine_add(vm->machine, "nvme", &nvme_class, &config, error, n);
 }
 
-static int (*const add[])(struct vm *vm, struct disk *disk, char *error, size_t n) = {[DISK_BUS_NVME] = add_nvme};
+static int add_virtio(struct vm *vm, struct disk *disk, char *error, size_t n)
+{
+    const struct blk_config config = {.disk = disk};
+    return machine_add(vm->machine, "virtio-blk", &virtio_blk_class, &config, error, n);
+}
+
+static int (*const add[])(struct vm *vm, struct disk *disk, char *error,
+                          size_t n) = {[DISK_BUS_NVME] = add_nvme, [DISK_BUS_VIRTIO] = add_virtio};
 
 int disk_attach(struct vm *vm, char *error, size_t n)
 {

@@ -51,8 +51,10 @@ static int set_bus(struct disk_spec *s, const char *value, char *err, size_t n)
 {
     if (strcmp(value, "nvme") == 0)
         s->bus = DISK_BUS_NVME;
+    else if (strcmp(value, "virtio") == 0)
+        s->bus = DISK_BUS_VIRTIO;
     else
-        return error_set(err, n, -EINVAL, "a disk's bus is nvme, not '%s'", value);
+        return error_set(err, n, -EINVAL, "a disk's bus is nvme or virtio, not '%s'", value);
     return 0;
 }
 

@@ -181,7 +181,8 @@ static uint64_t get_num_queues(struct virtio_device *v)
 }
 static uint64_t get_status(struct virtio_device *v)
 {
-    return v->state->status;
+    bool busy = v->ops->busy && v->ops->busy(v);
+    return v->state->status | (busy ? VIRTIO_NEEDS_RESET : 0);
 }
 static uint64_t get_generation(struct virtio_device *v)
 {

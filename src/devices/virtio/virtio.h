@@ -66,6 +66,9 @@ struct virtio_ops {
     void (*notify)(struct virtio_device *v, unsigned q);
     void (*started)(struct virtio_device *v); /* may be NULL: the driver has set DRIVER_OK */
     void (*reset)(struct virtio_device *v);   /* may be NULL: forget what was in flight */
+    /* May be NULL.  true: what was begun before a reset still reaches the guest's memory; until it is false the driver
+     * does not see the reset as done (4.1.4.3.2). */
+    bool (*busy)(struct virtio_device *v);
 };
 
 struct virtio_device {
