@@ -31,12 +31,12 @@ static int queue_reserve(struct frame_queue *q, size_t len)
 {
     size_t used = q->end - q->start, room = q->room;
 
-    if (q->room - q->end >= len)
+    if (q->data && q->room - q->end >= len)
         return 0;
-    if (q->start && (q->room - used >= len)) {
+    if (q->start && q->room - used >= len) {
         memmove(q->data, q->data + q->start, used);
     } else {
-        while (room - used < len)
+        while (!room || room - used < len)
             room = room ? 2 * room : 4096;
         uint8_t *larger = malloc(room);
         if (!larger)
@@ -86,11 +86,11 @@ int stream_fill(struct stream *s)
 /* The last frame's bytes stay where they are until the next call: stream_next drops them only then. */
 int stream_next(struct stream *s, struct frame *f)
 {
-    const uint8_t *header = s->in.data + s->in.start;
     size_t waiting = s->in.end - s->in.start;
 
     if (waiting < FRAME_HEADER)
         return 0;
+    const uint8_t *header = s->in.data + s->in.start;
     size_t len = get_le(header, 4);
     if (len > s->limit || get_le(header + 5, 3))
         return -EPROTO;

@@ -123,17 +123,20 @@ void info_serve(struct guest *g, struct stream *s, const struct frame *request)
  * not draw the same numbers. */
 static int reseed(const struct field *seed)
 {
-    struct {
-        struct rand_pool_info info;
-        uint8_t bytes[SEED_MAX];
-    } pool = {.info.entropy_count = (int)seed->len * 8, .info.buf_size = (int)seed->len};
+    struct rand_pool_info *pool = calloc(1, sizeof(*pool) + seed->len);
     int fd = open("/dev/urandom", O_RDWR | O_CLOEXEC);
 
-    if (fd < 0)
-        return -errno;
-    memcpy(pool.info.buf, seed->data, seed->len);
-    int r = ioctl(fd, RNDADDENTROPY, &pool.info) || ioctl(fd, RNDRESEEDCRNG) ? -errno : 0;
-    close(fd);
+    int r = fd < 0 ? -errno : pool ? 0 : -ENOMEM;
+
+    if (!r) {
+        pool->entropy_count = (int)seed->len * 8;
+        pool->buf_size = (int)seed->len;
+        memcpy(pool->buf, seed->data, seed->len);
+        r = ioctl(fd, RNDADDENTROPY, pool) || ioctl(fd, RNDRESEEDCRNG) ? -errno : 0;
+    }
+    if (fd >= 0)
+        close(fd);
+    free(pool);
     return r;
 }
 
