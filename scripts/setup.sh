@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs what a part of the project needs, and nothing that is there already.
 #
-#   scripts/setup.sh GROUP...     groups: build test lint bench guest fuzz cov
+#   scripts/setup.sh GROUP...     groups: build test lint bench guest image fuzz cov
 #
 # As root with apt-get, else with sudo apt-get.  Prints nothing when there is nothing to do.
 set -eu
@@ -19,7 +19,7 @@ packages() {
     fuzz) echo clang libclang-rt-dev python3 ;;
     cov) echo gcovr ;;
     *)
-        echo "setup.sh: there is no group '$1' (build test lint bench guest fuzz cov)" >&2
+        echo "setup.sh: there is no group '$1' (build test lint bench guest image fuzz cov)" >&2
         return 2
         ;;
     esac
