@@ -81,8 +81,24 @@ static void tell_stage(struct job *j, uint64_t done, uint64_t total)
     tell(j, &m);
 }
 
+static bool is_to_end(const struct job *j)
+{
+    struct signalfd_siginfo taken;
+
+    return j->own && read(j->signals, &taken, sizeof taken) == sizeof taken;
+}
+
+static void end_if_asked(struct job *j)
+{
+    if (!is_to_end(j))
+        return;
+    store_discard(j->own);
+    _exit(1);
+}
+
 void job_stage(struct job *j, const char *stage)
 {
+    end_if_asked(j);
     if (strcmp(j->stage, stage) == 0)
         return;
     snprintf(j->stage, sizeof j->stage, "%s", stage);
@@ -94,6 +110,7 @@ void job_progress(struct job *j, uint64_t done, uint64_t total)
 {
     uint64_t now = now_ms();
 
+    end_if_asked(j);
     if (now - j->reported_ms < REPORT_MS)
         return;
     j->reported_ms = now;
@@ -169,16 +186,16 @@ static void stop_tool(struct child *c, int grace_ms)
 }
 
 /* Until the tool has ended (its status) or the job is to end (-EINTR). */
-static int wait_tool(struct job *j, const struct job_tool *tool, struct child *c, int signals, int *status)
+static int wait_tool(struct job *j, const struct job_tool *tool, struct child *c, int *status)
 {
     char path[IMAGE_PATH_SIZE], *log;
-    struct pollfd poll_fds[2] = {{.fd = c->pidfd, .events = POLLIN}, {.fd = signals, .events = POLLIN}};
+    struct pollfd poll_fds[2] = {{.fd = c->pidfd, .events = POLLIN},
+                                 {.fd = j->own ? j->signals : -1, .events = POLLIN}};
 
     job_path(j, "log", path);
     while (!child_ended(c, status)) {
         poll(poll_fds, 2, c->pidfd < 0 ? 20 : 200);
-        struct signalfd_siginfo taken; /* else it would end us as soon as it is let through again */
-        if ((poll_fds[1].revents & POLLIN) && read(signals, &taken, sizeof taken) == sizeof taken) {
+        if (is_to_end(j)) {
             stop_tool(c, tool->grace_ms);
             return -EINTR;
         }
@@ -215,24 +232,13 @@ static int judge(struct job *j, const struct job_tool *tool, int status, char *e
 int job_run(struct job *j, const struct job_tool *tool, char *err, size_t n)
 {
     struct child c;
-    sigset_t set, old;
-    int status = 0, failed;
+    int status = 0, failed = start_tool(j, tool, &c, err, n);
 
-    sigemptyset(&set);
-    sigaddset(&set, SIGTERM);
-    sigprocmask(SIG_BLOCK, &set, &old);
-    int signals = signalfd(-1, &set, SFD_CLOEXEC);
-    failed = start_tool(j, tool, &c, err, n);
-    if (!failed) {
-        failed = wait_tool(j, tool, &c, signals, &status);
-        if (failed)
-            error_set(err, n, failed, "interrupted");
-        else
-            failed = judge(j, tool, status, err, n);
-    }
-    close(signals);
-    sigprocmask(SIG_SETMASK, &old, NULL);
-    return failed;
+    if (failed)
+        return failed;
+    if (wait_tool(j, tool, &c, &status))
+        return error_set(err, n, -EINTR, "interrupted");
+    return judge(j, tool, status, err, n);
 }
 
 static void clear_leftovers(const struct job *j)
@@ -246,11 +252,15 @@ static void clear_leftovers(const struct job *j)
 _Noreturn static void child_main(struct store_draft *d, const char *name, int report, pid_t parent,
                                  int (*work)(struct job *, void *, char *, size_t), void *context)
 {
-    struct job j = {.report = report};
+    struct job j = {.report = report, .own = d};
     struct message m = {.kind = MESSAGE_FAILED};
     struct image_info info;
-    sigset_t none;
+    sigset_t end;
 
+    sigemptyset(&end);
+    sigaddset(&end, SIGTERM);
+    sigprocmask(SIG_SETMASK, &end, NULL);
+    j.signals = signalfd(-1, &end, SFD_CLOEXEC | SFD_NONBLOCK);
     setpgid(0, 0);
     prctl(PR_SET_PDEATHSIG, SIGTERM);
     if (getppid() != parent)
@@ -258,8 +268,6 @@ _Noreturn static void child_main(struct store_draft *d, const char *name, int re
     for (int number = 1; number < 32; number++)
         signal(number, SIG_DFL);
     signal(SIGPIPE, SIG_IGN);
-    sigemptyset(&none);
-    sigprocmask(SIG_SETMASK, &none, NULL);
     setlocale(LC_CTYPE, "C.UTF-8"); /* libarchive converts names by it; with this one it leaves them as they are */
     umask(022);
     snprintf(j.draft, sizeof j.draft, "%s", d->path);

@@ -13,9 +13,12 @@ struct job {
     char draft[IMAGE_PATH_SIZE]; /* the directory to work in */
     char stage[64];
     uint64_t reported_ms;
+    struct store_draft *own; /* NULL: without a process of its own, for tests */
+    int signals;             /* with `own`: a signalfd of SIGTERM, which is blocked: the job is to end */
 };
 
-/* A new stage, said at once; then how far it is, said now and then. */
+/* A new stage, said at once; then how far it is, said now and then.  When the job is to end neither returns: the draft
+ * is removed and the process ends.  So whatever takes long calls job_progress often. */
 void job_stage(struct job *j, const char *stage);
 void job_progress(struct job *j, uint64_t done, uint64_t total);
 

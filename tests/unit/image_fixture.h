@@ -46,6 +46,19 @@ __attribute__((format(printf, 1, 2))) static inline const char *below(const char
     return path;
 }
 
+/* A shell command that has to succeed. */
+__attribute__((format(printf, 1, 2))) static inline void shell(const char *format, ...)
+{
+    char *command;
+    va_list args;
+
+    va_start(args, format);
+    assert_true(vasprintf(&command, format, args) > 0);
+    va_end(args);
+    assert_int_equal(system(command), 0);
+    free(command);
+}
+
 static inline void put(const char *path, const char *text)
 {
     assert_int_equal(file_write(path, text, strlen(text), 0600, err, sizeof err), 0);
