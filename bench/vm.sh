@@ -54,6 +54,8 @@ write $hello /bench/hello.deb
 write $out/tree.tar /bench/tree.tar
 COMMANDS
     /sbin/debugfs -R 'ls /bench' "$out/disk.raw" 2>/dev/null | grep -q tree.tar || { say "the disk has no room: $(tail -n 1 "$out/debugfs.err")"; return 1; }
+    "$guise" image rm guise-bench >/dev/null 2>&1
+    "$guise" image import "$out/disk.raw" --name guise-bench >&2 || return 1
     echo "$key" >"$out/key"
 }
 
@@ -89,9 +91,9 @@ measure() # ROUND PEER
 {
     local start
     if [ "$2" = guise ]; then
-        start=$(first_line "$guise" run --rm "$out/disk.raw" --memory ${memory}M -- echo READY) || start=
+        start=$(first_line "$guise" run --rm guise-bench --memory ${memory}M -- echo READY) || start=
         echo "$1 guise start ${start:-failed}" | tr ' ' '\t'
-        "$guise" run --rm "$out/disk.raw" --memory ${memory}M -- sh /bench/work $mebibytes 2>"$out/guise.err" </dev/null | rows "$1" guise
+        "$guise" run --rm guise-bench --memory ${memory}M -- sh /bench/work $mebibytes 2>"$out/guise.err" </dev/null | rows "$1" guise
     else
         export -f qemu
         start=$(export out kernel memory GUISE_CACHE; first_line bash -c 'qemu "echo READY"') || start=
