@@ -110,6 +110,10 @@ static int choose_kernel(struct prepared *p, char *err, size_t n)
     return fits && p->image.modules[0] ? add_first(&p->config.initrds, p->image.modules, err, n) : 0;
 }
 
+/* The tests of its own ciphers are a fifth of the time that a kernel takes to its first process; a machine that lives
+ * for one command does without. */
+#define FAST_BOOT " cryptomgr.notests"
+
 /* What the kernel is told: the image's words, ours, the user's. */
 static int command_line(const struct vm_record *record, struct prepared *p, char *err, size_t n)
 {
@@ -117,7 +121,8 @@ static int command_line(const struct vm_record *record, struct prepared *p, char
 
     if (record->settings.root)
         words = "console=ttyS0 quiet panic=-1";
-    p->config.append = keep(p, "%s rdinit=/" GUEST_INIT_PATH "%s%s", words, more ? " " : "", more ? more : "");
+    p->config.append = keep(p, "%s%s rdinit=/" GUEST_INIT_PATH "%s%s", words,
+                            record->mode == VM_MODE_COMMAND ? FAST_BOOT : "", more ? " " : "", more ? more : "");
     return p->config.append ? 0 : no_room(err, n);
 }
 
