@@ -89,6 +89,9 @@ int disk_check(const char *words, char *err, size_t n);
 /* The same, and what they say. */
 int disk_parse(const char *words, struct disk_spec *spec, char *err, size_t n);
 
+/* The words for this path and format, in a new string that the caller frees; NULL: no memory. */
+char *disk_quote(const char *path, const char *format);
+
 /* 0, or -errno with one sentence. */
 int disk_open(struct disk **out, const char *words, struct loop *loop, char *err, size_t n);
 /* The same, of words already taken apart. */

@@ -1,15 +1,13 @@
 #include "cli/bring.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <linux/fs.h>
 #include <string.h>
-#include <sys/ioctl.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
+#include "backends/disk.h"
+#include "backends/disk/overlay.h"
 #include "base/error.h"
 #include "base/log.h"
 #include "cli/image_progress.h"
@@ -40,43 +38,19 @@ static int find_image(struct bring *b, const char *word, struct image_info *info
     return *hold < 0 ? *hold : 0;
 }
 
-/* The data of a sparse file, where it is. */
-static int copy_data(int from, int to)
-{
-    struct stat st;
-    off_t at = 0, end;
-
-    if (fstat(from, &st) || ftruncate(to, st.st_size))
-        return -errno;
-    if (ioctl(to, FICLONE, from) == 0)
-        return 0;
-    while ((at = lseek(from, at, SEEK_DATA)) >= 0 && (end = lseek(from, at, SEEK_HOLE)) > 0) {
-        off_t out = at;
-        while (at < end)
-            if (copy_file_range(from, &at, to, &out, (size_t)(end - at), 0) <= 0)
-                return errno ? -errno : -EIO;
-    }
-    return at < 0 && errno != ENXIO ? -errno : 0;
-}
-
+/* The machine's own disk: what it writes, over the image's, which all share. */
 static int make_disk(struct bring *b, const struct image_info *info, char *err, size_t n)
 {
-    char path[PATH_MAX];
-    int failed = registry_path(&b->registry, b->record.name, "disk.raw", path, err, n);
+    char path[PATH_MAX], *base = disk_quote(info->disk, "raw");
+    uint64_t size = b->record.settings.disk_bytes;
 
     progress_stage(&b->progress, "disk", NULL);
-    if (failed)
-        return failed;
-    int from = open(info->disk, O_RDONLY | O_CLOEXEC), to = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-    failed = from < 0 || to < 0 ? -errno : copy_data(from, to);
-    if (!failed && b->record.settings.disk_bytes > info->disk_bytes &&
-        ftruncate(to, (off_t)b->record.settings.disk_bytes))
-        failed = -errno;
-    if (from >= 0)
-        close(from);
-    if (to >= 0)
-        close(to);
-    return failed ? error_sys(err, n, failed, "cannot make the disk %s", path) : 0;
+    int failed = base ? registry_path(&b->registry, b->record.name, VM_DISK, path, err, n)
+                      : error_set(err, n, -ENOMEM, "out of memory");
+    if (!failed)
+        failed = disk_overlay_create(path, base, size > info->disk_bytes ? size : 0, err, n);
+    free(base);
+    return failed;
 }
 
 static void log_creation(const struct bring *b)

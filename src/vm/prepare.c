@@ -13,6 +13,7 @@
 #include "agent/key.h"
 #include "backends/net.h"
 #include "backends/share.h"
+#include "backends/disk.h"
 #include "base/error.h"
 #include "base/file.h"
 #include "base/path.h"
@@ -244,21 +245,6 @@ static int write_initrd(const struct registry *r, const struct vm_record *record
 
 /* --- devices ------------------------------------------------------------------------------------------------------ */
 
-/* A path among the words of a disk: its commas are doubled. */
-static const char *disk_word(struct prepared *p, const char *path)
-{
-    char word[2 * PATH_MAX];
-    size_t used = 0;
-
-    for (; *path && used + 2 < sizeof word; path++) {
-        word[used++] = *path;
-        if (*path == ',')
-            word[used++] = ',';
-    }
-    word[used] = 0;
-    return keep(p, "%s,format=raw", word);
-}
-
 static int add_devices(const struct registry *r, const struct vm_record *record, struct prepared *p, char *err,
                        size_t n)
 {
@@ -266,9 +252,11 @@ static int add_devices(const struct registry *r, const struct vm_record *record,
     int failed = 0;
 
     if (record_has_disk(record)) {
-        failed = registry_path(r, record->name, "disk.raw", path, err, n);
+        failed = registry_path(r, record->name, VM_DISK, path, err, n);
+        char *words = failed ? NULL : disk_quote(path, "overlay");
         if (!failed)
-            failed = add_first(&p->config.disks, disk_word(p, path), err, n);
+            failed = add_first(&p->config.disks, words ? keep(p, "%s", words) : NULL, err, n);
+        free(words);
     }
     if (!failed && !p->config.nets.n)
         failed = add(&p->config.nets, "user", err, n);

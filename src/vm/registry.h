@@ -15,6 +15,8 @@
 #pragma once
 #include "vm/record.h"
 
+#define VM_DISK "disk.overlay" /* what the machine wrote, over its image's disk */
+
 struct registry {
     char vms[PATH_MAX];
     char runtime[64];

@@ -160,3 +160,18 @@ int disk_check(const char *words, char *err, size_t n)
 
     return disk_parse(words, &spec, err, n);
 }
+
+char *disk_quote(const char *path, const char *format)
+{
+    char *words = malloc(2 * strlen(path) + sizeof ",format=" + strlen(format)), *to = words;
+
+    if (!words)
+        return NULL;
+    for (; *path; path++) {
+        *to++ = *path;
+        if (*path == ',')
+            *to++ = ',';
+    }
+    sprintf(to, ",format=%s", format);
+    return words;
+}
