@@ -104,6 +104,10 @@ void disk_kick(struct disk *disk);
 /* Returns when nothing is in flight any more. */
 void disk_drain(struct disk *disk);
 
+/* Copies a disk, by words, into the new file `path`, which has holes where the disk has zeroes.  Durable on return; on
+ * failure nothing is left.  0, or -errno with one sentence. */
+int disk_export(const char *words, const char *path, char *err, size_t n);
+
 /* --- for backends --------------------------------------------------------------------------------- */
 
 /* Initializes what is common: size and the rest are the caller's. */

@@ -78,6 +78,8 @@ extern const struct option_spec run_options[], doctor_options[], completion_opti
 int run_main(const struct command *self, int argc, char **argv);
 extern const struct option_spec image_options[];
 extern const struct command image_commands[];
+extern const struct command disk_commands[];
+extern const struct option_spec disk_options[];
 int doctor_main(const struct command *self, int argc, char **argv);
 int completion_main(const struct command *self, int argc, char **argv);
 int launch_main(const struct command *self, int argc, char **argv);

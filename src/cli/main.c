@@ -71,6 +71,8 @@ const struct command cli_commands[] = {
      config_main},
     {"image", "make, list and remove machine images", "COMMAND [ARGUMENT]...",
      "`guise help image COMMAND` explains one of them.\n", image_options, NULL, cli_sub_main, image_commands},
+    {"disk", "make, copy and check the files that are disks", "COMMAND [ARGUMENT]...",
+     "`guise help disk COMMAND` explains one of them.\n", disk_options, NULL, cli_sub_main, disk_commands},
     {"doctor", "say what this host offers to virtual machines, and why", "[--json]",
      "Exit status: 0 if virtual machines can run here, 7 if not.\n", doctor_options, NULL, doctor_main},
     {"completion", "print a completion script for a shell", "bash|zsh|fish",

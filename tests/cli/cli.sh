@@ -74,7 +74,7 @@ check "a kernel that is none is one sentence" eval '[ $status = 1 ] && says "$0"
 run run --kernel "$0" --serial socket:/nonexistent/console
 check "a serial line that cannot be is one sentence" eval '[ $status = 1 ] && quiet_out'
 
-for command in run image create start stop kill restart rm ls inspect info logs console exec shell cp ssh stats events config doctor completion help version; do
+for command in run image create start stop kill restart rm ls inspect info logs console exec shell cp ssh stats events config disk doctor completion help version; do
     run help $command
     check "help $command" eval '[ $status = 0 ] && prints "usage: guise $command" && [ ! -s "$work/err" ]'
     cp "$work/out" "$work/help"
@@ -120,6 +120,8 @@ manual_agrees cp cp
 manual_agrees ssh ssh
 manual_agrees doctor doctor
 manual_agrees image "image build" "image import" "image export" "image ls" "image info" "image tag" "image rm"
+
+manual_agrees disk "disk create" "disk grow" "disk check" "disk copy"
 
 # Images, as far as none has to be made.
 export GUISE_DATA=$work/data GUISE_RUNTIME=$work/run
@@ -261,7 +263,7 @@ run completion bash
 complete_bash() { # WORDS...: what bash offers for the last one
     bash -c '. "$1"; shift; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _guise; echo "${COMPREPLY[*]}"' _ "$work/out" "$@"
 }
-check "bash completes commands" eval '[ "$(complete_bash guise d)" = doctor ]'
+check "bash completes commands" eval '[ "$(complete_bash guise do)" = doctor ]'
 check "bash completes options" eval '[ "$(complete_bash guise run --ke)" = --kernel ]'
 check "bash completes words" eval '[ "$(complete_bash guise run --engine "")" = "auto soft kvm" ]'
 "$GUISE" create --kernel x --name zeta >/dev/null
@@ -274,4 +276,33 @@ for shell in zsh fish; do
         check "$shell takes its syntax" $shell -n "$work/out"
     fi
 done
+# Disks.
+cd "$work" || exit 1
+truncate -s 1M base.img
+refused "a disk begins with its path" "begins with its path" run --kernel x --disk ,ro
+refused "a disk's words are known" "'rw' is not a word for a disk" run --kernel x --disk base.img,rw
+refused "a disk's format is known" "there is no disk format 'zip': choose one of raw, overlay" run --kernel x --disk base.img,format=zip
+refused "a new disk needs a base or a size" "needs a base or a size" disk create a.overlay
+refused "disk grow wants a size" "more is needed" disk grow a.overlay
+run disk create a.overlay --base base.img --size 2M
+check "disk create" eval '[ $status = 0 ] && quiet_out && [ ! -s "$work/err" ] && [ -s a.overlay ]'
+run disk create a.overlay --base base.img
+check "disk create does not overwrite" eval '[ $status = 5 ] && one_sentence && says "File exists"'
+run disk create b.overlay --base none.img
+check "a base must be there" eval '[ $status = 4 ] && one_sentence && says none.img && [ ! -e b.overlay ]'
+run disk grow a.overlay 3M
+check "disk grow" eval '[ $status = 0 ] && quiet_out'
+run disk grow a.overlay 1M
+check "a disk does not shrink" eval '[ $status = 2 ] && one_sentence && says "can only grow"'
+run disk check a.overlay
+check "disk check" eval '[ $status = 0 ] && prints "3145728 bytes" && prints "$work/base.img" && prints "0 of 768 granules"'
+run disk check a.overlay --json
+check "disk check --json" python3 -c 'import json, sys; d = json.load(open(sys.argv[1])); assert d["sound"] and d["disk_bytes"] == 3 << 20' "$work/out"
+run disk copy a.overlay copy.img
+check "disk copy" eval '[ $status = 0 ] && [ "$(stat -c %s copy.img)" = 3145728 ] && [ "$(stat -c %b copy.img)" = 0 ]'
+printf x | dd of=a.overlay bs=1 seek=8200 conv=notrunc 2>/dev/null
+run disk check a.overlay
+check "disk check finds damage" eval '[ $status = 1 ] && one_sentence && says "1 map sectors have a wrong check sum"'
+run disk check base.img
+check "disk check of something else" eval '[ $status = 1 ] && one_sentence && says "is no overlay"'
 exit $((failures > 0))
