@@ -22,6 +22,7 @@
 #define NAME_ATTEMPTS 50u
 #define RUN_BYTES 1024
 #define LOCK_PATIENCE_MS 200 /* a look at the state takes the lock for a moment */
+#define COMMAND_PATIENCE_MS 5000
 #define LEFTOVER_SECONDS 60
 
 const char *const vm_state_names[] = {"created", "running", "stopped", "crashed"};
@@ -73,15 +74,19 @@ static bool is_current(const struct registry *r, const char *name, int lock)
 
 int registry_lock(const struct registry *r, const char *name, int *lock, char *err, size_t n)
 {
-    int failed = take_lock(r, name, O_CREAT, LOCK_PATIENCE_MS, lock);
+    struct vm_run run = {.pid = 0};
+    int failed, waited = 0;
 
-    if (failed == -EWOULDBLOCK) {
-        struct vm_run run;
-        registry_run(r, name, &run);
+    do { /* a command is done before long, a running machine is not */
+        failed = take_lock(r, name, O_CREAT, LOCK_PATIENCE_MS, lock);
+        if (failed == -EWOULDBLOCK)
+            registry_run(r, name, &run);
+        waited += LOCK_PATIENCE_MS;
+    } while (failed == -EWOULDBLOCK && !run.pid && waited < COMMAND_PATIENCE_MS);
+    if (failed == -EWOULDBLOCK)
         return error_set(err, n, -EBUSY,
                          run.pid ? "%s is running: `guise stop %s` first" : "another command is at work with %s", name,
                          name);
-    }
     if (!failed && !is_current(r, name, *lock)) {
         close(*lock);
         failed = -ENOENT;
@@ -371,6 +376,23 @@ static int publish(const struct registry *r, const char *entry, const char *name
     return error_sys(err, n, -errno, "cannot make %s", to);
 }
 
+/* Makes the directory vms/`entry` with a lock that is ours.  -EAGAIN, -EWOULDBLOCK: another command took it for a
+ * leftover before it was locked. */
+static int begin(const struct registry *r, const char *entry, const char *path, int *lock)
+{
+    tree_remove(path); /* of a process that had our number */
+    if (mkdir(path, 0700))
+        return -errno;
+    int failed = take_lock(r, entry, O_CREAT, LOCK_PATIENCE_MS, lock);
+    if (!failed && !is_current(r, entry, *lock)) {
+        close(*lock);
+        failed = -EAGAIN;
+    }
+    if (failed)
+        tree_remove(path);
+    return failed == -ENOENT ? -EAGAIN : failed;
+}
+
 static int create_named(const struct registry *r, const struct vm_record *record, int *lock, char *err, size_t n)
 {
     char entry[NAME_SIZE + 32], path[PATH_MAX];
@@ -380,18 +402,13 @@ static int create_named(const struct registry *r, const struct vm_record *record
     failed = path_format(path, sizeof path, err, n, "%s/%s", r->vms, entry);
     if (failed)
         return failed;
-    tree_remove(path); /* of a process that had our number */
-    if (mkdir(path, 0700))
-        return error_sys(err, n, -errno, "cannot make %s", path);
-    failed = take_lock(r, entry, O_CREAT, LOCK_PATIENCE_MS, lock);
-    if (!failed && !is_current(r, entry, *lock)) { /* swept away between the two */
-        close(*lock);
-        failed = -EAGAIN;
+    for (unsigned i = 0; i < NAME_ATTEMPTS; i++) {
+        failed = begin(r, entry, path, lock);
+        if (failed != -EAGAIN && failed != -EWOULDBLOCK)
+            break;
     }
-    if (failed) {
-        tree_remove(path);
-        return error_sys(err, n, failed, "cannot lock %s", path);
-    }
+    if (failed)
+        return error_sys(err, n, failed, "cannot make %s", path);
     failed = fill(r, entry, record, err, n);
     if (!failed)
         failed = publish(r, entry, record->name, err, n);
