@@ -1,10 +1,14 @@
 /* `guise cp`: files and directories between this host and a VM that runs. */
 #include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "agent/client.h"
+#include "agent/qga.h"
 #include "agent/tree.h"
 #include "base/error.h"
 #include "base/log.h"
@@ -55,9 +59,16 @@ static bool in_guest(const char *word, size_t *name_len)
         return false;
     if (slash > *name_len)
         return true;
-    /* The path of a socket, as reach_guest takes it, is told from a file's by what it is. */
-    *name_len = (size_t)(strstr(word, ".vsock:") ? strstr(word, ".vsock:") - word + 6 : 0);
-    return *name_len != 0;
+    /* The path of a socket, as reach_guest takes it, is told from a file's by its ending. */
+    static const char *const endings[] = {".vsock:", ".qga:"};
+    for (size_t i = 0; i < sizeof(endings) / sizeof(endings[0]); i++) {
+        const char *end = strstr(word, endings[i]);
+        if (end) {
+            *name_len = (size_t)(end - word) + strlen(endings[i]) - 1;
+            return true;
+        }
+    }
+    return false;
 }
 
 static void on_note(void *opaque, const char *text)
@@ -67,6 +78,56 @@ static void on_note(void *opaque, const char *text)
     c->left_out++;
     if (!c->a->quiet)
         log_say("left out: %s", text);
+}
+
+/* Of a file into a directory of ours; where the other side is the guest's only it knows what is a directory. */
+static int open_here(const char *from, const char *to, char *err, size_t n)
+{
+    struct tree_target t;
+    char name[256];
+    int r, fd = -1;
+
+    tree_source_name(from, name, sizeof(name));
+    r = tree_target_open(to, name, false, &t, err, n);
+    if (r)
+        return r;
+    fd = openat(t.directory, t.name, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0666);
+    r = fd < 0 ? error_sys(err, n, -errno, "cannot write %s", to) : fd;
+    tree_target_close(&t);
+    return r;
+}
+
+/* By QEMU's guest agent: one file, as root. */
+static int copy_by_qga(int fd, const char *guest_path, const char *here, bool out, char *err, size_t n)
+{
+    char name[256], whole[PATH_MAX];
+    struct qga q;
+    struct stat st;
+    int file, r = qga_open(&q, fd, err, n);
+
+    if (r)
+        return r;
+    tree_source_name(here, name, sizeof(name));
+    if (!out && guest_path[0] && guest_path[strlen(guest_path) - 1] == '/') {
+        snprintf(whole, sizeof(whole), "%.3800s%s", guest_path, name);
+        guest_path = whole;
+    }
+    if (strcmp(here, "-") == 0)
+        file = out ? dup(STDOUT_FILENO) : dup(STDIN_FILENO);
+    else if (out)
+        file = open_here(guest_path, here, err, n);
+    else
+        file = open(here, O_RDONLY | O_CLOEXEC);
+    if (file < 0)
+        r = out && strcmp(here, "-") != 0 ? file : error_sys(err, n, -errno, "cannot copy %s", here);
+    else if (!out && (fstat(file, &st) || S_ISDIR(st.st_mode)))
+        r = error_set(err, n, -ENOTSUP, "QEMU's guest agent copies files only, and %s is a directory", here);
+    else
+        r = out ? qga_read_file(&q, guest_path, file, err, n) : qga_write_file(&q, file, guest_path, err, n);
+    if (file >= 0)
+        close(file);
+    qga_close(&q);
+    return r;
 }
 
 static int copy_one(struct copy *c, const char *from, const char *to, char *err, size_t n)
@@ -83,7 +144,13 @@ static int copy_one(struct copy *c, const char *from, const char *to, char *err,
                                     : "neither %s nor %s is in a guest: write NAME:PATH",
                          from, to);
     snprintf(vm, sizeof(vm), "%.*s", (int)(from_guest ? from_len : to_len), from_guest ? from : to);
-    int fd = reach_guest(vm, AGENT_PORT, err, n), r;
+    int fd = reach_guest(vm, AGENT_PORT, err, n), qga = fd < 0 ? reach_qga(vm) : -1, r;
+    if (qga >= 0) {
+        r = from_guest ? copy_by_qga(qga, from + from_len + 1, to, true, err, n)
+                       : copy_by_qga(qga, to + to_len + 1, from, false, err, n);
+        close(qga);
+        return r;
+    }
     if (fd < 0)
         return fd;
     if (from_guest) {

@@ -67,17 +67,17 @@ static const char **make_environment(const struct option_list *given, bool term)
 static int run(const char *vm, struct session_options *o, const struct exec_arguments *a)
 {
     char err[ERROR_SIZE];
-    int fd = reach_guest(vm, AGENT_PORT, err, sizeof(err));
+    int fd = reach_guest(vm, AGENT_PORT, err, sizeof(err)), qga = fd < 0 ? reach_qga(vm) : -1;
 
-    if (fd < 0) {
+    if (fd < 0 && qga < 0) {
         log_say("%s", err);
         return STATUS_OURS;
     }
     o->directory = a->directory;
     o->user = a->user;
     o->environment = make_environment(&a->environment, o->tty);
-    int status = session_run(fd, o);
-    close(fd);
+    int status = fd < 0 ? session_run_qga(qga, o) : session_run(fd, o);
+    close(fd < 0 ? qga : fd);
     return status;
 }
 

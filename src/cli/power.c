@@ -5,8 +5,10 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "agent/qga.h"
 #include "base/error.h"
 #include "base/log.h"
+#include "cli/reach.h"
 #include "cli/wait.h"
 
 #define STOP_MS 30000
@@ -96,11 +98,32 @@ int start_main(const struct command *self, int argc, char **argv)
 
 /* --- stop --------------------------------------------------------------------------------------------------- */
 
+/* A guest without our agent may have QEMU's. */
+static bool ask_qemu_agent(const char *name)
+{
+    char none[ERROR_SIZE];
+    struct qga q;
+    int fd = reach_qga(name);
+    bool asked = false;
+
+    if (fd >= 0 && qga_open(&q, fd, none, sizeof none) == 0) {
+        asked = qga_power(&q, POWER_OFF, none, sizeof none) == 0;
+        qga_close(&q);
+    }
+    if (fd >= 0)
+        close(fd);
+    return asked;
+}
+
 static int ask_once(const struct registry *r, const char *name, char *err, size_t n)
 {
     struct client c;
     int failed = client_open(&c, r, name, err, n);
 
+    if (!failed && ask_qemu_agent(name)) {
+        client_close(&c);
+        return 0;
+    }
     if (!failed)
         failed = client_call(&c, "stop", json_pack("{s:s}", "mode", "auto"), NULL, err, n);
     client_close(&c);

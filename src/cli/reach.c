@@ -8,10 +8,21 @@
 #include <unistd.h>
 
 #include "base/error.h"
+#include "base/path.h"
 #include "cli/life.h"
 
 /* So long may a guest take until its agent is there, between two signs of life. */
 #define AGENT_WAIT_MS 120000
+
+#define QGA_PORT "org.qemu.guest_agent.0=socket:"
+#define QGA_SUFFIX ".qga"
+
+static bool is_qga_path(const char *vm)
+{
+    size_t len = strlen(vm), suffix = strlen(QGA_SUFFIX);
+
+    return strchr(vm, '/') && len > suffix && strcmp(vm + len - suffix, QGA_SUFFIX) == 0;
+}
 
 /* One line, and not a byte more: what follows is the stream's. */
 static int read_line(int fd, char *line, size_t size)
@@ -136,6 +147,8 @@ int reach_guest(const char *vm, unsigned port, char *err, size_t n)
     struct registry r;
     char why[ERROR_SIZE];
 
+    if (is_qga_path(vm))
+        return error_set(err, n, -ENOTSUP, "%s leads to QEMU's guest agent, which cannot do this", vm);
     if (strchr(vm, '/'))
         return reach_socket(vm, port, err, n);
     int failed = registry_find(&r, err, n);
@@ -148,4 +161,42 @@ int reach_guest(const char *vm, unsigned port, char *err, size_t n)
     if (ready < 0)
         return error_set(err, n, ready, "%s", why);
     return ready ? connect_named(&r, vm, port, err, n) : fd;
+}
+
+/* Relative paths of a record are from where it was made. */
+static int connect_port(const struct vm_record *record)
+{
+    const struct option_list *ports = &record->settings.config.ports;
+    char path[PATH_MAX], none[1];
+
+    for (unsigned i = 0; i < ports->n; i++) {
+        if (strncmp(ports->value[i], QGA_PORT, strlen(QGA_PORT)) != 0)
+            continue;
+        const char *word = ports->value[i] + strlen(QGA_PORT);
+        if (path_format(path, sizeof(path), none, sizeof(none), "%s%s%s", *word == '/' ? "" : record->directory,
+                        *word == '/' ? "" : "/", word))
+            return -ENAMETOOLONG;
+        return connect_unix(path);
+    }
+    return -ENOENT;
+}
+
+int reach_qga(const char *vm)
+{
+    struct registry r;
+    struct vm_record record;
+    char none[ERROR_SIZE];
+
+    if (is_qga_path(vm))
+        return connect_unix(vm);
+    if (strchr(vm, '/'))
+        return -ENOENT;
+    int fd = registry_find(&r, none, sizeof(none));
+    if (!fd)
+        fd = registry_load(&r, vm, &record, none, sizeof(none));
+    if (fd)
+        return fd;
+    fd = connect_port(&record);
+    record_free(&record);
+    return fd;
 }

@@ -11,3 +11,10 @@
  * in the guest.
  */
 int reach_guest(const char *vm, unsigned port, char *err, size_t n);
+
+/*
+ * A stream to QEMU's guest agent in a VM: to the socket of its console port, given to the VM as --port
+ * org.qemu.guest_agent.0=socket:PATH, or `vm` is such a socket's path and ends in .qga.  Returns a descriptor, the
+ * caller's to close, or -errno without a word: there is no such way.
+ */
+int reach_qga(const char *vm);

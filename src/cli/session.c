@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "agent/client.h"
+#include "agent/qga.h"
 #include "backends/guardian.h"
 #include "base/error.h"
 #include "base/log.h"
@@ -199,5 +200,61 @@ int session_run(int fd, const struct session_options *o)
         r = agent_exec(fd, &e, &status, err, sizeof(err));
     close_signals(&s);
     close_terminal(&s);
+    return outcome(&s, r, &status, err);
+}
+
+/* The signal to send, 0 for none. */
+static int on_signals_qga(void *opaque)
+{
+    struct session *s = opaque;
+    struct signalfd_siginfo info;
+
+    if (read(s->signals, &info, sizeof(info)) != sizeof(info) || info.ssi_signo == SIGWINCH)
+        return 0;
+    return insists(s, (int)info.ssi_signo) ? -ECANCELED : (int)info.ssi_signo;
+}
+
+static int run_by_qga(struct session *s, int fd, const struct session_options *o, struct agent_status *status,
+                      char *err, size_t n)
+{
+    static const char *const shell[] = {"sh", NULL};
+    const struct qga_exec e = {
+        .argv = o->login ? shell : o->argv,
+        .environment = o->environment && o->environment[0] ? o->environment : NULL,
+        .directory = o->directory,
+        .user = o->user,
+        .in = o->interactive ? STDIN_FILENO : -1,
+        .out = STDOUT_FILENO,
+        .err = STDERR_FILENO,
+        .wake = s->signals,
+        .woken = on_signals_qga,
+        .opaque = s,
+    };
+    struct qga q;
+    int r = qga_open(&q, fd, err, n);
+
+    if (r)
+        return r;
+    r = qga_exec(&q, &e, status, err, n);
+    qga_close(&q);
+    return r;
+}
+
+int session_run_qga(int fd, const struct session_options *o)
+{
+    struct session s = {.signals = -1};
+    struct agent_status status = {0};
+    char err[ERROR_SIZE];
+
+    if (o->tty) {
+        log_say("QEMU's guest agent has no terminals: leave out --tty, or use `guise ssh`");
+        return STATUS_OURS;
+    }
+    int r = open_signals(&s);
+    if (r)
+        error_sys(err, sizeof(err), r, "signals cannot be received");
+    else
+        r = run_by_qga(&s, fd, o, &status, err, sizeof(err));
+    close_signals(&s);
     return outcome(&s, r, &status, err);
 }

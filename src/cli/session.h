@@ -22,3 +22,6 @@ struct session_options {
  * for guise and end it.
  */
 int session_run(int fd, const struct session_options *o);
+
+/* The same by QEMU's guest agent, which `fd` is connected to: without a terminal, and with all output in the end. */
+int session_run_qga(int fd, const struct session_options *o);

@@ -147,6 +147,27 @@ cp data/ssh/id_ed25519 key.before
 PATH=$work/bin:$PATH run ssh -u me "$vm"
 check "it is made once, and the user may be named" eval 'cmp -s key.before data/ssh/id_ed25519 && [ "$(tail -n 2 out | head -n 1)" = me ]'
 
+# QEMU's guest agent instead of ours
+if command -v qemu-ga >/dev/null; then
+    qemu-ga -m unix-listen -p "$work/b.qga" -t "$work" -f "$work/qga.pid" >qga.log 2>&1 &
+    qga=$!
+    for _ in $(seq 100); do [ ! -S b.qga ] || break; sleep 0.05; done
+    run exec "$work/b.qga" -i -e A=1 -w /usr -- sh -c 'cat; echo $A; pwd; echo err >&2; exit 4' <<<input
+    check "exec by QEMU's agent" eval '[ $status = 4 ] && [ "$(tr "\n" " " <out)" = "input 1 /usr " ] && [ "$(cat err)" = err ]'
+    run exec "$work/b.qga" -- /no/such/thing </dev/null
+    check "what is not there, by QEMU's agent" eval '[ $status = 127 ]'
+    run exec -t "$work/b.qga" -- true </dev/null
+    check "no terminal by QEMU's agent" eval '[ $status = 125 ] && says "no terminals"'
+    mkdir by-qga
+    run cp random "$work/b.qga:$work/by-qga/"
+    check "a file in by QEMU's agent" eval '[ $status = 0 ] && cmp -s random by-qga/random'
+    run cp "$work/b.qga:$work/by-qga/random" again
+    check "and out" eval '[ $status = 0 ] && cmp -s random again'
+    run cp tree "$work/b.qga:$work/by-qga/"
+    check "but no directory" eval '[ $status = 7 ] && says "files only"'
+    kill $qga
+fi
+
 # The terminal is as before, whatever the end is.
 status=0
 check "the terminal is restored" timeout 60 python3 "$here/terminal.py" "$GUISE" "$vm"
