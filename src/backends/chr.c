@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
@@ -222,6 +223,17 @@ bool chr_user_left(const struct chr *chr)
 bool chr_is_terminal(const struct chr *chr)
 {
     return chr->terminal != NULL;
+}
+
+size_t chr_tail(const struct chr *chr, char *buf, size_t n)
+{
+    struct stat st;
+
+    if (chr->log.fd < 0 || fstat(chr->log.fd, &st))
+        return 0;
+    off_t from = (uint64_t)st.st_size > n ? st.st_size - (off_t)n : 0;
+    ssize_t got = pread(chr->log.fd, buf, n, from);
+    return got > 0 ? (size_t)got : 0;
 }
 
 void chr_close(struct chr *chr)

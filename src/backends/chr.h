@@ -55,6 +55,9 @@ bool chr_user_left(const struct chr *chr);
 /* Ctrl-] reaches the guise process: this chr is a terminal. */
 bool chr_is_terminal(const struct chr *chr);
 
+/* The end of what a log: has (chr_open), at most n bytes into buf.  Returns how many; 0 for other kinds. */
+size_t chr_tail(const struct chr *chr, char *buf, size_t n);
+
 /* Writes out what is buffered, restores the terminal, frees.  chr may be NULL.  A reader that takes
  * nothing for ten seconds is given up, with a message. */
 void chr_close(struct chr *chr);

@@ -65,6 +65,11 @@ struct disk_spec {
     char serial[DISK_SERIAL_MAX + 1]; /* printable ASCII; made from the path unless told */
 };
 
+/* What was done without an error. */
+struct disk_counters {
+    uint64_t reads, writes, flushes, others, read_bytes, written_bytes, errors;
+};
+
 struct disk_ops {
     void (*submit)(struct disk *d, struct disk_request *r); /* checked; ends in disk_done, later */
     void (*kick)(struct disk *d);                           /* begins what was submitted */
@@ -79,6 +84,7 @@ struct disk {
     bool read_only;
     struct disk_spec spec;
     unsigned in_flight;
+    struct disk_counters counters;
     /* disk.c's own. */
     struct disk_request *ready, **ready_end;
     bool kicking, again, said;

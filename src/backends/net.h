@@ -86,6 +86,12 @@ void net_flush(struct net *net);
 /* The client has room again. */
 void net_resume(struct net *net);
 
+/* From the guest, and to it.  A long segment counts as one frame. */
+struct net_counters {
+    uint64_t sent_frames, sent_bytes, received_frames, received_bytes;
+};
+const struct net_counters *net_counters(const struct net *net);
+
 /* --- published ports: of a `user` network --------------------------------------------------------------------- */
 struct net_publish {
     uint8_t ip[4]; /* of the host */

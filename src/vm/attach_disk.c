@@ -31,6 +31,8 @@ int disk_attach(struct vm *vm, char *error, size_t n)
         err = add[disk->spec.bus](vm, disk, error, n);
         if (err)
             disk_close(disk);
+        else
+            vm->disks[vm->n_disks++] = disk;
     }
     return err;
 }

@@ -2,15 +2,16 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <unistd.h>
 
 #include "base/timestamp.h"
 #include "host/sandbox.h"
+#include "vm/commands.h"
 #include "vm/life.h"
 #include "vm/link.h"
 
 #define GRACE_MS_MAX 3600000
+#define LOG_BYTES_MAX 65536
 #define LIMIT_MS_MAX 1000000000000ll
 
 static struct vm_life *life_of(const struct control_call *call)
@@ -145,42 +146,30 @@ static json_t *command_limit(struct control_call *call)
     return json_object();
 }
 
-/* --- stats --------------------------------------------------------------------------------------------------- */
+/* --- log ---------------------------------------------------------------------------------------------------- */
 
-/* Resident pages: the second number of /proc/self/statm, which was opened when files still could be. */
-static uint64_t resident_bytes(const struct vm_life *life)
-{
-    unsigned long long total, resident;
-    char text[128] = "";
-
-    if (pread(life->statm, text, sizeof text - 1, 0) <= 0 || sscanf(text, "%llu %llu", &total, &resident) != 2)
-        return 0;
-    return resident * (uint64_t)sysconf(_SC_PAGESIZE);
-}
-
-static json_int_t microseconds(const struct timeval *t)
-{
-    return (json_int_t)t->tv_sec * 1000000 + t->tv_usec;
-}
-
-static json_t *command_stats(struct control_call *call)
+/* The end of the serial log.  JSON has no bytes that are not UTF-8: those become question marks. */
+static json_t *command_log(struct control_call *call)
 {
     const struct vm *vm = call->opaque;
-    struct rusage use;
-    uint64_t exits = 0, idle = 0;
+    json_t *bytes = json_object_get(call->arguments, "bytes");
+    json_int_t most = bytes ? json_integer_value(bytes) : LOG_BYTES_MAX;
+    char *text;
 
-    getrusage(RUSAGE_SELF, &use);
-    for (unsigned i = 0; i < vm->config->n_cpus; i++) {
-        exits += vm->vcpus[i].exits; /* a torn number would be wrong once, in a statistic */
-        idle += vm->vcpus[i].idle_ns;
+    if (most < 1 || most > LOG_BYTES_MAX)
+        return control_fail(call, "bad-request", "\"bytes\" is not between 1 and %d", LOG_BYTES_MAX);
+    text = malloc((size_t)most);
+    size_t len = text ? chr_tail(vm->chr, text, (size_t)most) : 0;
+    json_t *result = json_pack("{s:o?}", "serial", json_stringn(text, len));
+    if (text && !json_object_get(result, "serial")) {
+        for (size_t i = 0; i < len; i++)
+            if ((unsigned char)text[i] >= 0x80)
+                text[i] = '?';
+        json_object_set_new(result, "serial", json_stringn(text, len));
     }
-    return json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "uptime_ms",
-                     (json_int_t)(timestamp_ms() - life_of(call)->run.started_ms), "cpu_user_us",
-                     microseconds(&use.ru_utime), "cpu_system_us", microseconds(&use.ru_stime), "memory_rss_bytes",
-                     (json_int_t)resident_bytes(life_of(call)), "memory_bytes", (json_int_t)vm->config->memory_bytes,
-                     "vcpu_exits", (json_int_t)exits, "vcpu_idle_us", (json_int_t)(idle / 1000));
+    free(text);
+    return result;
 }
-
 /* clang-format off */
 const struct control_command vm_commands[] = {
     {"status", command_status},
@@ -189,6 +178,9 @@ const struct control_command vm_commands[] = {
     {"events", command_events},
     {"stop", command_stop},
     {"limit", command_limit},
+    {"publish", command_publish},
+    {"balloon", command_balloon},
+    {"log", command_log},
     {"connect", link_connect},
     {"console", command_console},
     {0},

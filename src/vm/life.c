@@ -100,7 +100,6 @@ static const struct {
 static void set_ended(struct vm_life *life, enum vm_end end, const char *reason)
 {
     life->run.state = VM_STOPPED;
-    life->run.pid = 0;
     life->run.ended_ms = timestamp_ms();
     life->run.failed = ends[end].failed;
     snprintf(life->run.reason, sizeof life->run.reason, "%s", reason);

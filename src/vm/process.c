@@ -68,7 +68,7 @@ int process_wait(const struct registry *r, const char *name, int timeout_ms)
     struct vm_run run;
 
     registry_run(r, name, &run);
-    int fd = run.state == VM_RUNNING ? (int)syscall(SYS_pidfd_open, run.pid, 0) : -1;
+    int fd = run.held && run.pid > 0 ? (int)syscall(SYS_pidfd_open, run.pid, 0) : -1;
     if (fd < 0)
         return 0;
     int ended = poll(&(struct pollfd){.fd = fd, .events = POLLIN}, 1, timeout_ms);

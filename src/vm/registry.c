@@ -72,6 +72,16 @@ static bool is_current(const struct registry *r, const char *name, int lock)
            here.st_ino == there.st_ino && here.st_dev == there.st_dev;
 }
 
+/* What the file says of a process is about one that has gone: nobody may take that number for the new holder's. */
+static void forget_process(int lock)
+{
+    struct vm_run run;
+
+    registry_last_run(lock, &run);
+    if (run.state != VM_CREATED)
+        registry_set_run(lock, &run);
+}
+
 int registry_lock(const struct registry *r, const char *name, int *lock, char *err, size_t n)
 {
     struct vm_run run = {.pid = 0};
@@ -82,18 +92,22 @@ int registry_lock(const struct registry *r, const char *name, int *lock, char *e
         if (failed == -EWOULDBLOCK)
             registry_run(r, name, &run);
         waited += LOCK_PATIENCE_MS;
-    } while (failed == -EWOULDBLOCK && !run.pid && waited < COMMAND_PATIENCE_MS);
+    } while (failed == -EWOULDBLOCK && run.state != VM_RUNNING && waited < COMMAND_PATIENCE_MS);
     if (failed == -EWOULDBLOCK)
         return error_set(err, n, -EBUSY,
-                         run.pid ? "%s is running: `guise stop %s` first" : "another command is at work with %s", name,
-                         name);
+                         run.state == VM_RUNNING ? "%s is running: `guise stop %s` first"
+                                                 : "another command is at work with %s",
+                         name, name);
     if (!failed && !is_current(r, name, *lock)) {
         close(*lock);
         failed = -ENOENT;
     }
     if (failed == -ENOENT)
         return error_set(err, n, -ENOENT, "there is no virtual machine '%s'", name);
-    return failed ? error_sys(err, n, failed, "cannot lock %s", name) : 0;
+    if (failed)
+        return error_sys(err, n, failed, "cannot lock %s", name);
+    forget_process(*lock);
+    return 0;
 }
 
 /* --- the state of a run --------------------------------------------------------------------------------------- */
@@ -121,7 +135,7 @@ static void parse_run(const char *text, size_t len, struct vm_run *run)
     const char *engine = json_string_value(json_object_get(all, "engine"));
     const char *reason = json_string_value(json_object_get(all, "reason"));
 
-    for (int i = VM_CREATED; state && i <= VM_STOPPED; i++)
+    for (int i = VM_CREATED; state && i <= VM_DIED; i++)
         if (strcmp(state, vm_state_names[i]) == 0)
             run->state = (enum vm_state)i;
     run->pid = (int)json_integer_value(json_object_get(all, "pid"));
@@ -141,11 +155,11 @@ void registry_last_run(int lock, struct vm_run *run)
     *run = (struct vm_run){.state = VM_CREATED};
     if (len > 0)
         parse_run(text, (size_t)len, run);
+    run->pid = 0;
     if (run->state != VM_RUNNING)
         return;
     run->state = VM_DIED;
     run->failed = true;
-    run->pid = 0;
     snprintf(run->reason, sizeof run->reason, "its process died without a word (killed, or the host went down)");
 }
 
@@ -162,8 +176,7 @@ void registry_run(const struct registry *r, const char *name, struct vm_run *run
         ssize_t len = pread(lock, text, sizeof text, 0);
         if (len > 0)
             parse_run(text, (size_t)len, run);
-        if (run->state != VM_RUNNING)
-            run->pid = 0; /* a command is at work with it */
+        run->held = true;
     } else {
         registry_last_run(lock, run);
     }

@@ -28,7 +28,8 @@ extern const char *const vm_state_names[];
 /* What the lock file says. */
 struct vm_run {
     enum vm_state state;
-    int pid;             /* VM_RUNNING */
+    bool held;           /* somebody has the lock: a process that runs it, or is about to end, or a command */
+    int pid;             /* of that process; 0: none */
     uint64_t started_ms; /* since 1970; 0: not known */
     uint64_t ended_ms;   /* VM_STOPPED */
     char engine[16];     /* VM_RUNNING, once it is chosen */

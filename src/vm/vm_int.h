@@ -12,6 +12,7 @@
 #include "vm/vm.h"
 
 #define VM_MAX_CPUS 64u
+#define VM_BACKENDS_MAX 32u /* more devices of a kind than a machine can have */
 #define VM_INHERITED_MAX 1024
 
 struct vm;
@@ -32,7 +33,10 @@ struct vm {
     struct bus *bus;
     struct loop *loop;
     struct chr *chr;
-    struct chr *terminal;  /* of a virtio console's port that is stdio; the device's */
+    struct chr *terminal;                /* of a virtio console's port that is stdio; the device's */
+    struct disk *disks[VM_BACKENDS_MAX]; /* the devices' */
+    struct net *nets[VM_BACKENDS_MAX];
+    unsigned n_disks, n_nets;
     struct net *publisher; /* the network that ports can be published on, a device's; or NULL */
     const struct engine_ops *ops;
     struct engine *engine;

@@ -97,6 +97,23 @@ assert ask(b'{"command": "connect", "arguments": {"port": "x"}}\n')["error"]["co
 assert ask(b'\xff\xfe\n')["error"]["code"] == "bad-request"
 stats = ask(b'{"command": "stats"}\n')["result"]
 assert stats["cpu_user_us"] > 0 and stats["memory_rss_bytes"] > 1 << 20
+assert stats["disk_read_bytes"] > 1 << 16 and stats["disks"][0]["reads"] > 0 and stats["disks"][0]["errors"] == 0
+assert len(stats["nets"]) == 1
+def publish(action, port=None):
+    return ask(json.dumps({"command": "publish", "arguments": {"action": action, "port": port}}).encode() + b"\n")
+port = publish("add", "0:80")["result"]
+assert port["host_port"] > 0 and port["guest_port"] == 80 and port["host_ip"] == "127.0.0.1"
+assert publish("list")["result"]["ports"] == [port]
+word = "%d:80" % port["host_port"]
+assert publish("add", word)["error"]["code"] == "wrong-state"
+assert publish("remove", word)["result"] == port
+assert publish("remove", word)["error"]["code"] == "not-found"
+assert publish("add", "x")["error"]["code"] == publish("move")["error"]["code"] == "bad-request"
+assert ask(b'{"command": "balloon", "arguments": {"bytes": 67108864}}\n')["result"]["target_bytes"] == 64 << 20
+assert ask(b'{"command": "balloon", "arguments": {"bytes": 536870912}}\n')["error"]["code"] == "bad-request"
+assert ask(b'{"command": "balloon", "arguments": {"bytes": 0}}\n')["result"]["target_bytes"] == 0
+assert "init runs" in ask(b'{"command": "log"}\n')["result"]["serial"]
+assert len(ask(b'{"command": "log", "arguments": {"bytes": 5}}\n')["result"]["serial"]) == 5
 assert ask(b'{"command": "stop", "arguments": {"mode": "acpi"}}\n')["result"]["mode"] == "acpi"
 print("good")
 PY

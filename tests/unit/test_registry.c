@@ -217,6 +217,12 @@ static void a_lock_lives_as_long_as_any_descriptor(void **state)
     assert_int_equal(run.state, VM_DIED);
     assert_true(run.failed);
     assert_int_equal(registry_lock(&r, "alpha", &again, err, sizeof err), 0);
+    registry_run(&r, "alpha", &run); /* while somebody starts it again, the dead one's number is nobody's */
+    assert_int_equal(run.state, VM_DIED);
+    assert_true(run.held);
+    assert_int_equal(run.pid, 0);
+    registry_last_run(again, &run);
+    assert_int_equal(run.state, VM_DIED);
     run = (struct vm_run){.state = VM_STOPPED, .reason = "the guest powered off"};
     registry_set_run(again, &run);
     close(again);

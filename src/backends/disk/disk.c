@@ -69,12 +69,31 @@ static void say(struct disk *d, const struct disk_request *r)
             strerror(-r->result));
 }
 
+/* Of READ and WRITE the length; discarding moves no bytes. */
+static void count(struct disk_counters *c, const struct disk_request *r)
+{
+    uint64_t *const counts[] = {[DISK_READ] = &c->reads,
+                                [DISK_WRITE] = &c->writes,
+                                [DISK_FLUSH] = &c->flushes,
+                                [DISK_DISCARD] = &c->others,
+                                [DISK_WRITE_ZEROES] = &c->others};
+
+    if (r->result) {
+        c->errors++;
+        return;
+    }
+    ++*counts[r->op];
+    c->read_bytes += r->op == DISK_READ ? r->length : 0;
+    c->written_bytes += r->op == DISK_WRITE ? r->length : 0;
+}
+
 void disk_done(struct disk_request *r, int result)
 {
     struct disk *d = r->disk;
 
     r->result = result;
     d->in_flight--;
+    count(&d->counters, r);
     if (result)
         say(d, r);
     r->done(r);

@@ -170,7 +170,14 @@ bool net_send(struct net *net, const struct iovec *iov, unsigned n)
     if (!net->spec.kind->send(net, iov, n))
         return false;
     bucket_take(net, &net->out, len);
+    net->counters.sent_frames++;
+    net->counters.sent_bytes += len;
     return true;
+}
+
+const struct net_counters *net_counters(const struct net *net)
+{
+    return &net->counters;
 }
 
 void net_flush(struct net *net)
@@ -229,8 +236,11 @@ bool net_deliver(struct net *net, struct net_header *h, uint8_t *frame, size_t l
         h->num_buffers = 1;
         taken = net->client->receive(net->opaque, h, frame, len);
     }
-    if (taken)
+    if (taken) {
         bucket_take(net, &net->in, len);
+        net->counters.received_frames++;
+        net->counters.received_bytes += len;
+    }
     return taken;
 }
 

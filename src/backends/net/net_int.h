@@ -45,6 +45,7 @@ struct net {
     unsigned offloads; /* what the client takes */
     bool up;
     struct net_bucket out, in;
+    struct net_counters counters;
     unsigned segments_done; /* of the long frame that the client took a part of */
     struct net_publish published[NET_PUBLISH_MAX];
     unsigned n_published;

@@ -1,0 +1,7 @@
+/* Commands of the control socket that have a file of their own; commands.c has the table. */
+#pragma once
+#include "vm/control.h"
+
+json_t *command_stats(struct control_call *call);   /* commands_stats.c: what the process and its devices have used */
+json_t *command_publish(struct control_call *call); /* commands_devices.c: ports of the host */
+json_t *command_balloon(struct control_call *call); /* the guest's memory */
