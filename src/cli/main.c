@@ -191,6 +191,7 @@ int main(int argc, char **argv)
 
     if (open_standard_descriptors() < 0)
         return STATUS_FAILED;
+    signal(SIGXFSZ, SIG_IGN); /* a file that may not grow is an error of write(2), which a guest gets as one of its disk */
     signal(SIGPIPE, SIG_IGN); /* a reader that leaves is an error of write(2), handled where it happens */
     if (argc < 2) {
         overview(stderr);

@@ -163,7 +163,10 @@ static const struct call calls[] = {
     {SYS(socketpair), VM, "the agent's connection within guise", {ARG_IS(0, AF_UNIX)}},
 
     /* --- the terminal --- */
-    {SYS(ioctl), VM, "raw mode, when put back into the foreground", {ARG_IS(1, TCGETS)}},
+    {SYS(ioctl),
+     VM | VCPU,
+     "raw mode, when put back into the foreground; is the terminal raw that a message goes to?",
+     {ARG_IS(1, TCGETS)}},
     {SYS(ioctl), VM, "the same", {ARG_IS(1, TCSETS)}},
     {SYS(ioctl), VM, "the same", {ARG_IS(1, TCSETSW)}},
     {SYS(ioctl), VM, "the same", {ARG_IS(1, TCSETSF)}},
