@@ -39,7 +39,7 @@ $(directory)/build.ninja: | setup
 	@mv $(directory).log $(directory)/setup.log
 
 setup:
-	@scripts/setup.sh build $(if $(filter cov,$(BUILD)),cov)
+	@scripts/setup.sh build image $(if $(filter cov,$(BUILD)),cov)
 
 run: all
 	@scripts/setup.sh guest
