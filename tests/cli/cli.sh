@@ -305,4 +305,12 @@ run disk check a.overlay
 check "disk check finds damage" eval '[ $status = 1 ] && one_sentence && says "1 map sectors have a wrong check sum"'
 run disk check base.img
 check "disk check of something else" eval '[ $status = 1 ] && one_sentence && says "is no overlay"'
+# Networks.
+refused "a network's kind is known" "'bridge' is not one of none, user, tap:NAME, switch:PATH, vde:PATH" run --kernel x --net bridge
+refused "a network's keys are known" "'speed=1' is not one of mac=" run --kernel x --net user,speed=1
+refused "a published port has two sides" "a published port is [IP:]HOST:GUEST[/udp]" run --kernel x --publish 80
+refused "publish wants a machine" "name a virtual machine" publish
+refused "unpublish wants ports" "name a virtual machine, and the ports" unpublish x
+run publish nobody 80:80
+check "publish wants one that is there" eval '[ $status = 4 ] && one_sentence'
 exit $((failures > 0))

@@ -86,6 +86,29 @@ line "user: ends well" user.err "the guest powered off"
 "$GUISE" run --kernel "$kernel" --publish "$http:80" >"$work/busy" 2>&1 </dev/null
 if [ $? = 1 ] && grep -q "cannot publish TCP port 127.0.0.1:$http: it is in use" "$work/busy"; then ok "user: a busy port is one sentence"; else not_ok "user: a busy port is one sentence" "$(tail -n 1 "$work/busy")"; fi
 
+# --- ports of one that runs ---------------------------------------------------------------------------------------
+
+export GUISE_DATA=$work/data GUISE_RUNTIME=$work/runtime
+encoded=$(printf '%s\n' "$load && net-guest up && mkdir /www && echo hello >/www/file && httpd -f -p 80 -h /www" | base64 -w0)
+if "$GUISE" create --name porter --kernel "$kernel" --initrd "$initrd" --net user --append "console=ttyS0 quiet panic=-1 guise.mark=x guise.cmd=$encoded" >"$work/porter" 2>&1 &&
+    "$GUISE" start --wait=none porter >"$work/porter" 2>&1; then
+    word=$("$GUISE" publish porter 0:80 2>"$work/porter")
+    for _ in $(seq 60); do
+        got=$(python3 -c 'import sys, urllib.request; print(urllib.request.urlopen("http://%s/file" % sys.argv[1], timeout=2).read().decode(), end="")' "${word%:*}" 2>/dev/null) && break
+        sleep 0.5
+    done
+    if [ "$got" = hello ]; then ok "ports: published while it runs"; else not_ok "ports: published while it runs" "'$word' $(tail -n 1 "$work/porter")"; fi
+    if [ "$("$GUISE" publish porter)" = "$word" ]; then ok "ports: listed"; else not_ok "ports: listed" "$("$GUISE" publish porter)"; fi
+    "$GUISE" publish porter "${word#*:}" 2>"$work/porter"
+    if [ $? = 5 ] && grep -q "is published already" "$work/porter"; then ok "ports: not twice"; else not_ok "ports: not twice" "$(cat "$work/porter")"; fi
+    if "$GUISE" unpublish porter "$word" && [ -z "$("$GUISE" publish porter)" ]; then ok "ports: taken back"; else not_ok "ports: taken back" "$("$GUISE" publish porter)"; fi
+    if "$GUISE" stats --json porter | grep -q '"net_received_bytes": [1-9]'; then ok "ports: counted"; else not_ok "ports: counted" "$("$GUISE" stats --json porter | grep net_)"; fi
+    "$GUISE" stop --force porter 2>/dev/null
+else
+    not_ok "ports: start" "$(tail -n 1 "$work/porter")"
+fi
+unset GUISE_DATA GUISE_RUNTIME
+
 # --- the helper's death ---------------------------------------------------------------------------------------------
 
 serve outage
