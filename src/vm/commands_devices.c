@@ -43,9 +43,9 @@ static json_t *change(struct control_call *call, struct net *net, bool remove)
     int failed = (remove ? net_publish_remove(net, &p, err, sizeof err) : net_publish_add(net, &p, err, sizeof err));
     if (failed)
         return control_fail(call,
-                            failed == -ENOENT   ? "not-found"
-                            : failed == -EEXIST ? "wrong-state"
-                                                : "failed",
+                            failed == -ENOENT                            ? "not-found"
+                            : failed == -EEXIST || failed == -EADDRINUSE ? "wrong-state"
+                                                                         : "failed",
                             "%s", err);
     return describe(&p);
 }
