@@ -53,6 +53,7 @@ bench: all
 	@scripts/setup.sh guest bench
 	@bench/run.sh
 	@bench/net.sh
+	@bench/share.sh
 
 fuzz: all
 	@scripts/setup.sh test

@@ -156,10 +156,10 @@ static void server_gone(struct share *s)
     close(s->fd);
     s->fd = -1;
     child_stop(&s->child, 0);
-    log_say(
-        "the file server of the shared folder %s has ended: the guest gets I/O errors from it until guise is started "
-        "again",
-        s->directory ? s->directory : "?");
+    if (s->directory)
+        log_say("the file server of the shared folder %s has ended: the guest gets I/O errors from it until guise is "
+                "started again",
+                s->directory);
     for (uint32_t i = 0; i < SHARE_CALLS_MAX; i++)
         if ((call = s->in_flight[i])) {
             s->in_flight[i] = NULL;

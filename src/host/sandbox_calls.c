@@ -232,6 +232,7 @@ static const struct call calls[] = {
     {SYS(truncate), SHARE, "sizes, by /proc/self/fd"},
     {SYS(copy_file_range), SHARE, "copies"},
     {SYS(getxattr), SHARE, "extended attributes, by /proc/self/fd"},
+    {SYS(lgetxattr), SHARE, "the same, of a name in a directory"},
     {SYS(setxattr), SHARE, "the same"},
     {SYS(listxattr), SHARE, "the same"},
     {SYS(removexattr), SHARE, "the same"},

@@ -20,7 +20,7 @@
 #include "base/error.h"
 #include "share/server_int.h"
 
-#define NODES_MAX (1u << 23)
+#define NODES_MAX (1u << 22)
 #define STATX_WANTED (STATX_BASIC_STATS | STATX_BTIME | STATX_MNT_ID)
 
 static uint64_t device_of(const struct statx *st)
@@ -332,20 +332,6 @@ static int stat_name(struct server *s, int directory, const char *name, struct s
     return r;
 }
 
-static int lookup_open(struct server *s, int directory, const char *name, struct statx *st)
-{
-    struct grant g = {0};
-    int fd;
-
-    do
-        fd = open_name(s, directory, name);
-    while (grant_again(s, &g, directory, S_IXUSR, fd));
-    int err = fd < 0 ? fd : stat_fd(fd, st);
-    if (err && fd >= 0)
-        close(fd);
-    return err ? err : fd;
-}
-
 /* Which node it is that was found, counted as told or held. */
 static int identify(struct server *s, struct node *directory, const char *name, bool told, const struct statx *st,
                     struct node **out)
@@ -365,30 +351,37 @@ static int identify(struct server *s, struct node *directory, const char *name, 
     return 0;
 }
 
-/* Opens the file only if something is to be found out that its directory cannot tell. */
+/* The owner of a node found as `name` in an open directory; opens it only if there is no other way. */
+static int load_owner(struct server *s, struct node *node, int directory, const char *name, struct attributes *a)
+{
+    int fd = node->fd;
+
+    if (fd < 0 && !owner_is_at_hand(s, node, &a->st) && owner_look(s, node, directory, name) < 0) {
+        fd = node_open(s, node, NULL);
+        if (fd < 0)
+            return fd;
+    }
+    owner_load(s, node, fd, &a->st, &a->owner);
+    return 0;
+}
+
 int node_lookup(struct server *s, struct node *directory, const char *name, bool told, struct node **out,
                 struct attributes *a)
 {
-    int fd = -1, parent = directory->covered ? -ENOENT : node_open(s, directory, NULL);
+    int parent = directory->covered ? -ENOENT : node_open(s, directory, NULL);
 
     if (parent < 0)
         return parent;
     int err = stat_name(s, parent, name, &a->st);
+    if (!err)
+        err = identify(s, directory, name, told, &a->st, out);
     if (err)
         return err;
-    const struct node *known = find_same(s, &a->st);
-    if (!(known && known->fd >= 0) && !owner_is_at_hand(s, known, &a->st)) {
-        fd = lookup_open(s, parent, name, &a->st);
-        if (fd < 0)
-            return fd;
-    }
-    err = identify(s, directory, name, told, &a->st, out);
-    if (fd >= 0 && (err || (*out)->fd >= 0))
-        close(fd);
-    else if (fd >= 0)
-        cache_put(s, *out, fd);
-    if (!err)
-        owner_load(s, *out, (*out)->fd, &a->st, &a->owner);
+    err = load_owner(s, *out, parent, name, a);
+    if (err && told)
+        node_forget(s, *out, 1);
+    else if (err)
+        node_drop(s, *out);
     return err;
 }
 

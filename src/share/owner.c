@@ -22,6 +22,7 @@
 
 #define ATTRIBUTE OWNER_XATTR_PREFIX "owner"
 #define BITS (S_ISUID | S_ISGID)
+#define TEXT_SIZE 40
 
 static bool can_have(const struct server *s, const struct statx *st)
 {
@@ -71,10 +72,18 @@ bool owner_is_at_hand(struct server *s, const struct node *node, const struct st
     return node && node->owner.known && (now_s() - node->owner.at < VALID_S || !(st->stx_mode & S_IRUSR));
 }
 
+/* What getxattr gave. */
+static void take(struct node *node, char *text, int n)
+{
+    struct owner owner;
+
+    text[n > 0 ? n : 0] = 0;
+    remember(node, parse(text, &owner) ? &owner : NULL);
+}
+
 static void look(struct server *s, struct node *node, int fd)
 {
-    char path[PROC_PATH_SIZE], text[40];
-    struct owner owner;
+    char path[PROC_PATH_SIZE], text[TEXT_SIZE];
     struct grant g = {0};
     int n;
 
@@ -82,8 +91,21 @@ static void look(struct server *s, struct node *node, int fd)
     do
         n = sys(getxattr(path, ATTRIBUTE, text, sizeof text - 1));
     while (grant_again(s, &g, fd, S_IRUSR, n));
-    text[n > 0 ? n : 0] = 0;
-    remember(node, parse(text, &owner) ? &owner : NULL);
+    take(node, text, n);
+}
+
+/* If the name has become another file's a moment ago, this is that one's owner, until the guest asks again.  Only who
+ * may set owners could have brought that about. */
+int owner_look(struct server *s, struct node *node, int directory, const char *name)
+{
+    char path[PROC_PATH_SIZE + SHARE_NAME_MAX + 2], text[TEXT_SIZE];
+
+    snprintf(path, sizeof path, "/proc/self/fd/%d/%s", directory, name);
+    int n = sys(lgetxattr(path, ATTRIBUTE, text, sizeof text - 1));
+    if (n == -EACCES)
+        return n;
+    take(node, text, n);
+    return 0;
 }
 
 void owner_load(struct server *s, struct node *node, int fd, const struct statx *st, struct owner *owner)
@@ -116,7 +138,7 @@ int owner_store(struct server *s, struct node *node, int fd, const struct statx 
     bool same = owner->uid == usual.uid && owner->gid == usual.gid;
     uint32_t bits = S_ISREG(st->stx_mode) ? owner->bits : 0;
     struct grant g = {0};
-    char path[PROC_PATH_SIZE], text[40];
+    char path[PROC_PATH_SIZE], text[TEXT_SIZE];
     int r;
 
     if (!can_have(s, st))

@@ -230,6 +230,8 @@ int owner_of_new(struct call *c, struct node *directory, mode_t *mode, struct ow
 void owner_kill_bits(struct server *s, struct node *node, int fd);
 /* Need the file be looked at to know its owner?  node may be NULL. */
 bool owner_is_at_hand(struct server *s, const struct node *node, const struct statx *st);
+/* Looks, by the file's name in an open directory.  -EACCES: it has to be opened for that. */
+int owner_look(struct server *s, struct node *node, int directory, const char *name);
 void owner_is_default(struct node *node); /* it has been made just now */
 #define OWNER_XATTR_PREFIX "user.guise."
 

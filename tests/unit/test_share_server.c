@@ -176,6 +176,32 @@ static void a_hard_link_of_a_symbolic_link_is_that(void **state)
     assert_true(S_ISLNK(st.st_mode));
 }
 
+/* The host moves a into b, where b was in a: as the guest knows them each would be the other's parent. */
+static void directories_that_change_places(void **state)
+{
+    struct fuse_attr attr;
+    uint64_t a, b;
+
+    mkdirat(c.fd, "a", 0755);
+    mkdirat(c.fd, "a/b", 0755);
+    a = client_node(&c, 1, "a");
+    b = client_node(&c, a, "b");
+    assert_int_equal(client_getattr(&c, b, &attr), 0); /* opens it */
+    assert_int_equal(renameat(c.fd, "a/b", c.fd, "b"), 0);
+    assert_int_equal(renameat(c.fd, "a", c.fd, "b/a"), 0);
+    assert_int_equal(client_node(&c, b, "a"), a); /* b is open still */
+    for (unsigned i = 0; i < 200; i++) {          /* and now it is not, in a server with few descriptors */
+        char name[16];
+        snprintf(name, sizeof name, "f%u", i);
+        host_write(&c, name, "");
+        assert_int_equal(client_getattr(&c, client_node(&c, 1, name), &attr), 0);
+    }
+    assert_int_equal(client_getattr(&c, a, &attr), -ESTALE);
+    assert_int_equal(client_node(&c, 1, "b"), b);
+    assert_int_equal(client_node(&c, b, "a"), a);
+    assert_int_equal(client_getattr(&c, a, &attr), 0);
+}
+
 static void forgotten_numbers_are_dead(void **state)
 {
     struct fuse_attr attr;
@@ -951,6 +977,7 @@ int main(void)
         T(makes_and_removes),
         T(renames_and_links),
         T(a_hard_link_of_a_symbolic_link_is_that),
+        WITH(directories_that_change_places, setup_few_descriptors),
         T(forgotten_numbers_are_dead),
         T(attributes_are_set_exactly),
         T(times_of_a_link_are_its_own),

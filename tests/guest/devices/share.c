@@ -5,6 +5,7 @@
  *   share model DIR N SEED    N random operations on a file, each compared with what they do to an array
  *   share tree DIR N          N files in many directories: made, read back, listed, renamed
  *   share lock DIR            locks with share-host.py on the other side
+ *   share bench DIR           how fast it is, for bench/share.sh
  */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -23,6 +24,7 @@
 #include <sys/statvfs.h>
 #include <sys/wait.h>
 #include <sys/xattr.h>
+#include <time.h>
 #include <unistd.h>
 
 static int failures;
@@ -113,16 +115,18 @@ static void attributes(void)
     char value[16] = "";
 
     put("a", "hello");
-    check("times", utimensat(AT_FDCWD, "a", times, 0) == 0 && stat("a", &st) == 0 && st.st_mtim.tv_sec == 1034567890 &&
-                       st.st_mtim.tv_nsec == 987654321 && st.st_atim.tv_nsec == 123456789,
+    check("times",
+          utimensat(AT_FDCWD, "a", times, 0) == 0 && stat("a", &st) == 0 && st.st_mtim.tv_sec == 1034567890 &&
+              st.st_mtim.tv_nsec == 987654321 && st.st_atim.tv_nsec == 123456789,
           "%ld.%ld", (long)st.st_mtim.tv_sec, st.st_mtim.tv_nsec);
     check("modes", chmod("a", 06751) == 0 && stat("a", &st) == 0 && st.st_mode == (S_IFREG | 06751), "%o", st.st_mode);
-    check("owners", chown("a", 1000, 1001) == 0 && stat("a", &st) == 0 && st.st_uid == 1000 && st.st_gid == 1001, "%d:%d",
-          (int)st.st_uid, (int)st.st_gid);
+    check("owners", chown("a", 1000, 1001) == 0 && stat("a", &st) == 0 && st.st_uid == 1000 && st.st_gid == 1001,
+          "%d:%d", (int)st.st_uid, (int)st.st_gid);
     check("chown-takes-the-bits", !(st.st_mode & S_ISUID), "%o", st.st_mode);
     check("root-needs-no-mode", chmod("a", 0) == 0 && !strcmp(get("a"), "hello"), "%s", get("a"));
     check("a-link's-owner", symlink("a", "al") == 0 && lchown("al", 5, 5) == 0, "no");
-    check("attribute", setxattr("a", "user.x", "value", 5, 0) == 0 && getxattr("a", "user.x", value, 16) == 5, "%s", value);
+    check("attribute", setxattr("a", "user.x", "value", 5, 0) == 0 && getxattr("a", "user.x", value, 16) == 5, "%s",
+          value);
     check("attribute-list", listxattr("a", value, 16) == 7 && !strcmp(value, "user.x"), "%s", value);
     check("statvfs", statvfs(".", &v) == 0 && v.f_blocks > 0 && v.f_namemax == 255, "no");
 }
@@ -145,7 +149,8 @@ static void as_somebody(void)
               "%d:%d", (int)st.st_uid, (int)st.st_gid);
         check("his-mode", chmod("sticky/mine", 0600) == 0 && !strcmp(get("sticky/mine"), "mine"), "no");
         check("not-root's", unlink("sticky/roots") < 0 && (errno == EPERM || errno == EACCES), "gone");
-        check("not-through-a-closed-directory", open("closed/x", O_CREAT | O_WRONLY, 0644) < 0 && errno == EACCES, "made");
+        check("not-through-a-closed-directory", open("closed/x", O_CREAT | O_WRONLY, 0644) < 0 && errno == EACCES,
+              "made");
         check("not-given-away", chown("sticky/mine", 0, 0) < 0 && errno == EPERM, "given");
         fflush(stdout);
         _exit(failures > 0);
@@ -174,8 +179,10 @@ static void data(void)
     munmap(p, 100000);
     char buf[5] = "";
     check("a-mapping's-data", pread(fd, buf, 4, 99996) == 4 && !strcmp(buf, "mmmm"), "%s", buf);
-    check("hole", fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 8192, 8192) == 0 &&
-                      pread(fd, buf, 4, 8192) == 4 && !buf[0] && pread(fd, buf, 4, 16384) == 4 && buf[0] == 'm', "no");
+    check("hole",
+          fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 8192, 8192) == 0 && pread(fd, buf, 4, 8192) == 4 &&
+              !buf[0] && pread(fd, buf, 4, 16384) == 4 && buf[0] == 'm',
+          "no");
     check("fsync", fsync(fd) == 0 && fdatasync(fd) == 0, "no");
     close(fd);
     fd = open(".", O_RDONLY | O_DIRECTORY);
@@ -197,7 +204,8 @@ static void in_guest_locks(void)
         int mine = open("lock", O_RDWR);
         struct flock other = {.l_type = F_WRLCK}, ask = {.l_type = F_WRLCK};
         check("held-by-another", fcntl(mine, F_SETLK, &other) < 0 && (errno == EAGAIN || errno == EACCES), "got it");
-        check("by-whom", fcntl(mine, F_GETLK, &ask) == 0 && ask.l_type == F_WRLCK && ask.l_pid == parent, "%d", ask.l_pid);
+        check("by-whom", fcntl(mine, F_GETLK, &ask) == 0 && ask.l_type == F_WRLCK && ask.l_pid == parent, "%d",
+              ask.l_pid);
         check("waits-for-it", fcntl(mine, F_SETLKW, &other) == 0, "no");
         fflush(stdout);
         _exit(failures > 0);
@@ -208,8 +216,10 @@ static void in_guest_locks(void)
     failures += status != 0;
     fd = open("lock", O_RDWR);
     int second = open("lock", O_RDWR);
-    check("flock", flock(fd, LOCK_EX) == 0 && flock(second, LOCK_EX | LOCK_NB) < 0 && flock(fd, LOCK_UN) == 0 &&
-                       flock(second, LOCK_EX | LOCK_NB) == 0, "no");
+    check("flock",
+          flock(fd, LOCK_EX) == 0 && flock(second, LOCK_EX | LOCK_NB) < 0 && flock(fd, LOCK_UN) == 0 &&
+              flock(second, LOCK_EX | LOCK_NB) == 0,
+          "no");
     close(fd), close(second);
 }
 
@@ -329,7 +339,8 @@ static void run_model(unsigned n)
     printf("model %zu %u\n", model_size, sum);
 }
 
-/* --- many files ---------------------------------------------------------------------------------------------------- */
+/* --- many files ----------------------------------------------------------------------------------------------------
+ */
 
 static unsigned count(const char *name)
 {
@@ -376,7 +387,8 @@ static void run_tree(unsigned n)
     check("a-tenth-is-moved", count("tree") == directories + n / 10, "%u", count("tree"));
 }
 
-/* --- locks between the host and the guest ---------------------------------------------------------------------------- */
+/* --- locks between the host and the guest ----------------------------------------------------------------------------
+ */
 
 /* Waits for a file that the other side makes. */
 static void await(const char *name)
@@ -404,6 +416,96 @@ static void run_lock(void)
     check("until-it-is-free", !access("host-let-go", F_OK), "too early");
 }
 
+/* --- how fast ---------------------------------------------------------------------------------------------------- */
+
+static double now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
+}
+
+/* Forgets what the guest has cached: what follows is asked of the other side. */
+static void forget(void)
+{
+    int fd = open("/proc/sys/vm/drop_caches", O_WRONLY);
+    sync();
+    if (fd < 0 || write(fd, "3", 1) != 1)
+        perror("drop_caches");
+    close(fd);
+}
+
+static void tell(const char *what, double amount, double since)
+{
+    printf("%s\t%.4g\n", what, amount / (now() - since));
+    fflush(stdout);
+}
+
+static void stream(size_t megabytes)
+{
+    static char block[1 << 20];
+    int fd = open("stream", O_RDWR | O_CREAT | O_TRUNC, 0644);
+    double start = now();
+
+    for (size_t i = 0; i < megabytes && write(fd, block, sizeof block) == sizeof block; i++)
+        ;
+    tell("write, MB/s", (double)megabytes * 1.048576, start);
+    close(fd);
+    forget();
+    fd = open("stream", O_RDONLY);
+    start = now();
+    while (read(fd, block, sizeof block) > 0)
+        ;
+    tell("read, MB/s", (double)megabytes * 1.048576, start);
+    close(fd);
+    fd = open("stream", O_WRONLY);
+    start = now();
+    for (unsigned i = 0; i < 3000; i++)
+        if (pwrite(fd, block, 4096, (off_t)i * 4096) != 4096)
+            break;
+    tell("writes of 4 KiB, 1/s", 3000, start);
+    close(fd);
+}
+
+static void run_bench(void)
+{
+    enum { N = 2000 };
+    struct stat st;
+    char name[32];
+    double start = now();
+
+    mkdir("small", 0755);
+    for (unsigned i = 0; i < N; i++) {
+        snprintf(name, sizeof name, "small/%u", i);
+        put(name, name);
+    }
+    tell("create a small file, 1/s", N, start);
+    forget();
+    start = now();
+    for (unsigned i = 0; i < N; i++) {
+        snprintf(name, sizeof name, "small/%u", i);
+        get(name);
+    }
+    tell("read a small file, 1/s", N, start);
+    forget();
+    start = now();
+    for (unsigned i = 0; i < N; i++) {
+        snprintf(name, sizeof name, "small/%u", i);
+        stat(name, &st);
+    }
+    tell("stat, 1/s", N, start);
+    forget();
+    start = now();
+    tell("list, entries/s", count("small"), start);
+    start = now();
+    for (unsigned i = 0; i < N; i++) {
+        snprintf(name, sizeof name, "small/%u", i);
+        unlink(name);
+    }
+    tell("unlink, 1/s", N, start);
+    stream(128);
+}
+
 int main(int argc, char **argv)
 {
     if (argc < 3 || chdir(argv[2]))
@@ -422,6 +524,8 @@ int main(int argc, char **argv)
         run_tree((unsigned)atoi(argv[3]));
     } else if (!strcmp(argv[1], "lock")) {
         run_lock();
+    } else if (!strcmp(argv[1], "bench")) {
+        run_bench();
     }
     return failures > 0;
 }
