@@ -18,7 +18,7 @@ const struct option_spec run_options[] = {
      .help = "remove it when it ends"},
     {.name = "detach", .kind = OPTION_FLAG, .offset = AT(detach),
      .help = "leave it in the background and print its name"},
-    {.name = "env", .kind = OPTION_LIST, .offset = AT(environment), .value = "NAME[=VALUE]",
+    {.name = "env", .letter = 'e', .kind = OPTION_LIST, .offset = AT(environment), .value = "NAME[=VALUE]",
      .help = "set an environment variable of the command; without a value to what it is here"},
     {.name = "workdir", .letter = 'w', .kind = OPTION_STRING, .offset = AT(directory), .value = "DIRECTORY",
      .help = "where the command runs (the user's home unless told)"},

@@ -26,7 +26,9 @@ int node_attributes(struct server *s, struct node *node, struct attributes *a)
     return 0;
 }
 
-/* Two file systems below one directory may use a number twice; programs such as tar and find want them distinct. */
+/* Two file systems below one directory may use a number twice; programs such as tar and find want them distinct.  They
+ * are not announced as file systems of their own (FUSE_ATTR_SUBMOUNT): an overlay over the share, as `run --root`
+ * makes, could not look into them. */
 uint64_t attr_ino(struct server *s, uint64_t dev, uint64_t ino)
 {
     return dev == s->root->dev ? ino : ino ^ dev * 0x9e3779b97f4a7c15ull << 16;
@@ -43,7 +45,6 @@ void attr_fill(struct server *s, const struct node *node, const struct attribute
 {
     const struct statx *st = &a->st;
     uint32_t mode = (st->stx_mode & ~(uint32_t)(S_ISUID | S_ISGID)) | a->owner.bits;
-    bool submount = node->mount_point && (s->features & FUSE_SUBMOUNTS);
 
     if (node->covered)
         mode = S_IFDIR | 0555;
@@ -63,7 +64,6 @@ void attr_fill(struct server *s, const struct node *node, const struct attribute
         .gid = a->owner.gid,
         .rdev = device_number(st),
         .blksize = st->stx_blksize,
-        .flags = submount ? FUSE_ATTR_SUBMOUNT : 0,
     };
 }
 

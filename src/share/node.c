@@ -318,7 +318,6 @@ static void note_mount(struct server *s, struct node *node, const struct statx *
     bool elsewhere = node->type == S_IFDIR && (st->stx_mask & STATX_MNT_ID) && st->stx_mnt_id != s->root_mount;
 
     node->covered = elsewhere && !s->config.cross_mounts;
-    node->mount_point = elsewhere && (st->stx_attributes & STATX_ATTR_MOUNT_ROOT) && !node->covered;
 }
 
 static int stat_name(struct server *s, int directory, const char *name, struct statx *st)

@@ -57,8 +57,7 @@ struct node {
     struct node *newer, *older; /* in order of used_at, while fd >= 0 */
     struct handle *handles;
     struct lock_owner *lock_owners;
-    bool covered;     /* another file system is mounted on it: shown empty */
-    bool mount_point; /* likewise, but shown: the guest makes it a file system of its own */
+    bool covered; /* another file system is mounted on it: shown empty */
     /* As of its last opening; a guest's cached pages are good as long as it is so (file.c). */
     struct version {
         int64_t modified_ns, changed_ns;

@@ -41,7 +41,7 @@ const struct option_spec vm_options[] = {
      .help = "virtual CPUs (1 unless told)", .min = 1, .max = VM_MAX_CPUS},
     {.name = "disk", .letter = 'd', .kind = OPTION_LIST, .offset = AT(disks), .value = "PATH[,WORD]...",
      .help = "a disk of the guest: a file or block device", .check = disk_check},
-    {.name = "engine", .letter = 'e', .kind = OPTION_WORD, .offset = AT(engine), .value = "NAME",
+    {.name = "engine", .kind = OPTION_WORD, .offset = AT(engine), .value = "NAME",
      .help = "what executes the guest (auto unless told)", .words = engine_words},
     {.name = "net", .kind = OPTION_LIST, .offset = AT(nets), .value = "NETWORK",
      .help = "a network card: none, user, tap:NAME, switch:PATH, vde:PATH", .examples = "none user tap: switch: vde:",
