@@ -78,7 +78,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         agent_info(ends[0], on_fact, NULL, err, sizeof(err));
         break;
     case 3:
-        agent_tunnel(ends[0], 22, NULL, err, sizeof(err));
+        agent_tunnel(ends[0], 22, NULL, 0, err, sizeof(err));
         break;
     case 4:
         agent_power(ends[0], POWER_OFF, err, sizeof(err));

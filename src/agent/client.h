@@ -80,8 +80,9 @@ struct agent_copy {
 int agent_put(int fd, const char *local, const char *remote, const struct agent_copy *c, char *err, size_t n);
 int agent_get(int fd, const char *remote, const char *local, const struct agent_copy *c, char *err, size_t n);
 
-/* Connects to a TCP port (path NULL) or a Unix socket in the guest: then `fd` carries its bytes, both ways. */
-int agent_tunnel(int fd, unsigned port, const char *path, char *err, size_t n);
+/* Connects to a TCP port (path NULL) or a Unix socket in the guest: then `fd` carries its bytes, both ways.  Where
+ * nobody listens yet the guest tries again for patience_ms. */
+int agent_tunnel(int fd, unsigned port, const char *path, unsigned patience_ms, char *err, size_t n);
 
 /* Facts about the running guest: calls `fact` for each, key and value printable. */
 int agent_info(int fd, void (*fact)(void *opaque, const char *key, const char *value), void *opaque, char *err,

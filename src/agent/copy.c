@@ -11,7 +11,7 @@ static const struct tree_watch nobody = {0};
 
 static uint64_t copy_flags(const struct agent_copy *c, const char *source_name)
 {
-    return (c->owners ? TREE_OWNERS : 0) | (source_name[0] ? 0 : TREE_CONTENTS);
+    return (c->owners ? TREE_OWNERS : 0) | (source_name[0] ? 0 : TREE_CONTENTS) | (c->stream < 0 ? 0 : TREE_FOLLOW);
 }
 
 /* The guest says when it has everything. */
@@ -42,7 +42,7 @@ int agent_put(int fd, const char *local, const char *remote, const struct agent_
     stream_text(&s, FIELD_USER, c->user);
     stream_number(&s, FIELD_FLAGS, copy_flags(c, name));
     stream_end(&s);
-    int r = c->stream < 0 ? tree_send(&s, local, w, err, n) : tree_send_bytes(&s, c->stream, w, err, n);
+    int r = c->stream < 0 ? tree_send(&s, local, 0, w, err, n) : tree_send_bytes(&s, c->stream, w, err, n);
     if (!r)
         r = wait_for_ok(&s, err, n);
     stream_release(&s);

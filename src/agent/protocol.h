@@ -32,7 +32,7 @@ enum frame_type {
     FRAME_EXEC = 1,     /* ARGUMENT*, ENVIRONMENT*, DIRECTORY, USER, FLAGS, ROWS, COLUMNS */
     FRAME_PUT = 2,      /* PATH, NAME, FLAGS, USER; then a tree from the host */
     FRAME_GET = 3,      /* PATH; a tree from the guest */
-    FRAME_TUNNEL = 4,   /* PORT or PATH; OK or ERROR, then raw bytes both ways */
+    FRAME_TUNNEL = 4,   /* PORT or PATH, PATIENCE; OK or ERROR, then raw bytes both ways */
     FRAME_INFO = 5,     /* -; OK with INFO fields */
     FRAME_POWER = 6,    /* ACTION; OK as soon as it is on its way (SYNC: when it is done) */
     FRAME_IDENTITY = 7, /* HOSTNAME, SEED, TIME, each optional; OK */
@@ -93,7 +93,8 @@ enum field_tag {
     FIELD_NANOSECONDS = 27,
     FIELD_SIZE = 28,
     FIELD_TARGET = 29,
-    FIELD_INFO = 30, /* KEY=VALUE */
+    FIELD_INFO = 30,     /* KEY=VALUE */
+    FIELD_PATIENCE = 31, /* milliseconds */
 };
 
 /* FIELD_FLAGS of EXEC. */
@@ -103,6 +104,7 @@ enum field_tag {
 
 /* FIELD_FLAGS of PUT and GET. */
 #define TREE_OWNERS 1u   /* keep numeric owners, set-uid bits; else all belongs to USER */
+#define TREE_FOLLOW 4u   /* GET: of a link that is named itself, what it leads to */
 #define TREE_CONTENTS 2u /* what is in the directory, not the directory itself */
 
 /* FIELD_CHANNEL. */

@@ -142,7 +142,7 @@ static int tunnel_answer(int fd, uint8_t *buffer, struct frame *f)
     return read_exactly(fd, buffer + FRAME_HEADER, len);
 }
 
-int agent_tunnel(int fd, unsigned port, const char *path, char *err, size_t n)
+int agent_tunnel(int fd, unsigned port, const char *path, unsigned patience_ms, char *err, size_t n)
 {
     uint8_t *buffer = malloc(FRAME_HEADER + FRAME_MAX);
     struct stream s;
@@ -156,6 +156,7 @@ int agent_tunnel(int fd, unsigned port, const char *path, char *err, size_t n)
         stream_text(&s, FIELD_PATH, path);
     else
         stream_number(&s, FIELD_PORT, port);
+    stream_number(&s, FIELD_PATIENCE, patience_ms);
     stream_end(&s);
     int r = stream_send(&s);
     stream_release(&s);

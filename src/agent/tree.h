@@ -53,7 +53,7 @@ void tree_target_close(struct tree_target *t);
 
 /* Sends `path` and what is below it, up to END, and waits until all is under way.  0, or -errno with a sentence; what
  * could not be read below it is only noted to the receiver. */
-int tree_send(struct stream *s, const char *path, const struct tree_watch *w, char *err, size_t n);
+int tree_send(struct stream *s, const char *path, uint64_t flags, const struct tree_watch *w, char *err, size_t n);
 /* A file of mode 0644 with what can be read from fd. */
 int tree_send_bytes(struct stream *s, int fd, const struct tree_watch *w, char *err, size_t n);
 

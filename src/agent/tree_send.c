@@ -5,6 +5,7 @@
 #include <limits.h>
 #include <poll.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 #include <sys/stat.h>
@@ -226,11 +227,14 @@ static int send_entry(struct sender *t, int directory, const char *name, int dep
     return push(t, QUEUED);
 }
 
-int tree_send(struct stream *s, const char *path, const struct tree_watch *w, char *err, size_t n)
+int tree_send(struct stream *s, const char *path, uint64_t flags, const struct tree_watch *w, char *err, size_t n)
 {
     struct sender t = {.s = s, .w = w, .err = err, .n = n};
+    char followed[PATH_MAX];
     struct stat st;
 
+    if (flags & TREE_FOLLOW && realpath(path, followed))
+        path = followed;
     if (lstat(path, &st))
         return error_sys(err, n, -errno, "cannot copy %s", path);
     if (S_ISREG(st.st_mode) && access(path, R_OK))

@@ -91,7 +91,7 @@ const struct command cli_hidden_commands[] = {
     {"attend", "run a command in the background", "NAME", NULL, no_options, NULL, attend_main},
     {"names", "list names for completion", "vm", NULL, no_options, NULL, names_main},
     {"helper-share", "serve a shared folder to a virtual machine", "", NULL, no_options, NULL, helper_share_main},
-    {"tunnel", "connect stdin and stdout to a port in a guest", "NAME PORT|PATH", NULL, no_options, NULL, tunnel_main},
+    {"tunnel", "connect stdin and stdout to a port in a guest", "NAME PORT|PATH", NULL, tunnel_options, NULL, tunnel_main},
     {0},
 };
 

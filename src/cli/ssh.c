@@ -17,6 +17,7 @@
 #include "cli/reach.h"
 
 #define FIXED_ARGUMENTS 32
+#define PATIENCE "120" /* seconds for a system that has just been started */
 
 struct ssh_arguments {
     const char *user;
@@ -32,12 +33,26 @@ const struct option_spec ssh_options[] = {
     {0},
 };
 
+struct tunnel_arguments {
+    uint64_t patience_ms;
+};
+
+const struct option_spec tunnel_options[] = {
+    {.name = "wait",
+     .kind = OPTION_SECONDS,
+     .offset = offsetof(struct tunnel_arguments, patience_ms),
+     .value = "SECONDS",
+     .help = "so long for somebody to listen there"},
+    {0},
+};
+
 /* --- tunnel -------------------------------------------------------------------------------------------------- */
 
 int tunnel_main(const struct command *self, int argc, char **argv)
 {
+    struct tunnel_arguments a = {0};
     char err[ERROR_SIZE];
-    int status, operands = cli_parse(self, argc, argv, NULL, 2, &status);
+    int status, operands = cli_parse(self, argc, argv, &a, 2, &status);
 
     if (operands < 0)
         return status;
@@ -45,7 +60,9 @@ int tunnel_main(const struct command *self, int argc, char **argv)
         return cli_usage_error(self, "a virtual machine, and a port or a socket's path in it, must be given");
     int fd = reach_guest(argv[1], AGENT_PORT, err, sizeof(err));
     const char *path = argv[2][0] == '/' ? argv[2] : NULL;
-    int r = fd < 0 ? fd : agent_tunnel(fd, path ? 0 : (unsigned)strtoul(argv[2], NULL, 10), path, err, sizeof(err));
+    int r = fd < 0 ? fd
+                   : agent_tunnel(fd, path ? 0 : (unsigned)strtoul(argv[2], NULL, 10), path, (unsigned)a.patience_ms,
+                                  err, sizeof(err));
     if (r) {
         if (fd >= 0)
             close(fd);
@@ -108,7 +125,7 @@ static const char *proxy_command(const char *vm)
     self[n] = 0;
     fputs("ProxyCommand=", f);
     put_shell_word(f, self);
-    fputs(" tunnel ", f);
+    fputs(" tunnel --wait " PATIENCE " ", f);
     put_shell_word(f, vm);
     fputs(" 22", f);
     return fclose(f) == 0 ? text : NULL;

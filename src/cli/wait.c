@@ -55,7 +55,7 @@ static int hear_ssh(const char *name, char *err, size_t n)
 {
     char hello[4];
     int fd = reach_guest(name, AGENT_PORT, err, n);
-    int failed = fd < 0 ? fd : agent_tunnel(fd, SSH_PORT, NULL, err, n);
+    int failed = fd < 0 ? fd : agent_tunnel(fd, SSH_PORT, NULL, 0, err, n);
 
     if (!failed && (poll(&(struct pollfd){.fd = fd, .events = POLLIN}, 1, 10000) != 1 ||
                     recv(fd, hello, sizeof hello, MSG_WAITALL) != sizeof hello || memcmp(hello, "SSH-", 4)))

@@ -100,7 +100,7 @@ void get_serve(struct guest *g, struct stream *s, const struct frame *request)
     if (r.path)
         failed = become(g, r.user, why, sizeof(why));
     if (!failed)
-        failed = tree_send(s, r.path, &nobody, why, sizeof(why));
+        failed = tree_send(s, r.path, r.flags, &nobody, why, sizeof(why));
     release(&r);
     if (failed)
         stream_put_error(s, failed, "%s", why);

@@ -73,8 +73,14 @@ int hello(const struct guest *g, const char *failure);
 
 /* session.c: one session on a connected stream; returns the process's exit status. */
 int session_run(struct guest *g, int fd);
-/* Into the root that the system's first process has.  0, -EAGAIN: it is not there yet; -errno. */
-int session_enter_root(const struct guest *g);
+
+/* follow.c: the first process, where that is another program than ours. */
+/* Into the root that it has.  0, -EAGAIN: it is not there yet; -errno. */
+int follow_root(const struct guest *g);
+/* Has it begun its work, so that it hears when it is asked for something? */
+bool init_is_up(const struct guest *g);
+/* Waits for that, at most so long. */
+void wait_for_init(const struct guest *g, int ms);
 
 /* The requests: `request` is the first frame of `s`. */
 void exec_serve(struct guest *g, struct stream *s, const struct frame *request);

@@ -114,17 +114,20 @@ static void become_init(struct guest *g, const char *path, char **argv)
     fail(g, why);
 }
 
+/* From here on the agent knows where the first process is, and that it is not where it began. */
+static void hold_proc(struct guest *g)
+{
+    g->proc = open("/proc", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (g->proc < 0)
+        fail(g, "/proc cannot be opened");
+}
+
 /* The image's initrd wants to find nothing mounted; our own hold on /proc remains. */
 static void boot_by_initrd(struct guest *g, char **argv)
 {
     static const char *const mounts[] = {"/proc", "/sys", "/dev"};
-    struct stat st;
 
-    g->proc = open("/proc", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (g->proc < 0 || stat("/", &st))
-        fail(g, "/proc cannot be opened");
-    g->first_dev = st.st_dev;
-    g->first_ino = st.st_ino;
+    hold_proc(g);
     fork_agent(g, argv);
     for (size_t i = 0; i < sizeof(mounts) / sizeof(mounts[0]); i++)
         umount2(mounts[i], MNT_DETACH);
@@ -138,6 +141,7 @@ static void boot(struct guest *g, char **argv)
     mount_shares(&g->config.shares);
     if (g->config.first_boot)
         setup_first_boot(&g->config);
+    hold_proc(g);
     fork_agent(g, argv);
     become_init(g, g->config.init ? g->config.init : DEFAULT_INIT, argv);
 }
@@ -201,9 +205,14 @@ static void command(struct guest *g)
 void init_main(struct guest *g, char **argv)
 {
     char why[ERROR_SIZE];
+    struct stat st;
 
     g->inside = true;
     umask(022);
+    if (stat("/", &st) == 0) {
+        g->first_dev = st.st_dev;
+        g->first_ino = st.st_ino;
+    }
     mount_early();
     open_standard_descriptors();
     read_config(g);

@@ -15,6 +15,8 @@
 
 /* Processes have this long between being asked and being killed. */
 #define GRACE_MS 3000
+/* An init that is about to begin would not hear us. */
+#define INIT_MS 30000
 
 /* Reaps until there is no child left (as the first process: no process but the kernel's), or time is up.  SIGCHLD is
  * blocked: serve.c. */
@@ -124,10 +126,12 @@ void power_serve(struct guest *g, struct stream *s, const struct frame *request)
     sigaddset(&kept, SIGHUP);
     sigprocmask(SIG_BLOCK, &kept, NULL);
     sync();
-    if (action != POWER_SYNC && !g->inside)
+    if (action != POWER_SYNC && !g->inside) {
         r = -EPERM;
-    else if (action != POWER_SYNC)
+    } else if (action != POWER_SYNC) {
+        wait_for_init(g, INIT_MS);
         r = ask_init(g, action);
+    }
     if (r)
         stream_put_error(s, r, "the guest's init cannot be asked to end: %s", strerror(-r));
     else

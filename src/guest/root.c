@@ -170,16 +170,38 @@ int root_enter(char *err, size_t n)
 
 static uint64_t device_bytes(dev_t dev)
 {
-    char path[64], text[32] = "";
+    char path[64];
     snprintf(path, sizeof(path), "/sys/dev/block/%u:%u/size", major(dev), minor(dev));
     FILE *f = fopen(path, "re");
     unsigned long long sectors = 0;
 
-    if (f && fgets(text, sizeof(text), f))
-        sscanf(text, "%llu", &sectors);
+    if (f && fscanf(f, "%llu", &sectors) != 1)
+        sectors = 0;
     if (f)
         fclose(f);
     return sectors * 512;
+}
+
+/* What the superblock says: statfs(2) leaves out what the file system needs for itself.  0: not known. */
+static uint64_t ext4_bytes(dev_t dev)
+{
+    char path[64], line[64] = "", name[32] = "";
+    uint32_t blocks[2] = {0}, log_size = 0;
+
+    snprintf(path, sizeof(path), "/sys/dev/block/%u:%u/uevent", major(dev), minor(dev));
+    FILE *f = fopen(path, "re");
+    while (f && !name[0] && fgets(line, sizeof(line), f))
+        if (sscanf(line, "DEVNAME=%31s", name) != 1)
+            name[0] = 0;
+    if (f)
+        fclose(f);
+    snprintf(path, sizeof(path), "/dev/%s", name);
+    int fd = name[0] ? open(path, O_RDONLY | O_CLOEXEC) : -1;
+    bool ok = fd >= 0 && pread(fd, &blocks[0], 4, 1024 + 4) == 4 && pread(fd, &log_size, 4, 1024 + 24) == 4 &&
+              pread(fd, &blocks[1], 4, 1024 + 0x150) == 4;
+    if (fd >= 0)
+        close(fd);
+    return ok && log_size <= 6 ? ((uint64_t)blocks[1] << 32 | blocks[0]) * (1024ull << log_size) : 0;
 }
 
 static void grow(void)
@@ -193,7 +215,8 @@ static void grow(void)
         return;
     if (fs.f_type == EXT4_SUPER_MAGIC) {
         uint64_t blocks = device_bytes(st.st_dev) / (uint64_t)fs.f_bsize;
-        r = blocks ? ioctl(fd, EXT4_IOC_RESIZE_FS, &blocks) : 0;
+        if (blocks * (uint64_t)fs.f_bsize > ext4_bytes(st.st_dev)) /* it would only say so */
+            r = ioctl(fd, EXT4_IOC_RESIZE_FS, &blocks);
     } else if (fs.f_type == BTRFS_SUPER_MAGIC) {
         r = ioctl(fd, BTRFS_IOC_RESIZE, &args);
     }

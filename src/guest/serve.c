@@ -25,6 +25,7 @@
 /* Only when the kernel has no vsock yet: an image's own initrd may load it at any time. */
 #define RETRY_MS 100
 #define FAREWELL_MS 2000
+#define INIT_MS 120000
 
 static int listen_vsock(void)
 {
@@ -167,6 +168,18 @@ static void serve_on(struct guest *g, int listener, int signals)
         start_session(g, listener, signals);
 }
 
+/* Beside another init not before that is up: who hears of us wants to use a system. */
+static void announce(struct guest *g)
+{
+    if (init_is_up(g)) {
+        hello(g, NULL);
+    } else if (fork() == 0) {
+        wait_for_init(g, INIT_MS);
+        hello(g, NULL);
+        _exit(0);
+    }
+}
+
 void serve(struct guest *g, bool first)
 {
     int signals = open_signals(first), listener;
@@ -177,7 +190,7 @@ void serve(struct guest *g, bool first)
         if (poll(&p, 1, RETRY_MS) > 0)
             on_signal(signals);
     }
-    hello(g, NULL);
+    announce(g);
     for (;;)
         serve_on(g, listener, signals);
 }

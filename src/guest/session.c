@@ -1,9 +1,7 @@
 /* One session: the first frame says what it is about. */
 #include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "guest/guest.h"
@@ -17,26 +15,6 @@ static const struct request {
     {FRAME_IDENTITY, identity_serve},
 };
 
-/* Followed anew for each session, since the first process changes its root during the boot of an image with an initrd
- * of its own, and perhaps at its end. */
-int session_enter_root(const struct guest *g)
-{
-    struct stat st;
-
-    if (g->proc < 0)
-        return 0;
-    int root = openat(g->proc, "1/root", O_PATH | O_CLOEXEC);
-    if (root < 0)
-        return -errno;
-    int r = fstat(root, &st) ? -errno : 0;
-    if (!r && st.st_dev == g->first_dev && st.st_ino == g->first_ino)
-        r = -EAGAIN;
-    if (!r && (fchdir(root) || chroot(".")))
-        r = -errno;
-    close(root);
-    return r;
-}
-
 int session_run(struct guest *g, int fd)
 {
     struct stream s;
@@ -48,7 +26,7 @@ int session_run(struct guest *g, int fd)
     s.limit = FRAME_MAX;
     if (r)
         return 1;
-    r = session_enter_root(g);
+    r = follow_root(g);
     if (r == -EAGAIN)
         stream_put_error(&s, r, "the guest has not mounted its root file system yet");
     else if (r)

@@ -245,7 +245,7 @@ static void a_tunnels_first_bytes_are_not_lost(void **state)
     int fd = fake_guest(answer_tunnel, NULL);
     char bytes[8];
 
-    assert_int_equal(agent_tunnel(fd, 22, NULL, why, sizeof(why)), 0);
+    assert_int_equal(agent_tunnel(fd, 22, NULL, 0, why, sizeof(why)), 0);
     assert_int_equal(drain(fd, bytes, sizeof(bytes)), 4);
     assert_string_equal(bytes, "SSH-");
     close(fd);
