@@ -200,6 +200,7 @@ static const struct call calls[] = {
     /* --- engines --- */
     {SYS(arch_prctl), V_SOFT, "the base of gs points to the virtual CPU", {ARG_IS(0, ARCH_SET_GS)}},
     {SYS(arch_prctl), VM, "the same", {ARG_IS(0, ARCH_SET_GS)}},
+    {SYS(rt_sigtimedwait), VM_K | V_KVM, "a kick that came outside the guest is taken back"},
     {SYS(ioctl), VM_K | V_KVM, "KVM's own requests", {ARG_HAS(1, 0xff00, KVMIO << 8)}},
 
     /* --- libraries try, and do without --- */
