@@ -123,3 +123,18 @@ tiny_image()
     printf '::sysinit:/bin/echo init runs\n::respawn:/bin/sleep 1000\n' >"$tree/etc/inittab"
     "$GUISE" image import "$tree" --name "$1" --kernel "$kernel" --size 256M >"$work/import" 2>&1 || { cat "$work/import" >&2 && return 1; }
 }
+
+# debian_image: GUISE_DATA becomes a store below the cache with the image `debian` in it, built by `guise image build` once a
+# week: that takes a minute, and many suites want one.
+debian_image()
+{
+    export GUISE_DATA=$GUISE_CACHE/data
+    mkdir -p "$GUISE_CACHE"
+    "$top/scripts/setup.sh" image >&2
+    (
+        flock 9
+        [ -z "$(find "$GUISE_CACHE/debian.built" -mtime -7 2>/dev/null)" ] || ! "$GUISE" image info debian >/dev/null 2>&1 || exit 0
+        say "building the image debian"
+        "$GUISE" image build debian --replace >/dev/null 2>"$work/stderr" && touch "$GUISE_CACHE/debian.built"
+    ) 9>"$GUISE_CACHE/debian.lock"
+}
