@@ -51,10 +51,45 @@ static void bash_option(const struct option_spec *o)
     puts("' -- \"$cur\")); return ;;");
 }
 
-static void bash(void)
+/* The words of the sub-commands, with `between` between them. */
+static void print_subcommands(const struct command *c, const char *between)
+{
+    for (const struct command *sub = c->subcommands; sub->name; sub++)
+        printf("%s%s", sub == c->subcommands ? "" : between, cli_sub_word(sub));
+}
+
+/* What may follow one command, as the body of a branch of a case. */
+static void bash_command(const struct command *c)
 {
     const struct option_spec *o;
 
+    puts("        case $prev in");
+    for (struct options_cursor at = {.at = c->options}; (o = options_next(&at));)
+        bash_option(o);
+    fputs("        esac\n        COMPREPLY=($(compgen -W '--help", stdout);
+    for (struct options_cursor at = {.at = c->options}; (o = options_next(&at));)
+        printf(" --%s", o->name);
+    if (is_dynamic(c))
+        printf(" '\"$(guise names %s 2>/dev/null)\"'", c->operands + 1);
+    else if (c->operands)
+        printf(" %s", c->operands);
+    puts("' -- \"$cur\")) ;;");
+}
+
+static void bash_subcommands(const struct command *c)
+{
+    fputs("        if [ \"$COMP_CWORD\" -eq 2 ]; then\n            COMPREPLY=($(compgen -W '", stdout);
+    print_subcommands(c, " ");
+    puts("' -- \"$cur\")); return\n        fi\n        case ${COMP_WORDS[2]} in");
+    for (const struct command *sub = c->subcommands; sub->name; sub++) {
+        printf("        %s)\n", cli_sub_word(sub));
+        bash_command(sub);
+    }
+    puts("        esac ;;");
+}
+
+static void bash(void)
+{
     puts("# bash completion for guise; made by `guise completion bash`\n"
          "_guise() {\n"
          "    local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} command=${COMP_WORDS[1]}\n"
@@ -64,17 +99,8 @@ static void bash(void)
     print_commands();
     puts(" --help --version' -- \"$cur\")); return\n    fi\n    case $command in");
     for (const struct command *c = cli_commands; c->name; c++) {
-        printf("    %s)\n        case $prev in\n", c->name);
-        for (struct options_cursor at = {.at = c->options}; (o = options_next(&at));)
-            bash_option(o);
-        fputs("        esac\n        COMPREPLY=($(compgen -W '--help", stdout);
-        for (struct options_cursor at = {.at = c->options}; (o = options_next(&at));)
-            printf(" --%s", o->name);
-        if (is_dynamic(c))
-            printf(" '\"$(guise names %s 2>/dev/null)\"'", c->operands + 1);
-        else if (c->operands)
-            printf(" %s", c->operands);
-        puts("' -- \"$cur\")) ;;");
+        printf("    %s)\n", c->name);
+        (c->subcommands ? bash_subcommands : bash_command)(c);
     }
     puts("    esac\n}\ncomplete -o filenames -o bashdefault -F _guise guise");
 }
@@ -107,10 +133,35 @@ static void zsh_option(const struct option_spec *o)
     puts("' \\");
 }
 
-static void zsh(void)
+static void zsh_command(const struct command *c)
 {
     const struct option_spec *o;
 
+    puts("        _arguments \\");
+    for (struct options_cursor at = {.at = c->options}; (o = options_next(&at));)
+        zsh_option(o);
+    if (is_dynamic(c))
+        printf("            '*:name:($(guise names %s 2>/dev/null))' \\\n", c->operands + 1);
+    else if (c->operands)
+        printf("            '1:word:(%s)' \\\n", c->operands);
+    puts("            '--help[explain the command]' ;;");
+}
+
+static void zsh_subcommands(const struct command *c)
+{
+    fputs("        if (( CURRENT == 2 )); then\n            compadd ", stdout);
+    print_subcommands(c, " ");
+    puts("\n            return\n        fi\n        command=$words[2]\n        shift words\n        (( CURRENT-- ))\n"
+         "        case $command in");
+    for (const struct command *sub = c->subcommands; sub->name; sub++) {
+        printf("        %s)\n", cli_sub_word(sub));
+        zsh_command(sub);
+    }
+    puts("        esac ;;");
+}
+
+static void zsh(void)
+{
     puts("#compdef guise\n# zsh completion for guise; made by `guise completion zsh`\n"
          "_guise() {\n    local -a commands\n    commands=(");
     for (const struct command *c = cli_commands; c->name; c++) {
@@ -121,23 +172,30 @@ static void zsh(void)
     puts("    )\n    if (( CURRENT == 2 )); then\n        _describe 'command' commands\n        return\n    fi\n"
          "    local command=$words[2]\n    shift words\n    (( CURRENT-- ))\n    case $command in");
     for (const struct command *c = cli_commands; c->name; c++) {
-        printf("    %s)\n        _arguments \\\n", c->name);
-        for (struct options_cursor at = {.at = c->options}; (o = options_next(&at));)
-            zsh_option(o);
-        if (is_dynamic(c))
-            printf("            '*:name:($(guise names %s 2>/dev/null))' \\\n", c->operands + 1);
-        else if (c->operands)
-            printf("            '1:word:(%s)' \\\n", c->operands);
-        puts("            '--help[explain the command]' ;;");
+        printf("    %s)\n", c->name);
+        (c->subcommands ? zsh_subcommands : zsh_command)(c);
     }
     puts("    esac\n}\n"
          "# sourced: register; autoloaded from fpath as _guise: run\n"
          "if [ \"$funcstack[1]\" = _guise ]; then _guise \"$@\"; else compdef _guise guise; fi");
 }
 
+/* "image build": both words have been typed; "run": that one. */
+static void fish_condition(const char *name)
+{
+    const char *space = strchr(name, ' ');
+    int len = space ? (int)(space - name) : (int)strlen(name);
+
+    printf("complete -c guise -n '__fish_seen_subcommand_from %.*s", len, name);
+    if (space)
+        printf("; and __fish_seen_subcommand_from %s", space + 1);
+    putchar('\'');
+}
+
 static void fish_option(const char *command, const struct option_spec *o)
 {
-    printf("complete -c guise -n '__fish_seen_subcommand_from %s' -l %s", command, o->name);
+    fish_condition(command);
+    printf(" -l %s", o->name);
     if (o->letter)
         printf(" -s %c", o->letter);
     if (is_file(o))
@@ -154,22 +212,38 @@ static void fish_option(const char *command, const struct option_spec *o)
     puts("'");
 }
 
-static void fish(void)
+static void fish_command(const struct command *c)
 {
     const struct option_spec *o;
 
+    if (c->operands) {
+        fish_condition(c->name);
+        if (is_dynamic(c))
+            printf(" -a '(guise names %s 2>/dev/null)'\n", c->operands + 1);
+        else
+            printf(" -a '%s'\n", c->operands);
+    }
+    for (struct options_cursor at = {.at = c->options}; (o = options_next(&at));)
+        fish_option(c->name, o);
+}
+
+static void fish(void)
+{
     puts("# fish completion for guise; made by `guise completion fish`\ncomplete -c guise -f");
     for (const struct command *c = cli_commands; c->name; c++) {
         printf("complete -c guise -n __fish_use_subcommand -a %s -d '", c->name);
         print_escaped(c->summary, "\\");
         puts("'");
-        if (is_dynamic(c))
-            printf("complete -c guise -n '__fish_seen_subcommand_from %s' -a '(guise names %s 2>/dev/null)'\n", c->name,
-                   c->operands + 1);
-        else if (c->operands)
-            printf("complete -c guise -n '__fish_seen_subcommand_from %s' -a '%s'\n", c->name, c->operands);
-        for (struct options_cursor at = {.at = c->options}; (o = options_next(&at));)
-            fish_option(c->name, o);
+        fish_command(c);
+        if (!c->subcommands)
+            continue;
+        printf("complete -c guise -n '__fish_seen_subcommand_from %s; and not __fish_seen_subcommand_from ", c->name);
+        print_subcommands(c, " ");
+        fputs("' -a '", stdout);
+        print_subcommands(c, " ");
+        puts("'");
+        for (const struct command *sub = c->subcommands; sub->name; sub++)
+            fish_command(sub);
     }
 }
 

@@ -268,6 +268,9 @@ check "bash completes options" eval '[ "$(complete_bash guise run --ke)" = --ker
 check "bash completes words" eval '[ "$(complete_bash guise run --engine "")" = "auto soft kvm" ]'
 "$GUISE" create --kernel x --name zeta >/dev/null
 check "bash completes names" eval '[ "$(PATH=$(dirname "$GUISE"):$PATH complete_bash guise start z)" = zeta ]'
+check "bash completes sub-commands" eval '[ "$(complete_bash guise image i)" = "import info" ]'
+check "bash completes options of sub-commands" eval '[ "$(complete_bash guise image build --su)" = --suite ]'
+check "bash completes words of sub-commands" eval '[ "$(complete_bash guise image build x --suite t)" = trixie ]'
 check "bash completes files" eval '[ "$(complete_bash guise run --kernel /etc/host)" = "$(compgen -f /etc/host | tr "\n" " " | sed "s/ $//")" ]'
 for shell in zsh fish; do
     run completion $shell
