@@ -8,6 +8,8 @@
  *
  *      mac=XX:XX:XX:XX:XX:XX  the card's address        mtu=N  told to the guest, 1280 to 65520
  *      rate=SIZE              bytes a second, each way  (SIZE as parse_size: "10M")
+ *      reach=all|world|none   of a user network: world, all but what listens on the host's loopback; none, only answers
+ *                             to those who come by a published port
  *
  * A frame travels with a struct net_header, which may say that a checksum is yet to be
  * computed or that a long TCP segment is yet to be cut.  Every backend takes such frames: where the world behind it

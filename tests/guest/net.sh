@@ -81,6 +81,9 @@ line "user: 30 MB to the host" user "^sent 30000000 $sum30"
 line "user: UDP" user "^udp hello"
 line "user: ping" user "^ping$"
 line "user: ping by IPv6" user "^ping6$"
+if grep -q 00000000000000000000000000000001 /proc/net/if_inet6 2>/dev/null; then
+    line "user: 30 MB by IPv6" user "^received6 $sum30"
+fi
 line "user: ends well" user.err "the guest powered off"
 
 "$GUISE" run --kernel "$kernel" --publish "$http:80" >"$work/busy" 2>&1 </dev/null

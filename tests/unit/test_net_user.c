@@ -390,6 +390,31 @@ static void a_rate_is_kept(void **state)
     free(got);
 }
 
+/* What listens on the host's loopback is out of reach, or everything is; published ports work all the same. */
+static void reach_is_limited(void **state)
+{
+    static const char *const specs[] = {"user,reach=world", "user,reach=none"};
+    char err[512];
+    unsigned port;
+    int listener = server(SOCK_STREAM, &port);
+
+    for (unsigned i = 0; i < 2; i++) {
+        struct net_publish p = {.ip = {127, 0, 0, 1}, .guest_port = 80};
+        guest_close(&g);
+        guest_open(&g, &cable, specs[i], 1);
+        guest_arp(&g);
+        struct tcp t = {&g, "10.0.2.2", 40000, port, 1000, 0};
+        tcp_put(&t, SYN, NULL, 0);
+        struct frame *f = guest_await(&g, is_tcp, &t, 300);
+        assert_true(!f || f->bytes[34 + 13] & RST);
+        struct pollfd nobody = {.fd = listener, .events = POLLIN};
+        assert_int_equal(poll(&nobody, 1, 0), 0);
+        assert_int_equal(net_publish_add(g.net, &p, err, sizeof err), 0);
+        expect_reaches(p.host_port, 80);
+    }
+    close(listener);
+}
+
 /* Whatever a guest sends, the network lives, or comes back. */
 static void garbage(void **state)
 {
@@ -435,6 +460,7 @@ int main(int argc, char **argv)
         T(the_helper_is_killed),
         T(receiving_holds_back),
         T(a_rate_is_kept),
+        T(reach_is_limited),
         T(garbage),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -14,8 +14,13 @@ static char err[512];
 
 static void networks(void **state)
 {
-    static const char *const right[] = {
-        "none", "user", "user,mac=52:54:00:12:34:56", "user,mtu=9000,rate=10M", "tap:tap0", "tap:tap0,rate=8K"};
+    static const char *const right[] = {"none",
+                                        "user",
+                                        "user,mac=52:54:00:12:34:56",
+                                        "user,mtu=9000,rate=10M",
+                                        "user,reach=none",
+                                        "tap:tap0",
+                                        "tap:tap0,rate=8K"};
     for (size_t i = 0; i < sizeof right / sizeof *right; i++)
         assert_int_equal(net_check(right[i], err, sizeof err), 0);
     static const char *const wrong[][2] = {
@@ -34,6 +39,8 @@ static void networks(void **state)
         {"user,mac=53:54:00:12:34:56", "a group's address"},
         {"user,mtu=1200", "is not between 1280 and 65520"},
         {"user,rate=10", "has no unit"},
+        {"user,reach=moon", "is not one of all, world, none"},
+        {"tap:t,reach=none", "is for the network"},
         {"user,rate=1K", "is not between 8K and"},
         {"none,mac=52:54:00:12:34:56", "'none' is not one of"},
     };

@@ -242,7 +242,9 @@ static void on_end(void *opaque, uint32_t events)
 
 static int start_child(struct helped *h, char *err, size_t n)
 {
-    const char *const argv[] = {NULL, "helper-net", h->net->spec.kind->word, h->net->spec.where, NULL};
+    const struct net_spec *spec = &h->net->spec;
+    const char *const argv[] = {NULL, "helper-net", spec->kind->word, spec->kind->where ? spec->where : spec->reach,
+                                NULL};
     int data[2], control[2];
 
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, data))
@@ -263,7 +265,7 @@ static int start_child(struct helped *h, char *err, size_t n)
 
 static int start(struct helped *h, char *err, size_t n)
 {
-    struct control_message first;
+    struct control_message first = {0};
     int r = start_child(h, err, n);
 
     if (!r)

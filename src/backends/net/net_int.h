@@ -10,6 +10,7 @@ struct net_spec {
     uint8_t mac[6];
     unsigned mtu;
     uint64_t rate;
+    const char *reach; /* of a user network: "all", "world" or "none" */
 };
 
 /* A kind; functions as in net.h.  NULL is allowed for those from offloads on. */

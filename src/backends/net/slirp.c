@@ -73,7 +73,8 @@ static void *timer_new(SlirpTimerCb fn, void *fn_opaque, void *opaque)
     if (!t)
         abort(); /* libslirp has no word for it; the outer process starts another */
     *t = (struct timer){s->timers, fn, fn_opaque, INT64_MAX};
-    return s->timers = t;
+    s->timers = t;
+    return t;
 }
 
 static void timer_free(void *timer, void *opaque)
@@ -318,7 +319,7 @@ static bool turn(struct stack *s)
     return n <= 0 || ((!s->fds[0].revents || take_frames(s)) && (!s->fds[1].revents || take_requests(s)));
 }
 
-static Slirp *new_slirp(struct stack *s)
+static Slirp *new_slirp(struct stack *s, const char *reach)
 {
     SlirpConfig config = {
         .version = 1,
@@ -332,6 +333,8 @@ static Slirp *new_slirp(struct stack *s)
         .vprefix_len = 64,
         .if_mtu = STACK_MTU,
         .if_mru = STACK_MTU,
+        .restricted = strcmp(reach, "none") == 0,
+        .disable_host_loopback = strcmp(reach, "all") != 0,
     };
 
     inet_pton(AF_INET6, "fec0::", &config.vprefix_addr6);
@@ -354,7 +357,7 @@ static int confine(void)
     return sandbox_enter(&spec, NULL, NULL, 0);
 }
 
-static int slirp_main(const char *where)
+static int slirp_main(const char *reach)
 {
     struct stack s = {0};
     int err = wire_init(&s.wire, HELPER_DATA);
@@ -362,7 +365,7 @@ static int slirp_main(const char *where)
     if (err)
         return worker_hopeless(err, "the network cannot be set up: %s", strerror(-err));
     worker_out_init(&s.out, &s.wire, WORKER_TOO_MUCH);
-    s.slirp = new_slirp(&s);
+    s.slirp = new_slirp(&s, reach);
     if (!s.slirp)
         return worker_hopeless(-EIO, "libslirp %s does not start", slirp_version_string());
     err = confine();

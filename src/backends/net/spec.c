@@ -58,6 +58,20 @@ static int parse_rate(const char *text, struct net_spec *s, char *err, size_t n)
     return 0;
 }
 
+static int parse_reach(const char *text, struct net_spec *s, char *err, size_t n)
+{
+    static const char *const words[] = {"all", "world", "none"};
+
+    if (s->kind != &net_kind_user)
+        return error_set(err, n, -EINVAL, "reach= is for the network \"user\" only");
+    for (size_t i = 0; i < sizeof words / sizeof *words; i++)
+        if (strcmp(text, words[i]) == 0) {
+            s->reach = words[i];
+            return 0;
+        }
+    return error_set(err, n, -EINVAL, "reach=%s is not one of all, world, none", text);
+}
+
 static const struct {
     const char *key;
     int (*parse)(const char *text, struct net_spec *s, char *err, size_t n);
@@ -65,6 +79,7 @@ static const struct {
     {"mac", parse_mac},
     {"mtu", parse_mtu},
     {"rate", parse_rate},
+    {"reach", parse_reach},
 };
 
 static int parse_key(char *word, struct net_spec *s, char *err, size_t n)
@@ -74,7 +89,7 @@ static int parse_key(char *word, struct net_spec *s, char *err, size_t n)
     for (size_t i = 0; value && i < sizeof keys / sizeof *keys; i++)
         if (strlen(keys[i].key) == (size_t)(value - word) && memcmp(word, keys[i].key, (size_t)(value - word)) == 0)
             return keys[i].parse(value + 1, s, err, n);
-    return error_set(err, n, -EINVAL, "'%s' is not one of mac=ADDRESS, mtu=BYTES, rate=SIZE", word);
+    return error_set(err, n, -EINVAL, "'%s' is not one of mac=ADDRESS, mtu=BYTES, rate=SIZE, reach=WORD", word);
 }
 
 static int parse_kind(const char *word, struct net_spec *s, char *err, size_t n)
@@ -105,7 +120,7 @@ int net_parse(const char *spec, struct net_spec *out, char *err, size_t n)
     char *save = NULL, *copy = strdup(spec);
     int r = 0;
 
-    *out = (struct net_spec){0};
+    *out = (struct net_spec){.reach = "all"};
     if (!copy)
         return error_sys(err, n, -ENOMEM, "the network %s cannot be read", spec);
     char *word = strtok_r(copy, ",", &save);

@@ -10,7 +10,7 @@ struct worker_kind {
     const char *word;
     /* Handles frames until the VM is gone (WORKER_DONE).  Tells of its start by worker_up, of a failure that will come
      * again by worker_hopeless. */
-    int (*main)(const char *where);
+    int (*main)(const char *how); /* a switch's path; a user network's reach */
 };
 extern const struct worker_kind worker_slirp, worker_switch;
 

@@ -46,6 +46,7 @@ user() { # PORT UDPPORT
         sleep 0.3
     done
     ping -6 -c 1 -W 2 fec0::2 >/dev/null && echo "ping6"
+    wget -q -O /tmp/data "http://[fec0::2]:$1/data?30000000" && echo "received6 $(sum </tmp/data)"
     wget -q -O - "http://10.0.2.2:$1/ready"
 }
 

@@ -65,6 +65,17 @@ udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 udp.bind((address, 0))
 threading.Thread(target=echo, args=(udp,), daemon=True).start()
 server = http.server.ThreadingHTTPServer((address, 0), Handler)
+
+
+class Server6(http.server.ThreadingHTTPServer):
+    address_family = socket.AF_INET6
+
+
+try:  # the same port by IPv6, where the host has it
+    server6 = Server6(("::1", server.server_address[1]), Handler)
+    threading.Thread(target=server6.serve_forever, daemon=True).start()
+except OSError:
+    pass
 with open(directory + "/servers.new", "w") as f:
     f.write("%d %d\n" % (server.server_address[1], udp.getsockname()[1]))
 os.rename(directory + "/servers.new", directory + "/servers")
