@@ -8,6 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "backends/disk/foreign.h"
 #include "backends/net_helper.h"
 #include "base/error.h"
 #include "base/log.h"
@@ -164,6 +165,7 @@ static const struct helper {
     int (*main)(int argc, char **argv);
 } helpers[] = {
     {"helper-net", net_helper_main},
+    {"helper-disk", disk_helper_main},
 };
 
 static const struct helper *find_helper(const char *word)

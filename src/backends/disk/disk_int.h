@@ -21,4 +21,6 @@ int disk_file_open(const struct disk_spec *spec, uint64_t *size, bool *block, ch
 int disk_read_now(struct disk *d, uint64_t offset, void *data, uint64_t length);
 
 int disk_overlay_open(struct disk **out, const struct disk_spec *spec, struct loop *loop, char *err, size_t n);
+int disk_nbd_open(struct disk **out, const struct disk_spec *spec, struct loop *loop, char *err, size_t n);
+int disk_foreign_open(struct disk **out, const struct disk_spec *spec, struct loop *loop, char *err, size_t n);
 int disk_raw_open(struct disk **out, const struct disk_spec *spec, struct loop *loop, char *err, size_t n);

@@ -10,6 +10,13 @@
 const struct disk_format disk_formats[] = {
     {"raw", NULL, NULL, 0, disk_raw_open},
     {"overlay", "overlay", "GUISEOVL", 8, disk_overlay_open},
+    {"nbd", NULL, NULL, 0, disk_nbd_open},
+    {"qcow2", "qcow2", "QFI\xfb", 4, disk_foreign_open},
+    {"vmdk", "vmdk", "KDMV", 4, disk_foreign_open},
+    {"vpc", "vhd", "conectix", 8, disk_foreign_open},
+    {"vhdx", "vhdx", "vhdxfile", 8, disk_foreign_open},
+    {"vdi", "vdi", "<<< ", 4, disk_foreign_open},
+    {"qed", "qed", "QED", 4, disk_foreign_open},
     {0},
 };
 
@@ -107,6 +114,21 @@ static int set_key(struct disk_spec *s, char *word, char *err, size_t n)
     return error_set(err, n, -EINVAL, "'%s' is not a word for a disk (a comma in a path is written twice)", word);
 }
 
+static unsigned format_number(const char *name)
+{
+    unsigned i = 0;
+
+    while (disk_formats[i].name && strcmp(disk_formats[i].name, name) != 0)
+        i++;
+    return i;
+}
+
+static bool is_nbd_uri(const char *path)
+{
+    return strncmp(path, "nbd://", 6) == 0 || strncmp(path, "nbds://", 7) == 0 ||
+           strncmp(path, "nbd+unix://", 11) == 0 || strncmp(path, "nbds+unix://", 12) == 0;
+}
+
 static void guess_format(struct disk_spec *s)
 {
     const char *name = strrchr(s->path, '/');
@@ -116,6 +138,8 @@ static void guess_format(struct disk_spec *s)
     for (unsigned i = 0; disk_formats[i].name; i++)
         if (suffix && disk_formats[i].suffix && strcasecmp(suffix + 1, disk_formats[i].suffix) == 0)
             s->format = i;
+    if (is_nbd_uri(s->path))
+        s->format = format_number("nbd");
     s->guessed = true;
 }
 

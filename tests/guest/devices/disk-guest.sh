@@ -6,6 +6,7 @@
 #
 #   files DISK       mounts it, writes, unmounts, compares
 #   discard DISK     removes what `files` wrote, and trims
+#   lose DISK        writes until that fails
 #   read-only DISK   tries to write, and reads
 #   full DISK        writes where the host cannot
 set -eu
@@ -52,6 +53,14 @@ discard)
     fstrim /mnt
     umount /mnt
     echo "$name trimmed"
+    ;;
+lose)
+    echo "writes now"
+    for i in $(seq 1000); do
+        dd if=/dev/urandom of="$device" bs=64k seek="$i" count=1 conv=fsync 2>/dev/null || break
+        usleep 10000
+    done
+    dd if="$device" of=/dev/null bs=4k count=1 skip=9999 iflag=direct 2>/dev/null || echo "$name is lost"
     ;;
 read-only)
     if dd if=/dev/zero of="$device" bs=4k count=1 conv=fsync 2>/dev/null; then echo "$name was written"; else echo "$name cannot be written"; fi
