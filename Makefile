@@ -51,9 +51,8 @@ test: all
 
 bench: all
 	@scripts/setup.sh guest bench
-	@bench/run.sh
-	@bench/net.sh
-	@bench/share.sh
+	@failed=; for what in run vm net share; do bench/$$what.sh || failed="$$failed $$what"; done; \
+	    if [ -n "$$failed" ]; then echo "not as promised:$$failed" >&2; exit 1; fi
 
 fuzz: all
 	@scripts/setup.sh test

@@ -1,4 +1,4 @@
-#!/bin/sh
+#!/bin/bash
 # What bench/vm.sh measures inside a guest, from the directory /bench of its disk.  Prints "TIME name seconds",
 # "RATE name per-second" and "END".
 set -u

@@ -93,12 +93,12 @@ measure() # ROUND PEER
     if [ "$2" = guise ]; then
         start=$(first_line "$guise" run --rm guise-bench --memory ${memory}M -- echo READY) || start=
         echo "$1 guise start ${start:-failed}" | tr ' ' '\t'
-        "$guise" run --rm guise-bench --memory ${memory}M -- sh /bench/work $mebibytes 2>"$out/guise.err" </dev/null | rows "$1" guise
+        "$guise" run --rm guise-bench --memory ${memory}M -- bash /bench/work $mebibytes 2>"$out/guise.err" </dev/null | rows "$1" guise
     else
         export -f qemu
         start=$(export out kernel memory GUISE_CACHE; first_line bash -c 'qemu "echo READY"') || start=
         echo "$1 qemu start ${start:-failed}" | tr ' ' '\t'
-        qemu "$guest_set_up; sh /bench/work $mebibytes; $off" 2>"$out/qemu.err" | rows "$1" qemu
+        qemu "$guest_set_up; bash /bench/work $mebibytes; $off" 2>"$out/qemu.err" | rows "$1" qemu
     fi
 }
 
