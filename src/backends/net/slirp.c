@@ -374,6 +374,10 @@ static int slirp_main(const char *reach)
     worker_up();
     while (turn(&s))
         ;
+    slirp_cleanup(s.slirp);
+    worker_out_free(&s.out);
+    wire_free(&s.wire);
+    free(s.fds);
     return WORKER_DONE;
 }
 

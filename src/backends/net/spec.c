@@ -107,7 +107,7 @@ static int parse_kind(const char *word, struct net_spec *s, char *err, size_t n)
         if (k->where && strlen(word + len + 1) >= sizeof s->where)
             return error_set(err, n, -EINVAL, "the name in %s is too long", word);
         if (k->where)
-            strcpy(s->where, word + len + 1);
+            memcpy(s->where, word + len + 1, strlen(word + len + 1) + 1);
         s->kind = k;
         return 0;
     }
@@ -178,7 +178,7 @@ int net_publish_parse(const char *word, struct net_publish *p, char *err, size_t
     *p = (struct net_publish){.ip = {127, 0, 0, 1}};
     if (strlen(word) >= sizeof copy)
         return error_set(err, n, -EINVAL, "%.64s... is too long for [IP:]HOST:GUEST[/udp]", word);
-    strcpy(copy, word);
+    memcpy(copy, word, strlen(word) + 1);
     int r = parse_protocol(copy, p, word, err, n);
     if (r)
         return r;

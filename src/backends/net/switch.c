@@ -39,6 +39,7 @@
 #define PATIENCE_NS 50000000ull
 #define RETRY_MS 50
 #define NOBODY PORTS_MAX
+#define PATH_SIZE sizeof((struct sockaddr_un *)0)->sun_path
 
 enum { PORT_VM, PORT_FIRST_PEER }; /* at a leaf the one peer is the hub */
 
@@ -99,12 +100,17 @@ static void close_port(struct hub *h, unsigned i)
 
 /* --- who is hub --------------------------------------------------------------------------------------------------- */
 
+/* `path` fits: choose() sees to that. */
+static const char *directory_of(const char *path, char copy[PATH_SIZE])
+{
+    memcpy(copy, path, strlen(path) + 1);
+    return dirname(copy);
+}
+
 static int lock_directory(const char *path)
 {
-    char copy[sizeof((struct sockaddr_un *)0)->sun_path];
-
-    strcpy(copy, path);
-    int fd = open(dirname(copy), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    char copy[PATH_SIZE];
+    int fd = open(directory_of(path, copy), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd < 0)
         return -errno;
     while (flock(fd, LOCK_EX))
@@ -154,7 +160,7 @@ static int choose(struct hub *h)
 
     if (strlen(h->path) >= sizeof at.sun_path)
         return -ENAMETOOLONG;
-    strcpy(at.sun_path, h->path);
+    memcpy(at.sun_path, h->path, strlen(h->path) + 1);
     int lock = lock_directory(h->path);
     if (lock < 0)
         return lock;
@@ -346,8 +352,8 @@ static void stay_connected(struct hub *h)
 /* It stays who it is: the next hub makes the socket anew, in the same directory. */
 static int confine(const char *path)
 {
-    char copy[sizeof((struct sockaddr_un *)0)->sun_path];
-    const struct sandbox_path directory = {dirname(strcpy(copy, path)), SANDBOX_READ | SANDBOX_CHANGE};
+    char copy[PATH_SIZE];
+    const struct sandbox_path directory = {directory_of(path, copy), SANDBOX_READ | SANDBOX_CHANGE};
     const struct sandbox_spec spec = {.role = SANDBOX_SWITCH, .paths = &directory, .n_paths = 1, .keep_user = true};
 
     return sandbox_enter(&spec, NULL, NULL, 0);

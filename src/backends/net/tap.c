@@ -110,7 +110,7 @@ static int set_up(int fd, const char *name, char *err, size_t n)
     if (strlen(name) >= sizeof request.ifr_name)
         return error_set(err, n, -EINVAL, "the name of the tap interface %s is longer than %zu bytes", name,
                          sizeof request.ifr_name - 1);
-    strcpy(request.ifr_name, name);
+    memcpy(request.ifr_name, name, strlen(name) + 1);
     if (ioctl(fd, TUNSETIFF, &request) < 0)
         return errno == EPERM || errno == EBUSY
                    ? error_sys(err, n, -errno,
