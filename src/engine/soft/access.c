@@ -19,7 +19,7 @@
  * (emit_refill), still without leaving translated code; a place that misses thousands of times in a tick
  * goes back to the TLB for good (soft_demote).
  *
- * The compare destroys the flags; where the guest needs them later they wait in C.  The slow path
+ * The compare destroys the flags; where the guest needs them later they wait in memory (flags.c).  The slow path
  * (mmu.c) either comes back to the instruction with a real address in A, or runs a second copy of it
  * on a bounce buffer and commits that.
  */
@@ -69,7 +69,7 @@ uint32_t gpr_mask_of(const struct insn *in)
 void choose_scratch(struct translator *t, uint32_t used)
 {
     static const uint8_t pool[3] = {R11, R10, R9};
-    if (t->window_open) { /* r9 is the window's; flags wait in memory */
+    if (t->window_open) { /* r9 is the window's */
         t->A = used >> R11 & 1 ? R10 : R11;
         t->B = R11 + R10 - t->A;
         t->C = NO_REG;
@@ -83,34 +83,13 @@ void choose_scratch(struct translator *t, uint32_t used)
     t->C = pool[(a + 2) % 3];
 }
 
-/* The host must keep what this instruction, or a later one in the block, reads. */
-void flags_guard(struct translator *t, const struct insn *in)
-{
-    t->flags_saved = in->live_before != 0;
-    if (!t->flags_saved)
-        return;
-    if (t->C == NO_REG)
-        e_save_flags_memory(&t->hot, VOFF(slow_rax), VOFF(slow_flags));
-    else
-        e_save_flags(&t->hot, t->C);
-}
-
-void tail_restore_flags(struct translator *t, struct tail *tail)
-{
-    if (!t->flags_saved)
-        return;
-    if (t->C == NO_REG)
-        e_restore_flags_memory(&tail->e, VOFF(slow_rax), VOFF(slow_flags));
-    else
-        e_restore_flags(&tail->e, t->C);
-}
-
 void begin_access(struct translator *t, const struct insn *in, uint32_t used, struct tail *tail)
 {
     choose_scratch(t, used);
-    flags_guard(t, in);
+    flags_spare(t, in, t->B);
     tail_begin(tail);
-    tail_restore_flags(t, tail);
+    if (flags_in_memory(t, in) && flags_needed(in))
+        e_restore_flags(&tail->e, VOFF(slow_flags), t->B);
 }
 
 static unsigned sreg_of(ZydisRegister r)
@@ -132,11 +111,12 @@ static unsigned sreg_of(ZydisRegister r)
 }
 
 /* 32-bit code: nothing can be reached through an empty segment, nor written through a code segment.  ARPL writes
- * only sometimes: its helper looks. */
+ * only sometimes, and FXSAVE looks at other things first: their helpers see to it. */
 static bool forbidden_segment(const struct translator *t, const struct insn *in, unsigned segment,
                               const ZydisDecodedOperand *op)
 {
-    bool write = (op->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE) && in->d.mnemonic != ZYDIS_MNEMONIC_ARPL;
+    bool write = (op->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE) && in->d.mnemonic != ZYDIS_MNEMONIC_ARPL &&
+                 in->d.mnemonic != ZYDIS_MNEMONIC_FXSAVE;
     return (segment == FS && (t->mode & MODE_NULL_FS)) || (segment == GS && (t->mode & MODE_NULL_GS)) ||
            (segment == CS && (t->v->cpu.cr0 & CR0_PE) && write);
 }
@@ -276,8 +256,6 @@ void emit_budget(struct translator *t, const struct site *s)
     e_gs(c, 0x83, false, 5, (uint32_t)offsetof(struct soft_vcpu, budget[index % SLOT_COUNT])); /* sub dword, 1 */
     e8(c, 1);
     uint32_t enough = e_jcc(c, 9 /* not negative */, 0);
-    if (t->flags_saved && t->C != NO_REG)
-        e_store(c, t->C, VOFF(slow_flags));
     e_store_imm32(c, VOFF(site), index);
     e_gs_jump(c, VOFF(glue_demote));
     e_patch(c, enough, e_offset(c));
@@ -294,7 +272,7 @@ static void emit_refill(struct translator *t, const struct site *s, uint32_t slo
     e_gs_base(c, 0x2b, true, t->A, t->B, tlb); /* sub */
     e_alu_imm(c, true, 7, t->A, 4096 - s->size);
     uint32_t miss = e_jcc(c, 7, 0);
-    bool free = t->C != NO_REG && !t->flags_saved && !t->window_open;
+    bool free = t->C != NO_REG && !t->window_open;
     unsigned temp = free ? t->C : t->A;
     if (!free)
         e_store(c, t->A, VOFF(slow_ea));
@@ -316,9 +294,6 @@ static void emit_slow_path(struct translator *t, const struct insn *in, struct s
 {
     struct emit *c = &t->cold;
     e_store(c, t->A, VOFF(slow_ea));
-    bool in_register = t->flags_saved && t->C != NO_REG;
-    if (in_register)
-        e_store(c, t->C, VOFF(slow_flags));
     if (t->window_open)
         e_store(c, R9, VOFF(slow_r9));
     e_store_imm32(c, VOFF(site), index);
@@ -326,8 +301,6 @@ static void emit_slow_path(struct translator *t, const struct insn *in, struct s
     /* landing: the address is real */
     uint32_t landing = e_offset(c);
     e_load(c, t->A, VOFF(slow_host));
-    if (in_register)
-        e_load(c, t->C, VOFF(slow_flags));
     if (t->window_open)
         e_load(c, R9, VOFF(slow_r9));
     e_jmp(c, s->resume);
@@ -336,8 +309,6 @@ static void emit_slow_path(struct translator *t, const struct insn *in, struct s
     s->bounce = e_offset(c);
     add_map(t, s->bounce, in);
     e_load(c, t->A, VOFF(slow_host));
-    if (in_register)
-        e_load(c, t->C, VOFF(slow_flags));
     if (t->window_open)
         e_load(c, R9, VOFF(slow_r9));
     e_bytes(c, tail->bytes, (unsigned)(tail->e.p - tail->e.start));
@@ -365,7 +336,9 @@ void emit_access(struct translator *t, const struct insn *in, const struct ea *e
     uint32_t index;
     struct site *s = new_site(t, in, &index);
     uint32_t tlb = tlb_offset(t, (access & SITE_WRITE) != 0);
-    s->access = (uint8_t)(access | (t->flags_saved ? SITE_FLAGS : 0) | (ea->stack ? SITE_STACK : 0));
+    bool flags = flags_in_memory(t, in), stay = flags && !flags_needed(in) && !flags_written(in);
+    s->access = (uint8_t)(access | (flags ? SITE_FLAGS : 0) | (stay ? SITE_FLAGS_AFTER : 0) |
+                          (ea->stack ? SITE_STACK : 0));
     s->size = (uint16_t)size;
     uint32_t slot = slot_offset(t, (access & SITE_WRITE) != 0, index);
     bool indexed = !t->b->hot || soft_is_indexed(t->engine, t->b->gpa + in->pc);
@@ -422,11 +395,14 @@ void emit_access(struct translator *t, const struct insn *in, const struct ea *e
     if (misaligned)
         e_patch(&t->cold, skip, e_offset(&t->cold));
     emit_slow_path(t, in, s, index, tail);
+    if (flags_needed(in))
+        t->flags = FLAGS_HOST; /* the tail has brought them back */
 }
 
 struct site *emit_helper(struct translator *t, const struct insn *in, helper_fn *fn, bool ends)
 {
     uint32_t index;
+    flags_to_host(t, R10);
     struct site *s = new_site(t, in, &index);
     s->helper = fn;
     e_store_imm32(&t->hot, VOFF(site), index);

@@ -61,6 +61,7 @@ static int64_t branch_target(const struct translator *t, const struct insn *in)
 void sp_jcc(struct translator *t, const struct insn *in)
 {
     unsigned cc = in->bytes[in->d.raw.imm[0].offset - 1] & 15;
+    flags_before(t, in);
     if (code64(t) && branch_size(t, in) == 2)
         end_short(t, in, (int)cc);
     else
@@ -92,6 +93,7 @@ static uint8_t loop_opcode(const struct translator *t, const struct insn *in)
 void sp_loop(struct translator *t, const struct insn *in)
 {
     struct emit *e = &t->hot;
+    flags_to_host(t, R10); /* both ways out begin with them there */
     if (addr16(in)) {
         e_mov(e, true, R10, RCX);
         e_movzx16(e, RCX, RCX);

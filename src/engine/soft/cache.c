@@ -181,7 +181,9 @@ static void patch(struct engine *e, uint32_t at, uint32_t target)
 
 void soft_chain(struct engine *e, struct exit *x, struct block *to)
 {
-    patch(e, x->patch, x->poll ? to->entry_poll : to->entry);
+    uint32_t entry = x->flags_in_memory ? (x->poll ? to->poll_memory : to->entry_memory)
+                                        : (x->poll ? to->poll : to->entry);
+    patch(e, x->patch, entry);
     x->to = to;
     x->next_in = to->incoming;
     to->incoming = x;

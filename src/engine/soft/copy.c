@@ -186,6 +186,7 @@ void generic_insn(struct translator *t, const struct insn *in)
         if (in->op[i].type == ZYDIS_OPERAND_TYPE_MEMORY && in->op[i].mem.type != ZYDIS_MEMOP_TYPE_AGEN)
             mem = &in->op[i];
     if (!mem) {
+        flags_before(t, in);
         stolen_loads(&t->hot, in);
         copy_insn_plain(&t->hot, in);
         stolen_stores(&t->hot, in);
@@ -194,6 +195,7 @@ void generic_insn(struct translator *t, const struct insn *in)
     struct ea ea;
     insn_ea(t, in, mem, &ea);
     if (window_serves(t, in)) {
+        flags_before(t, in);
         stolen_loads(&t->hot, in);
         copy_insn_in_window(&t->hot, in, ea.base, (int32_t)ea.disp);
         stolen_stores(&t->hot, in);

@@ -224,41 +224,24 @@ static inline void e_patch(struct emit *e, uint32_t at, uint32_t target)
     uint32_t rel = target - (at + 4);
     memcpy(e->start + at, &rel, 4);
 }
-/* Flags into `reg` (AH:AL of lahf, seto) and back; rax and the flags end as they began. */
-static inline void e_save_flags(struct emit *e, unsigned reg)
+/* The arithmetic flags (AH of lahf, AL of seto) to gs:[at] and back; the flags stay, and so does rax, by way of the
+ * scratch register `temp`. */
+static inline void e_save_flags(struct emit *e, uint32_t at, unsigned temp)
 {
-    e_mov(e, true, reg, 0);
+    e_mov(e, true, temp, 0);
     e8(e, 0x9f); /* lahf */
     e8(e, 0x0f);
     e8(e, 0x90);
     e8(e, 0xc0); /* seto al */
-    e_xchg(e, reg, 0);
+    e_store32(e, 0, at);
+    e_mov(e, true, 0, temp);
 }
-static inline void e_restore_flags(struct emit *e, unsigned reg)
+static inline void e_restore_flags(struct emit *e, uint32_t at, unsigned temp)
 {
-    e_xchg(e, reg, 0);
+    e_mov(e, true, temp, 0);
+    e_load32(e, 0, at);
     e8(e, 0x04);
     e8(e, 0x7f); /* add al, 127: OF */
     e8(e, 0x9e); /* sahf */
-    e_mov(e, true, 0, reg);
-}
-/* The same through memory, for when no register is free: rax waits in one slot, the flags in the other. */
-static inline void e_save_flags_memory(struct emit *e, uint32_t rax_slot, uint32_t flags_slot)
-{
-    e_store(e, 0, rax_slot);
-    e8(e, 0x9f);
-    e8(e, 0x0f);
-    e8(e, 0x90);
-    e8(e, 0xc0);
-    e_store32(e, 0, flags_slot);
-    e_load(e, 0, rax_slot);
-}
-static inline void e_restore_flags_memory(struct emit *e, uint32_t rax_slot, uint32_t flags_slot)
-{
-    e_store(e, 0, rax_slot);
-    e_load32(e, 0, flags_slot);
-    e8(e, 0x04);
-    e8(e, 0x7f);
-    e8(e, 0x9e);
-    e_load(e, 0, rax_slot);
+    e_mov(e, true, 0, temp);
 }

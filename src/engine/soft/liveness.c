@@ -10,8 +10,6 @@
 
 #define PEEK_INSNS 8u
 
-enum { F_CF = 1, F_PF = 2, F_AF = 4, F_ZF = 8, F_SF = 16, F_OF = 32, F_ALL = 63 };
-
 static uint8_t flag_bits(ZydisAccessedFlagsMask f)
 {
     return (f & ZYDIS_CPUFLAG_CF ? F_CF : 0) | (f & ZYDIS_CPUFLAG_PF ? F_PF : 0) | (f & ZYDIS_CPUFLAG_AF ? F_AF : 0) |
@@ -20,7 +18,7 @@ static uint8_t flag_bits(ZydisAccessedFlagsMask f)
 
 /* Flags that the instruction surely overwrites.  "Undefined" counts only where real CPUs are known to
  * write; shifts and repeated comparisons by a count that may be zero write nothing. */
-static uint8_t flags_killed(const struct insn *in)
+uint8_t flags_killed(const struct insn *in)
 {
     const ZydisAccessedFlags *f = in->d.cpu_flags;
     if (!f)
@@ -66,6 +64,38 @@ static uint8_t flags_killed(const struct insn *in)
     }
 }
 
+uint8_t flags_tested(const struct insn *in)
+{
+    return in->d.cpu_flags ? flag_bits(in->d.cpu_flags->tested) : 0;
+}
+
+uint8_t flags_written(const struct insn *in)
+{
+    const ZydisAccessedFlags *f = in->d.cpu_flags;
+    return f ? flag_bits(f->modified | f->set_0 | f->set_1 | f->undefined) : 0;
+}
+
+/* Code that goes on with the next instruction, and of which the tables know what it does to flags. */
+static bool transparent(const struct insn *in)
+{
+    switch (in->d.mnemonic) {
+    case ZYDIS_MNEMONIC_MOV:
+        return is_plain_mov(in);
+    case ZYDIS_MNEMONIC_PUSH:
+    case ZYDIS_MNEMONIC_POP:
+    case ZYDIS_MNEMONIC_LEA:
+    case ZYDIS_MNEMONIC_NOP:
+    case ZYDIS_MNEMONIC_ENDBR64:
+    case ZYDIS_MNEMONIC_INC:
+    case ZYDIS_MNEMONIC_DEC:
+    case ZYDIS_MNEMONIC_BT:
+    case ZYDIS_MNEMONIC_LEAVE:
+        return !insn_ends_block(in);
+    default:
+        return !special_for(in);
+    }
+}
+
 /* The flags that the code at block start + target reads before it writes them; all when it cannot be known. */
 static uint8_t peek(struct translator *t, int64_t target)
 {
@@ -84,11 +114,9 @@ static uint8_t peek(struct translator *t, int64_t target)
     memcpy(t->peek_code, ram, room);
     for (unsigned i = 0; i < PEEK_INSNS && written != F_ALL; i++) {
         struct insn *in = &t->peek_insn;
-        if (ZYAN_FAILED(decode_insn(t, in, t->peek_code + pc, room - pc > 15 ? 15 : room - pc)) || special_for(in) ||
-            insn_ends_block(in))
+        if (ZYAN_FAILED(decode_insn(t, in, t->peek_code + pc, room - pc > 15 ? 15 : room - pc)) || !transparent(in))
             break;
-        if (in->d.cpu_flags)
-            live |= flag_bits(in->d.cpu_flags->tested) & (uint8_t)~written;
+        live |= flags_tested(in) & (uint8_t)~written;
         written |= flags_killed(in);
         pc += in->d.length;
     }
@@ -129,8 +157,7 @@ void flag_liveness(struct translator *t)
         struct insn *in = &t->insns[i];
         in->live_after = live;
         live &= (uint8_t)~flags_killed(in);
-        if (in->d.cpu_flags)
-            live |= flag_bits(in->d.cpu_flags->tested);
+        live |= flags_tested(in);
         if (t->engine->config.precise_flags) /* nearly any may fault, be it by an x87 exception that was pending */
             live = F_ALL;
         in->live_before = live;

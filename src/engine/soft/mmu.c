@@ -364,6 +364,8 @@ const void *soft_commit(struct soft_vcpu *v)
     }
     const void *next = soft_code(e, s->next);
     if (s->block->dead || v->cpu.request) { /* it patched itself, or the device wants attention */
+        if (s->access & SITE_FLAGS_AFTER)
+            v->arith = (uint16_t)v->slow_flags;
         soft_flags_in(v);
         v->cpu.rip = soft_site_pc(v, s->block) + s->pc + s->len;
         if (s->block->dead)

@@ -7,13 +7,9 @@
 /* and/or on cpu.rflags; the arithmetic flags survive when somebody needs them */
 static void rflags_op(struct translator *t, const struct insn *in, unsigned group, uint32_t imm)
 {
-    choose_scratch(t, 0);
-    if (in->live_before)
-        e_save_flags(&t->hot, t->C);
+    flags_spare(t, in, R10);
     e_gs(&t->hot, 0x81, false, group, CPUOFF(rflags));
     e32(&t->hot, imm);
-    if (in->live_before)
-        e_restore_flags(&t->hot, t->C);
 }
 
 void sp_cld(struct translator *t, const struct insn *in)
@@ -44,8 +40,7 @@ void sp_sti(struct translator *t, const struct insn *in)
         t->shadow = !last;
         return;
     }
-    choose_scratch(t, 0);
-    flags_guard(t, in);
+    flags_spare(t, in, R10);
     e_gs(e, 0x81, false, 1, CPUOFF(rflags)); /* or */
     e32(e, FL_IF);
     e_gs(e, 0x83, false, 7, CPUOFF(request)); /* cmp, 0: does something wait for IF? */
@@ -55,9 +50,6 @@ void sp_sti(struct translator *t, const struct insn *in)
     e8(e, 0);
     e_store_imm32(e, VOFF(poll), 1);
     *skip = (uint8_t)(e->p - skip - 1);
-    if (t->flags_saved)
-        e_restore_flags(e, t->C);
-    t->flags_saved = false;
     t->shadow = true;
 }
 
@@ -141,7 +133,7 @@ static void write_base(struct translator *t, const struct insn *in, unsigned sre
     struct emit *e = &t->hot;
     unsigned reg = op_gpr(&in->op[0]);
     choose_scratch(t, 0);
-    flags_guard(t, in);
+    flags_spare(t, in, t->B);
     if (is_stolen(reg))
         e_load(e, t->A, GPR_OFFSET(reg));
     else
@@ -155,15 +147,12 @@ static void write_base(struct translator *t, const struct insn *in, unsigned sre
     e_patch(e, e_jcc(e, 5, 0), e_offset(&t->cold));
     e_store(e, t->A, seg_base_offset(sreg));
     struct emit hot = t->hot;
+    enum flags_place place = t->flags;
     t->hot = t->cold;
-    if (t->flags_saved)
-        e_restore_flags(&t->hot, t->C);
     emit_helper(t, in, helper_gp0, false);
     t->cold = t->hot;
     t->hot = hot;
-    if (t->flags_saved)
-        e_restore_flags(e, t->C);
-    t->flags_saved = false;
+    t->flags = place;
 }
 
 /* A 66h prefix does not make its operand 16 bits. */

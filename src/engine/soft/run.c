@@ -256,6 +256,7 @@ const void *soft_exit(struct soft_vcpu *v)
 
 const void *soft_ibtc_miss(struct soft_vcpu *v)
 {
+    v->arith = (uint16_t)v->slow_flags; /* where computed branches have them */
     soft_flags_in(v);
     v->stats.ibtc_miss++;
     const void *next;

@@ -119,6 +119,10 @@ static void handler(int sig, siginfo_t *info, void *context)
     save_registers(v, r);
     if (s && s->lent)
         v->cpu.gpr[RDI] = rdi;
+    if (m->flags_in_memory) {
+        v->arith = (uint16_t)v->slow_flags;
+        soft_flags_in(v);
+    }
     v->cpu.rip = soft_site_pc(v, b) + m->guest;
     r[REG_RIP] = (greg_t)soft_glue_signal;
     r[REG_RSP] = (greg_t)v->host_rsp;

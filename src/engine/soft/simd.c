@@ -54,6 +54,27 @@ static int access_memory(struct soft_vcpu *v, uint64_t gva, void *buf, unsigned 
     return write ? cpu_write(&v->cpu, gva, buf, n, user) : cpu_read(&v->cpu, gva, buf, n, user);
 }
 
+/* Byte `at` of the area at helper_ea.  An offset of 32 bits is seen to wrap. */
+static uint64_t area_gva(const struct soft_vcpu *v, const struct site *s, unsigned at)
+{
+    uint64_t offset = soft_offset(v, s, v->helper_ea);
+    return s->addr32 ? v->helper_ea - offset + (uint32_t)(offset + at) : v->helper_ea + at;
+}
+
+static int access_area(struct soft_vcpu *v, const struct site *s, uint8_t *buf, unsigned at, unsigned n, bool write)
+{
+    uint64_t first = area_gva(v, s, at);
+    unsigned room = 0;
+    if (area_gva(v, s, at + n - 1) - first == n - 1)
+        return access_memory(v, first, buf, n, write);
+    while (area_gva(v, s, at + room) - first == room)
+        room++;
+    return access_memory(v, first, buf, room, write) ||
+           access_memory(v, area_gva(v, s, at + room), buf + room, n - room, write);
+}
+
+/* --- xsave and fxsave --------------------------------------------------------------------------------------- */
+
 struct component {
     uint32_t offset, size;
     bool aligned; /* to 64 in the compacted format */
@@ -189,19 +210,31 @@ static void put_back(const struct soft_vcpu *v, uint8_t *area, const uint8_t *ol
         memcpy(area + at[7], old + at[7], e->xs_size[7]);
 }
 
+/* The first of its checks: an element of 4 bytes at the beginning. */
+static bool fx_bad_address(const struct soft_vcpu *v, const struct site *s)
+{
+    uint64_t offset = soft_offset(v, s, v->helper_ea);
+    if (v->mode & MODE_64)
+        return !cpu_canonical(&v->cpu, v->helper_ea) || !cpu_canonical(&v->cpu, area_gva(v, s, 3)) ||
+               soft_bad_offset(v, s, v->helper_ea);
+    return !(v->mode & MODE_SEGMENTED) && (uint32_t)offset > UINT32_MAX - 3;
+}
+
 static const void *fx(struct soft_vcpu *v, const struct site *s, unsigned kind, bool wide)
 {
     uint8_t *area = v->bounce_buffer;
+    if (fx_bad_address(v, s))
+        return raise(v, stack_site(v) ? EXC_SS : EXC_GP);
     if ((v->helper_ea & 3) && (v->mode & MODE_ALIGN)) {
         cpu_raise_error(&v->cpu, EXC_AC, 0);
         return soft_deliver(v);
     }
-    if ((v->mode & MODE_64) && !cpu_canonical(&v->cpu, v->helper_ea))
-        return raise(v, stack_site(v) ? EXC_SS : EXC_GP);
+    if (s->null_segment)
+        return raise(v, EXC_GP);
     if (v->helper_ea & 15)
         return raise(v, EXC_GP);
-    if (probe(v, v->helper_ea + 511, kind == XS_FXSAVE) || probe(v, v->helper_ea, kind == XS_FXSAVE) ||
-        access_memory(v, v->helper_ea, area, 512, false))
+    if (probe(v, area_gva(v, s, 511), kind == XS_FXSAVE) || probe(v, v->helper_ea, kind == XS_FXSAVE) ||
+        access_area(v, s, area, 0, 512, false))
         return soft_deliver(v);
     if (kind == XS_FXSAVE) {
         memcpy(v->bounce_buffer + 4096, area, 512);
@@ -212,7 +245,7 @@ static const void *fx(struct soft_vcpu *v, const struct site *s, unsigned kind, 
         hide_pointers(area);
         if (keeps_high(v))
             put_back(v, area, v->bounce_buffer + 4096, C_SSE, false);
-        return access_memory(v, v->helper_ea, area, 512, true) ? soft_deliver(v) : finish(v, s);
+        return access_area(v, s, area, 0, 512, true) ? soft_deliver(v) : finish(v, s);
     }
     if (bad_mxcsr(area))
         return raise(v, EXC_GP);
@@ -233,8 +266,8 @@ static const void *save(struct soft_vcpu *v, const struct site *s, unsigned kind
     uint8_t *area = v->bounce_buffer;
     bool compact = kind == XS_XSAVEC;
     unsigned size = compact ? compact_extent(v->engine, rfbm) : standard_extent(v->engine, rfbm);
-    if (probe(v, v->helper_ea, true) || probe(v, v->helper_ea + size - 1, true) ||
-        access_memory(v, v->helper_ea, area, size, false))
+    if (probe(v, v->helper_ea, true) || probe(v, area_gva(v, s, size - 1), true) ||
+        access_area(v, s, area, 0, size, false))
         return soft_deliver(v);
     /* xsaveopt may write everything, and must: what it would leave out is judged by our address */
     void (*insn)(void *, uint64_t) = compact ? (wide ? do_xsavec64 : do_xsavec) : (wide ? do_xsave64 : do_xsave);
@@ -244,21 +277,21 @@ static const void *save(struct soft_vcpu *v, const struct site *s, unsigned kind
         hide_pointers(area);
     if (keeps_high(v))
         put_back(v, area, v->bounce_buffer + 4096, rfbm, compact);
-    return access_memory(v, v->helper_ea, area, size, true) ? soft_deliver(v) : finish(v, s);
+    return access_area(v, s, area, 0, size, true) ? soft_deliver(v) : finish(v, s);
 }
 
 static const void *restore(struct soft_vcpu *v, const struct site *s, bool wide, uint64_t rfbm)
 {
     uint8_t *area = v->bounce_buffer;
     uint64_t comp, bv;
-    if (probe(v, v->helper_ea, false) || access_memory(v, v->helper_ea + XSAVE_HEADER, area + XSAVE_HEADER, 64, false))
+    if (probe(v, v->helper_ea, false) || access_area(v, s, area + XSAVE_HEADER, XSAVE_HEADER, 64, false))
         return soft_deliver(v);
     memcpy(&bv, area + XSAVE_HEADER, 8);
     memcpy(&comp, area + XSAVE_HEADER + 8, 8);
     if (bad_header(v, area, rfbm))
         return raise(v, EXC_GP);
     unsigned size = comp >> 63 ? compact_extent(v->engine, comp & v->engine->xcr0) : standard_extent(v->engine, rfbm);
-    if (probe(v, v->helper_ea + size - 1, false) || access_memory(v, v->helper_ea, area, size, false))
+    if (probe(v, area_gva(v, s, size - 1), false) || access_area(v, s, area, 0, size, false))
         return soft_deliver(v);
     if (bad_mxcsr_in(v, area, rfbm))
         return raise(v, EXC_GP);

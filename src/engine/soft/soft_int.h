@@ -110,6 +110,7 @@ struct exit {
     bool poll;               /* chain to the polling entry (backward branches, after sti) */
     bool cross;              /* leads to another page; or, chained, to a block that goes on in one */
     bool listed;             /* in the engine's list of such exits */
+    bool flags_in_memory;    /* where it leaves them */
 };
 
 /* Bytes of its page, not its own, that a block was translated in the knowledge of. */
@@ -125,7 +126,9 @@ struct block {
     uint32_t mode;
     uint16_t length; /* guest bytes */
     uint16_t n_insns;
-    uint32_t entry, entry_poll, entry_indirect; /* code offsets */
+    /* code offsets of the ways in: with the flags in the host's, and in v->slow_flags; polling ones; computed branches
+     */
+    uint32_t entry, entry_memory, poll, poll_memory, entry_indirect;
     uint32_t hot_start, hot_end, cold_start, cold_end;
     struct block *next_hash, *next_page, *next_page2;
     struct peeked peeked[BLOCK_PEEKS];
@@ -146,7 +149,8 @@ struct block {
 struct pc_map {
     uint32_t host;  /* code offset where the instruction begins */
     uint16_t guest; /* offset in the block */
-    uint16_t insn_len;
+    uint8_t insn_len;
+    bool flags_in_memory; /* while it runs */
 };
 
 typedef const void *helper_fn(struct soft_vcpu *v, const struct site *s);
@@ -181,6 +185,7 @@ enum {
     SITE_READ = 1,
     SITE_WRITE = 2,
     SITE_FLAGS = 4 /* flags in v->slow_flags */,
+    SITE_FLAGS_AFTER = 32 /* still there behind the instruction */,
     SITE_STACK = 8 /* #SS */,
     SITE_DEAD_FLAGS = 16
 };
@@ -227,7 +232,7 @@ struct soft_vcpu {
     uint64_t host_rsp;
     struct soft_vcpu *self;
     const void *next; /* where glue jumps after restoring the guest's registers */
-    uint64_t slow_ea, slow_host, slow_flags, slow_rax, slow_r9;
+    uint64_t slow_ea, slow_host, slow_flags, slow_r9;
     uint32_t site;    /* index of the site or exit being served */
     uint16_t arith;   /* lahf/seto image */
     uint8_t fpu_live; /* guest SIMD state is in the host's registers */

@@ -57,6 +57,8 @@ void sp_helper(struct translator *t, const struct insn *in)
     struct site *s = emit_helper(t, in, sp->helper, sp->ends);
     if (memory)
         site_segment(t, s, memory);
+    s->addr32 = addr32(in);
+    s->null_segment = in->d.mnemonic == M(FXSAVE) && !code64(t) && memory->mem.segment == ZYDIS_REGISTER_CS;
     if (sp->helper == helper_pusha)
         s->access |= SITE_STACK;
     s->arg = sp->arg | reg << 8 | (size & 0xff) << 16 | (uint32_t)(memory != NULL) << 24;

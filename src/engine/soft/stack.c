@@ -32,10 +32,9 @@ static void emit_push(struct translator *t, const struct insn *in, unsigned reg,
 void emit_stack_load(struct translator *t, const struct insn *in, unsigned reg, unsigned size, int disp,
                      const struct tail *after)
 {
-    flags_guard(t, in);
     struct tail tail;
+    flags_spare(t, in, t->B);
     tail_begin(&tail);
-    tail_restore_flags(t, &tail);
     if (size == 2)
         e8(&tail.e, 0x66);
     e_mem(&tail.e, 0x8b, size == 8, reg, t->A, NO_REG, 0, 0);
@@ -239,7 +238,7 @@ void sp_pushf(struct translator *t, const struct insn *in)
         sp_helper(t, in);
         return;
     }
-    e_save_flags_memory(e, VOFF(slow_rax), VOFF(slow_flags));
+    flags_to_memory(t, R10);
     e_load32(e, R11, VOFF(slow_flags)); /* AH: the low byte, AL: OF */
     e_mov(e, false, R10, R11);
     e_alu_imm(e, false, 4, R10, 1);
@@ -252,11 +251,8 @@ void sp_pushf(struct translator *t, const struct insn *in)
     e_alu(e, false, 0x09, R11, R10);
     e_store(e, R11, SCRATCH_SLOT);
     t->A = R11, t->B = R10, t->C = NO_REG;
-    t->flags_saved = true; /* in v->slow_flags, for a fault */
     struct tail tail;
     tail_begin(&tail);
-    if (in->live_after)
-        tail_restore_flags(t, &tail);
     e_load(&tail.e, t->B, SCRATCH_SLOT);
     e_mem(&tail.e, 0x89, true, t->B, t->A, NO_REG, 0, 0);
     end_push(t, in, 8, &tail);

@@ -162,6 +162,10 @@ void emit_indirect(struct translator *t)
 {
     struct emit *e = &t->hot;
     unsigned which = (t->mode & MODE_MMU) != MMU_USER;
+    enum flags_place place = t->flags; /* as it still is where this is jumped over */
+    if (t->insns[t->n_insns - 1].live_after)
+        flags_to_memory(t, R10);
+    t->flags = place;
     e_movzx16(e, R10, R11);
     e_lea(e, false, R10, R10, R10, 0, 0);
     e_gs_index8(e, 0xff, false, 4, R10, (uint32_t)offsetof(struct soft_vcpu, ibtc[which][0].entry));
@@ -196,7 +200,10 @@ void emit_exit(struct translator *t, int64_t target, int cc)
     uint32_t index = en->n_exits++;
     struct exit *x = &en->exits[index];
     *x = (struct exit){.from = t->b, .mode = t->mode, .target = (int32_t)target, .poll = poll, .cross = cross};
+    x->flags_in_memory = t->flags == FLAGS_MEMORY;
     x->stub = e_offset(&t->cold);
+    if (x->flags_in_memory && t->insns[t->n_insns - 1].live_after)
+        e_restore_flags(&t->cold, VOFF(slow_flags), R9);
     e_store_imm32(&t->cold, VOFF(site), index);
     e_gs_jump(&t->cold, VOFF(glue_exit));
     x->patch = cc < 0 ? e_jmp(e, x->stub) : e_jcc(e, (unsigned)cc, x->stub);
@@ -204,15 +211,65 @@ void emit_exit(struct translator *t, int64_t target, int cc)
 
 /* --- the block -------------------------------------------------------------------------------------- */
 
+/* Out of the block, before it has begun, with its flags in memory. */
+static void emit_way_out(struct translator *t, uint32_t site, uint32_t glue)
+{
+    if (t->insns[0].live_before)
+        e_restore_flags(&t->cold, VOFF(slow_flags), R9);
+    e_store_imm32(&t->cold, VOFF(site), site);
+    e_gs_jump(&t->cold, glue);
+}
+
+static void emit_poll(struct translator *t)
+{
+    struct emit *e = &t->hot;
+    uint32_t index;
+    new_site(t, &t->insns[0], &index)->len = 0;
+    t->b->poll_memory = e_offset(e);
+    e_gs(e, 0x83, false, 7, VOFF(poll)); /* cmp dword gs:[poll], 0 */
+    e8(e, 0);
+    e_jcc(e, 5, e_offset(&t->cold));
+    emit_way_out(t, index, VOFF(glue_poll));
+    if (t->b->hot)
+        return;
+    /* count, so that a block that runs often is translated again, better */
+    e_gs(e, 0x83, false, 5, (uint32_t)offsetof(struct soft_vcpu, heat[index % HEAT_COUNT])); /* sub dword, 1 */
+    e8(e, 1);
+    e_jcc(e, 8 /* negative */, e_offset(&t->cold));
+    emit_way_out(t, index, VOFF(glue_hot));
+}
+
+/* The body wants the flags in one place; who comes with them in the other moves them. */
+static void emit_entries(struct translator *t)
+{
+    struct emit *e = &t->hot, *c = &t->cold;
+    struct block *b = t->b;
+    bool live = t->insns[0].live_before;
+    flags_place_at_entry(t);
+    b->entry_memory = e_offset(e);
+    if (live && t->flags == FLAGS_HOST)
+        e_restore_flags(e, VOFF(slow_flags), R9);
+    b->entry = e_offset(e);
+    b->poll = b->poll_memory;
+    if (live && t->flags == FLAGS_MEMORY) {
+        b->entry = e_offset(c);
+        e_save_flags(c, VOFF(slow_flags), R9);
+        e_jmp(c, b->entry_memory);
+    }
+    if (live) {
+        b->poll = e_offset(c);
+        e_save_flags(c, VOFF(slow_flags), R9);
+        e_jmp(c, b->poll_memory);
+    }
+}
+
 static void emit_prologue(struct translator *t)
 {
     struct emit *e = &t->hot;
     struct block *b = t->b;
-    bool live = t->n_insns && t->insns[0].live_before;
     unsigned which = (t->mode & MODE_MMU) != MMU_USER;
     b->entry_indirect = e_offset(e);
-    /* The flags may be wanted by this block or, if the entry is another's, by whoever is meant: so the
-     * comparison is one that leaves them alone, rcx = gva - tag. */
+    /* The entry may be another's: so the comparison is one that leaves the flags alone, rcx = gva - tag. */
     e_mov(e, true, R9, RCX);
     e_gs_index8(e, 0x8b, true, RCX, R10, (uint32_t)offsetof(struct soft_vcpu, ibtc[which][0].minus_tag));
     e_lea(e, true, RCX, RCX, R11, 0, 0);
@@ -227,32 +284,8 @@ static void emit_prologue(struct translator *t)
             e_lea(e, true, R11, R11, NO_REG, 0, -(int32_t)t->page_offset);
         e_store(e, R11, VOFF(code_base));
     }
-    b->entry_poll = e_offset(e);
-    if (live)
-        e_save_flags(e, R9);
-    e_gs(e, 0x83, false, 7, VOFF(poll)); /* cmp dword gs:[poll], 0 */
-    e8(e, 0);
-    uint32_t out = e_jcc(e, 5, e_offset(&t->cold));
-    (void)out;
-    if (live)
-        e_restore_flags(&t->cold, R9);
-    uint32_t index;
-    struct site *s = new_site(t, &t->insns[0], &index);
-    s->len = 0;
-    e_store_imm32(&t->cold, VOFF(site), index);
-    e_gs_jump(&t->cold, VOFF(glue_poll));
-    if (!b->hot) { /* count, so that a block that runs often is translated again, better */
-        e_gs(e, 0x83, false, 5, (uint32_t)offsetof(struct soft_vcpu, heat[index % HEAT_COUNT])); /* sub dword, 1 */
-        e8(e, 1);
-        e_jcc(e, 8 /* negative */, e_offset(&t->cold));
-        if (live)
-            e_restore_flags(&t->cold, R9);
-        e_store_imm32(&t->cold, VOFF(site), index);
-        e_gs_jump(&t->cold, VOFF(glue_hot));
-    }
-    if (live)
-        e_restore_flags(e, R9);
-    b->entry = e_offset(e);
+    emit_poll(t);
+    emit_entries(t);
 }
 
 static bool is_simd(const struct insn *in)
@@ -294,8 +327,8 @@ static uint32_t simd_kind(const struct insn *in)
 
 static void translate_insn(struct translator *t, const struct insn *in)
 {
+    uint32_t first = t->engine->n_maps;
     add_map(t, e_offset(&t->hot), in);
-    t->flags_saved = false;
     if (in >= t->insns + t->window_end)
         t->window_open = false;
     window_hoist(t, in);
@@ -312,6 +345,9 @@ static void translate_insn(struct translator *t, const struct insn *in)
         fn(t, in);
     else
         generic_insn(t, in);
+    for (uint32_t i = first; i < t->engine->n_maps; i++)
+        t->engine->maps[i].flags_in_memory = flags_in_memory(t, in);
+    flags_after(t, in);
 }
 
 static void translate_body(struct translator *t)

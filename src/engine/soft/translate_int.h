@@ -57,8 +57,8 @@ struct translator {
     uint32_t mode;
     uint64_t gva;
     unsigned page_offset;
-    unsigned A, B, C; /* scratch roles for the instruction at hand: address, temporary, flags */
-    bool flags_saved; /* in C */
+    unsigned A, B, C; /* scratch roles for the instruction at hand: address, temporary, another or NO_REG */
+    enum flags_place { FLAGS_HOST, FLAGS_MEMORY } flags; /* where the guest's are: flags.c */
     bool ended;
     bool shadow; /* the instruction before was sti: end after this one */
     /* window.c: while instructions before window_end run, r9 = host - guest for window_base's page */
@@ -83,12 +83,10 @@ void tail_begin(struct tail *t);
 void insn_ea(struct translator *t, const struct insn *in, const ZydisDecodedOperand *op, struct ea *out);
 void emit_ea(struct translator *t, const struct ea *ea, unsigned to, unsigned temp);
 void choose_scratch(struct translator *t, uint32_t used_mask);
-void flags_guard(struct translator *t, const struct insn *in);
-/* `tail` must begin by tail_restore_flags when flags were guarded. */
 void emit_access(struct translator *t, const struct insn *in, const struct ea *ea, unsigned access, unsigned size,
                  const struct tail *tail);
-void tail_restore_flags(struct translator *t, struct tail *tail);
-/* The usual beginning: scratch registers beside those in `used`, flags kept, an empty tail that restores them. */
+/* The usual beginning: scratch registers beside those in `used`, flags kept, a tail that brings back those that the
+ * instruction needs. */
 void begin_access(struct translator *t, const struct insn *in, uint32_t used, struct tail *tail);
 uint32_t gpr_mask_of(const struct insn *in);
 struct site *new_site(struct translator *t, const struct insn *in, uint32_t *index);
@@ -122,8 +120,23 @@ uint32_t tlb_offset(const struct translator *t, bool write);
 void emit_budget(struct translator *t, const struct site *s);
 uint32_t slot_offset(const struct translator *t, bool write, uint32_t site);
 
-/* liveness.c: fills live_before and live_after */
+/* liveness.c: fills live_before and live_after; arithmetic flags are FLAG_* */
+enum { F_CF = 1, F_PF = 2, F_AF = 4, F_ZF = 8, F_SF = 16, F_OF = 32, F_ALL = 63 };
 void flag_liveness(struct translator *t);
+uint8_t flags_tested(const struct insn *in);  /* read */
+uint8_t flags_written(const struct insn *in); /* perhaps overwritten */
+uint8_t flags_killed(const struct insn *in);  /* surely overwritten */
+
+/* flags.c; `temp` is a scratch register with nothing in it, which is lost */
+bool flags_needed(const struct insn *in); /* it wants the flags in the host's: reads them, or keeps some */
+void flags_to_memory(struct translator *t, unsigned temp);
+void flags_to_host(struct translator *t, unsigned temp);
+void flags_spare(struct translator *t, const struct insn *in,
+                 unsigned temp);                                         /* the engine is about to destroy the host's */
+bool flags_in_memory(const struct translator *t, const struct insn *in); /* those alive in front of it */
+void flags_before(struct translator *t, const struct insn *in); /* an instruction that is copied without a check ... */
+void flags_after(struct translator *t, const struct insn *in);  /* any instruction has been translated */
+void flags_place_at_entry(struct translator *t);                /* where the block's body wants them */
 
 /* window.c */
 /* Opens a window before an instruction that overwrites flags which the accesses after it would have to save. */

@@ -110,7 +110,7 @@ void sp_bt(struct translator *t, const struct insn *in)
     unsigned size = in->d.operand_width / 8, segment = ea.segment, reg = op_gpr(&in->op[1]);
     struct emit *e = &t->hot;
     choose_scratch(t, 0);
-    flags_guard(t, in);
+    flags_spare(t, in, t->B);
     ea.segment = DS;
     uint32_t mode = t->mode;
     t->mode &= ~(uint32_t)MODE_SEGMENTED; /* the segment's base comes after the bit offset */
@@ -147,7 +147,8 @@ void sp_bt(struct translator *t, const struct insn *in)
     else
         e_mov(&tail.e, true, t->B, reg);
     e_alu_imm(&tail.e, false, 4, t->B, size * 8 - 1);
-    tail_restore_flags(t, &tail);
+    if (flags_in_memory(t, in) && flags_needed(in))
+        e_restore_flags(&tail.e, VOFF(slow_flags), t->C);
     if (in->d.attributes & ZYDIS_ATTRIB_HAS_LOCK)
         e8(&tail.e, 0xf0);
     if (size == 2)
@@ -226,6 +227,7 @@ void sp_incdec(struct translator *t, const struct insn *in)
 {
     uint8_t op = in->bytes[in->d.length - 1];
     if (!code64(t) && in->d.raw.modrm.offset == 0 && (op & 0xf0) == 0x40) {
+        flags_before(t, in);
         if (in->d.operand_width == 16)
             e8(&t->hot, 0x66);
         e8(&t->hot, 0xff);
@@ -360,6 +362,21 @@ void sp_x87_env(struct translator *t, const struct insn *in)
     t->engine->sites[t->engine->n_sites - 1].arg2 = in->op[0].size == 14 * 8 || in->op[0].size == 94 * 8 ? 2 : 4;
 }
 
+/* Its address size and segment are spent; a REX prefix in front of such a prefix means nothing. */
+static void copy_without_segment(struct emit *e, const struct insn *in)
+{
+    unsigned at = in->d.raw.modrm.offset - 2;
+    if (in->d.encoding == ZYDIS_INSTRUCTION_ENCODING_VEX) {
+        at = in->d.raw.vex.offset;
+    } else {
+        if (in->d.mnemonic == M(MASKMOVDQU))
+            e8(e, 0x66);
+        if (in->d.attributes & ZYDIS_ATTRIB_HAS_REX)
+            e8(e, 0x40 | in->d.raw.rex.W << 3 | in->d.raw.rex.R << 2 | in->d.raw.rex.B);
+    }
+    e_bytes(e, in->bytes + at, in->d.length - at);
+}
+
 /* maskmovq, maskmovdqu: rdi is lent to the host address.  The whole operand must be writable, whatever the
  * mask says. */
 void sp_maskmov(struct translator *t, const struct insn *in)
@@ -368,6 +385,7 @@ void sp_maskmov(struct translator *t, const struct insn *in)
     for (unsigned i = 0; i < in->d.operand_count; i++)
         if (in->op[i].type == ZYDIS_OPERAND_TYPE_MEMORY)
             mem = &in->op[i];
+    flags_spare(t, in, R11);                /* before the first that may fault */
     e_store(&t->hot, RDI, GPR_OFFSET(RDI)); /* a pending x87 exception, met by the movd, leaves it so */
     if (in->d.mnemonic == M(MASKMOVQ) && t->amd)
         e_bytes(&t->hot, "\x41\x0f\x7e\xc2", 4); /* movd r10d, mm0: x87 state becomes MMX state even on a fault */
@@ -377,12 +395,7 @@ void sp_maskmov(struct translator *t, const struct insn *in)
     begin_access(t, in, 0, &tail);
     e_store(&tail.e, RDI, GPR_OFFSET(RDI));
     e_mov(&tail.e, true, RDI, t->A);
-    for (unsigned i = 0; i < in->d.length; i++) {
-        uint8_t b = in->bytes[i];
-        bool spent = b == 0x67 || b == 0x26 || b == 0x2e || b == 0x36 || b == 0x3e || b == 0x64 || b == 0x65;
-        if (i >= in->d.raw.prefix_count || !spent)
-            e8(&tail.e, b);
-    }
+    copy_without_segment(&tail.e, in);
     e_load(&tail.e, RDI, GPR_OFFSET(RDI));
     uint32_t first = t->engine->n_sites;
     emit_access(t, in, &ea, SITE_READ | SITE_WRITE, in->d.mnemonic == M(MASKMOVQ) ? 8 : 16, &tail);

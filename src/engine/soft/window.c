@@ -218,8 +218,8 @@ static void emit_window_check(struct translator *t, const struct insn *in, unsig
     struct site *s = new_site(t, in, &index);
     unsigned size = (unsigned)(w->high - w->low);
     t->A = R11, t->B = R10, t->C = NO_REG;
-    flags_guard(t, in);
-    s->access = (uint8_t)((w->write ? SITE_WRITE : SITE_READ) | (t->flags_saved ? SITE_FLAGS : 0));
+    flags_spare(t, in, R10);
+    s->access = (uint8_t)((w->write ? SITE_WRITE : SITE_READ) | (flags_in_memory(t, in) ? SITE_FLAGS : 0));
     s->size = (uint16_t)size;
     s->resume = e_offset(e);
     uint32_t slot = slot_offset(t, w->write, index);
@@ -242,8 +242,6 @@ static void emit_window_check(struct translator *t, const struct insn *in, unsig
         e_gs(e, 0x2b, true, R9, slot); /* host page - guest page */
     }
     uint32_t checked = e_offset(e);
-    if (t->flags_saved)
-        e_restore_flags_memory(e, VOFF(slow_rax), VOFF(slow_flags));
     e_patch(e, slow, e_offset(c));
     if (!indexed)
         emit_window_refill(t, s, size, slot, tlb, checked);
@@ -251,7 +249,6 @@ static void emit_window_check(struct translator *t, const struct insn *in, unsig
     e_store(c, R11, VOFF(slow_ea));
     e_store_imm32(c, VOFF(site), index);
     e_gs_jump(c, VOFF(glue_window));
-    t->flags_saved = false;
 }
 
 static bool windows_allowed(const struct translator *t)
