@@ -151,8 +151,8 @@ int digest_file(int fd, char out[65])
 /* One line of the list into line[200]; empty for an optional file that is not there. */
 static int digest_line(const char *directory, size_t i, char line[200], char *err, size_t n)
 {
-    char path[IMAGE_PATH_SIZE], hex[65];
-    struct stat st;
+    char path[IMAGE_PATH_SIZE], hex[65] = "";
+    struct stat st = {0};
     int failed = path_format(path, sizeof path, err, n, "%s/%s", directory, files[i].name);
 
     line[0] = 0;
@@ -177,9 +177,13 @@ int digest_image(const char *directory, char out[IMAGE_DIGEST_SIZE], char *err, 
 {
     static const char title[] = "guise-image 1\n";
     EVP_MD_CTX *md = begin();
-    char line[200], hex[65];
-    int failed = md && EVP_DigestUpdate(md, title, strlen(title)) ? 0 : error_sys(err, n, -ENOMEM, "no digest");
+    char line[200], hex[65] = "";
+    int failed = 0;
 
+    if (!md || !EVP_DigestUpdate(md, title, strlen(title))) {
+        EVP_MD_CTX_free(md);
+        return error_sys(err, n, -ENOMEM, "no digest");
+    }
     for (size_t i = 0; i < sizeof files / sizeof files[0] && !failed; i++) {
         failed = digest_line(directory, i, line, err, n);
         if (!failed && !EVP_DigestUpdate(md, line, strlen(line)))

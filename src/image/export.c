@@ -110,7 +110,7 @@ int image_export(const char *word, const char *path, const struct image_progress
 {
     struct export x = {.progress = progress};
     struct image_info info;
-    bool nameless;
+    bool nameless = false;
     int failed = image_find(word, &info, err, n);
 
     if (failed)

@@ -67,24 +67,24 @@ static int find(struct extfs *f, const char *path, ext2_ino_t *ino, struct ext2_
 
 bool extfs_has(struct extfs *f, const char *path)
 {
-    struct ext2_inode inode;
-    ext2_ino_t ino;
+    struct ext2_inode inode = {0};
+    ext2_ino_t ino = 0;
 
     return find(f, path, &ino, &inode) == 0;
 }
 
 bool extfs_is_directory(struct extfs *f, const char *path)
 {
-    struct ext2_inode inode;
-    ext2_ino_t ino;
+    struct ext2_inode inode = {0};
+    ext2_ino_t ino = 0;
 
     return find(f, path, &ino, &inode) == 0 && LINUX_S_ISDIR(inode.i_mode);
 }
 
 static int open_file(struct extfs *f, const char *path, uint64_t max, ext2_file_t *file, uint64_t *size)
 {
-    struct ext2_inode inode;
-    ext2_ino_t ino;
+    struct ext2_inode inode = {0};
+    ext2_ino_t ino = 0;
     int failed = find(f, path, &ino, &inode);
 
     if (failed)
@@ -188,8 +188,8 @@ int extfs_list(struct extfs *f, const char *path, unsigned most, void (*visit)(v
                void *context)
 {
     struct listing l = {visit, context, most};
-    struct ext2_inode inode;
-    ext2_ino_t ino;
+    struct ext2_inode inode = {0};
+    ext2_ino_t ino = 0;
     int failed = find(f, path, &ino, &inode);
 
     if (!failed && !LINUX_S_ISDIR(inode.i_mode))

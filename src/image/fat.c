@@ -49,6 +49,7 @@ static void put32(unsigned char *p, uint32_t v)
 
 static void write_boot_sector(unsigned char *b, const char label[11])
 {
+    static const char type[8] = "FAT12   ";
     static const unsigned char start[] = {0xeb, 0x3c, 0x90, 'g', 'u', 'i', 's', 'e', ' ', ' ', ' '};
 
     memcpy(b, start, sizeof start);
@@ -66,7 +67,7 @@ static void write_boot_sector(unsigned char *b, const char label[11])
     b[38] = 0x29; /* serial number, label and type follow */
     put32(b + 39, 0x47554953);
     memcpy(b + 43, label, 11);
-    memcpy(b + 54, "FAT12   ", 8);
+    memcpy(b + 54, type, sizeof type);
     put16(b + 510, 0xaa55);
 }
 
@@ -171,10 +172,10 @@ int fat_write(int fd, const char label[11], const struct seed_file *files, unsig
 {
     unsigned char *disk = calloc(1, SEED_BYTES);
     unsigned entry = 1, cluster = 2;
-    int failed = disk ? 0 : error_sys(err, n, -ENOMEM, "cannot make the seed disk");
+    int failed = 0;
 
-    if (failed)
-        return failed;
+    if (!disk)
+        return error_sys(err, n, -ENOMEM, "cannot make the seed disk");
     write_boot_sector(disk, label);
     set_fat(disk, 0, 0xff8);
     set_fat(disk, 1, LAST);

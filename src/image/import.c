@@ -48,11 +48,11 @@ static int from_one(struct job *j, const struct import *im, const char *path, bo
 static int from_oci(struct job *j, struct import *im, const char *directory, char *err, size_t n)
 {
     struct oci *o = malloc(sizeof *o);
-    int failed = o ? 0 : error_sys(err, n, -ENOMEM, "cannot read the container image");
 
+    if (!o)
+        return error_sys(err, n, -ENOMEM, "cannot read the container image");
     job_stage(j, "reading the container image");
-    if (!failed)
-        failed = oci_open(o, directory, err, n);
+    int failed = oci_open(o, directory, err, n);
     if (!failed) {
         im->inspect.process = json_incref(o->process);
         failed = make_root(j, im, o->layers, o->n_layers, err, n);

@@ -250,32 +250,38 @@ static int copy_inside(struct search *s, struct extfs *f, const char *from, cons
     return failed ? error_sys(err, n, failed, "cannot read %s of the disk", from) : 0;
 }
 
-static int copy_outside(struct search *s, const char *from, const char *name, char *err, size_t n)
+static int copy_descriptor(int in, int out)
 {
-    int in = open(from, O_RDONLY | O_CLOEXEC), out;
     struct stat st;
-    int failed = 0;
 
-    if (in < 0 || fstat(in, &st))
-        failed = error_sys(err, n, -errno, "cannot open %s", from);
-    else if (!S_ISREG(st.st_mode))
-        failed = error_set(err, n, -EINVAL, "%s is not a file", from);
-    out = failed ? -1 : create(s, name, err, n);
-    if (!failed && out < 0)
-        failed = out;
-    for (off_t left = failed ? 0 : st.st_size; left > 0;) {
+    if (fstat(in, &st))
+        return -errno;
+    if (!S_ISREG(st.st_mode))
+        return -EINVAL;
+    for (off_t left = st.st_size; left > 0;) {
         ssize_t now = copy_file_range(in, NULL, out, NULL, (size_t)left, 0);
-        if (now <= 0) {
-            failed = error_sys(err, n, now < 0 ? -errno : -EIO, "cannot copy %s", from);
-            break;
-        }
+        if (now <= 0)
+            return now < 0 ? -errno : -EIO;
         left -= now;
     }
-    if (out >= 0)
-        close(out);
-    if (in >= 0)
+    return 0;
+}
+
+static int copy_outside(struct search *s, const char *from, const char *name, char *err, size_t n)
+{
+    int in = open(from, O_RDONLY | O_CLOEXEC), failed;
+
+    if (in < 0)
+        return error_sys(err, n, -errno, "cannot open %s", from);
+    int out = create(s, name, err, n);
+    if (out < 0) {
         close(in);
-    return failed;
+        return out;
+    }
+    failed = copy_descriptor(in, out);
+    close(out);
+    close(in);
+    return failed ? error_sys(err, n, failed, "cannot copy %s", from) : 0;
 }
 
 static int take_header(struct search *s, const char *from, char *err, size_t n)
@@ -443,13 +449,13 @@ int inspect_disk(struct job *j, const struct inspect *in, char *err, size_t n)
     struct search *s = calloc(1, sizeof *s);
     char disk[IMAGE_PATH_SIZE];
     struct stat st;
-    int failed = info && s ? 0 : error_sys(err, n, -ENOMEM, "cannot look into the disk");
+    int failed = -ENOMEM;
 
     job_stage(j, "reading the kernel and its modules");
     job_path(j, "disk.raw", disk);
-    if (!failed && stat(disk, &st))
-        failed = error_sys(err, n, -errno, "cannot open %s", disk);
-    if (!failed) {
+    if (!info || !s || stat(disk, &st)) {
+        error_sys(err, n, info && s ? (failed = -errno) : failed, "cannot look into the disk %s", disk);
+    } else {
         *s = (struct search){.j = j, .in = in, .info = info};
         info->disk_bytes = (uint64_t)st.st_size;
         failed = inspect_all(s, disk, err, n);

@@ -79,7 +79,7 @@ static struct modules_entry *find(const struct modules *m, const char *name)
 {
     struct modules_entry key = {0};
 
-    for (size_t i = 0; name[i] && i < NAME_SIZE - 1; i++)
+    for (size_t i = 0; i < NAME_SIZE - 1 && name[i]; i++)
         key.name[i] = name[i] == '-' ? '_' : name[i];
     return m->n_entries ? bsearch(&key, m->entries, m->n_entries, sizeof key, compare) : NULL;
 }
@@ -322,10 +322,10 @@ static void write_list(struct cpio *c, const struct modules *m, bool with_needs)
 int modules_write(const struct modules *m, struct extfs *f, const char *directory, int fd, char *err, size_t n)
 {
     struct cpio *c = malloc(sizeof *c);
-    int failed = c ? 0 : error_sys(err, n, -ENOMEM, "cannot write the kernel's modules");
+    int failed = 0;
 
-    if (failed)
-        return failed;
+    if (!c)
+        return error_sys(err, n, -ENOMEM, "cannot write the kernel's modules");
     cpio_begin(c, fd);
     cpio_directory(c, "guise", 0755);
     cpio_directory(c, "guise/modules", 0755);

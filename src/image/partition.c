@@ -63,24 +63,22 @@ static const char *ext_version(const unsigned char *super)
 }
 
 static const struct {
-    uint32_t at;
-    const char *bytes;
-    uint32_t len;
-    const char *type; /* NULL: some ext */
+    uint32_t at, len;
+    const char *bytes, *type; /* type NULL: some ext */
 } signatures[] = {
-    {1024 + 0x38, "\x53\xef", 2, NULL},
-    {0, "XFSB", 4, "xfs"},
-    {0x10040, "_BHRfS_M", 8, "btrfs"},
-    {0, "LUKS\xba\xbe", 6, "crypto_LUKS"},
-    {512, "LABELONE", 8, "LVM2_member"},
-    {1024, "\x10\x20\xf5\xf2", 4, "f2fs"},
-    {1024, "\xe2\xe1\xf5\xe0", 4, "erofs"},
-    {0, "hsqs", 4, "squashfs"},
-    {4086, "SWAPSPACE2", 10, "swap"},
-    {0x8001, "CD001", 5, "iso9660"},
-    {3, "NTFS    ", 8, "ntfs"},
-    {82, "FAT32   ", 8, "vfat"},
-    {54, "FAT1", 4, "vfat"},
+    {1024 + 0x38, 2, "\x53\xef", NULL},
+    {0, 4, "XFSB", "xfs"},
+    {0x10040, 8, "_BHRfS_M", "btrfs"},
+    {0, 6, "LUKS\xba\xbe", "crypto_LUKS"},
+    {512, 8, "LABELONE", "LVM2_member"},
+    {1024, 4, "\x10\x20\xf5\xf2", "f2fs"},
+    {1024, 4, "\xe2\xe1\xf5\xe0", "erofs"},
+    {0, 4, "hsqs", "squashfs"},
+    {4086, 10, "SWAPSPACE2", "swap"},
+    {0x8001, 5, "CD001", "iso9660"},
+    {3, 8, "NTFS    ", "ntfs"},
+    {82, 8, "FAT32   ", "vfat"},
+    {54, 4, "FAT1", "vfat"},
 };
 
 void partition_probe(int fd, uint64_t start, uint64_t bytes, char type[16])

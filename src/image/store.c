@@ -203,8 +203,10 @@ static int seal(const char *path, char *err, size_t n)
 {
     DIR *directory = opendir(path);
     struct dirent *e;
-    int failed = directory ? 0 : -errno;
+    int failed = 0;
 
+    if (!directory)
+        return error_sys(err, n, -errno, "cannot finish %s", path);
     while (!failed && (e = readdir(directory))) {
         if (e->d_name[0] == '.')
             continue;
@@ -216,14 +218,13 @@ static int seal(const char *path, char *err, size_t n)
     }
     if (!failed && (fchmod(dirfd(directory), 0555) || fsync(dirfd(directory))))
         failed = -errno;
-    if (directory)
-        closedir(directory);
+    closedir(directory);
     return failed ? error_sys(err, n, failed, "cannot finish %s", path) : 0;
 }
 
 int store_publish(struct store_draft *d, const char *name, struct image_info *out, char *err, size_t n)
 {
-    char images[IMAGE_PATH_SIZE], digest[IMAGE_DIGEST_SIZE], target[IMAGE_PATH_SIZE];
+    char images[IMAGE_PATH_SIZE], digest[IMAGE_DIGEST_SIZE], target[IMAGE_PATH_SIZE] = "";
     int lock = -1, failed = store_path(images, err, n);
 
     if (!failed)

@@ -77,6 +77,7 @@ static void put_octal(unsigned char *to, unsigned width, uint64_t value)
 /* ustar: name 0, mode 100, uid 108, gid 116, size 124, mtime 136, checksum 148, type 156, magic 257. */
 static void put_header(struct tar *t, const char *name, char type, uint64_t size, int64_t mtime)
 {
+    static const char magic[8] = {'u', 's', 't', 'a', 'r', 0, '0', '0'};
     unsigned char h[BLOCK] = {0};
     unsigned sum = 0;
 
@@ -88,7 +89,7 @@ static void put_header(struct tar *t, const char *name, char type, uint64_t size
     put_octal(h + 136, 12, mtime > 0 ? (uint64_t)mtime : 0);
     memset(h + 148, ' ', 8);
     h[156] = (unsigned char)type;
-    memcpy(h + 257, "ustar\00000", 8);
+    memcpy(h + 257, magic, sizeof magic);
     for (unsigned i = 0; i < BLOCK; i++)
         sum += h[i];
     put_octal(h + 148, 7, sum);

@@ -74,7 +74,7 @@ fi
 
 # A build that is killed in the middle, as root or as an ordinary user, leaves neither files nor processes nor mounts.
 left() { # DATA USER
-    ls "$1/images" 2>/dev/null | grep tmp-
+    find "$1/images" -maxdepth 1 -name 'tmp-*' 2>/dev/null
     find /var/tmp -maxdepth 1 -name 'guise-build-*' -user "$2" 2>/dev/null
     pgrep -u "$2" -f "mmdebstrap.*$1" 2>/dev/null
     grep "$1" /proc/self/mounts
