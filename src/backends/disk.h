@@ -3,7 +3,7 @@
  *
  * A disk is named by words, as on the command line:
  *
- *      PATH[,format=FORMAT][,ro][,bus=nvme|virtio][,serial=S]
+ *      PATH[,format=FORMAT][,ro][,bus=nvme|virtio][,serial=S][,bps=SIZE][,iops=N]
  *
  * A comma in PATH is written twice.  Without format= the name decides (see disk_formats of disk/spec.c): never what is
  * inside, for the guest can write there.  All work is asynchronous: a controller submits any number of requests, then
@@ -62,7 +62,8 @@ struct disk_spec {
     bool read_only;
     unsigned depth; /* how many overlays are above it */
     enum disk_bus bus;
-    char serial[DISK_SERIAL_MAX + 1]; /* printable ASCII; made from the path unless told */
+    char serial[DISK_SERIAL_MAX + 1];                 /* printable ASCII; made from the path unless told */
+    uint64_t bytes_per_second, operations_per_second; /* at most; 0: no limit */
 };
 
 /* What was done without an error. */
@@ -88,6 +89,7 @@ struct disk {
     /* disk.c's own. */
     struct disk_request *ready, **ready_end;
     bool kicking, again, said;
+    struct disk_throttle *throttle; /* NULL: no limit */
 };
 
 /* Are these words right?  0, or -EINVAL with one sentence in err[n].  Opens nothing. */

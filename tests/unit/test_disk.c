@@ -47,7 +47,8 @@ static void words_are_refused(void **state)
         {"", "begins with its path"},  {",ro", "begins with its path"}, {"a,rw", "'rw' is not a word"},
         {"a,ro=1", "takes no value"},  {"a,format", "needs a value"},   {"a,format=zip", "no disk format 'zip'"},
         {"a,bus=scsi", "not 'scsi'"},  {"a,serial=", "1 to 20"},        {"a,serial=123456789012345678901", "1 to 20"},
-        {"a,serial=a b", "printable"},
+        {"a,serial=a b", "printable"}, {"a,bps=100", "unit"},           {"a,bps=0M", "more than zero"},
+        {"a,iops=0", "between 1 and"},
     };
     for (unsigned i = 0; i < sizeof wrong / sizeof *wrong; i++) {
         assert_int_equal(disk_check(wrong[i].words, fx.error, sizeof fx.error), -EINVAL);
@@ -431,6 +432,84 @@ static void a_submitter_that_ends(void **state)
     disk_close(d);
 }
 
+/* --- limits ----------------------------------------------------------------------------------------------------------
+ */
+
+struct stream { /* one request after the other */
+    struct disk_request r;
+    struct iovec iov;
+    struct disk *disk;
+    uint8_t data[65536];
+    unsigned done;
+    bool stop;
+};
+
+static void stream_next(struct stream *s);
+
+static void stream_done(struct disk_request *r)
+{
+    struct stream *s = r->opaque;
+    s->done++;
+    if (!s->stop)
+        stream_next(s);
+}
+
+static void stream_next(struct stream *s)
+{
+    s->iov = (struct iovec){s->data, sizeof s->data};
+    s->r = (struct disk_request){.op = s->done % 2 ? DISK_READ : DISK_WRITE,
+                                 .length = sizeof s->data,
+                                 .iov = &s->iov,
+                                 .n_iov = 1,
+                                 .done = stream_done,
+                                 .opaque = s};
+    disk_submit(s->disk, &s->r);
+    disk_kick(s->disk);
+}
+
+static void stop_loop(void *opaque)
+{
+    loop_stop(fx.loop);
+}
+
+/* How many requests of 64 KiB end within a second, four at a time. */
+static unsigned in_a_second(const char *words)
+{
+    static struct stream streams[4];
+    struct loop_timer stop;
+    struct disk *d = disk_must_open(&fx, words);
+    unsigned n = 0;
+
+    loop_timer_init(&stop, stop_loop, NULL);
+    loop_timer_set(fx.loop, &stop, clock_ns() + 1000000000);
+    for (unsigned i = 0; i < 4; i++) {
+        streams[i] = (struct stream){.disk = d};
+        stream_next(&streams[i]);
+    }
+    loop_run(fx.loop);
+    for (unsigned i = 0; i < 4; i++) {
+        n += streams[i].done;
+        streams[i].stop = true;
+    }
+    assert_int_equal(disk_do(d, DISK_FLUSH, 0, 0, NULL, 0),
+                     0); /* passes what waits, and a drain does not wait for it */
+    assert_int_equal(d->in_flight, 0);
+    disk_close(d);
+    return n;
+}
+
+static void limits(void **state)
+{
+    const char *path = disk_file(&fx, "a", MIB);
+    char words[200];
+
+    snprintf(words, sizeof words, "%s,iops=100", path);
+    assert_in_range(in_a_second(words), 60, 130); /* with what is saved up; fewer on a busy host */
+    snprintf(words, sizeof words, "%s,bps=4M", path);
+    assert_in_range(in_a_second(words), 40, 85);
+    assert_true(in_a_second(path) > 300);
+}
+
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 int main(void)
 {
@@ -449,6 +528,7 @@ int main(void)
         T(by_threads),
         T(the_loop_delivers),
         T(a_submitter_that_ends),
+        T(limits),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

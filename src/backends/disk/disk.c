@@ -5,6 +5,8 @@
 #include <string.h>
 
 #include "backends/disk/disk_int.h"
+#include "backends/disk/throttle.h"
+#include "base/error.h"
 #include "base/log.h"
 
 int disk_open(struct disk **out, const char *words, struct loop *loop, char *err, size_t n)
@@ -12,7 +14,16 @@ int disk_open(struct disk **out, const char *words, struct loop *loop, char *err
     struct disk_spec spec;
     int failed = disk_parse(words, &spec, err, n);
 
-    return failed ? failed : disk_open_spec(out, &spec, loop, err, n);
+    if (!failed)
+        failed = disk_open_spec(out, &spec, loop, err, n);
+    if (failed)
+        return failed;
+    failed = throttle_create(&(*out)->throttle, *out, loop);
+    if (failed) {
+        disk_close(*out);
+        return error_set(err, n, failed, "out of memory");
+    }
+    return 0;
 }
 
 int disk_open_spec(struct disk **out, const struct disk_spec *spec, struct loop *loop, char *err, size_t n)
@@ -50,7 +61,7 @@ void disk_submit(struct disk *d, struct disk_request *r)
     r->disk = d;
     if (err || (r->op != DISK_FLUSH && !r->length))
         disk_done_later(r, err);
-    else
+    else if (!d->throttle || throttle_pass(d->throttle, r))
         d->ops->submit(d, r);
 }
 
@@ -138,9 +149,11 @@ void disk_kick(struct disk *d)
 
 void disk_drain(struct disk *d)
 {
-    disk_kick(d);
-    while (d->in_flight && d->ops->wait(d))
+    do {
+        if (d->throttle)
+            throttle_release(d->throttle);
         disk_kick(d);
+    } while (d->in_flight && d->ops->wait(d));
 }
 
 void disk_close(struct disk *d)
@@ -148,6 +161,8 @@ void disk_close(struct disk *d)
     if (!d)
         return;
     disk_drain(d);
+    throttle_destroy(d->throttle);
+    d->throttle = NULL;
     d->ops->close(d);
 }
 

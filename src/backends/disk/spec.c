@@ -6,6 +6,7 @@
 
 #include "backends/disk/disk_int.h"
 #include "base/error.h"
+#include "base/parse.h"
 
 const struct disk_format disk_formats[] = {
     {"raw", NULL, NULL, 0, disk_raw_open},
@@ -87,15 +88,27 @@ static int set_read_only(struct disk_spec *s, const char *value, char *err, size
     return 0;
 }
 
+static int set_rate(struct disk_spec *s, const char *value, char *err, size_t n)
+{
+    int failed = parse_size(value, &s->bytes_per_second, err, n);
+
+    if (failed)
+        return -EINVAL;
+    return s->bytes_per_second ? 0 : error_set(err, n, -EINVAL, "a disk's bps is more than zero");
+}
+
+static int set_operations(struct disk_spec *s, const char *value, char *err, size_t n)
+{
+    return parse_number(value, 1, 1000000000, &s->operations_per_second, err, n) ? -EINVAL : 0;
+}
+
 static const struct disk_key {
     const char *name;
     int (*set)(struct disk_spec *s, const char *value, char *err, size_t n);
     bool bare; /* may stand without a value */
 } disk_keys[] = {
-    {"format", set_format, false},
-    {"ro", set_read_only, true},
-    {"bus", set_bus, false},
-    {"serial", set_serial, false},
+    {"format", set_format, false}, {"ro", set_read_only, true}, {"bus", set_bus, false},
+    {"serial", set_serial, false}, {"bps", set_rate, false},    {"iops", set_operations, false},
 };
 
 static int set_key(struct disk_spec *s, char *word, char *err, size_t n)
