@@ -33,7 +33,7 @@ static int queue_reserve(struct frame_queue *q, size_t len)
 
     if (q->data && q->room - q->end >= len)
         return 0;
-    if (q->start && q->room - used >= len) {
+    if (q->data && q->start && q->room - used >= len) {
         memmove(q->data, q->data + q->start, used);
     } else {
         while (!room || room - used < len)
@@ -41,7 +41,7 @@ static int queue_reserve(struct frame_queue *q, size_t len)
         uint8_t *larger = malloc(room);
         if (!larger)
             return -ENOMEM;
-        if (used)
+        if (q->data)
             memcpy(larger, q->data + q->start, used);
         free(q->data);
         q->data = larger;

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/stat.h>
@@ -13,7 +14,8 @@
 #include "base/error.h"
 
 /* The program of src/guest/, put into this one by the build (src/guest/embed.S). */
-extern const char guest_program_start[], guest_program_end[];
+extern const char guest_program[];
+extern const uint64_t guest_program_size;
 
 int agent_initrd_append(int fd, const struct guest_config *config, char *err, size_t n)
 {
@@ -30,7 +32,7 @@ int agent_initrd_append(int fd, const struct guest_config *config, char *err, si
     cpio_directory(c, "dev", 0755);
     cpio_node(c, "dev/console", S_IFCHR | 0600, 5, 1); /* the kernel opens it as our stdin, stdout and stderr */
     cpio_directory(c, "guise", 0700);
-    cpio_file(c, GUEST_INIT_PATH, 0755, guest_program_start, (size_t)(guest_program_end - guest_program_start));
+    cpio_file(c, GUEST_INIT_PATH, 0755, guest_program, (size_t)guest_program_size);
     cpio_file(c, GUEST_CONFIG_PATH, 0600, text, len);
     r = cpio_end(c);
     if (r)

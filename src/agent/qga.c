@@ -192,7 +192,7 @@ int qga_open(struct qga *q, int fd, char *err, size_t n)
     while (!r && !synced) {
         char *line = NULL;
         r = read_line(q, until, &line);
-        const char *mark = r ? NULL : strrchr(line, '\xff');
+        const char *mark = r ? NULL : strrchr(line, 0xff);
         json_t *answer = mark ? json_loads(mark + 1, 0, NULL) : NULL;
         synced = json_integer_value(json_object_get(answer, "return")) == id;
         json_decref(answer);

@@ -113,7 +113,7 @@ static bool is_component(const char *name)
     return *name && strlen(name) <= NAME_MAX && !strchr(name, '/') && strcmp(name, ".") != 0 && strcmp(name, "..") != 0;
 }
 
-/* What owner, mode and time say; fd -1: of the link `name` in `directory`. */
+/* What owner, mode and time say: of the open file fd, or, with a name, of that in `directory`. */
 static void apply(const struct receiver *t, int fd, int directory, const char *name, const struct attributes *a)
 {
     bool owners = t->flags & TREE_OWNERS;
@@ -122,11 +122,11 @@ static void apply(const struct receiver *t, int fd, int directory, const char *n
 
     /* Who is not root cannot give files away, and keeps them: as cp -a does it, without a word. */
     if (owners)
-        r |= fd >= 0 ? fchown(fd, a->uid, a->gid) : fchownat(directory, name, a->uid, a->gid, AT_SYMLINK_NOFOLLOW);
+        r |= name ? fchownat(directory, name, a->uid, a->gid, AT_SYMLINK_NOFOLLOW) : fchown(fd, a->uid, a->gid);
     bool kept = owners && r == 0;
     if (a->kind != TREE_SYMLINK)
-        r |= fd >= 0 ? fchmod(fd, a->mode & (kept ? 07777 : 01777)) : fchmodat(directory, name, a->mode & 0777, 0);
-    r |= fd >= 0 ? futimens(fd, times) : utimensat(directory, name, times, AT_SYMLINK_NOFOLLOW);
+        r |= name ? fchmodat(directory, name, a->mode & 0777, 0) : fchmod(fd, a->mode & (kept ? 07777 : 01777));
+    r |= name ? utimensat(directory, name, times, AT_SYMLINK_NOFOLLOW) : futimens(fd, times);
     /* A file system that keeps no such attribute still has the content. */
     if (r)
         return;
@@ -242,6 +242,15 @@ static int first_entry(struct receiver *t, const struct attributes *a, const cha
     return create(t, to->directory, to->name, a, target);
 }
 
+static int next_entry(struct receiver *t, const char *name, const struct attributes *a, const char *target)
+{
+    if (t->depth == 0)
+        return broken(t, "an entry outside of the tree");
+    if (!name || !is_component(name))
+        return broken(t, "a name that leads elsewhere");
+    return create(t, t->level[t->depth].fd, name, a, target);
+}
+
 static struct attributes read_attributes(const struct frame *f)
 {
     return (struct attributes){
@@ -271,14 +280,8 @@ static int on_entry(struct receiver *t, const struct frame *f)
     }
     if (!r && i.bad)
         r = broken(t, "an entry");
-    else if (!r && !t->begun)
-        r = first_entry(t, &a, target);
-    else if (!r && t->depth == 0)
-        r = broken(t, "an entry outside of the tree");
-    else if (!r && (!name || !is_component(name)))
-        r = broken(t, "a name that leads elsewhere");
-    else if (!r)
-        r = create(t, t->level[t->depth].fd, name, &a, target);
+    if (!r)
+        r = t->begun ? next_entry(t, name, &a, target) : first_entry(t, &a, target);
     free(name);
     free(target);
     return r;

@@ -173,8 +173,10 @@ static int run_ssh(const char *vm, const char *user, const char *key, const char
         "LogLevel=ERROR",
     };
     for (size_t i = 0; i < sizeof(options) / sizeof(options[0]); i++) {
-        if (!options[i])
+        if (!options[i]) {
+            free(argv);
             return STATUS_OURS;
+        }
         argv[n++] = "-o";
         argv[n++] = options[i];
     }
@@ -189,6 +191,7 @@ static int run_ssh(const char *vm, const char *user, const char *key, const char
     execvp("ssh", (char *const *)argv);
     log_say(errno == ENOENT ? "there is no ssh on this host: install openssh-client, or use `guise shell`"
                             : "ssh cannot be started");
+    free(argv);
     return STATUS_OURS;
 }
 

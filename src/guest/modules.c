@@ -256,8 +256,13 @@ void modules_load(const struct guest_config *c)
     struct lists *l = calloc(1, sizeof(*l));
     struct machine m = {0};
 
-    if (!l || (l->directory = open(DIRECTORY, O_RDONLY | O_DIRECTORY | O_CLOEXEC)) < 0)
+    if (!l)
         return;
+    l->directory = open(DIRECTORY, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (l->directory < 0) {
+        free(l);
+        return;
+    }
     l->check = c->mode == GUEST_BOOT;
     read_lists(l);
     look_around(&m);

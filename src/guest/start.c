@@ -99,7 +99,8 @@ void exec_release(struct exec_request *r)
 struct plan {
     const struct exec_request *r;
     struct user user;
-    char **argv, **environment;
+    char **argv, **environment; /* their strings are the request's, but for these: */
+    char *own[DEFAULTS + 1];
     int fd[3];    /* -1 each with a terminal */
     char tty[64]; /* the terminal's name */
     int report;
@@ -211,22 +212,32 @@ static void set_variable(char **list, unsigned *n, char *variable)
     list[(*n)++] = variable;
 }
 
-/* Strings that we make are never freed: the process that serves the session ends with it. */
+/* asprintf leaves its result undefined when it fails. */
+static char *format(const char *name, const char *value)
+{
+    char *text;
+
+    return asprintf(&text, "%s%s", name, value) < 0 ? NULL : text;
+}
+
 static int make_environment(struct plan *p)
 {
     const struct exec_request *r = p->r;
-    char *own[DEFAULTS] = {0};
+    char **own = p->own;
     unsigned n = 0;
 
     p->environment = calloc(DEFAULTS + r->n_environment + 1, sizeof(char *));
-    if (!p->environment || asprintf(&own[0], "PATH=%s", DEFAULT_PATH) < 0 ||
-        asprintf(&own[1], "HOME=%s", p->user.home) < 0 || asprintf(&own[2], "USER=%s", p->user.name) < 0 ||
-        asprintf(&own[3], "LOGNAME=%s", p->user.name) < 0 || asprintf(&own[4], "SHELL=%s", p->user.shell) < 0)
+    own[0] = format("PATH=", DEFAULT_PATH);
+    own[1] = format("HOME=", p->user.home);
+    own[2] = format("USER=", p->user.name);
+    own[3] = format("LOGNAME=", p->user.name);
+    own[4] = format("SHELL=", p->user.shell);
+    own[5] = r->flags & EXEC_TTY ? format("TERM=", "linux") : NULL;
+    if (!p->environment)
         return -ENOMEM;
-    if (r->flags & EXEC_TTY && asprintf(&own[5], "TERM=linux") < 0)
-        return -ENOMEM;
-    for (unsigned i = 0; i < DEFAULTS && own[i]; i++)
-        set_variable(p->environment, &n, own[i]);
+    for (unsigned i = 0; i < DEFAULTS; i++)
+        if (own[i])
+            set_variable(p->environment, &n, own[i]);
     for (unsigned i = 0; i < r->n_environment; i++)
         set_variable(p->environment, &n, r->environment[i]);
     return 0;
@@ -242,8 +253,10 @@ static int make_arguments(struct plan *p)
         return -ENOMEM;
     if (r->flags & EXEC_LOGIN) {
         const char *slash = strrchr(p->user.shell, '/');
-        if (asprintf(&p->argv[n++], "-%s", slash ? slash + 1 : p->user.shell) < 0)
+        p->own[DEFAULTS] = format("-", slash ? slash + 1 : p->user.shell);
+        if (!p->own[DEFAULTS])
             return -ENOMEM;
+        p->argv[n++] = p->own[DEFAULTS];
     }
     for (unsigned i = 0; i < r->n_argv; i++)
         p->argv[n++] = r->argv[i];
@@ -321,9 +334,21 @@ static int launch(struct plan *p, struct exec_child *child, char *err, size_t n)
     return code;
 }
 
+static void release_plan(struct plan *p)
+{
+    for (unsigned i = 0; i <= DEFAULTS; i++)
+        free(p->own[i]);
+    free(p->argv);
+    free(p->environment);
+    for (int i = 0; i < 3; i++)
+        if (p->fd[i] >= 0)
+            close(p->fd[i]);
+}
+
 int exec_start(const struct exec_request *r, struct exec_child *child, char *err, size_t n)
 {
     struct plan p = {.r = r, .fd = {-1, -1, -1}};
+    int code = 125;
 
     *child = (struct exec_child){.in = -1, .out = -1, .err = -1, .master = -1};
     if (user_find(r->user, &p.user, err, n))
@@ -333,13 +358,10 @@ int exec_start(const struct exec_request *r, struct exec_child *child, char *err
         failed = make_environment(&p);
     if (!failed)
         failed = r->flags & EXEC_TTY ? open_terminal(&p, child) : open_pipes(&p, child);
-    if (failed) {
+    if (failed)
         error_sys(err, n, failed, "the guest cannot start a process");
-        return 125;
-    }
-    int code = launch(&p, child, err, n);
-    for (int i = 0; i < 3; i++)
-        if (p.fd[i] >= 0)
-            close(p.fd[i]);
+    else
+        code = launch(&p, child, err, n);
+    release_plan(&p);
     return code;
 }

@@ -57,7 +57,7 @@ static int connect_path(const char *path)
 
     if (!path || strlen(path) >= sizeof(address.sun_path))
         return -EINVAL;
-    strcpy(address.sun_path, path);
+    memcpy(address.sun_path, path, strlen(path));
     return connect_to(AF_UNIX, (const struct sockaddr *)&address, sizeof(address));
 }
 
