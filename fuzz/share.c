@@ -85,7 +85,7 @@ static void make_secret(struct target *t)
 static void begin(struct target *t)
 {
     const struct rlimit limit = {FILE_MAX, FILE_MAX};
-    struct server_config config = {.reply = on_reply, .opaque = t, .descriptors = 200};
+    struct server_config config = {.reply = on_reply, .opaque = t, .descriptors = 200, .locks = true};
     char err[ERROR_SIZE];
 
     signal(SIGXFSZ, SIG_IGN);

@@ -55,12 +55,14 @@ static int take_word(struct share_words *w, const char *word, char *err, size_t 
         w->read_only = true;
     else if (strcmp(word, "mounts") == 0)
         w->mounts = true;
+    else if (strcmp(word, "locks") == 0)
+        w->locks = true;
     else if (word[0] == '/' && !w->path && !has_dots(word))
         w->path = word;
     else if (word[0] == '/')
         return error_set(err, n, -EINVAL, "'%s' is not one path in the guest without '..'", word);
     else
-        return error_set(err, n, -EINVAL, "'%s' is neither 'ro' nor 'mounts' nor an absolute path in the guest", word);
+        return error_set(err, n, -EINVAL, "'%s' is not 'ro', 'mounts', 'locks' or an absolute path in the guest", word);
     return 0;
 }
 
@@ -415,7 +417,7 @@ static int make_arena(void)
 
 static int start_server(struct share *s, const struct share_words *w, int fd, char *err, size_t n)
 {
-    const char *argv[5] = {NULL, "helper-share"};
+    const char *argv[6] = {NULL, "helper-share"};
     unsigned argc = 2;
     int size = SOCKET_BUFFER, directory = open_directory(w->directory, err, n);
 
@@ -425,6 +427,8 @@ static int start_server(struct share *s, const struct share_words *w, int fd, ch
         argv[argc++] = "--read-only";
     if (w->mounts)
         argv[argc++] = "--cross-mounts";
+    if (w->locks)
+        argv[argc++] = "--locks";
     setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof size);
     int r = child_start(&s->child, argv, (int[]){fd, s->arena_fd, directory}, 3, err, n);
     close(directory);

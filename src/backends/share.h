@@ -2,8 +2,9 @@
  * Shared folders: a directory of the host that a guest mounts by virtio-fs.  This is the VM process's end; the file
  * server is a process of its own (room share), which is all that interprets the guest's messages.
  *
- *   DIR[:PATH][:ro][:mounts]     DIR of the host; PATH where the guest's init mounts it (not this program's business);
- *                                ro: the guest cannot change it; mounts: with what is mounted below DIR
+ *   DIR[:PATH][:ro][:mounts][:locks]     DIR of the host; PATH where the guest's init mounts it (not this program's
+ *           business); ro: the guest cannot change it; mounts: with what is mounted below DIR; locks: the guest's locks
+ *           hold on the host, too
  *
  * A message goes out by share_submit and its reply comes back by a callback, in any order.  The caller owns the
  * struct share_call and its memory all along.  All functions and callbacks: bus lock held.
@@ -21,7 +22,7 @@ struct share;
 struct share_words {
     const char *directory; /* of share_parse's copy */
     const char *path;      /* NULL: none was given */
-    bool read_only, mounts;
+    bool read_only, mounts, locks;
     char copy[4096];
 };
 

@@ -18,6 +18,7 @@ enum {
     NO_REPLY = 64,
     EARLY = 128, /* allowed before INIT */
     DOTS = 256,  /* the name may be "." or ".." */
+    LOCKS = 512, /* for a share with locks: else ENOSYS, at which the guest does not ask again */
 };
 
 static const struct operation {
@@ -47,15 +48,15 @@ static const struct operation {
     [FUSE_GETXATTR] = {op_getxattr, NAME, sizeof(struct fuse_getxattr_in)},
     [FUSE_LISTXATTR] = {op_listxattr, 0, sizeof(struct fuse_getxattr_in)},
     [FUSE_REMOVEXATTR] = {op_removexattr, WRITES | NAME, 0},
-    [FUSE_FLUSH] = {op_flush, 0, sizeof(struct fuse_flush_in)},
+    [FUSE_FLUSH] = {op_flush, LOCKS, sizeof(struct fuse_flush_in)},
     [FUSE_INIT] = {op_init, NO_NODE | EARLY, 16 /* up to `flags`: older kernels send no more */},
     [FUSE_OPENDIR] = {op_opendir, 0, sizeof(struct fuse_open_in)},
     [FUSE_READDIR] = {op_readdir, 0, sizeof(struct fuse_read_in)},
     [FUSE_RELEASEDIR] = {op_releasedir, 0, sizeof(struct fuse_release_in)},
     [FUSE_FSYNCDIR] = {op_fsyncdir, 0, sizeof(struct fuse_fsync_in)},
-    [FUSE_GETLK] = {op_getlk, 0, sizeof(struct fuse_lk_in)},
-    [FUSE_SETLK] = {op_setlk, 0, sizeof(struct fuse_lk_in)},
-    [FUSE_SETLKW] = {op_setlkw, 0, sizeof(struct fuse_lk_in)},
+    [FUSE_GETLK] = {op_getlk, LOCKS, sizeof(struct fuse_lk_in)},
+    [FUSE_SETLK] = {op_setlk, LOCKS, sizeof(struct fuse_lk_in)},
+    [FUSE_SETLKW] = {op_setlkw, LOCKS, sizeof(struct fuse_lk_in)},
     [FUSE_ACCESS] = {op_access, 0, sizeof(struct fuse_access_in)},
     [FUSE_CREATE] = {op_create, WRITES | NAME, sizeof(struct fuse_create_in)},
     [FUSE_INTERRUPT] = {op_interrupt, NO_NODE | NO_REPLY, sizeof(struct fuse_interrupt_in)},
@@ -165,6 +166,8 @@ static int check(struct call *c, const struct operation *o, const struct server_
     c->extra_length = body - o->arg_length;
     if (!(o->flags & EARLY) && !c->s->minor)
         return -EIO;
+    if ((o->flags & LOCKS) && !c->s->config.locks)
+        return -ENOSYS;
     if ((o->flags & WRITES) && c->s->config.read_only)
         return -EROFS;
     c->node = o->flags & NO_NODE ? NULL : node_find(c->s, c->in.nodeid);

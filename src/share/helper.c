@@ -31,6 +31,7 @@ int share_helper_main(int argc, char **argv)
     for (int i = 1; i < argc; i++) {
         config.read_only |= strcmp(argv[i], "--read-only") == 0;
         config.cross_mounts |= strcmp(argv[i], "--cross-mounts") == 0;
+        config.locks |= strcmp(argv[i], "--locks") == 0;
     }
     int r = map_arena(&arena, err, sizeof err);
     if (!r)

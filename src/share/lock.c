@@ -1,5 +1,7 @@
 /*
- * Locks, which the host's programs and other guests see.
+ * Locks that the host's programs and other guests see, for a share with `locks`.  Without, the guest's kernel keeps its
+ * locks to itself, which is the usual way: Linux's virtio-fs cannot interrupt a request, so that a process that waits
+ * for one of ours cannot be killed, and closing a file takes a request more.
  *
  * A POSIX lock belongs to a process of the guest, its `owner`.  Here each owner has a descriptor of its own for the
  * file, whose open-file-description locks are the owner's locks: closing it drops them all at once.  flock(2) locks

@@ -15,6 +15,7 @@ struct server;
 struct server_config {
     int root_fd; /* the shared directory, O_PATH will do; the server's own from server_create on */
     bool read_only;
+    bool locks;           /* the guest's locks are the host's; else its kernel keeps them to itself */
     bool cross_mounts;    /* show what is mounted below the directory, instead of an empty directory */
     unsigned descriptors; /* how many may be open for the guest, 0: as many as RLIMIT_NOFILE allows */
     /* Sends a reply: `head_length` bytes, then `rest_length` bytes which are at the start of the request's slot. */
@@ -49,6 +50,6 @@ void server_reset(struct server *s);
  * bytes.  Creates its server from config, whose reply and opaque it sets.  0, or -errno with one sentence. */
 int server_run(int fd, void *arena, const struct server_config *config, unsigned threads, char *err, size_t n);
 
-/* guise helper-share [--read-only] [--cross-mounts]: descriptors 3 the socket, 4 the arena, 5 the directory.  Gives up
- * what power it has, serves, and returns the exit status. */
+/* guise helper-share [--read-only] [--cross-mounts] [--locks]: descriptors 3 the socket, 4 the arena, 5 the directory.
+ * Gives up what power it has, serves, and returns the exit status. */
 int share_helper_main(int argc, char **argv);

@@ -19,9 +19,10 @@
 /* What we can, of what the guest's kernel offers.  No splicing (there is no /dev/fuse here); no write-back cache: the
  * guest would think it knows sizes and times better than the host, which writes to these files too. */
 #define FEATURES                                                                                                       \
-    (FUSE_ASYNC_READ | FUSE_POSIX_LOCKS | FUSE_ATOMIC_O_TRUNC | FUSE_EXPORT_SUPPORT | FUSE_BIG_WRITES |                \
-     FUSE_FLOCK_LOCKS | FUSE_AUTO_INVAL_DATA | FUSE_DO_READDIRPLUS | FUSE_READDIRPLUS_AUTO | FUSE_ASYNC_DIO |          \
-     FUSE_PARALLEL_DIROPS | FUSE_HANDLE_KILLPRIV_V2 | FUSE_MAX_PAGES | FUSE_CACHE_SYMLINKS)
+    (FUSE_ASYNC_READ | FUSE_ATOMIC_O_TRUNC | FUSE_EXPORT_SUPPORT | FUSE_BIG_WRITES | FUSE_AUTO_INVAL_DATA |            \
+     FUSE_DO_READDIRPLUS | FUSE_READDIRPLUS_AUTO | FUSE_ASYNC_DIO | FUSE_PARALLEL_DIROPS | FUSE_HANDLE_KILLPRIV_V2 |   \
+     FUSE_MAX_PAGES | FUSE_CACHE_SYMLINKS)
+#define LOCK_FEATURES (FUSE_POSIX_LOCKS | FUSE_FLOCK_LOCKS)
 
 static void forget_all(struct server *s)
 {
@@ -112,7 +113,7 @@ int op_init(struct call *c)
         return -EPROTO;
     forget_all(c->s);
     c->s->minor = in->minor < FUSE_KERNEL_MINOR_VERSION ? in->minor : FUSE_KERNEL_MINOR_VERSION;
-    c->s->features = in->flags & FEATURES;
+    c->s->features = in->flags & (FEATURES | (c->s->config.locks ? LOCK_FEATURES : 0));
     out.minor = c->s->minor;
     out.max_readahead = in->max_readahead;
     out.flags = (uint32_t)c->s->features;

@@ -29,7 +29,7 @@ run() # COMMAND OPTIONS...: in a guest with the folders at /mnt and /ro
     shift
     "$top/scripts/run-guest.sh" --kernel "$kernel" --image "$initrd" "$(module_commands $modules) mkdir -p /mnt /ro &&
         mount -t virtiofs share0 /mnt && mount -t virtiofs share1 /ro && cd /mnt && { $command
-        }" -- --share "$folder/rw" --share "$folder/ro:/ro:ro" --timeout 110 "$@" >"$work/out" 2>"$work/stderr" </dev/null
+        }" -- --share "$folder/rw${words:-}" --share "$folder/ro:/ro:ro" --timeout 110 "$@" >"$work/out" 2>"$work/stderr" </dev/null
     local status=$?
     tr -d '\r' <"$work/out" | grep -aE '^(ok|not ok) '
     failures=$((failures + $(grep -ac '^not ok ' "$work/out")))
@@ -75,7 +75,7 @@ rm -rf "$folder"/rw/*
 # --- locks with the host's programs
 timeout 100 python3 "$here/devices/share-host.py" "$folder/rw" >"$work/locks" 2>&1 &
 host=$!
-run 'share lock /mnt'
+words=:locks run 'share semantics /mnt; share lock /mnt'
 wait $host
 failures=$((failures + $? ))
 cat "$work/locks"

@@ -202,7 +202,7 @@ static void every_operation_is_still_possible(void **state)
     struct fuse_setattr_in attr = {.valid = FATTR_MODE | FATTR_SIZE | FATTR_MTIME | FATTR_UID, .mode = 04600, .uid = 9};
     struct request r;
 
-    assert_int_equal(begin(""), 0);
+    assert_int_equal(begin(":locks"), 0);
     assert_int_equal(ask(&r, FUSE_CREATE, 1, &create, sizeof create, "f", NULL), 0);
     uint64_t f = ((struct fuse_entry_out *)r.body)->nodeid;
     uint64_t fh = ((struct fuse_open_out *)(r.body + sizeof(struct fuse_entry_out)))->fh;

@@ -11,13 +11,19 @@ static struct client c;
 
 static int setup(void **state)
 {
-    client_open(&c, (struct server_config){0});
+    client_open(&c, (struct server_config){.locks = true});
     return 0;
 }
 
 static int setup_read_only(void **state)
 {
-    client_open(&c, (struct server_config){.read_only = true});
+    client_open(&c, (struct server_config){.read_only = true, .locks = true});
+    return 0;
+}
+
+static int setup_without_locks(void **state)
+{
+    client_open(&c, (struct server_config){0});
     return 0;
 }
 
@@ -359,6 +365,7 @@ static void create_opens_what_is_there(void **state)
     assert_memory_equal(client_read(&c, entry.nodeid, fh, 0, 5)->body, "hello", 5);
     assert_int_equal(client_release(&c, entry.nodeid, fh), 0);
     assert_int_equal(client_create(&c, 1, "f", O_RDWR | O_TRUNC, 0600, &entry, &fh), 0);
+    assert_int_equal(entry.attr.size, 0);
     assert_int_equal(fstatat(c.fd, "f", &st, 0), 0);
     assert_int_equal(st.st_size, 0);
     assert_int_equal(st.st_mode & 0777, 0644);
@@ -674,6 +681,21 @@ static void locks_are_the_hosts(void **state)
     close(host);
     assert_int_equal(lock(FUSE_SETLK, f.nodeid, fh, 2, F_RDLCK, 0), 0);
     assert_int_equal(lock(FUSE_SETLK, f.nodeid, fh, 2, 99, 0), -EINVAL);
+}
+
+static void a_share_without_locks_leaves_them_to_the_guest(void **state)
+{
+    const struct fuse_init_in in = {.major = 7, .minor = 38, .flags = FUSE_POSIX_LOCKS | FUSE_FLOCK_LOCKS};
+    struct fuse_entry_out f;
+    uint64_t fh = 0;
+
+    struct reply *r = client_ask(&c, FUSE_INIT, 0, &in, sizeof in, NULL, NULL);
+    assert_int_equal(((struct fuse_init_out *)r->body)->flags, 0);
+    assert_int_equal(client_create(&c, 1, "f", O_RDWR, 0644, &f, &fh), 0);
+    assert_int_equal(lock(FUSE_SETLK, f.nodeid, fh, 1, F_WRLCK, 0), -ENOSYS);
+    assert_int_equal(lock(FUSE_SETLKW, f.nodeid, fh, 1, F_WRLCK, FUSE_LK_FLOCK), -ENOSYS);
+    const struct fuse_flush_in flush = {.fh = fh};
+    assert_int_equal(client_do(&c, FUSE_FLUSH, f.nodeid, &flush, sizeof flush, NULL, NULL), -ENOSYS);
 }
 
 static void a_waiting_lock_comes_when_it_is_free(void **state)
@@ -996,6 +1018,7 @@ int main(void)
         T(a_directory_can_be_read_again_from_any_place),
         T(attributes_of_users_are_passed_through),
         T(locks_are_the_hosts),
+        WITH(a_share_without_locks_leaves_them_to_the_guest, setup_without_locks),
         T(a_waiting_lock_comes_when_it_is_free),
         T(a_waiting_lock_can_be_interrupted),
         T(a_reset_answers_what_waits_and_forgets_all),

@@ -553,6 +553,8 @@ static void words_are_taken_apart(void **state)
     assert_string_equal(w.directory, "dir");
     assert_string_equal(w.path, "/mnt/x");
     assert_true(w.read_only && w.mounts);
+    assert_int_equal(share_parse("dir:locks", &w, err, sizeof err), 0);
+    assert_true(w.locks && !w.mounts && !w.read_only);
     assert_int_equal(share_parse("/:ro", &w, err, sizeof err), 0);
     assert_true(w.read_only && !w.path);
     assert_int_equal(share_parse("", &w, err, sizeof err), -EINVAL);
