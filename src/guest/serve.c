@@ -84,11 +84,26 @@ int hello(const struct guest *g, const char *failure)
     return r;
 }
 
+/* Only the host is served: were there a loopback transport for vsock, every process of the guest could come and be
+ * root. */
+static bool is_host(const struct sockaddr_storage *peer)
+{
+    const struct sockaddr_vm *vm = (const struct sockaddr_vm *)peer;
+
+    return peer->ss_family != AF_VSOCK || vm->svm_cid == VMADDR_CID_HOST;
+}
+
 /* The child that serves one stream. */
 static void start_session(struct guest *g, int listener, int signals)
 {
-    int fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+    struct sockaddr_storage peer = {0};
+    socklen_t len = sizeof(peer);
+    int fd = accept4(listener, (struct sockaddr *)&peer, &len, SOCK_CLOEXEC);
 
+    if (fd >= 0 && !is_host(&peer)) {
+        close(fd);
+        return;
+    }
     if (fd < 0)
         return;
     pid_t pid = fork();

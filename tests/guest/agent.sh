@@ -5,7 +5,7 @@ set -u
 . "$(dirname "$0")/lib.sh"
 
 kernel=$(kernel_image cloud) || { not_ok kernel "could not be fetched"; finish; }
-modules=$(kernel_modules "$kernel" vmw_vsock_virtio_transport virtio_net virtiofs overlay virtio_rng) ||
+modules=$(kernel_modules "$kernel" vsock_loopback vmw_vsock_virtio_transport virtio_net virtiofs overlay virtio_rng) ||
     { not_ok modules "missing"; finish; }
 agent=$here/agent/agent.py
 vm=$work/vm.vsock
@@ -86,6 +86,31 @@ same() { # WANTED COMMAND...: what the command prints
     [ "$found" = "$wanted" ] || { echo "wanted '$wanted', found '$found'" && return 1; }
 }
 
+# A program that tries to be root by asking the agent from inside.
+cat >"$work/loopback.c" <<'X'
+#include <stdio.h>
+#include <sys/socket.h>
+#include <linux/vm_sockets.h>
+#include <unistd.h>
+int main(void)
+{
+    struct sockaddr_vm a = {.svm_family = AF_VSOCK, .svm_cid = VMADDR_CID_LOCAL, .svm_port = 1024};
+    static const char info[8] = {0, 0, 0, 0, 5};
+    char answer[8];
+    int fd = socket(AF_VSOCK, SOCK_STREAM, 0);
+    if (connect(fd, (struct sockaddr *)&a, sizeof(a))) {
+        perror("connect");
+        return 1;
+    }
+    if (write(fd, info, 8) == 8 && read(fd, answer, 8) == 8)
+        puts("served");
+    else
+        puts("refused");
+    return 0;
+}
+X
+gcc -O2 -static -o "$work/loopback" "$work/loopback.c" || { not_ok loopback "no static C program"; finish; }
+
 # --- commands: our program is the first process -----------------------------------------------------------------
 disk "$work/disk" 192M 128M || { not_ok disk "mke2fs failed"; finish; }
 mkdir "$work/shared"
@@ -115,6 +140,7 @@ check "much data both ways" eval '"$GUISE" exec -i "$vm" -- cat <"$work/random" 
 check "a terminal" eval '[ "$("$GUISE" exec -t "$vm" -- sh -c "test -t 1 && echo tty" </dev/null | tr -d "\r")" = tty ]'
 mkdir "$work/copied"
 check "a tree in and out" eval '"$GUISE" cp "$tree/etc" "$vm:/tmp" && "$GUISE" cp "$vm:/tmp/etc" "$work/copied" && diff -r "$tree/etc" "$work/copied/etc"'
+check "no program of the guest is served" eval '"$GUISE" cp "$work/loopback" "$vm:/loopback" && same "refused" in_guest /loopback'
 check "facts" eval 'python3 "$agent" info "$vm" | grep -qx "hostname=one"'
 check "another identity" eval 'python3 "$agent" identity "$vm" two 1000000000 && same "two 2001-09-09" guest_shell "echo \$(hostname) \$(date +%F)"'
 many() { # each its own status
