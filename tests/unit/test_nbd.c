@@ -256,7 +256,7 @@ static void by_unix_socket(void **state)
     disk_close(d);
     snprintf(command, sizeof command, "kill $(cat %s/pid)", fx.directory);
     assert_int_equal(system(command), 0);
-    snprintf(command, sizeof command, "qemu-nbd -f raw -t -r --fork --pid-file=%s/pid -k %s/socket2 %s/plain.img",
+    snprintf(command, sizeof command, "qemu-nbd -f raw -t -r --fork --pid-file=%s/pid2 -k %s/socket2 %s/plain.img",
              fx.directory, fx.directory, fx.directory);
     assert_int_equal(system(command), 0);
     struct disk *refused;
@@ -267,7 +267,7 @@ static void by_unix_socket(void **state)
     uint8_t block[512];
     assert_int_equal(disk_read(d, 16 * MIB - 512, block, 512), 0);
     disk_close(d);
-    snprintf(command, sizeof command, "kill $(cat %s/pid)", fx.directory);
+    snprintf(command, sizeof command, "kill $(cat %s/pid2)", fx.directory);
     assert_int_equal(system(command), 0);
 }
 
