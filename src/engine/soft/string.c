@@ -36,9 +36,9 @@ static uint64_t seg_base(const struct soft_vcpu *v, unsigned seg)
     return v->cpu.seg[seg].base;
 }
 
-/* The host address of a run of guest bytes inside one page that a string instruction may touch directly,
- * or NULL: element by element then. */
-static uint8_t *string_run(struct soft_vcpu *v, uint64_t gva, unsigned access)
+/* The host address of `bytes` guest bytes inside one page that a string instruction may touch directly, or
+ * NULL: element by element then. */
+static uint8_t *string_run(struct soft_vcpu *v, uint64_t gva, uint64_t bytes, unsigned access)
 {
     const struct tlb_entry *t = &v->tlb[v->mode & MODE_MMU][access][gva >> 12 & (TLB_SIZE - 1)];
     if (t->tag == (gva & ~4095ull))
@@ -51,14 +51,20 @@ static uint8_t *string_run(struct soft_vcpu *v, uint64_t gva, unsigned access)
         v->cpu.exc = saved; /* the element access raises it again, with the right progress */
         return NULL;
     }
-    if (access == ACCESS_WRITE && tr.gpa >> 12 < v->engine->n_pages && v->engine->code_granules[tr.gpa >> 12])
+    uint8_t *page = memory_hva(v->engine->config.memory, tr.gpa & ~4095ull, 4096);
+    if (!page)
         return NULL;
-    return memory_hva(v->engine->config.memory, tr.gpa, 1);
+    if (access == ACCESS_WRITE)
+        soft_cpu_ops.before_write(&v->cpu, tr.gpa, bytes);
+    soft_tlb_fill(v, soft_mmu(v), gva, &tr, page);
+    return page + (gva & 4095);
 }
 
-static uint64_t run_elements(uint64_t gva, unsigned size)
+/* How many elements from gva on, upwards or downwards, are in its page. */
+static uint64_t run_elements(uint64_t gva, unsigned size, bool down)
 {
-    return (4096 - (gva & 4095)) / size;
+    uint64_t offset = gva & 4095;
+    return !down ? (4096 - offset) / size : offset + size <= 4096 ? offset / size + 1 : 0;
 }
 
 static void copy_forward(uint8_t *to, const uint8_t *from, uint64_t bytes)
@@ -99,43 +105,58 @@ static void string_advance(struct soft_vcpu *v, const struct string_op *o, uint6
         set_wide(v, RCX, get_wide(v, RCX, o->width) - n, o->width);
 }
 
-/* Many elements at once, forward, inside one page each way; how many were done (0: not possible). */
+/* Upwards.  Where the destination overlaps the source from above, a pattern repeats: in pieces that do not. */
+static bool copy_up(uint8_t *to, const uint8_t *from, uint64_t bytes, unsigned size)
+{
+    uint64_t gap = (uint64_t)(to - from), piece = gap && gap < bytes ? gap : bytes;
+    if (gap < bytes && gap % size) /* overlapping elements: one by one */
+        return false;
+    for (uint64_t done = 0; done < bytes; done += piece)
+        copy_forward(to + done, from + done, bytes - done < piece ? bytes - done : piece);
+    return true;
+}
+
+/* Downwards: the last element first. */
+static bool copy_down(uint8_t *to, const uint8_t *from, uint64_t bytes)
+{
+    uint64_t above = (uint64_t)(to - from), below = (uint64_t)(from - to);
+    if (below && below < bytes) /* what is still to be read would be overwritten */
+        return false;
+    uint64_t piece = above && above < bytes ? above : bytes;
+    if (piece < bytes && piece < 64)
+        return false;
+    for (uint64_t left = bytes; left;) {
+        uint64_t n = left < piece ? left : piece;
+        left -= n;
+        copy_forward(to + left, from + left, n);
+    }
+    return true;
+}
+
+/* Many elements at once, inside one page each way; how many were done (0: not possible). */
 static uint64_t string_bulk(struct soft_vcpu *v, const struct string_op *o, uint64_t count)
 {
-    bool null = !(v->mode & MODE_64) && !(v->cpu.seg[o->segment].attr & SEG_P);
-    if (null || (v->mode & (MODE_ALIGN | MODE_SEGMENTED)) || o->step < 0 ||
-        (o->kind != STR_MOVS && o->kind != STR_STOS) || count < 2)
+    bool null = !(v->mode & MODE_64) && !(v->cpu.seg[o->segment].attr & SEG_P), down = o->step < 0;
+    if (null || (v->mode & (MODE_ALIGN | MODE_SEGMENTED)) || (o->kind != STR_MOVS && o->kind != STR_STOS) || count < 2)
         return 0;
-    uint64_t to = linear(v, get_wide(v, RDI, o->width) + seg_base(v, ES)), n = run_elements(to, o->size);
-    if (n > count)
-        n = count;
-    if (o->kind == STR_STOS) {
-        uint8_t *host = n ? string_run(v, to, ACCESS_WRITE) : NULL;
-        if (!host)
-            return 0;
-        fill(host, v->cpu.gpr[RAX], n, o->size);
-        string_advance(v, o, n, false, true);
-        return n;
-    }
-    uint64_t from = linear(v, get_wide(v, RSI, o->width) + seg_base(v, o->segment)), m = run_elements(from, o->size);
-    if (n > m)
-        n = m;
-    const uint8_t *source = n ? string_run(v, from, ACCESS_READ) : NULL;
-    uint8_t *host = source ? string_run(v, to, ACCESS_WRITE) : NULL;
+    bool move = o->kind == STR_MOVS;
+    uint64_t to = linear(v, get_wide(v, RDI, o->width) + seg_base(v, ES)), n = run_elements(to, o->size, down);
+    uint64_t from = move ? linear(v, get_wide(v, RSI, o->width) + seg_base(v, o->segment)) : 0;
+    uint64_t m = move ? run_elements(from, o->size, down) : n;
+    n = n < m ? n : m;
+    n = n < count ? n : count;
+    if (!n)
+        return 0;
+    uint64_t bytes = n * o->size, back = down ? bytes - o->size : 0;
+    const uint8_t *source = move ? string_run(v, from - back, bytes, ACCESS_READ) : NULL;
+    uint8_t *host = source || !move ? string_run(v, to - back, bytes, ACCESS_WRITE) : NULL;
     if (!host)
         return 0;
-    uint64_t gap = (uint64_t)(host - source);
-    if (gap < n * o->size && gap % o->size) /* overlapping elements: one by one */
+    if (!move)
+        fill(host, v->cpu.gpr[RAX], n, o->size);
+    else if (!(down ? copy_down(host, source, bytes) : copy_up(host, source, bytes, o->size)))
         return 0;
-    if (gap && gap < n * o->size) { /* a pattern that repeats: in pieces that do not overlap */
-        uint64_t piece = gap / o->size;
-        for (uint64_t done = 0; done < n; done += piece)
-            copy_forward(host + done * o->size, source + done * o->size,
-                         (n - done < piece ? n - done : piece) * o->size);
-    } else {
-        copy_forward(host, source, n * o->size);
-    }
-    string_advance(v, o, n, true, true);
+    string_advance(v, o, n, move, true);
     return n;
 }
 
