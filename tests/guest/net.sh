@@ -13,7 +13,13 @@ image "$initrd" $(module_additions $modules) --add "$here/devices/net-guest.sh:b
     --add "$here/devices/net-dhcp.sh:bin/net-dhcp:755" --add "$work/udp:bin/udp:755" || { not_ok image "no"; finish; }
 load="$(module_commands $modules) true"
 pids=()
-trap 'kill "${pids[@]}" 2>/dev/null; rm -rf "$work"' EXIT
+cleanup()
+{
+    kill "${pids[@]}" 2>/dev/null
+    GUISE_DATA=$work/data GUISE_RUNTIME=$work/runtime "$GUISE" kill porter 2>/dev/null
+    rm -rf "$work"
+}
+trap cleanup EXIT
 
 # net_guest NAME COMMAND OPTIONS...: runs it; output in $work/NAME, what guise says in $work/NAME.err
 net_guest()

@@ -7,6 +7,7 @@
 
 #include "backends/net/control.h"
 #include "backends/net/net_int.h"
+#include "backends/net/worker.h"
 #include "backends/net_helper.h"
 #include "net_guest.h"
 
@@ -320,10 +321,59 @@ static void the_helper_is_killed(void **state)
     await_link(1);
     assert_int_not_equal(child_of(outer), inner);
     expect_reaches(p.host_port, 22); /* published again */
+    inner = child_of(outer);
     assert_int_equal(kill(outer, SIGKILL), 0);
+    cable_run(&cable, 50);
+    expect_reaches(p.host_port, 22); /* that does not stop the one that does the work */
+    assert_int_equal(kill(inner, SIGKILL), 0);
     await_link(2);
     assert_int_not_equal(child_of(getpid()), outer);
     expect_reaches(p.host_port, 22);
+}
+
+/* From within a sandbox nothing can be started. */
+static void both_helpers_are_killed_in_a_sandbox(void **state)
+{
+    int any = 0; /* what is in it does not matter */
+    char err[512];
+    struct net_publish p = {.ip = {127, 0, 0, 1}, .guest_port = 22};
+
+    loop_set_sandbox(cable.loop, (const struct sandbox *)&any);
+    pid_t outer = child_of(getpid()), inner = child_of(outer);
+    assert_int_equal(kill(outer, SIGKILL), 0);
+    assert_int_equal(kill(inner, SIGKILL), 0);
+    for (unsigned i = 0; i < 3000 && g.up; i++)
+        cable_run(&cable, 2);
+    assert_false(g.up);
+    uint8_t frame[60] = {0};
+    for (unsigned i = 0; i < 100; i++)
+        guest_send(&g, frame, sizeof frame); /* into the void */
+    assert_int_equal(net_publish_add(g.net, &p, err, sizeof err), -EPIPE);
+    cable_run(&cable, 20);
+    assert_int_equal(g.links, 1);
+    assert_int_equal(child_of(getpid()), 0);
+}
+
+/* A process that loops ends by itself; one that turns does not. */
+static void a_stuck_worker_ends(void **state)
+{
+    int status;
+    pid_t pid = fork();
+
+    if (pid == 0) {
+        static struct worker_watchdog w;
+        if (worker_watch(&w, 1))
+            _exit(1);
+        for (uint64_t end = clock_ns() + 2500000000; clock_ns() < end;)
+            w.turns++;
+        for (;;)
+            ;
+    }
+    uint64_t start = clock_ns();
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_true(clock_ns() - start > 2500000000);
+    assert_true(WIFEXITED(status));
+    assert_int_equal(WEXITSTATUS(status), WORKER_STUCK);
 }
 
 /* A guest without a free buffer loses nothing; the helper stops reading from the world. */
@@ -458,6 +508,8 @@ int main(int argc, char **argv)
         T(udp_both_ways),
         T(publish_busy_chosen_removed),
         T(the_helper_is_killed),
+        T(both_helpers_are_killed_in_a_sandbox),
+        cmocka_unit_test(a_stuck_worker_ends),
         T(receiving_holds_back),
         T(a_rate_is_kept),
         T(reach_is_limited),

@@ -34,6 +34,7 @@ struct helped {
 };
 
 static int start(struct helped *h, char *err, size_t n);
+static void gone(struct helped *h);
 static void on_data(void *opaque, uint32_t events);
 
 /* --- frames ------------------------------------------------------------------------------------------------------- */
@@ -70,7 +71,7 @@ static void pump(struct helped *h)
     for (unsigned i = 0; i < MESSAGES_PER_PASS && room && (r = wire_fill(&h->wire)) > 0; i++)
         room = deliver_message(h);
     if (r < 0)
-        loop_fd_del(h->net->loop, h->data); /* its end is told by the control socket or the child's */
+        loop_fd_del(h->net->loop, h->data); /* its end is told by the control socket */
     else
         watch(h, room, h->full);
     net_delivered(h->net);
@@ -152,7 +153,7 @@ static void on_control(void *opaque, uint32_t events)
     while ((r = control_receive(h->control, &m)) > 0)
         handle_news(h, &m);
     if (r < 0)
-        loop_fd_del(h->net->loop, h->control);
+        gone(h);
 }
 
 /* Waits for a message that ends with the answer to `id`, or with news when id is 0. */
@@ -224,20 +225,31 @@ static void drop(struct helped *h)
     child_stop(&h->child, STOP_MS); /* it ends by itself, now that there is nobody to talk to */
 }
 
-/* The outer process has been killed. */
+/* The outer process has been killed; the inner one, which does the work, need not be. */
 static void on_end(void *opaque, uint32_t events)
 {
     struct helped *h = opaque;
+    int status, pidfd = h->child.pidfd;
+
+    loop_fd_del(h->net->loop, pidfd);
+    if (child_ended(&h->child, &status))
+        log_say("network: the process that watches over the helper process has been killed");
+}
+
+/* Nobody is at the other end any more.  From within the sandbox no process can be started. */
+static void gone(struct helped *h)
+{
+    bool again = !loop_sandbox(h->net->loop);
     char err[ERROR_SIZE];
 
-    log_say("network: the helper process has been killed; starting it again");
+    log_say("network: the helper process has been killed%s", again ? "; starting it again" : "");
     net_set_link(h->net, false);
     drop(h);
-    if (start(h, err, sizeof err)) {
-        log_say("network: %s; the guest has no network now", err);
-        return;
-    }
-    handle_news(h, &(struct control_message){.type = CONTROL_UP});
+    if (again && start(h, err, sizeof err) == 0)
+        handle_news(h, &(struct control_message){.type = CONTROL_UP});
+    else
+        log_say("network: %s%sthe guest has no network until the virtual machine is started again", again ? err : "",
+                again ? "; " : "");
 }
 
 static int start_child(struct helped *h, char *err, size_t n)

@@ -43,6 +43,7 @@ struct stack {
     struct timer *timers;
     struct pollfd *fds;
     int n_fds, fds_size;
+    struct worker_watchdog watchdog;
     unsigned turns_held; /* since frames began to wait for more */
 };
 
@@ -301,9 +302,10 @@ static int wait_for_events(struct stack *s, uint32_t timeout_ms)
 /* One turn: poll, then whatever is ready.  While the VM does not read, the world's sockets are left alone. */
 static bool turn(struct stack *s)
 {
-    uint32_t timeout_ms = 1000;
+    uint32_t timeout_ms = WORKER_TURN_MS;
     bool open = s->out.waiting < WORKER_ENOUGH;
 
+    s->watchdog.turns++;
     s->n_fds = 0;
     watch(s, HELPER_DATA, POLLIN);
     watch(s, HELPER_CONTROL, POLLIN);
@@ -368,7 +370,9 @@ static int slirp_main(const char *reach)
     s.slirp = new_slirp(&s, reach);
     if (!s.slirp)
         return worker_hopeless(-EIO, "libslirp %s does not start", slirp_version_string());
-    err = confine();
+    err = worker_watch(&s.watchdog, WORKER_WATCH_S);
+    if (!err)
+        err = confine();
     if (err)
         return worker_hopeless(err, "the network's helper process cannot enter its sandbox: %s", strerror(-err));
     worker_up();

@@ -23,7 +23,6 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "backends/net/worker.h"
@@ -63,6 +62,7 @@ struct hub {
     int listener; /* -1: a leaf, or not yet anything */
     struct port ports[PORTS_MAX];
     struct address addresses[ADDRESSES];
+    struct worker_watchdog watchdog;
     uint64_t now_ns;
 };
 
@@ -286,10 +286,16 @@ static void flush(struct port *p, uint64_t now_ns)
     p->events = done ? 0 : POLLOUT;
 }
 
+/* A leaf whose hub has gone: the frames of a moment are lost, as when a cable is moved. */
+static bool is_alone(const struct hub *h)
+{
+    return h->listener < 0 && h->ports[PORT_FIRST_PEER].fd < 0;
+}
+
 /* fds[0]: the control socket, [1]: the listener, [2 + i]: port i. */
 static int wait_for_events(struct hub *h, struct pollfd fds[PORTS_MAX + 2])
 {
-    int timeout_ms = -1;
+    int timeout_ms = is_alone(h) ? RETRY_MS : WORKER_TURN_MS;
 
     fds[0] = (struct pollfd){HELPER_CONTROL, POLLIN, 0};
     fds[1] = (struct pollfd){h->listener, POLLIN, 0};
@@ -325,6 +331,7 @@ static bool turn(struct hub *h)
     struct pollfd fds[PORTS_MAX + 2];
     int n = wait_for_events(h, fds);
 
+    h->watchdog.turns++;
     h->now_ns = clock_ns();
     if (n < 0)
         return errno == EINTR;
@@ -340,13 +347,6 @@ static bool turn(struct hub *h)
         close_port(h, i);
     }
     return true;
-}
-
-/* A leaf whose hub has gone: the frames of a moment are lost, as when a cable is moved. */
-static void stay_connected(struct hub *h)
-{
-    while (h->listener < 0 && h->ports[PORT_FIRST_PEER].fd < 0 && choose(h))
-        nanosleep(&(struct timespec){.tv_nsec = RETRY_MS * 1000000}, NULL);
 }
 
 /* It stays who it is: the next hub makes the socket anew, in the same directory. */
@@ -375,6 +375,8 @@ static int switch_main(const char *path)
     if (!err)
         err = choose(h);
     if (!err)
+        err = worker_watch(&h->watchdog, WORKER_WATCH_S);
+    if (!err)
         err = confine(path);
     if (err == -EEXIST)
         return worker_hopeless(err, "the switch %s is a file of another kind: choose another name", path);
@@ -382,7 +384,8 @@ static int switch_main(const char *path)
         return worker_hopeless(err, "the switch %s cannot be used: %s", path, strerror(-err));
     worker_up();
     while (turn(h))
-        stay_connected(h);
+        if (is_alone(h))
+            choose(h); /* or in the next turn */
     step_down(h);
     return WORKER_DONE;
 }

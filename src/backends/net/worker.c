@@ -40,6 +40,31 @@ int worker_hopeless(int status, const char *format, ...)
     return WORKER_HOPELESS;
 }
 
+static void check_turns(int number, siginfo_t *info, void *context)
+{
+    struct worker_watchdog *w = info->si_value.sival_ptr;
+
+    if (info->si_code != SI_TIMER)
+        return;
+    if (w->turns == w->seen)
+        _exit(WORKER_STUCK);
+    w->seen = w->turns;
+}
+
+int worker_watch(struct worker_watchdog *w, unsigned seconds)
+{
+    struct sigaction action = {.sa_sigaction = check_turns, .sa_flags = SA_SIGINFO | SA_RESTART};
+    struct sigevent event = {.sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGALRM, .sigev_value.sival_ptr = w};
+    const struct itimerspec period = {{(time_t)seconds, 0}, {(time_t)seconds, 0}};
+    timer_t timer;
+
+    sigemptyset(&action.sa_mask);
+    if (sigaction(SIGALRM, &action, NULL) || timer_create(CLOCK_MONOTONIC, &event, &timer) ||
+        timer_settime(timer, 0, &period, NULL))
+        return -errno;
+    return 0;
+}
+
 /* --- frames that wait --------------------------------------------------------------------------------------------- */
 
 struct worker_frame {
@@ -112,14 +137,11 @@ bool worker_out_flush(struct worker_out *o)
 
 static pid_t start_inner(const struct worker_kind *kind, const char *where)
 {
-    pid_t outer = getpid(), pid = fork();
+    pid_t pid = fork();
 
     if (pid)
         return pid;
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
     signal(SIGTERM, SIG_DFL);
-    if (getppid() != outer)
-        _exit(WORKER_DONE);
     _exit(kind->main(where));
 }
 
@@ -130,6 +152,8 @@ static void tell_end(int status)
     if (WIFSIGNALED(status))
         snprintf(m.text, sizeof m.text, "the helper process was ended by signal %d (%s)", WTERMSIG(status),
                  strsignal(WTERMSIG(status)));
+    else if (WEXITSTATUS(status) == WORKER_STUCK)
+        snprintf(m.text, sizeof m.text, "the helper process got stuck");
     else
         snprintf(m.text, sizeof m.text, "the helper process has ended with status %d", WEXITSTATUS(status));
     control_send(HELPER_CONTROL, &m);

@@ -4,7 +4,7 @@
 #include "backends/net/wire.h"
 
 /* Exit statuses of the inner process. */
-enum { WORKER_DONE = 0, WORKER_HOPELESS = 3 };
+enum { WORKER_DONE = 0, WORKER_HOPELESS = 3, WORKER_STUCK = 4 };
 
 struct worker_kind {
     const char *word;
@@ -13,6 +13,17 @@ struct worker_kind {
     int (*main)(const char *how); /* a switch's path; a user network's reach */
 };
 extern const struct worker_kind worker_slirp, worker_switch;
+
+/* Ends the process when `turns` has not changed for `seconds`: a guest that has found a way to make it loop harms
+ * itself only, and shortly.  Before the sandbox.  *w is kept by reference; whoever waits longer than WORKER_TURN_MS
+ * must not. */
+struct worker_watchdog {
+    volatile unsigned turns;
+    unsigned seen;
+};
+#define WORKER_TURN_MS 2000
+#define WORKER_WATCH_S 10
+int worker_watch(struct worker_watchdog *w, unsigned seconds); /* 0 or -errno */
 
 void worker_up(void);
 __attribute__((format(printf, 2, 3))) int worker_hopeless(int status, const char *format, ...);
