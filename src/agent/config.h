@@ -41,13 +41,14 @@ struct guest_config {
     bool root_overlay;        /* mounted read-only; what is written goes to memory and is lost */
     bool root_grow;           /* the file system grows to its device's size */
 
-    /* GUEST_COMMAND: the first Ethernet device.  GUEST_BOOT: the distribution's own affair. */
+    /* The first Ethernet device.  GUEST_BOOT: the distribution's own affair, unless 40 seconds later it has no address.
+     */
     const char *address; /* "10.0.2.15/24" */
     const char *gateway; /* "10.0.2.2" */
     const char *dns;     /* "10.0.2.3" */
 
     struct option_list shares; /* "ro|rw TAG PATH": virtiofs */
-    struct option_list keys;   /* GUEST_BOOT: lines of authorized_keys */
+    struct option_list keys;   /* lines of authorized_keys; GUEST_COMMAND: once somebody comes by ssh */
     const char *user;          /* whose; NULL: root */
     bool first_boot;           /* GUEST_BOOT: hostname, keys, ssh host keys, machine id: the image has no cloud-init */
 

@@ -57,11 +57,14 @@ int make_path(const char *path, mode_t mode);        /* mkdir -p: 0 or -errno */
 
 /* network.c: lo, and the first Ethernet device if there is an address. */
 void network_start(const struct guest_config *c);
+/* Has any device but lo an IPv4 address? */
+bool network_has_address(void);
 
 /* setup.c: files of the root file system. */
 void setup_names(const char *hostname, bool keep);   /* hostname; keep: /etc/hostname too; /etc/hosts */
 void setup_resolver(const char *dns);                /* /etc/resolv.conf */
 void setup_first_boot(const struct guest_config *c); /* for images without cloud-init */
+void setup_keys(const struct guest_config *c);       /* authorized_keys */
 void setup_host_keys(bool anew);                     /* of sshd, if it is there and they are not */
 
 /* serve.c: the agent: serves until the end.  `first`: it is also the first process. */

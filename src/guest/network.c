@@ -2,6 +2,7 @@
 #include <arpa/inet.h>
 #include <dirent.h>
 #include <errno.h>
+#include <ifaddrs.h>
 #include <limits.h>
 #include <net/if.h>
 #include <net/if_arp.h>
@@ -128,4 +129,17 @@ void network_start(const struct guest_config *c)
     bring_up(fd, "lo");
     configure(fd, c);
     close(fd);
+}
+
+bool network_has_address(void)
+{
+    struct ifaddrs *all = NULL;
+    bool found = false;
+
+    if (getifaddrs(&all))
+        return true; /* who knows */
+    for (const struct ifaddrs *a = all; a; a = a->ifa_next)
+        found |= a->ifa_addr && a->ifa_addr->sa_family == AF_INET && !(a->ifa_flags & IFF_LOOPBACK);
+    freeifaddrs(all);
+    return found;
 }

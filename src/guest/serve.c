@@ -26,6 +26,7 @@
 #define RETRY_MS 100
 #define FAREWELL_MS 2000
 #define INIT_MS 120000
+#define NETWORK_SECONDS 40u
 
 static int listen_vsock(void)
 {
@@ -183,14 +184,29 @@ static void serve_on(struct guest *g, int listener, int signals)
         start_session(g, listener, signals);
 }
 
-/* Beside another init not before that is up: who hears of us wants to use a system. */
-static void announce(struct guest *g)
+/* A system that gives itself no address (an image that nobody has made for a machine) gets the one that we would have
+ * given it.  A bridge or a client of DHCP that is only slow takes it away again. */
+static void help_network(const struct guest *g)
 {
-    if (init_is_up(g)) {
+    if (!g->config.address)
+        return;
+    sleep(NETWORK_SECONDS);
+    if (follow_root(g) || network_has_address())
+        return;
+    say("the system has no network address after %u s: it gets %s", NETWORK_SECONDS, g->config.address);
+    network_start(&g->config);
+    setup_resolver(g->config.dns);
+}
+
+/* Beside another init not before that is up: who hears of us wants to use a system. */
+static void announce(struct guest *g, bool first)
+{
+    if (first) {
         hello(g, NULL);
     } else if (fork() == 0) {
         wait_for_init(g, INIT_MS);
         hello(g, NULL);
+        help_network(g);
         _exit(0);
     }
 }
@@ -205,7 +221,7 @@ void serve(struct guest *g, bool first)
         if (poll(&p, 1, RETRY_MS) > 0)
             on_signal(signals);
     }
-    announce(g);
+    announce(g, first);
     for (;;)
         serve_on(g, listener, signals);
 }

@@ -178,14 +178,15 @@ static void write_machine_id(bool anew)
 
 /* The lines of `keys` that are not in ~/.ssh/authorized_keys are added to it; sshd wants everything on the way to
  * belong to the user. */
-static void authorize(const struct option_list *keys, const char *who)
+void setup_keys(const struct guest_config *c)
 {
+    const struct option_list *keys = &c->keys;
     char directory[PATH_MAX], path[PATH_MAX + 32], why[256];
     struct user u;
 
     if (!keys->n)
         return;
-    if (user_find(who, &u, why, sizeof(why))) {
+    if (user_find(c->user, &u, why, sizeof(why))) {
         say("%s: its keys are not authorized", why);
         return;
     }
@@ -215,7 +216,7 @@ void setup_first_boot(const struct guest_config *c)
     char line[256];
 
     setup_names(c->hostname, true);
-    authorize(&c->keys, c->user);
+    setup_keys(c);
     snprintf(line, sizeof(line), "%s\n", c->instance ? c->instance : "");
     char *done = read_text(STATE);
     bool anew = done && *done && strcmp(done, line) != 0;

@@ -68,6 +68,7 @@ static int start_sshd(struct guest *g)
 
     if (!g->inside || g->config.mode != GUEST_COMMAND || access(SSHD, X_OK))
         return -ECONNREFUSED;
+    setup_keys(&g->config);
     setup_host_keys(false);
     mkdir("/run/sshd", 0755);
     if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends))

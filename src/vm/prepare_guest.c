@@ -111,7 +111,7 @@ static void describe(const struct vm_record *record, const struct prepared *p, s
     g->mode = boot ? GUEST_BOOT : GUEST_COMMAND;
     g->instance = record->uuid;
     g->hostname = s->hostname ? s->hostname : record->name;
-    if (!boot && has_user_network(&p->config)) {
+    if (has_user_network(&p->config)) {
         g->address = USER_ADDRESS;
         g->gateway = USER_GATEWAY;
         g->dns = USER_DNS;
@@ -178,7 +178,7 @@ int prepare_guest(const struct registry *r, const struct vm_record *record, stru
     int failed = root ? host_root(root, p, &g, err, n) : disk_root(p, &g, err, n);
     if (!failed)
         failed = all_shares(p, &g, err, n);
-    if (!failed && g.mode == GUEST_BOOT)
+    if (!failed)
         failed = all_keys(record, p, &g, err, n);
     if (!failed && has_cloud_init(record, p))
         failed = add_seed(r, record, p, &g, err, n);

@@ -111,6 +111,16 @@ int main(void)
 X
 gcc -O2 -static -o "$work/loopback" "$work/loopback.c" || { not_ok loopback "no static C program"; finish; }
 
+# --- a system that gives itself no address: it takes 40 seconds to notice, so it goes beside the others ------------
+disk "$work/disk3" || { not_ok disk "mke2fs failed"; finish; }
+initrd "$work/lonely" mode=boot root=/dev/nvme0n1 address=10.0.2.15/24 gateway=10.0.2.2 dns=10.0.2.3
+vm=$work/lonely.vsock
+start "$work/lonely" --disk "$work/disk3" --net user
+lonely=$guest
+has_address() { "$GUISE" exec "$work/lonely.vsock" -- ip addr show dev eth0 </dev/null 2>/dev/null | grep -q 10.0.2.15; }
+check "a system's network is its own affair" eval '! has_address'
+vm=$work/vm.vsock
+
 # --- commands: our program is the first process -----------------------------------------------------------------
 disk "$work/disk" 192M 128M || { not_ok disk "mke2fs failed"; finish; }
 mkdir "$work/shared"
@@ -204,6 +214,11 @@ start "$work/behind" --initrd "$work/own.cpio" --disk "$work/disk2"
 check "it follows into the root before it announces itself" same three guest_shell "cat /etc/hostname"
 python3 "$agent" power "$vm" off
 check "and powers off" ended
+
+# --- the lonely one ----------------------------------------------------------------------------------------------------
+check "but one without an address gets one" eval 'for _ in $(seq 90); do has_address && break; sleep 1; done; has_address'
+python3 "$agent" power "$work/lonely.vsock" off
+wait "$lonely"
 
 # --- what cannot be ---------------------------------------------------------------------------------------------------
 initrd "$work/wrong" mode=command root=/dev/nvme0n1 root_type=xfs
