@@ -430,9 +430,12 @@ static int check_map(void *opaque, uint64_t group, const uint8_t *sectors)
             report->bad_sectors++;
             continue;
         }
-        for (unsigned bit = 0; bit < OVERLAY_SECTOR_BITS; bit++)
-            if (sector[8 + bit / 8] >> bit % 8 & 1)
-                *(first + bit < report->granules ? &report->owned : &report->stray_bits) += 1;
+        for (unsigned byte = 0; byte < OVERLAY_SECTOR_BITS / 8; byte++) {
+            uint64_t granule = first + byte * 8, here = report->granules > granule ? report->granules - granule : 0;
+            unsigned valid = here < 8 ? (1u << here) - 1 : 0xff, bits = sector[8 + byte];
+            report->owned += (unsigned)__builtin_popcount(bits & valid);
+            report->stray_bits += (unsigned)__builtin_popcount(bits & ~valid);
+        }
     }
     return 0;
 }
