@@ -37,7 +37,7 @@ files=$(tar -tf "$work/tree.tar" | wc -l)
 initrd=$GUISE_CACHE/bench-share.cpio
 image_kind=packages image "$initrd" tar $(module_additions $modules) --add "$work/share:bin/share:755" \
     --add "$work/tree.tar:tree.tar" || exit 1
-folder=$(mktemp -d /var/tmp/guise-share.XXXXXX)
+folder=$(mktemp -d /dev/shm/guise-share.XXXXXX) # in memory: what disks do is not the question
 trap 'rm -rf "$work" "$folder"' EXIT
 
 script='share bench .
