@@ -27,6 +27,16 @@
 
 extern char **environ;
 
+#ifdef __SANITIZE_ADDRESS__
+/* Asked at the end: the search for leaks stops all threads as a debugger does, which is not possible in here.  A process that
+ * has not entered a sandbox is searched; for one that would, --sandbox off. */
+int __lsan_is_turned_off(void);
+int __lsan_is_turned_off(void)
+{
+    return prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) == 1;
+}
+#endif
+
 /* --- preparation: what will not work any more later ---------------------------------------------------------- */
 
 /* Libraries load something at their first use: time zones, the unwinder that ends a cancelled thread. */
@@ -77,7 +87,7 @@ static void limit_all(void)
     limit(RLIMIT_MSGQUEUE, 0);
     limit(RLIMIT_RTPRIO, 0);
     limit(RLIMIT_NICE, 0);
-    if (!SANDBOX_SANITIZER)
+    if (!SANDBOX_INSTRUMENTED)
         prctl(PR_SET_DUMPABLE, 0); /* nor may a debugger of the same user look into it */
 }
 
@@ -97,7 +107,7 @@ static bool leave_root_directory(void)
 {
     char path[] = "/tmp/guise-empty.XXXXXX";
 
-    if (geteuid() != 0 || SANDBOX_COVERAGE || !mkdtemp(path))
+    if (geteuid() != 0 || SANDBOX_INSTRUMENTED || !mkdtemp(path))
         return false;
     int fd = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
     rmdir(path);
@@ -109,7 +119,7 @@ static bool leave_root_directory(void)
 
 static int restrict_names(struct sandbox *s, const struct sandbox_spec *spec)
 {
-    int err = SANDBOX_COVERAGE ? -ENOSYS : sandbox_landlock(spec->paths, spec->n_paths, spec->network);
+    int err = SANDBOX_INSTRUMENTED ? -ENOSYS : sandbox_landlock(spec->paths, spec->n_paths, spec->network);
 
     if (!err)
         s->done |= 1u << SANDBOX_LANDLOCK;
@@ -132,7 +142,7 @@ static int drop_user(struct sandbox *s, bool keep, uint64_t capabilities)
     prctl(PR_GET_PDEATHSIG, &death);
     if (capabilities)
         prctl(PR_SET_KEEPCAPS, 1);
-    if (geteuid() == 0 && !keep && !SANDBOX_SANITIZER && !SANDBOX_COVERAGE && !become(USER_BASE + (uid_t)getpid()))
+    if (geteuid() == 0 && !keep && !SANDBOX_INSTRUMENTED && !become(USER_BASE + (uid_t)getpid()))
         become(NOBODY); /* a container may know these only */
     if (death)
         prctl(PR_SET_PDEATHSIG, death);

@@ -4,16 +4,12 @@
 
 #include "host/sandbox.h"
 
-/* Under a sanitizer, or when coverage is counted, the process itself needs more; such builds are for tests. */
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define SANDBOX_SANITIZER 1
+/* Under a sanitizer, or when coverage is counted, the process itself needs more: such builds, which are for tests, keep names
+ * and user, and have a longer list of calls. */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || defined(GUISE_COVERAGE)
+#define SANDBOX_INSTRUMENTED 1
 #else
-#define SANDBOX_SANITIZER 0
-#endif
-#ifdef GUISE_COVERAGE
-#define SANDBOX_COVERAGE 1
-#else
-#define SANDBOX_COVERAGE 0
+#define SANDBOX_INSTRUMENTED 0
 #endif
 
 struct sandbox {

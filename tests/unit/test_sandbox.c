@@ -400,8 +400,6 @@ static int try_life(void)
             return 1;
     if (socketpair(AF_UNIX, SOCK_STREAM, 0, pair) || send(pair[0], &byte, 1, 0) != 1 || recv(pair[1], &byte, 1, 0) != 1)
         return 2;
-    if (!freopen("/dev/null", "r", stdin) && errno != EACCES)
-        return 3;
     return 42;
 }
 
