@@ -90,7 +90,8 @@ static inline uint32_t client_send_raw(struct client *c, uint32_t opcode, uint64
     uint8_t *copy = malloc(total); /* so that a sanitizer sees what reads beyond the end */
 
     memcpy(copy, &in, sizeof in);
-    memcpy(copy + sizeof in, c->message + sizeof in, length);
+    if (length)
+        memcpy(copy + sizeof in, c->message + sizeof in, length);
     if (head < total)
         memcpy(c->slot, copy + head, total - head);
     uint8_t *exact = malloc(head);
