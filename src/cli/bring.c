@@ -32,6 +32,9 @@ static int find_image(struct bring *b, const char *word, struct image_info *info
         failed = image_ensure(word, &show.report, info, err, n);
         image_show_end(&show);
     }
+    if (!failed && b->record.settings.cloud_init && !info->has_cloud_init)
+        failed = error_set(err, n, -ENOTSUP,
+                           "--cloud-init: the image %s has no cloud-init; build one with --include cloud-init", word);
     if (failed)
         return failed;
     *hold = image_hold(info, err, n);

@@ -9,7 +9,7 @@
 #include "cli/life.h"
 #include "cli/table.h"
 
-#define SCHEMA 1
+#define PATIENCE_MS 500
 
 struct ls_arguments {
     bool all, json;
@@ -33,6 +33,67 @@ const struct option_spec ls_options[] = {
 };
 const struct option_spec inspect_options[] = {{0}};
 const struct option_spec info_options[] = {JSON_ROW(json_arguments), {0}};
+
+/* --- ports ---------------------------------------------------------------------------------------------------- */
+
+/* What leads into one that runs: an array as of the control command, or NULL.  One that hangs is not waited for. */
+static json_t *published(const struct registry *r, const char *name)
+{
+    char none[1];
+    struct client c;
+    json_t *result = NULL, *ports;
+
+    if (client_open(&c, r, name, none, sizeof none))
+        return NULL;
+    c.patience_ms = PATIENCE_MS;
+    if (client_call(&c, "publish", NULL, &result, none, sizeof none))
+        result = NULL;
+    client_close(&c);
+    ports = json_incref(json_object_get(result, "ports"));
+    json_decref(result);
+    return ports;
+}
+
+/* "8080:80,127.0.0.2:53:53/udp": as on the command line. */
+static void join_ports(const json_t *ports, char *out, size_t n)
+{
+    size_t i, used = 0;
+    json_t *p;
+
+    out[0] = 0;
+    json_array_foreach(ports, i, p)
+    {
+        const char *ip = json_string_value(json_object_get(p, "host_ip"));
+        const char *protocol = json_string_value(json_object_get(p, "protocol"));
+        bool local = ip && strcmp(ip, "127.0.0.1") == 0;
+        if (used < n)
+            used += (size_t)snprintf(out + used, n - used, "%s%s%s%d:%d%s", i ? "," : "", local || !ip ? "" : ip,
+                                     local ? "" : ":", (int)json_integer_value(json_object_get(p, "host_port")),
+                                     (int)json_integer_value(json_object_get(p, "guest_port")),
+                                     protocol && strcmp(protocol, "udp") == 0 ? "/udp" : "");
+    }
+}
+
+static void join_words(const struct option_list *list, char *out, size_t n)
+{
+    size_t used = 0;
+
+    out[0] = 0;
+    for (unsigned i = 0; i < list->n && used < n; i++)
+        used += (size_t)snprintf(out + used, n - used, "%s%s", i ? "," : "", list->value[i]);
+}
+
+/* One that runs is asked, since it may have chosen a port; of the others what they will ask for. */
+static void list_ports(const struct registry *r, const struct vm_record *record, bool runs, char *out, size_t n)
+{
+    json_t *ports = runs ? published(r, record->name) : NULL;
+
+    if (ports)
+        join_ports(ports, out, n);
+    else
+        join_words(&record->settings.config.publish, out, n);
+    json_decref(ports);
+}
 
 /* --- one VM as JSON --------------------------------------------------------------------------------------- */
 
@@ -62,21 +123,14 @@ static json_t *describe(const struct registry *r, const struct vm_record *record
     json_object_set_new(all, "memory_bytes", json_integer((json_int_t)record->settings.config.memory_bytes));
     json_object_set_new(all, "cpus", json_integer((json_int_t)record->settings.config.n_cpus));
     json_object_set_new(all, "image", record->settings.image ? json_string(record->settings.image) : json_null());
+    json_t *ports = run.state == VM_RUNNING ? published(r, record->name) : NULL;
+    json_object_set_new(all, "ports", ports ? ports : json_array());
     set_time(all, "started", run.started_ms);
     set_time(all, "ended", run.ended_ms);
     return all;
 }
 
 /* --- ls -------------------------------------------------------------------------------------------------------- */
-
-static void join(const struct option_list *list, char *out, size_t n)
-{
-    size_t used = 0;
-
-    out[0] = 0;
-    for (unsigned i = 0; i < list->n && used < n; i++)
-        used += (size_t)snprintf(out + used, n - used, "%s%s", i ? "," : "", list->value[i]);
-}
 
 /* What it boots: an image's name, or else its kernel's, without the path. */
 static const char *what_boots(const struct vm_record *record)
@@ -93,7 +147,7 @@ static int add_row(struct table *t, const struct registry *r, const struct vm_re
 
     table_size(c->memory_bytes, memory, sizeof memory);
     snprintf(cpus, sizeof cpus, "%u", (unsigned)c->n_cpus);
-    join(&c->publish, ports, sizeof ports);
+    list_ports(r, record, run->state == VM_RUNNING, ports, sizeof ports);
     if (run->state == VM_RUNNING)
         timestamp_duration(timestamp_ms() - run->started_ms, uptime);
     const char *const cells[] = {record->name, vm_state_names[run->state], what_boots(record), memory, cpus, uptime,

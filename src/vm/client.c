@@ -16,7 +16,7 @@
 
 void client_adopt(struct client *c, int fd)
 {
-    *c = (struct client){.fd = fd, .events = json_array()};
+    *c = (struct client){.fd = fd, .events = json_array(), .patience_ms = CLIENT_ANSWER_MS};
 }
 
 void client_close(struct client *c)
@@ -180,7 +180,7 @@ static int explain(int failed, char *err, size_t n)
 /* What comes is an event, to be kept, or the answer. */
 static int read_answer(struct client *c, json_t **out)
 {
-    uint64_t until = clock_ns() + CLIENT_ANSWER_MS * 1000000ull;
+    uint64_t until = clock_ns() + (uint64_t)c->patience_ms * 1000000;
 
     for (;;) {
         json_t *line;

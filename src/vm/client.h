@@ -13,7 +13,8 @@
 struct client {
     int fd;
     json_int_t next_id;
-    json_t *events; /* an array of those that came while an answer was awaited */
+    int patience_ms; /* how long an answer is waited for; CLIENT_ANSWER_MS unless set */
+    json_t *events;  /* an array of those that came while an answer was awaited */
 };
 
 /* Connects to the VM `name`.  -ECONNREFUSED: it does not run.  -ENOENT: there is no such VM. */
