@@ -253,7 +253,7 @@ static int take_boolean(struct parser *p)
     if (word) {
         const char *behind = p->at + strlen(word);
         if (behind == p->end || !(isalnum((unsigned char)*behind) || *behind == '_' || *behind == '-')) {
-            strcpy(p->buffer, word); /* the text itself has room for it */
+            memcpy(p->buffer, word, strlen(word) + 1); /* the text itself has room for it */
             p->at = behind;
             return 0;
         }
@@ -336,7 +336,7 @@ static int note(struct parser *p, struct name *names, unsigned *n, const char *n
             return fail(p, "the %s %s is given twice", what, name);
     if (*n == KEYS_MOST)
         return fail(p, "there are more than %u", KEYS_MOST);
-    strcpy(names[(*n)++].text, name); /* take_name has measured it */
+    memcpy(names[(*n)++].text, name, strlen(name) + 1); /* take_name has measured it */
     return 0;
 }
 

@@ -7,7 +7,7 @@
 int table_init(struct table *t, const char *headings)
 {
     char words[256], *save = NULL;
-    const char *cells[TABLE_COLUMNS];
+    const char *cells[TABLE_COLUMNS] = {NULL};
 
     *t = (struct table){0};
     snprintf(words, sizeof words, "%s", headings);

@@ -111,7 +111,7 @@ static void run_line(struct control_client *c, const char *text, size_t len)
     json_t *line = json_loadb(text, len, JSON_REJECT_DUPLICATES, &where);
     char message[256];
 
-    if (line && json_is_object(line)) {
+    if (json_is_object(line)) {
         run(c, line);
     } else {
         if (line)

@@ -286,7 +286,7 @@ int registry_names(const struct registry *r, char (**names)[NAME_SIZE], char *er
         memcpy((*names)[count++], e->d_name, strlen(e->d_name) + 1); /* name_check has measured it */
     }
     closedir(dir);
-    if (count > 0)
+    if (count > 0 && *names)
         qsort(*names, (size_t)count, sizeof **names, by_name);
     return count;
 }
@@ -360,9 +360,11 @@ static int fill(const struct registry *r, const char *entry, const struct vm_rec
 {
     char path[PATH_MAX];
     char *text = record_format(record);
-    int failed = text ? registry_path(r, entry, "vm.json", path, err, n) : error_sys(err, n, -ENOMEM, "cannot save it");
+    int failed = registry_path(r, entry, "vm.json", path, err, n);
 
-    if (!failed)
+    if (!failed && !text)
+        failed = error_sys(err, n, -ENOMEM, "cannot save it");
+    else if (!failed)
         failed = file_write(path, text, strlen(text), 0600, err, n);
     free(text);
     if (!failed && record->ephemeral) {

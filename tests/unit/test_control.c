@@ -54,6 +54,7 @@ static json_t *command_subscribe(struct control_call *call)
 
 static json_t *command_later(struct control_call *call)
 {
+    json_decref(ticket.id); /* of one that nobody will answer */
     ticket = control_ticket(call);
     call->later = true;
     return NULL;
