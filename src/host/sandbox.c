@@ -28,8 +28,8 @@
 extern char **environ;
 
 #ifdef __SANITIZE_ADDRESS__
-/* Asked at the end: the search for leaks stops all threads as a debugger does, which is not possible in here.  A process that
- * has not entered a sandbox is searched; for one that would, --sandbox off. */
+/* Asked at the end: the search for leaks stops all threads as a debugger does, which is not possible in here.  A
+ * process that has not entered a sandbox is searched; for one that would, --sandbox off. */
 int __lsan_is_turned_off(void);
 int __lsan_is_turned_off(void)
 {
@@ -270,7 +270,7 @@ static void say_missing(struct sandbox *s)
             s->missing, sizeof s->missing,
             "the host's kernel or container has no system-call filters (seccomp): a guest that gets out of guise has "
             "the rights of its process");
-    else if (!names)
+    else if (!names && !SANDBOX_INSTRUMENTED)
         snprintf(s->missing, sizeof s->missing,
                  "the host's kernel has no landlock: system-call filters alone keep a guest from files");
 }
