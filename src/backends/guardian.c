@@ -43,15 +43,20 @@ static void guard(int tty, int pipe, const struct termios *before, const struct 
 
 int guardian_start(struct guardian *g, int tty, const struct termios *before, const struct termios *ours)
 {
-    int ends[2];
+    int ends[2], ready[2] = {-1, -1};
+    char none;
 
     if (pipe2(ends, O_CLOEXEC) < 0)
         return -errno;
-    g->pid = fork();
+    g->pid = pipe2(ready, O_CLOEXEC) < 0 ? -1 : fork();
     if (g->pid < 0) {
         int r = -errno;
         close(ends[0]);
         close(ends[1]);
+        if (ready[0] >= 0) {
+            close(ready[0]);
+            close(ready[1]);
+        }
         return r;
     }
     if (g->pid == 0) {
@@ -59,6 +64,11 @@ int guardian_start(struct guardian *g, int tty, const struct termios *before, co
         guard(tty, ends[0], before, ours);
     }
     close(ends[0]);
+    close(ready[1]);
+    /* Until it has left our process group whoever kills that kills it too: it closes its end behind that. */
+    while (read(ready[0], &none, 1) < 0 && errno == EINTR)
+        ;
+    close(ready[0]);
     g->pipe = ends[1];
     return 0;
 }
