@@ -92,9 +92,10 @@ int options_set_by(const struct option_spec *specs, const char *name, const char
  * there is no such option) with one sentence, which does not name the option.  Texts are kept by reference. */
 int options_set(const struct option_spec *specs, const char *name, const char *text, void *out, char *err, size_t n);
 
-/* As options_set, for what was checked when it was given and has been kept since: rows' own checks are left out, for the file
- * that a text names may have gone meanwhile. */
-int options_restore(const struct option_spec *specs, const char *name, const char *text, void *out, char *err, size_t n);
+/* As options_set, for what was checked when it was given and has been kept since: rows' own checks are left out, for
+ * the file that a text names may have gone meanwhile. */
+int options_restore(const struct option_spec *specs, const char *name, const char *text, void *out, char *err,
+                    size_t n);
 
 /*
  * Value number i (lists have several) of the option at the cursor's last row, in the words that options_set takes:

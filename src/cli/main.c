@@ -92,7 +92,8 @@ const struct command cli_hidden_commands[] = {
     {"attend", "run a command in the background", "NAME", NULL, no_options, NULL, attend_main},
     {"names", "list names for completion", "vm", NULL, no_options, NULL, names_main},
     {"helper-share", "serve a shared folder to a virtual machine", "", NULL, no_options, NULL, helper_share_main},
-    {"tunnel", "connect stdin and stdout to a port in a guest", "NAME PORT|PATH", NULL, tunnel_options, NULL, tunnel_main},
+    {"tunnel", "connect stdin and stdout to a port in a guest", "NAME PORT|PATH", NULL, tunnel_options, NULL,
+     tunnel_main},
     {0},
 };
 
@@ -197,7 +198,8 @@ int main(int argc, char **argv)
 
     if (open_standard_descriptors() < 0)
         return STATUS_FAILED;
-    signal(SIGXFSZ, SIG_IGN); /* a file that may not grow is an error of write(2), which a guest gets as one of its disk */
+    signal(SIGXFSZ,
+           SIG_IGN); /* a file that may not grow is an error of write(2), which a guest gets as one of its disk */
     signal(SIGPIPE, SIG_IGN); /* a reader that leaves is an error of write(2), handled where it happens */
     if (argc < 2) {
         overview(stderr);

@@ -4,8 +4,8 @@
 
 #include "host/sandbox.h"
 
-/* Under a sanitizer, or when coverage is counted, the process itself needs more: such builds, which are for tests, keep names
- * and user, and have a longer list of calls. */
+/* Under a sanitizer, or when coverage is counted, the process itself needs more: such builds, which are for tests, keep
+ * names and user, and have a longer list of calls. */
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || defined(GUISE_COVERAGE)
 #define SANDBOX_INSTRUMENTED 1
 #else

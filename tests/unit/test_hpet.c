@@ -62,7 +62,7 @@ static void one_shot_in_legacy_mode(void **state)
     writeq(b, 0x10, 3);
     assert_true(legacy_on);
     assert_int_equal(legacy_calls, 1);
-    writeq(b, 0x100, 0x04 | 0x100);                                  /* enabled, 32 bits, edge */
+    writeq(b, 0x100, 0x04 | 0x100);                                    /* enabled, 32 bits, edge */
     writel(b, HPET_BASE + 0x108, (uint32_t)readq(b, 0xf0) + 10000000); /* 100 ms */
     board_run(b, 5000000);
     assert_int_equal(b->edges[0], 0);

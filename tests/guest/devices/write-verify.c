@@ -1,13 +1,13 @@
 /*
- * Writes records and says which of them are on stable storage; after a crash, says which of them are there.  Static; runs
- * in a guest of tests/guest/disk-kill.sh, which compares the two.
+ * Writes records and says which of them are on stable storage; after a crash, says which of them are there.  Static;
+ * runs in a guest of tests/guest/disk-kill.sh, which compares the two.
  *
  *   write-verify verify DIRECTORY         found KIND SLOT SEQUENCE, for each record; damaged KIND SLOT
  *   write-verify write DIRECTORY SEED     until killed: flushed KIND SLOT SEQUENCE, after each fsync
  *
- * Kinds: `file`, replaced by rename, each version whole or not there; `log`, appended to, a prefix of it whole; `block`,
- * written in place by O_DIRECT and fdatasync, of which the newest is checked only where no write was under way.  Beside
- * them, work that nobody promises anything for: large writes, removals, holes.
+ * Kinds: `file`, replaced by rename, each version whole or not there; `log`, appended to, a prefix of it whole;
+ * `block`, written in place by O_DIRECT and fdatasync, of which the newest is checked only where no write was under
+ * way.  Beside them, work that nobody promises anything for: large writes, removals, holes.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -114,7 +114,8 @@ static uint32_t verify_log(int silent)
     int fd = open("log", O_RDONLY);
     uint32_t n = 0;
 
-    while (fd >= 0 && read(fd, data, sizeof(struct record) + LOG_RECORD) == (ssize_t)(sizeof(struct record) + LOG_RECORD) &&
+    while (fd >= 0 &&
+           read(fd, data, sizeof(struct record) + LOG_RECORD) == (ssize_t)(sizeof(struct record) + LOG_RECORD) &&
            valid(n + 1, sizeof(struct record) + LOG_RECORD))
         n++;
     if (fd >= 0)
@@ -201,7 +202,8 @@ static void write_all(void)
     verify_files(1);
     verify_blocks(1);
     uint32_t records = verify_log(1);
-    if (directory < 0 || log < 0 || blocks < 0 || ftruncate(log, (off_t)records * (off_t)(sizeof(struct record) + LOG_RECORD)) ||
+    if (directory < 0 || log < 0 || blocks < 0 ||
+        ftruncate(log, (off_t)records * (off_t)(sizeof(struct record) + LOG_RECORD)) ||
         ftruncate(blocks, (off_t)BLOCKS * BLOCK) || fsync(blocks) || fsync(log) || fsync(directory))
         die("set-up");
     say("begun", "-", 0, 0);
