@@ -1,4 +1,4 @@
-/* Inside the overlay: overlay_file.c (opening, creating), overlay.c (requests), overlay_flush.c. */
+/* Inside the overlay: overlay_file.c (opening, creating), overlay_request.h (requests), overlay_flush.c. */
 #pragma once
 #include "backends/disk.h"
 #include "backends/disk/overlay_format.h"
