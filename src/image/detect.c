@@ -1,5 +1,4 @@
 /* What a file is, by what is in it: its name is the user's own business. */
-#include <endian.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -8,32 +7,12 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/bytes.h"
 #include "base/error.h"
 #include "image/import.h"
 #include "image/partition.h"
 
 #define HEAD 4096
-
-static uint64_t big64(const unsigned char *p)
-{
-    uint64_t v;
-    memcpy(&v, p, sizeof v);
-    return be64toh(v);
-}
-
-static uint32_t big32(const unsigned char *p)
-{
-    uint32_t v;
-    memcpy(&v, p, sizeof v);
-    return be32toh(v);
-}
-
-static uint64_t little64(const unsigned char *p)
-{
-    uint64_t v;
-    memcpy(&v, p, sizeof v);
-    return le64toh(v);
-}
 
 /* ---- formats of disks ---- */
 
@@ -50,13 +29,13 @@ static int refuse(const char *path, const char *what, char *err, size_t n)
  * which bit 2 says that the data are in another file. */
 static int check_qcow2(const char *path, const unsigned char *head, int fd, char *err, size_t n)
 {
-    uint32_t version = big32(head + 4);
+    uint32_t version = be32_at(head + 4);
 
     if (version < 2 || version > 3)
         return error_set(err, n, -EINVAL, "%s is a qcow2 of version %u, which is not known", path, version);
-    if (big64(head + 8))
+    if (be64_at(head + 8))
         return refuse(path, "its backing file", err, n);
-    if (version == 3 && big64(head + 72) & 4)
+    if (version == 3 && be64_at(head + 72) & 4)
         return refuse(path, "its data file", err, n);
     return 0;
 }
@@ -66,9 +45,9 @@ static int check_qcow2(const char *path, const unsigned char *head, int fd, char
 static int check_vmdk(const char *path, const unsigned char *head, int fd, char *err, size_t n)
 {
     char descriptor[20 * SECTOR + 1];
-    uint64_t at = little64(head + 28), sectors = little64(head + 36);
+    uint64_t at = le64_at(head + 28), sectors = le64_at(head + 36);
 
-    if (little64(head + 12) == 0)
+    if (le64_at(head + 12) == 0)
         return refuse(path, "its extents", err, n);
     if (at == 0 || sectors == 0)
         return 0;

@@ -1,6 +1,5 @@
 #include "image/partition.h"
 
-#include <endian.h>
 #include <errno.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -10,28 +9,9 @@
 #include <unistd.h>
 #include <zlib.h>
 
+#include "base/bytes.h"
+
 #define LOGICAL_MAX 60
-
-static uint16_t get16(const unsigned char *p)
-{
-    uint16_t v;
-    memcpy(&v, p, sizeof v);
-    return le16toh(v);
-}
-
-static uint32_t get32(const unsigned char *p)
-{
-    uint32_t v;
-    memcpy(&v, p, sizeof v);
-    return le32toh(v);
-}
-
-static uint64_t get64(const unsigned char *p)
-{
-    uint64_t v;
-    memcpy(&v, p, sizeof v);
-    return le64toh(v);
-}
 
 /* All of it, or nothing. */
 static bool read_at(int fd, void *buffer, size_t len, uint64_t at)
@@ -57,9 +37,9 @@ static bool read_at(int fd, void *buffer, size_t len, uint64_t at)
  */
 static const char *ext_version(const unsigned char *super)
 {
-    if (get32(super + 0x60) & ~0x1fu)
+    if (le32_at(super + 0x60) & ~0x1fu)
         return "ext4";
-    return get32(super + 0x5c) & 4 ? "ext3" : "ext2";
+    return le32_at(super + 0x5c) & 4 ? "ext3" : "ext2";
 }
 
 static const struct {
@@ -126,7 +106,7 @@ static void read_gpt_entries(struct table *t, const unsigned char *entries, uint
 
     for (uint32_t i = 0; i < count; i++) {
         const unsigned char *e = entries + (size_t)i * size;
-        uint64_t first = get64(e + 32), last = get64(e + 40);
+        uint64_t first = le64_at(e + 32), last = le64_at(e + 40);
         if (memcmp(e, unused, sizeof unused) != 0 && last >= first && last - first < UINT64_MAX / SECTOR)
             add(t, i + 1, first, last - first + 1);
     }
@@ -140,9 +120,9 @@ static bool read_gpt(struct table *t)
 
     if (!read_at(t->fd, header, sizeof header, SECTOR) || memcmp(header, "EFI PART", 8) != 0)
         return false;
-    uint32_t len = get32(header + 12), sum = get32(header + 16);
-    uint32_t count = get32(header + 80), size = get32(header + 84);
-    uint64_t at = get64(header + 72);
+    uint32_t len = le32_at(header + 12), sum = le32_at(header + 16);
+    uint32_t count = le32_at(header + 80), size = le32_at(header + 84);
+    uint64_t at = le64_at(header + 72);
     if (len < 92 || len > SECTOR || count > 1024 || size < 128 || size > 4096 || at > t->disk_bytes / SECTOR)
         return false;
     memset(header + 16, 0, 4);
@@ -151,7 +131,7 @@ static bool read_gpt(struct table *t)
     size_t bytes = (size_t)count * size;
     unsigned char *entries = malloc(bytes ? bytes : 1);
     bool good = entries && read_at(t->fd, entries, bytes, at * SECTOR) &&
-                crc32(0, entries, (uInt)bytes) == get32(header + 88);
+                crc32(0, entries, (uInt)bytes) == le32_at(header + 88);
     if (good)
         read_gpt_entries(t, entries, count < PARTITIONS_MAX ? count : PARTITIONS_MAX, size);
     free(entries);
@@ -172,14 +152,14 @@ static void read_logical(struct table *t, uint64_t extended)
 
     for (unsigned i = 0; i < LOGICAL_MAX; i++) {
         if (at >= t->disk_bytes / SECTOR || !read_at(t->fd, sector, sizeof sector, at * SECTOR) ||
-            get16(sector + 510) != 0xaa55)
+            le16_at(sector + 510) != 0xaa55)
             return;
         const unsigned char *own = sector + 446, *next = sector + 462;
         if (own[4] && !is_extended(own[4]))
-            add(t, 5 + i, at + get32(own + 8), get32(own + 12));
-        if (!is_extended(next[4]) || get32(next + 8) == 0)
+            add(t, 5 + i, at + le32_at(own + 8), le32_at(own + 12));
+        if (!is_extended(next[4]) || le32_at(next + 8) == 0)
             return;
-        at = extended + get32(next + 8);
+        at = extended + le32_at(next + 8);
     }
 }
 
@@ -189,18 +169,18 @@ static bool looks_like_mbr(const unsigned char *sector)
     for (unsigned i = 0; i < 4; i++)
         if (sector[446 + 16 * i] & 0x7f)
             return false;
-    return get16(sector + 510) == 0xaa55;
+    return le16_at(sector + 510) == 0xaa55;
 }
 
 static void read_mbr(struct table *t, const unsigned char *sector)
 {
     for (unsigned i = 0; i < 4; i++) {
         const unsigned char *e = sector + 446 + 16 * i;
-        uint32_t first = get32(e + 8);
+        uint32_t first = le32_at(e + 8);
         if (is_extended(e[4]) && first)
             read_logical(t, first);
         else if (e[4] && e[4] != 0xee)
-            add(t, i + 1, first, get32(e + 12));
+            add(t, i + 1, first, le32_at(e + 12));
     }
 }
 
