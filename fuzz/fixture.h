@@ -1,6 +1,9 @@
 /*
  * What a fuzz target needs: a machine's RAM, bus, loop and PCI host, made once and empty again for each input, and
  * a reader of the input that never runs out: beyond its end everything is zero.
+ *
+ * Only what was written is made empty.  Devices tell the bus what they write, for the sake of translated code
+ * (bus->dma_dirty); a target writes with fuzz_put, which does so as well.  Whoever forgets is found out now and then.
  */
 #pragma once
 #include <stddef.h>
@@ -18,6 +21,8 @@
 #define assert_int_equal(x, y) assert_true((x) == (y))
 
 #define FUZZ_RAM (1u << 20)
+#define FUZZ_PAGE 4096u
+#define FUZZ_CHECK_EVERY 4096u /* inputs from one look at all of RAM to the next */
 
 struct fuzz_input {
     const uint8_t *data;
@@ -67,9 +72,39 @@ struct fuzz_machine {
     struct irq_line lines[24];
     struct device_env env;
     struct device host;
+    uint64_t written[FUZZ_RAM / FUZZ_PAGE / 64]; /* a bit for each page */
+    unsigned inputs;
 };
 
 static inline void fuzz_line(void *opaque, unsigned n, bool level) {}
+
+static inline void fuzz_written(void *opaque, uint64_t gpa, uint64_t len)
+{
+    struct fuzz_machine *m = opaque;
+
+    assert_true(memory_is_ram(m->memory, gpa, len));
+    if (len)
+        for (uint64_t page = gpa / FUZZ_PAGE; page <= (gpa + len - 1) / FUZZ_PAGE; page++)
+            m->written[page / 64] |= 1ull << page % 64;
+}
+
+/* The guest's own write: false where there is no RAM. */
+static inline bool fuzz_put(struct fuzz_machine *m, uint64_t gpa, const void *data, size_t len)
+{
+    return dma_write(m->bus, gpa, data, len) == 0;
+}
+
+static inline void fuzz_empty_ram(struct fuzz_machine *m)
+{
+    static const uint8_t zero[FUZZ_PAGE];
+
+    for (unsigned i = 0; i < FUZZ_RAM / FUZZ_PAGE / 64; i++)
+        for (; m->written[i]; m->written[i] &= m->written[i] - 1)
+            memset(m->memory->base + (64 * i + (unsigned)__builtin_ctzll(m->written[i])) * FUZZ_PAGE, 0, FUZZ_PAGE);
+    if (m->inputs++ % FUZZ_CHECK_EVERY == 0)
+        for (uint64_t at = 0; at < FUZZ_RAM; at += FUZZ_PAGE)
+            assert_true(!memcmp(m->memory->base + at, zero, FUZZ_PAGE));
+}
 
 /* Makes the machine at the first call; empties its RAM at each. */
 static inline void fuzz_machine_ready(struct fuzz_machine *m)
@@ -81,12 +116,14 @@ static inline void fuzz_machine_ready(struct fuzz_machine *m)
         for (unsigned i = 0; i < 24; i++)
             m->lines[i] = (struct irq_line){fuzz_line, m, i};
         m->env = (struct device_env){.bus = m->bus, .loop = m->loop, .isa_irq = m->lines};
+        m->bus->dma_dirty = fuzz_written;
+        m->bus->dma_dirty_opaque = m;
     }
     if (m->host.state) /* a new one each time: addresses that it has given away do not come back */
         pci_host_class.destroy(&m->host);
     assert_int_equal(pci_host_class.create(&m->host, &m->env, NULL), 0);
     m->env.pci = m->host.state;
-    memset(m->memory->base, 0, FUZZ_RAM);
+    fuzz_empty_ram(m);
 }
 
 /* Configuration space of the first device behind the host bridge, by ECAM. */

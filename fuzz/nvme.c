@@ -43,7 +43,7 @@ static void write_reg(struct target *t, uint64_t at, uint64_t value, unsigned si
 
 static void put(struct target *t, unsigned q, const struct nvme_command *c)
 {
-    memory_write(t->m.memory, (q ? IOSQ : ASQ) + 64 * t->tail[q], c, sizeof *c);
+    fuzz_put(&t->m, (q ? IOSQ : ASQ) + 64 * t->tail[q], c, sizeof *c);
     t->tail[q] = (t->tail[q] + 1) % ENTRIES;
     write_reg(t, 0x1000 + 8 * q, t->tail[q], 4);
 }
@@ -90,7 +90,7 @@ static void step_memory(struct target *t, struct fuzz_input *in)
     uint64_t at = (uint64_t)page << 12 | (fuzz_u16(in) & 0xff8);
 
     fuzz_bytes(in, bytes, len);
-    memory_write(t->m.memory, at, bytes, len);
+    fuzz_put(&t->m, at, bytes, len);
 }
 
 /* Saves, changes a few of the bytes, restores: a state file from a stranger. */

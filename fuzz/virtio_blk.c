@@ -44,7 +44,7 @@ static void reg(struct target *t, uint64_t at, uint64_t value, unsigned size)
 
 static void put(struct target *t, uint64_t at, const void *data, size_t len)
 {
-    memory_write(t->m.memory, at, data, len);
+    fuzz_put(&t->m, at, data, len);
 }
 
 /* Windows of BAR 0: common configuration at 0, notifications at 0x3000 (devices/virtio/transport.c). */

@@ -67,14 +67,14 @@ static void put_desc(struct target *t, unsigned q, unsigned i, uint64_t at, uint
         uint32_t len;
         uint16_t flags, next;
     } d = {at, len, flags, next};
-    memory_write(t->m.memory, RING(q) + 16ull * (i % RING_SIZE), &d, sizeof d);
+    fuzz_put(&t->m, RING(q) + 16ull * (i % RING_SIZE), &d, sizeof d);
 }
 
 static void offer(struct target *t, unsigned q, uint16_t head)
 {
     uint16_t idx = (uint16_t)(t->avail[q] + 1);
-    memory_write(t->m.memory, RING(q) + 0x1004 + 2ull * (t->avail[q] % RING_SIZE), &head, 2);
-    memory_write(t->m.memory, RING(q) + 0x1002, &idx, 2);
+    fuzz_put(&t->m, RING(q) + 0x1004 + 2ull * (t->avail[q] % RING_SIZE), &head, 2);
+    fuzz_put(&t->m, RING(q) + 0x1002, &idx, 2);
     t->avail[q] = idx;
     write_reg(t, 0x3000 + 4 * q, q, 2);
 }
@@ -85,7 +85,7 @@ static void step_request(struct target *t, struct fuzz_input *in)
     uint32_t length = fuzz_u16(in), room = fuzz_u16(in);
     const struct fuse_in_header h = {.len = length, .opcode = fuzz_u8(in) % 52, .unique = fuzz_u8(in)};
 
-    memory_write(t->m.memory, DATA, &h, sizeof h);
+    fuzz_put(&t->m, DATA, &h, sizeof h);
     put_desc(t, q, i, DATA, length * (h.opcode == FUSE_WRITE ? 8 : 1), room ? 1 : 0, (uint16_t)(i + 1));
     put_desc(t, q, i + 1, DATA + 0x10000, room, 2, 0);
     offer(t, q, (uint16_t)i);
@@ -172,7 +172,7 @@ static void step(struct target *t, struct fuzz_input *in)
         break;
     case STEP_MEMORY:
         fuzz_bytes(in, bytes, sizeof bytes);
-        memory_write(t->m.memory, fuzz_u16(in), bytes, sizeof bytes);
+        fuzz_put(&t->m, fuzz_u16(in), bytes, sizeof bytes);
         break;
     case STEP_RESET:
         start(t);

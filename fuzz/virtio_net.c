@@ -101,7 +101,7 @@ static void start(uint64_t features)
 
 static void put(uint64_t at, const void *bytes, size_t len)
 {
-    memory_write(t.m.memory, at, bytes, len);
+    fuzz_put(&t.m, at, bytes, len);
 }
 
 static void offer(unsigned q, uint16_t head)
