@@ -16,10 +16,12 @@
 
 #include "backends/share.h"
 #include "devices/virtio/virtio.h"
+#include "host/loop.h"
 
 enum { HIPRIO, REQUESTS, QUEUES };
 #define QUEUE_SIZE 256u /* Linux asks for no more pages at once than fit into a chain of this many buffers */
 #define CALLS_MAX (QUEUES * QUEUE_SIZE)
+#define CHAINS_MAX 512u /* taken in one go: a driver that refills as fast as we empty does not keep us for ever */
 
 struct fs_call {
     struct share_call share; /* first: the backend hands it back */
@@ -35,7 +37,9 @@ struct fs {
     struct share *share;
     struct fs_call *calls[CALLS_MAX], *free_calls; /* all, and those not in use */
     unsigned n_calls;
-    bool starved[QUEUES]; /* stopped for want of a call: begins again when one is free */
+    bool left[QUEUES]; /* has chains that were not taken: goes on when a call is free, or when `more` is due */
+    struct loop *loop;
+    struct loop_timer more; /* chains are left over from CHAINS_MAX */
     struct {
         char tag[36];
         uint32_t n_request_queues;
@@ -91,28 +95,38 @@ static uint32_t read_request(struct fs *fs, struct fs_call *call, uint32_t *repl
     return !wants_reply(in.opcode) || *reply_max >= sizeof(struct fuse_out_header) ? length : 0;
 }
 
-static void serve_queue(struct fs *fs, unsigned q)
+/* One chain of queue q.  false: there is none now, or no call for it. */
+static bool serve_one(struct fs *fs, unsigned q)
 {
-    struct fs_call *call;
+    struct fs_call *call = take_call(fs);
     uint32_t reply_max = 0;
 
-    fs->starved[q] = false;
-    while ((call = take_call(fs))) {
-        if (virtio_pop(&fs->virtio, q, &call->chain) <= 0) {
-            put_call(fs, call);
-            if (!virtio_rearm(&fs->virtio, q))
-                return;
-            continue;
-        }
-        uint32_t length = read_request(fs, call, &reply_max);
-        if (length) {
-            share_submit(fs->share, &call->share, length, reply_max);
-        } else {
-            virtio_push(&fs->virtio, &call->chain, 0);
-            put_call(fs, call);
-        }
+    fs->left[q] = true;
+    if (!call)
+        return false;
+    if (virtio_pop(&fs->virtio, q, &call->chain) <= 0) {
+        put_call(fs, call);
+        fs->left[q] = virtio_rearm(&fs->virtio, q);
+        return fs->left[q];
     }
-    fs->starved[q] = true;
+    uint32_t length = read_request(fs, call, &reply_max);
+    if (length) {
+        share_submit(fs->share, &call->share, length, reply_max);
+    } else {
+        virtio_push(&fs->virtio, &call->chain, 0);
+        put_call(fs, call);
+    }
+    return true;
+}
+
+static void serve_queue(struct fs *fs, unsigned q)
+{
+    unsigned n = 0;
+
+    while (n < CHAINS_MAX && serve_one(fs, q))
+        n++;
+    if (n == CHAINS_MAX)
+        loop_timer_set(fs->loop, &fs->more, clock_ns());
 }
 
 static void fs_notify(struct virtio_device *v, unsigned q)
@@ -152,7 +166,7 @@ static void fs_idle(void *opaque)
     struct fs *fs = opaque;
 
     for (unsigned q = 0; q < QUEUES; q++) {
-        if (fs->starved[q])
+        if (fs->left[q])
             serve_queue(fs, q);
         virtio_signal(&fs->virtio, q);
     }
@@ -171,7 +185,8 @@ static void fs_forget(struct virtio_device *v)
 {
     struct fs *fs = fs_of(v);
 
-    memset(fs->starved, 0, sizeof fs->starved);
+    memset(fs->left, 0, sizeof fs->left);
+    loop_timer_cancel(fs->loop, &fs->more);
     share_reset(fs->share);
 }
 
@@ -199,6 +214,8 @@ static int fs_create(struct device *dev, const struct device_env *env, const voi
     if (!fs)
         return -ENOMEM;
     fs->share = c->share;
+    fs->loop = env->loop;
+    loop_timer_init(&fs->more, fs_idle, fs);
     int err = virtio_init(&fs->virtio, &fs->saved.virtio, &fs_ops, env);
     if (err) {
         free(fs);
@@ -223,6 +240,7 @@ static void fs_destroy(struct device *dev)
     if (!fs)
         return;
     share_close(fs->share);
+    loop_timer_cancel(fs->loop, &fs->more);
     virtio_destroy(&fs->virtio);
     while (fs->n_calls) /* the backend is gone: nobody has one any more */
         free(fs->calls[--fs->n_calls]);
