@@ -321,11 +321,10 @@ static bool is_reply_to(const struct share_call *call, const struct reply_packet
 
 static void on_reply(struct share *s, const struct reply_packet *p, size_t got)
 {
-    struct share_call *call = p->head.index < SHARE_CALLS_MAX ? s->in_flight[p->head.index] : NULL;
-    size_t here = got - sizeof p->head;
-
-    if (got < sizeof p->head || !call)
+    if (got < sizeof p->head || p->head.index >= SHARE_CALLS_MAX || !s->in_flight[p->head.index])
         return;
+    struct share_call *call = s->in_flight[p->head.index];
+    size_t here = got - sizeof p->head;
     s->in_flight[p->head.index] = NULL;
     s->free_index[s->n_free_index++] = p->head.index;
     if (!is_reply_to(call, p, here)) {
@@ -345,8 +344,9 @@ static void on_socket(void *opaque, uint32_t events)
     struct share *s = opaque;
     struct reply_packet p;
 
-    /* Where nothing is expected nothing is looked for: a closed socket announces itself. */
-    for (bool first = true; first || s->n_free_index < SHARE_CALLS_MAX; first = false) {
+    /* Where nothing is expected nothing is looked for: a closed socket announces itself.  And not more in one go than
+     * there can be calls, for a server that sends without end would keep the bus lock. */
+    for (unsigned n = 0; n < SHARE_CALLS_MAX && (!n || s->n_free_index < SHARE_CALLS_MAX); n++) {
         ssize_t got = recv(s->fd, &p, sizeof p, MSG_DONTWAIT);
         if (got < 0 && errno == EINTR)
             continue;
