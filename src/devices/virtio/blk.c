@@ -62,6 +62,7 @@ struct blk {
     struct blk_request *requests[REQUESTS], *free; /* all that have been needed so far; a list */
     unsigned n_requests;
     unsigned at_work, stale; /* stale: of those at work, the ones from before a reset */
+    unsigned budget;         /* chains that may still be taken before the driver's next kick, or `more` */
     uint32_t ready, notify;  /* queues that may have chains; that have news for the driver: a bit each */
     bool running;
 };
@@ -355,14 +356,14 @@ static bool serve_one(struct blk *b, unsigned q)
     return b->ready & 1u << q;
 }
 
-static bool serve_round(struct blk *b, unsigned *budget)
+static bool serve_round(struct blk *b)
 {
     bool any = false;
 
-    for (unsigned q = 0; q < QUEUES && *budget; q++)
+    for (unsigned q = 0; q < QUEUES && b->budget; q++)
         if ((b->ready & 1u << q) && serve_one(b, q)) {
             any = true;
-            --*budget;
+            b->budget--;
         }
     return any;
 }
@@ -375,31 +376,35 @@ static void signal_driver(struct blk *b)
 
 static void run(struct blk *b)
 {
-    unsigned budget = CHAINS_MAX;
-
     if (b->running)
         return;
     b->running = true;
     do {
-        while (b->ready && serve_round(b, &budget))
+        while (b->ready && serve_round(b))
             ;
         disk_kick(b->disk); /* what ends at once makes room */
-    } while (b->ready && serve_round(b, &budget));
+    } while (b->ready && serve_round(b));
     b->running = false;
     signal_driver(b);
-    if (!budget)
+    if (!b->budget && b->ready)
         loop_timer_set(b->loop, &b->more, clock_ns());
+}
+
+static void run_afresh(struct blk *b)
+{
+    b->budget = CHAINS_MAX;
+    run(b);
 }
 
 static void run_more(void *opaque)
 {
-    run(opaque);
+    run_afresh(opaque);
 }
 
 static void notify(struct virtio_device *v, unsigned q)
 {
     blk_of(v)->ready |= 1u << q;
-    run(blk_of(v));
+    run_afresh(blk_of(v));
 }
 
 static void reset(struct virtio_device *v)
@@ -514,7 +519,7 @@ static void blk_restored(struct device *dev)
     virtio_restored(&b->virtio);
     b->notify = 0;
     b->ready = (1u << QUEUES) - 1;
-    run(b);
+    run_afresh(b);
 }
 
 const struct device_class virtio_blk_class = {
