@@ -320,9 +320,15 @@ static void i8259_destroy(struct device *dev)
     dev->state = NULL;
 }
 
+/* Saved bytes may come from another host: a vector is one byte, and there are eight inputs. */
 static void i8259_post_restore(struct device *dev)
 {
-    update(dev->state);
+    struct i8259 *s = dev->state;
+    for (unsigned i = 0; i < 2; i++) {
+        s->saved.chip[i].vector_base &= 0xf8;
+        s->saved.chip[i].lowest &= 7;
+    }
+    update(s);
 }
 
 const struct device_class i8259_class = {

@@ -388,6 +388,16 @@ static void save_and_restore(void **state)
     free(saved);
 }
 
+/* The first words behind virtio's state are what port 0 has still to be told. */
+static void saved_messages_that_do_not_exist(void **state)
+{
+    const struct device_class *c = &virtio_console_class;
+    open_ports();
+    memset((char *)dev.state + c->save_offset + sizeof(struct virtio_state), 0xff, 4);
+    c->post_restore(&dev);
+    expect_control(0, ADD, 1);
+}
+
 static void port_0_is_for_a_console_only(void **state)
 {
     struct device other;
@@ -421,6 +431,7 @@ int main(void)
         T(a_loop_and_memory_outside_stop_the_device),
         T(a_reset_in_the_middle),
         T(save_and_restore),
+        T(saved_messages_that_do_not_exist),
         T(port_0_is_for_a_console_only),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

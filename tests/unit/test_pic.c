@@ -146,6 +146,15 @@ static void linux_probe_sees_a_pic(void **state)
     board_destroy(b);
 }
 
+static void a_restored_vector_is_one_byte(void **state)
+{
+    struct board *b = pic_board();
+    memset((char *)b->device.state + i8259_class.save_offset, 0xff, i8259_class.save_size);
+    i8259_class.post_restore(&b->device);
+    assert_in_range(acknowledge(b), 0, 255);
+    board_destroy(b);
+}
+
 static void garbage(void **state)
 {
     struct board *b = pic_board();
@@ -172,6 +181,7 @@ int main(void)
         cmocka_unit_test(automatic_eoi_and_rotation),
         cmocka_unit_test(poll_mode_acknowledges),
         cmocka_unit_test(linux_probe_sees_a_pic),
+        cmocka_unit_test(a_restored_vector_is_one_byte),
         cmocka_unit_test(garbage),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -80,6 +80,7 @@ static unsigned queue_in(uint32_t id)
 
 /* In this order a port is introduced (5.3.6.1). */
 static const uint16_t order[] = {EVENT_DEVICE_ADD, EVENT_PORT_NAME, EVENT_CONSOLE_PORT, EVENT_PORT_OPEN};
+#define DUE_MASK (1u << EVENT_DEVICE_ADD | 1u << EVENT_PORT_NAME | 1u << EVENT_CONSOLE_PORT | 1u << EVENT_PORT_OPEN)
 
 /* The next thing to say about port p, whose bit is taken away. */
 static bool next_message(struct console *c, struct port *p, struct message *m)
@@ -424,7 +425,8 @@ static void console_destroy(struct device *dev)
     dev->state = NULL;
 }
 
-/* Who is at the other end now may be somebody else than when the machine was saved. */
+/* Who is at the other end now may be somebody else than when the machine was saved.  What was saved may come from a
+ * stranger: a message that nobody knows would be looked for in vain. */
 static void console_restored(struct device *dev)
 {
     struct console *c = dev->state;
@@ -432,6 +434,7 @@ static void console_restored(struct device *dev)
     virtio_restored(&c->virtio);
     for (unsigned i = 0; i < c->n_ports; i++)
         if (c->ports[i].chr) {
+            c->saved.ports[i].due &= DUE_MASK;
             c->saved.ports[i].due |= c->saved.ports[i].ready ? 1u << EVENT_PORT_OPEN : 0;
             chr_resume_input(c->ports[i].chr);
         }
