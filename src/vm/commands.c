@@ -94,10 +94,13 @@ static json_t *stop_agent(struct control_call *call)
     return json_pack("{s:s}", "mode", "agent");
 }
 
-/* The agent when there is one, else the button. */
+/* The agent when there is one, else the button.  Who asks again has been waiting: both, as the agent may hang. */
 static json_t *stop_auto(struct control_call *call)
 {
-    return link_power_off(call->opaque) ? stop_acpi(call) : json_pack("{s:s}", "mode", "agent");
+    bool again = link_power_was_asked(call->opaque);
+    int failed = link_power_off(call->opaque);
+
+    return failed || again ? stop_acpi(call) : json_pack("{s:s}", "mode", "agent");
 }
 
 static json_t *stop_force(struct control_call *call)

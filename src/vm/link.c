@@ -120,11 +120,19 @@ int link_open(struct vm *vm, char *err, size_t n)
     return failed ? error_sys(err, n, failed, "cannot listen for the guest's agent") : 0;
 }
 
+static void forget_request(struct link *link)
+{
+    if (link->power >= 0)
+        close(link->power);
+    link->power = -1;
+}
+
 void link_reset(struct vm *vm)
 {
     if (!life_of(vm) || !life_of(vm)->link)
         return;
     end_hello(vm);
+    forget_request(life_of(vm)->link);
     life_of(vm)->ready_ns = 0;
 }
 
@@ -136,8 +144,7 @@ void link_close(struct vm *vm)
         return;
     vsock_listen(vm->vsock, AGENT_PORT, NULL, NULL);
     end_hello(vm);
-    if (life->link->power >= 0)
-        close(life->link->power);
+    forget_request(life->link);
     free(life->link);
     life->link = NULL;
 }
@@ -277,8 +284,12 @@ int link_power_off(struct vm *vm)
         close(ends[0]);
         return failed;
     }
-    if (life->link->power >= 0)
-        close(life->link->power);
+    forget_request(life->link);
     life->link->power = ends[0];
     return 0;
+}
+
+bool link_power_was_asked(struct vm *vm)
+{
+    return life_of(vm)->link && life_of(vm)->link->power >= 0;
 }

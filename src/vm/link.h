@@ -19,3 +19,5 @@ void link_close(struct vm *vm);
 json_t *link_connect(struct control_call *call);
 /* Asks the agent to power the guest off; when it turns out not to be there, presses the power button.  0/-errno. */
 int link_power_off(struct vm *vm);
+/* Was the agent of this boot asked before?  It may hang. */
+bool link_power_was_asked(struct vm *vm);
