@@ -4,8 +4,9 @@
 #   tests/run.sh [BUILD-DIRECTORY] [SUITE...]     suites: layers unit insn cli guest; all unless told
 #
 # A script (tests/cli/*.sh, tests/guest/*.sh, executable) is run with GUISE set.  It prints "ok NAME" or
-# "not ok NAME reason" for each of its checks, and anything else as it likes.  Without such a line it counts
-# as one check, by its exit status; 77 means that it cannot be tried here, and why is its last line.
+# "not ok NAME reason" for each of its checks ("skip NAME reason" for one that cannot be tried here), and anything
+# else as it likes.  Without such a line it counts as one check, by its exit status; 77 means that it cannot be tried
+# here, and why is its last line.
 set -uo pipefail
 top=$(dirname "$(dirname "$(readlink -f "$0")")")
 build=$(readlink -f "${1:-$top/build}")
@@ -64,7 +65,7 @@ for t in json.load(sys.stdin):
 }
 
 script() { # SUITE FILE
-    local name log status=0 line bad=0 good=0
+    local name log status=0 line bad=0 good=0 omitted=0
     name=$1/$(basename "$2" .sh)
     log=$logs/${name/\//-}.log
     timeout -k 10 "${SCRIPT_TIMEOUT:-900}" "$2" >"$log" 2>&1 </dev/null || status=$?
@@ -76,12 +77,13 @@ script() { # SUITE FILE
         case $line in
         'ok '*) good=$((good + 1)) && pass "$name: ${line#ok }" ;;
         'not ok '*) bad=$((bad + 1)) && fail "$name: ${line#not ok }" ;;
+        'skip '*) omitted=$((omitted + 1)) && skip "$name: ${line#skip }" ;;
         esac
     done <"$log"
     if [ "$status" != 0 ] && [ "$bad" = 0 ]; then
         bad=1
         fail "$name" "exit status $status"
-    elif [ "$((good + bad))" = 0 ]; then
+    elif [ "$((good + bad + omitted))" = 0 ]; then
         pass "$name"
     fi
     [ "$bad" = 0 ] || tail -n 40 "$log" | sed 's/^/     /'

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # What the guest suites share: sourced by the scripts of tests/guest.
 #
-# A suite prints `ok NAME` or `not ok NAME REASON` for each check and ends with status 0 when all
+# A suite prints `ok NAME`, `not ok NAME REASON` or `skip NAME REASON` for each check and ends with status 0 when all
 # were ok.  GUISE is the program under test; anything that takes `guise run`'s options will do.
 
 here=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
@@ -14,6 +14,8 @@ work=$(mktemp -d "${TMPDIR:-/tmp}/guise-guest.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 
 ok() { echo "ok $*"; }
+
+skip() { echo "skip $*"; } # NAME REASON...: a check that this host has no means for
 
 not_ok() # NAME REASON...
 {
@@ -59,7 +61,8 @@ image()
 }
 
 # kernel_modules KERNEL NAME...: the files of these modules of a kernel of kernel_image's and of what they depend on, in
-# the order in which they are to be loaded; those of virtio over PCI come first
+# the order in which they are to be loaded; those of virtio over PCI come first.  Compressed ones are unpacked into the cache,
+# as busybox's insmod wants them.
 kernel_modules()
 {
     local tree=${1%/boot/*}/lib/modules name
@@ -69,8 +72,15 @@ kernel_modules()
 
 module_with_dependencies() # TREE NAME
 {
-    local file dependency
-    file=$(find "$1" -name "${2//_/[_-]}.ko" | head -n 1)
+    local file dependency plain
+    file=$(find "$1" -name "${2//_/[_-]}.ko" -o -name "${2//_/[_-]}.ko.xz" | head -n 1)
+    if [ "${file%.xz}" != "$file" ]; then
+        plain=$(basename "$1"/*)
+        plain=$GUISE_CACHE/modules/$plain/$(basename "$file" .xz)
+        mkdir -p "${plain%/*}"
+        [ -e "$plain" ] || { xz -dc "$file" >"$plain.$$" && mv "$plain.$$" "$plain"; } || return 1
+        file=$plain
+    fi
     [ -n "$file" ] || { grep -qs "/${2//_/[_-]}\.ko" "$1"/*/modules.builtin && return 0 || return 1; }
     for dependency in $(tr '\0' '\n' <"$file" | sed -n 's/^depends=//p' | tr , ' '); do
         module_with_dependencies "$1" "$dependency" || return 1

@@ -160,6 +160,6 @@ if [ "$(id -u)" = 0 ] && [ -c /dev/net/tun ] && unshare -n true 2>/dev/null; the
     line "tap: 30 MB from the host" tap "^received 30000000 $sum30"
     line "tap: 30 MB to the host" tap "^sent 30000000 $sum30"
 else
-    ok "tap # SKIP needs root"
+    skip tap "needs root, /dev/net/tun and a network namespace"
 fi
 finish
