@@ -85,6 +85,14 @@ static void leave_console(void)
     }
 }
 
+/* For what sessions start. */
+static void raise_limits(void)
+{
+    const struct rlimit files = {.rlim_cur = 1024, .rlim_max = OPEN_FILES_MOST};
+
+    setrlimit(RLIMIT_NOFILE, &files);
+}
+
 /*
  * The agent beside somebody else's init.  Its name begins with '@', which tells systemd to spare it when it ends all
  * processes (https://systemd.io/ROOT_STORAGE_DAEMONS): so the host can reach it until the very end.
@@ -100,6 +108,7 @@ static void fork_agent(struct guest *g, char **argv)
     argv[0][0] = '@';
     setsid();
     leave_console();
+    raise_limits();
     serve(g, false);
 }
 
@@ -185,7 +194,6 @@ static void console_shell(void)
 static void command(struct guest *g)
 {
     const struct guest_config *c = &g->config;
-    const struct rlimit files = {.rlim_cur = 1024, .rlim_max = OPEN_FILES_MOST};
 
     if (c->root_grow)
         root_grow();
@@ -195,7 +203,7 @@ static void command(struct guest *g)
     setup_names(c->hostname, false);
     if (c->address)
         setup_resolver(c->dns);
-    setrlimit(RLIMIT_NOFILE, &files);
+    raise_limits();
     if (c->console)
         console_shell();
     setenv("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", 1);

@@ -211,11 +211,26 @@ static void announce(struct guest *g, bool first)
     }
 }
 
+/* Without the agent nobody could free a guest that is out of memory.  What sessions start is as killable as anything.
+ */
+static void outlive_memory(const struct guest *g)
+{
+    static const char least[] = "-1000";
+    int fd = g->proc >= 0 ? openat(g->proc, "self/oom_score_adj", O_WRONLY | O_CLOEXEC)
+                          : open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
+
+    if (fd < 0 || write(fd, least, sizeof(least) - 1) < 0)
+        say("the kernel may end the agent when memory is short: %s", strerror(errno));
+    if (fd >= 0)
+        close(fd);
+}
+
 void serve(struct guest *g, bool first)
 {
     int signals = open_signals(first), listener;
 
     signal(SIGPIPE, SIG_IGN);
+    outlive_memory(g);
     while ((listener = listen_vsock()) < 0) {
         struct pollfd p = {.fd = signals, .events = POLLIN};
         if (poll(&p, 1, RETRY_MS) > 0)

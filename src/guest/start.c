@@ -154,11 +154,23 @@ static void reset_signals(void)
     sigprocmask(SIG_SETMASK, &none, NULL);
 }
 
+/* The agent is spared by the kernel when memory is short (serve.c), what it starts is not. */
+static void be_killable(void)
+{
+    int fd = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
+
+    if (fd < 0)
+        return;
+    (void)!write(fd, "0", 1); /* refused where we were never spared: outside of a guest, not as root */
+    close(fd);
+}
+
 /* All our descriptors close at exec; those below 3 were dup2'ed and do not. */
 static void become(const struct plan *p)
 {
     setsid();
     reset_signals();
+    be_killable();
     if (p->tty[0] ? take_terminal(p) : take_pipes(p))
         fail(p, IN_TERMINAL);
     int r = user_become(&p->user);

@@ -182,6 +182,8 @@ start "$work/boot" --disk "$work/disk2"
 check "it announces itself beside another init" grep -qx "mode boot" "$work/hello"
 check "the first process is the system's" guest_shell 'readlink /proc/1/exe | grep -qx /usr/bin/busybox'
 check "the agent is marked for systemd to spare" same "@guise/init" guest_shell 'tr "\0" "\n" </proc/$(cut -d" " -f4 </proc/$PPID/stat)/cmdline'
+check "it is spared when memory is short, what it starts is not" same "-1000 0 524288" guest_shell \
+    'echo $(cat /proc/$PPID/oom_score_adj /proc/self/oom_score_adj) $(ulimit -Hn)'
 check "name and keys" same "three 600 1000 ssh-ed25519 AAAA a b" guest_shell \
     'echo $(cat /etc/hostname) $(stat -c "%a %u" /home/us/.ssh/authorized_keys) $(cat /home/us/.ssh/authorized_keys)'
 id=$(guest_shell 'cat /etc/machine-id')
