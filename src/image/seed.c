@@ -25,33 +25,13 @@ static void put_quoted(FILE *out, const char *text)
     fputc('"', out);
 }
 
-static void put_keys(FILE *out, const struct seed *s, const char *indent)
-{
-    fprintf(out, "%sssh_authorized_keys:\n", indent);
-    for (unsigned i = 0; i < s->n_keys; i++) {
-        fprintf(out, "%s  - ", indent);
-        put_quoted(out, s->keys[i]);
-        fputc('\n', out);
-    }
-}
-
-/* One kind of host key, since each takes a second to make under emulation; a locale that every schema takes. */
-char *seed_user_data(const struct seed *s)
-{
-    char *text = NULL;
-    size_t len;
-    FILE *out = open_memstream(&text, &len);
-
-    if (!out)
-        return NULL;
-    fputs("#cloud-config\nssh_pwauth: false\ndisable_root: false\nssh_genkeytypes: [ed25519]\nlocale: C.UTF-8\n", out);
-    if (s->n_keys) {
-        fputs("users:\n  - default\n  - name: root\n    lock_passwd: true\n", out);
-        put_keys(out, s, "    ");
-        put_keys(out, s, "");
-    }
-    return fclose(out) ? NULL : text;
-}
+/*
+ * What guise wishes, below what the user says: cloud-init takes each key of vendor data that user data lacks.  One kind
+ * of host key, since each takes a second to make under emulation; a locale that every schema takes.
+ */
+static const char vendor_data[] =
+    "#cloud-config\nssh_pwauth: false\ndisable_root: false\nssh_genkeytypes: [ed25519]\nlocale: C.UTF-8\n";
+static const char no_user_data[] = "#cloud-config\n{}\n";
 
 char *seed_meta_data(const struct seed *s)
 {
@@ -68,6 +48,13 @@ char *seed_meta_data(const struct seed *s)
         put_quoted(out, s->hostname);
     }
     fputc('\n', out);
+    if (s->n_keys)
+        fputs("public-keys:\n", out);
+    for (unsigned i = 0; i < s->n_keys; i++) {
+        fputs("  - ", out);
+        put_quoted(out, s->keys[i]);
+        fputc('\n', out);
+    }
     return fclose(out) ? NULL : text;
 }
 
@@ -89,9 +76,10 @@ static int check(const struct seed *s, char *err, size_t n)
     for (unsigned i = 0; i < s->n_keys; i++)
         if (!is_line(s->keys[i]))
             return error_set(err, n, -EINVAL, "an ssh key is one line: '%.40s' is none", s->keys[i]);
-    if ((s->user_data && strlen(s->user_data) > SEED_TEXT_MAX) ||
-        (s->network_config && strlen(s->network_config) > SEED_TEXT_MAX))
-        return error_set(err, n, -EFBIG, "a file for cloud-init has at most %u KiB", SEED_TEXT_MAX >> 10);
+    const char *const texts[] = {s->user_data, s->meta_data, s->network_config};
+    for (size_t i = 0; i < sizeof texts / sizeof texts[0]; i++)
+        if (texts[i] && strlen(texts[i]) > SEED_TEXT_MAX)
+            return error_set(err, n, -EFBIG, "a file for cloud-init has at most %u KiB", SEED_TEXT_MAX >> 10);
     return 0;
 }
 
@@ -101,19 +89,19 @@ int seed_write(int fd, const struct seed *s, char *err, size_t n)
 
     if (failed)
         return failed;
-    char *made = s->user_data ? NULL : seed_user_data(s), *meta = seed_meta_data(s);
-    const char *user = s->user_data ? s->user_data : made;
-    if (user && meta) {
+    char *made = s->meta_data ? NULL : seed_meta_data(s);
+    const char *meta = s->meta_data ? s->meta_data : made, *user = s->user_data ? s->user_data : no_user_data;
+    if (meta) {
         const struct seed_file files[] = {
             {"user-data", user, strlen(user)},
             {"meta-data", meta, strlen(meta)},
+            {"vendor-data", vendor_data, sizeof vendor_data - 1},
             {"network-config", s->network_config, s->network_config ? strlen(s->network_config) : 0},
         };
-        failed = fat_write(fd, "CIDATA     ", files, s->network_config ? 3 : 2, err, n);
+        failed = fat_write(fd, "CIDATA     ", files, s->network_config ? 4 : 3, err, n);
     } else {
         failed = error_sys(err, n, -ENOMEM, "cannot make the seed for cloud-init");
     }
     free(made);
-    free(meta);
     return failed;
 }

@@ -12,7 +12,8 @@
 struct seed {
     const char *instance;       /* cloud-init configures once for each: a VM's UUID */
     const char *hostname;       /* a host's name; NULL: none */
-    const char *user_data;      /* the whole of that file instead of what follows from the keys; NULL: made here */
+    const char *user_data;      /* the whole of that file, which goes before what guise says; NULL: none */
+    const char *meta_data;      /* the whole of that file instead of instance, name and keys; NULL: made here */
     const char *network_config; /* the whole of that file; NULL: none, then cloud-init asks DHCP on the first card */
     const char *const *keys;    /* lines of authorized_keys, for root and the distribution's user */
     unsigned n_keys;
@@ -22,8 +23,7 @@ struct seed {
  * -EFBIG a text too long. */
 int seed_write(int fd, const struct seed *s, char *err, size_t n);
 
-/* The texts that seed_write makes itself; new strings that the caller frees.  NULL: no memory. */
-char *seed_user_data(const struct seed *s);
+/* The text that seed_write makes itself; a new string that the caller frees.  NULL: no memory. */
 char *seed_meta_data(const struct seed *s);
 
 /* A FAT12 file system of SEED_BYTES with these files in its root: the general part, for tests.  Names are ASCII, at

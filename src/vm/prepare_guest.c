@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "agent/config.h"
@@ -135,23 +136,69 @@ static int write_seed(const char *path, const struct seed *seed, char *err, size
     return failed;
 }
 
-/* Names and keys, or the user's own data, on a further disk that the guest can only read. */
+struct seed_texts {
+    char *user, *meta, *network;
+};
+
+/* A file that need not be there, of a directory. */
+static int read_part(const char *directory, const char *name, char **text, char *err, size_t n)
+{
+    char path[PATH_MAX];
+    int failed = path_format(path, sizeof path, err, n, "%s/%s", directory, name);
+
+    return failed || access(path, F_OK) ? failed : file_read(path, SEED_TEXT_MAX, text, NULL, err, n);
+}
+
+/* --cloud-init: user data in a file, or a directory with the datasource's files. */
+static int read_seed(const char *path, struct seed_texts *t, char *err, size_t n)
+{
+    struct stat st;
+
+    if (!path)
+        return 0;
+    if (stat(path, &st) || !S_ISDIR(st.st_mode))
+        return file_read(path, SEED_TEXT_MAX, &t->user, NULL, err, n);
+    int failed = read_part(path, "user-data", &t->user, err, n);
+    if (!failed)
+        failed = read_part(path, "meta-data", &t->meta, err, n);
+    if (!failed)
+        failed = read_part(path, "network-config", &t->network, err, n);
+    if (!failed && !t->user && !t->meta && !t->network)
+        failed = error_set(err, n, -ENOENT,
+                           "--cloud-init: none of user-data, meta-data and network-config is in the directory %s",
+                           path);
+    return failed;
+}
+
+/*
+ * Names, keys and the user's own data, on a further disk that the guest can only read.  It is virtio's: cloud-init
+ * looks for it before udev has loaded a driver, but our program has loaded that one; and Linux gives several NVMe disks
+ * their names in any order.
+ */
 static int add_seed(const struct registry *r, const struct vm_record *record, struct prepared *p,
                     const struct guest_config *g, char *err, size_t n)
 {
-    struct seed seed = {.instance = g->instance, .hostname = g->hostname, .keys = g->keys.value, .n_keys = g->keys.n};
-    char path[PATH_MAX], *data = NULL;
+    struct seed_texts texts = {0};
+    char path[PATH_MAX];
     int failed = registry_path(r, record->name, "seed.img", path, err, n);
 
-    if (!failed && record->settings.cloud_init)
-        failed = file_read(record->settings.cloud_init, SEED_TEXT_MAX, &data, NULL, err, n);
-    seed.user_data = data;
+    if (!failed)
+        failed = read_seed(record->settings.cloud_init, &texts, err, n);
+    const struct seed seed = {.instance = g->instance,
+                              .hostname = g->hostname,
+                              .keys = g->keys.value,
+                              .n_keys = g->keys.n,
+                              .user_data = texts.user,
+                              .meta_data = texts.meta,
+                              .network_config = texts.network};
     if (!failed)
         failed = write_seed(path, &seed, err, n);
-    free(data);
+    free(texts.user);
+    free(texts.meta);
+    free(texts.network);
     char *words = failed ? NULL : disk_quote(path, "raw");
     if (!failed)
-        failed = prepare_add(&p->config.disks, words ? prepare_keep(p, "%s,ro", words) : NULL, err, n);
+        failed = prepare_add(&p->config.disks, words ? prepare_keep(p, "%s,ro,bus=virtio", words) : NULL, err, n);
     free(words);
     return failed;
 }

@@ -53,7 +53,7 @@ const struct option_spec vm_settings_options[] = {
     {.name = "ssh-key", .kind = OPTION_LIST, .offset = AT(ssh_keys), .value = "FILE",
      .help = "public keys that may log in as root", .check = check_file},
     {.name = "cloud-init", .kind = OPTION_FILE, .offset = AT(cloud_init), .value = "FILE",
-     .help = "user data for an image that has cloud-init", .check = check_file},
+     .help = "for an image that has cloud-init: user data, or a directory", .check = check_file},
     {.name = "label", .kind = OPTION_LIST, .offset = AT(labels), .value = "KEY=VALUE",
      .help = "a note to find it by", .check = check_label},
     {.more = vm_options, .offset = AT(config)},

@@ -43,12 +43,15 @@ static void mtools_reads_what_was_written(void **state)
     if (!have("mtype"))
         skip();
     assert_int_equal(write_seed(&s), 0);
-    assert_string_equal(output("mtype -i %s ::meta-data", disk), "instance-id: \"iid-1\"\nlocal-hostname: \"demo\"\n");
+    assert_string_equal(output("mtype -i %s ::meta-data", disk),
+                        "instance-id: \"iid-1\"\nlocal-hostname: \"demo\"\npublic-keys:\n"
+                        "  - \"ssh-ed25519 AAAA \\\"me\\\" \\\\ here\"\n");
     assert_string_equal(output("mtype -i %s ::network-config", disk), "version: 2\n");
-    assert_non_null(strstr(output("mtype -i %s ::user-data", disk), "#cloud-config\n"));
-    assert_non_null(strstr(output("mtype -i %s ::user-data", disk), "  - \"ssh-ed25519 AAAA \\\"me\\\" \\\\ here\"\n"));
+    assert_string_equal(output("mtype -i %s ::user-data", disk), "#cloud-config\n{}\n");
+    assert_non_null(strstr(output("mtype -i %s ::vendor-data", disk), "#cloud-config\n"));
     assert_non_null(strstr(output("mlabel -i %s -s ::", disk), "CIDATA"));
-    assert_string_equal(output("mdir -b -i %s ::", disk), "::/user-data\n::/meta-data\n::/network-config\n");
+    assert_string_equal(output("mdir -b -i %s ::", disk),
+                        "::/user-data\n::/meta-data\n::/vendor-data\n::/network-config\n");
 }
 
 static void the_file_system_is_clean(void **state)
@@ -75,31 +78,29 @@ static void blkid_says_what_cloud_init_looks_for(void **state)
 
 static void a_text_of_ones_own_is_taken_as_it_is(void **state)
 {
-    struct seed s = {.instance = "i", .user_data = "#!/bin/sh\necho hello\n"};
+    struct seed s = {.instance = "i", .user_data = "#!/bin/sh\necho hello\n", .meta_data = "instance-id: mine\n"};
 
     if (!have("mtype"))
         skip();
     assert_int_equal(write_seed(&s), 0);
     assert_string_equal(output("mtype -i %s ::user-data", disk), s.user_data);
+    assert_string_equal(output("mtype -i %s ::meta-data", disk), s.meta_data);
 }
 
 static void the_text_is_yaml(void **state)
 {
     static const char *const keys[] = {"ssh-ed25519 A a: [b] #c", "ssh-rsa B \"q\""};
     struct seed s = {.instance = "iid: x", .hostname = "h", .keys = keys, .n_keys = 2};
-    char *user = seed_user_data(&s), *meta = seed_meta_data(&s);
+    char *meta = seed_meta_data(&s);
 
-    put(below("user"), user);
     put(below("meta"), meta);
-    free(user);
     free(meta);
     if (!*output("python3 -c 'import yaml' 2>/dev/null && echo yes"))
         skip();
-    assert_string_equal(output("python3 -c \"import yaml; d = yaml.safe_load(open('%s/user')); print(d['users'][1]"
-                               "['ssh_authorized_keys'] == d['ssh_authorized_keys'], d['ssh_authorized_keys'][0], "
-                               "yaml.safe_load(open('%s/meta'))['instance-id'])\"",
-                               top, top),
-                        "True ssh-ed25519 A a: [b] #c iid: x\n");
+    assert_string_equal(output("python3 -c \"import yaml; d = yaml.safe_load(open('%s/meta')); print(d['public-keys'], "
+                               "d['instance-id'])\"",
+                               top),
+                        "['ssh-ed25519 A a: [b] #c', 'ssh-rsa B \"q\"'] iid: x\n");
 }
 
 static void what_cannot_be_is_refused(void **state)
