@@ -126,12 +126,14 @@ static int read_json(int fd, uint64_t until_ns, json_t **out)
 
     if (failed)
         return failed;
-    *out = json_loadb(line, len, 0, NULL);
+    json_t *value = json_loadb(line, len, 0, NULL);
     free(line);
-    if (json_is_object(*out))
-        return 0;
-    json_decref(*out);
-    return -EPROTO;
+    if (!json_is_object(value)) {
+        json_decref(value);
+        return -EPROTO;
+    }
+    *out = value;
+    return 0;
 }
 
 static int send_request(struct client *c, const char *command, json_t *arguments)

@@ -508,6 +508,25 @@ static void the_client_finds_its_answer_among_events(void **state)
     close(fd);
 }
 
+/* A VM process that a guest has taken over may say anything: whoever asked for an event has none then. */
+static void what_is_no_object_is_no_event(void **state)
+{
+    static const char *const lines[] = {"[]\n", "7\n", "{\n", "\n"};
+    struct client c;
+    int ends[2];
+
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, ends), 0);
+    client_adopt(&c, ends[0]);
+    for (size_t i = 0; i < sizeof lines / sizeof *lines; i++) {
+        json_t *event = NULL;
+        assert_int_equal(send(ends[1], lines[i], strlen(lines[i]), 0), (ssize_t)strlen(lines[i]));
+        assert_int_equal(client_event(&c, 1000, &event), -EPROTO);
+        assert_null(event);
+    }
+    client_close(&c);
+    close(ends[1]);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -522,6 +541,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(half_closed_clients_get_their_answer, set_up, tear_down),
         cmocka_unit_test_setup_teardown(the_socket_of_a_dead_one_is_replaced, set_up, tear_down),
         cmocka_unit_test_setup_teardown(the_client_finds_its_answer_among_events, set_up, tear_down),
+        cmocka_unit_test(what_is_no_object_is_no_event),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
