@@ -13,7 +13,8 @@
  * first entry is called is the receiver's decision alone.  So a hostile sender can put nothing outside: every name is
  * looked up relative to the directory that the receiver has made or opened itself, without following links.
  *
- * Modes and times are kept, holes too.  Owners, and the set-user-id and set-group-id bits, only with TREE_OWNERS.
+ * Modes and times are kept, holes too.  Owners, and the set-user-id and set-group-id bits, only with TREE_OWNERS;
+ * and only then those of a directory that was there before.
  * Devices and sockets are left out, with a note; hard links become files of their own.
  */
 #pragma once

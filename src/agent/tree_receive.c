@@ -24,7 +24,7 @@ struct attributes {
 
 struct level {
     int fd;
-    bool keep; /* the directory was there before, and the tree's first entry only stands for it */
+    bool keep; /* the directory was there before: its mode and time are not the sender's business */
     struct attributes a;
 };
 
@@ -182,16 +182,19 @@ static int open_file(struct receiver *t, int directory, const char *name)
 
 static int enter_directory(struct receiver *t, int directory, const char *name, const struct attributes *a)
 {
-    bool here = !*name; /* the target itself */
+    bool here = !*name, kept = here; /* the target itself */
 
     if (t->depth == TREE_DEPTH_MAX)
         return broken(t, "too many directories in one another");
-    if (!here && mkdirat(directory, name, 0700) && errno != EEXIST)
-        return failed(t, name);
+    if (!here && mkdirat(directory, name, 0700)) {
+        if (errno != EEXIST)
+            return failed(t, name);
+        kept = !(t->flags & TREE_OWNERS); /* as with cp -r and with cp -a */
+    }
     int fd = openat(directory, here ? "." : name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     if (fd < 0)
         return failed(t, name);
-    t->level[++t->depth] = (struct level){.fd = fd, .keep = here, .a = *a};
+    t->level[++t->depth] = (struct level){.fd = fd, .keep = kept, .a = *a};
     return 0;
 }
 

@@ -281,6 +281,26 @@ static void special_bits_need_to_be_asked_for(void **state)
     }
 }
 
+static void directories_that_were_there_keep_their_mode(void **state)
+{
+    for (int owners = 0; owners < 2; owners++) {
+        struct stream s;
+        (void)!system("mkdir -p before/mine && chmod 700 before before/mine && touch -d @1000000000 before/mine");
+        begin(&s);
+        entry(&s, "top", TREE_DIRECTORY, NULL);
+        entry(&s, "mine", TREE_DIRECTORY, NULL);
+        leave(&s);
+        entry(&s, "new", TREE_DIRECTORY, NULL);
+        leave(&s);
+        leave(&s);
+        end(&s);
+        assert_int_equal(receive(&s, "before/.", "", owners ? TREE_OWNERS : 0), 0);
+        assert_int_equal(mode_of("before"), 0700);
+        assert_int_equal(mode_of("before/mine") & 0777, owners ? 0755 : 0700);
+        assert_int_equal(mode_of("before/new") & 0777, 0755);
+    }
+}
+
 static void devices_and_directories_do_not_give_way(void **state)
 {
     struct stream s;
@@ -394,6 +414,7 @@ int main(void)
         cmocka_unit_test(offsets_do_not_wrap),
         cmocka_unit_test(depth_is_bounded),
         cmocka_unit_test(special_bits_need_to_be_asked_for),
+        cmocka_unit_test(directories_that_were_there_keep_their_mode),
         cmocka_unit_test(devices_and_directories_do_not_give_way),
         cmocka_unit_test(destinations_mean_what_cp_means),
         cmocka_unit_test(a_tree_survives_the_way_there_and_back),
