@@ -40,26 +40,38 @@ static int check_qcow2(const char *path, const unsigned char *head, int fd, char
     return 0;
 }
 
-/* VMDK 1.1: capacity at 12, offset and size of the descriptor in sectors at 28 and 36; one without a capacity, or with
- * a parent, is only a list of other files. */
-static int check_vmdk(const char *path, const unsigned char *head, int fd, char *err, size_t n)
-{
-    char descriptor[20 * SECTOR + 1];
-    uint64_t at = le64_at(head + 28), sectors = le64_at(head + 36);
+#define VMDK_DESCRIPTOR (20 * SECTOR) /* so much of it is looked at, by QEMU too */
 
-    if (le64_at(head + 12) == 0)
-        return refuse(path, "its extents", err, n);
-    if (at == 0 || sectors == 0)
-        return 0;
-    size_t len = sectors < 20 ? (size_t)sectors * SECTOR : 20 * SECTOR;
-    ssize_t got = at < 1u << 20 ? pread(fd, descriptor, len, (off_t)(at * SECTOR)) : -1;
+static int check_vmdk_descriptor(const char *path, int fd, uint64_t at, size_t len, char *err, size_t n)
+{
+    char descriptor[VMDK_DESCRIPTOR + 1];
+    ssize_t got = pread(fd, descriptor, len, (off_t)at);
+
     if (got <= 0)
         return error_set(err, n, -EINVAL, "%s is damaged", path);
     descriptor[got] = 0;
     const char *parent = strstr(descriptor, "parentCID=");
-    if (parent && strncasecmp(parent + 10, "ffffffff", 8) != 0)
+    if ((parent && strncasecmp(parent + 10, "ffffffff", 8) != 0) || strstr(descriptor, "parentFileNameHint"))
         return refuse(path, "its parent", err, n);
     return 0;
+}
+
+/* VMDK 1.1: capacity at 12, offset and size of the descriptor in sectors at 28 and 36; one without a capacity, or with
+ * a parent, is only a list of other files.  QEMU looks for the parent behind the header, whatever that says. */
+static int check_vmdk(const char *path, const unsigned char *head, int fd, char *err, size_t n)
+{
+    uint64_t at = le64_at(head + 28), sectors = le64_at(head + 36);
+
+    if (sectors > VMDK_DESCRIPTOR / SECTOR)
+        sectors = VMDK_DESCRIPTOR / SECTOR;
+    if (le64_at(head + 12) == 0)
+        return refuse(path, "its extents", err, n);
+    if (at >= 1u << 20)
+        return error_set(err, n, -EINVAL, "%s is damaged", path);
+    int r = check_vmdk_descriptor(path, fd, SECTOR, VMDK_DESCRIPTOR, err, n);
+    if (!r && at && sectors)
+        r = check_vmdk_descriptor(path, fd, at * SECTOR, (size_t)sectors * SECTOR, err, n);
+    return r;
 }
 
 static int check_text_vmdk(const char *path, const unsigned char *head, int fd, char *err, size_t n)

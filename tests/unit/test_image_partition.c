@@ -266,6 +266,10 @@ static void disks_that_need_other_files_are_refused(void **state)
     assert_string_equal(format, "vmdk");
     at(512, "parentCID=12345678\n", 19);
     assert_int_equal(detect(&kind, &format), -EINVAL);
+    at(512, "parentCID=ffffffff\nparentFileNameHint=\"/etc/shadow\"\n", 53);
+    assert_int_equal(detect(&kind, &format), -EINVAL);
+    at(28, "\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0", 16); /* the header says that there is none */
+    assert_int_equal(detect(&kind, &format), -EINVAL);
     at(0, "# Disk DescriptorFile\nRW 1 FLAT \"/etc/shadow\" 0\n", 48);
     assert_int_equal(detect(&kind, &format), -EINVAL);
 }
