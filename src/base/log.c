@@ -14,6 +14,19 @@ static bool stderr_is_raw(void)
     return tcgetattr(STDERR_FILENO, &t) == 0 && !(t.c_oflag & OPOST);
 }
 
+/* Control characters, those of UTF-8 (U+0080 to U+009F) too, as '?'. */
+static void make_printable(char *text)
+{
+    for (unsigned char *p = (unsigned char *)text; *p; p++) {
+        bool second = *p == 0xc2 && p[1] >= 0x80 && p[1] < 0xa0;
+        if (*p >= ' ' && *p != 0x7f && !second)
+            continue;
+        *p = '?';
+        if (second)
+            *++p = '?';
+    }
+}
+
 void log_say(const char *format, ...)
 {
     static const char prefix[] = "guise: ";
@@ -25,8 +38,10 @@ void log_say(const char *format, ...)
     va_start(ap, format);
     int body = vsnprintf(line + used, sizeof(line) - used - 2, format, ap);
     va_end(ap);
-    if (body > 0)
+    if (body > 0) {
+        make_printable(line + used);
         used = strlen(line);
+    }
     if (raw)
         line[used++] = '\r';
     line[used++] = '\n';

@@ -8,8 +8,10 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/error.h"
+#include "base/log.h"
 #include "base/options.h"
 #include "base/parse.h"
 
@@ -362,9 +364,27 @@ static void who_counts_more_comes_first(void **state)
     assert_false(v.flag);
 }
 
+static void messages_have_no_control_characters(void **state)
+{
+    char line[256] = "";
+    int ends[2], before = dup(STDERR_FILENO);
+
+    assert_int_equal(pipe(ends), 0);
+    dup2(ends[1], STDERR_FILENO);
+    log_say("cannot take %s", "a\033[2Jb\nguise: c\x7f\xc2\x9b"
+                              "d \xc3\xa4\xc2\xa0");
+    dup2(before, STDERR_FILENO);
+    assert_true(read(ends[0], line, sizeof line - 1) > 0);
+    assert_string_equal(line, "guise: cannot take a?[2Jb?guise: c???d \xc3\xa4\xc2\xa0\n");
+    close(ends[0]);
+    close(ends[1]);
+    close(before);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(messages_have_no_control_characters),
         cmocka_unit_test(a_table_goes_on_in_another),
         cmocka_unit_test(options_survive_as_words),
         cmocka_unit_test(who_counts_more_comes_first),
