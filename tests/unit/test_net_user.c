@@ -331,6 +331,21 @@ static void the_helper_is_killed(void **state)
     expect_reaches(p.host_port, 22);
 }
 
+/* That it is up again comes while the answer to something else is awaited. */
+static void a_port_is_published_while_the_helper_starts(void **state)
+{
+    char err[512];
+    struct net_publish p = {.ip = {127, 0, 0, 1}, .guest_port = 22};
+
+    assert_int_equal(kill(child_of(child_of(getpid())), SIGKILL), 0);
+    for (unsigned i = 0; i < 3000 && g.up; i++)
+        cable_run(&cable, 1);
+    assert_false(g.up);
+    assert_int_equal(net_publish_add(g.net, &p, err, sizeof err), 0);
+    await_link(1);
+    expect_reaches(p.host_port, 22);
+}
+
 /* From within a sandbox nothing can be started. */
 static void both_helpers_are_killed_in_a_sandbox(void **state)
 {
@@ -508,6 +523,7 @@ int main(int argc, char **argv)
         T(udp_both_ways),
         T(publish_busy_chosen_removed),
         T(the_helper_is_killed),
+        T(a_port_is_published_while_the_helper_starts),
         T(both_helpers_are_killed_in_a_sandbox),
         cmocka_unit_test(a_stuck_worker_ends),
         T(receiving_holds_back),

@@ -22,6 +22,8 @@
 #define STOP_MS 500
 /* Messages handed to the guest before others of the event loop get their turn. */
 #define MESSAGES_PER_PASS 8u
+/* A helper whose guest has taken it over could go up and down for ever: the log is not the place for that. */
+#define NEWS_SAID 200u
 
 struct helped {
     struct net *net;
@@ -29,8 +31,10 @@ struct helped {
     struct child child;
     int data, control; /* -1: none */
     uint32_t last_id;
-    bool reading; /* else the guest has no room */
-    bool full;    /* the socket has no room for the guest's frames */
+    unsigned news;
+    struct loop_timer up; /* CONTROL_UP came while an answer was awaited */
+    bool reading;         /* else the guest has no room */
+    bool full;            /* the socket has no room for the guest's frames */
 };
 
 static int start(struct helped *h, char *err, size_t n);
@@ -134,23 +138,41 @@ static void publish_again(struct helped *h)
 
 static void handle_news(struct helped *h, const struct control_message *m)
 {
+    bool said = h->news < NEWS_SAID;
+
     if (m->type == CONTROL_DOWN) {
-        log_say("network: %s%s", m->text, m->status ? "; the guest has no network now" : "; starting it again");
+        h->news++;
+        if (said)
+            log_say("network: %s%s", m->text, m->status ? "; the guest has no network now" : "; starting it again");
         net_set_link(h->net, false);
     } else if (m->type == CONTROL_UP && !net_link(h->net)) {
         publish_again(h);
-        log_say("network: it works again; connections that were open are lost");
+        if (said)
+            log_say("network: it works again; connections that were open are lost");
         net_set_link(h->net, true);
     }
+}
+
+/* The new process may know one of the ports: that of the request during which it came. */
+static void on_up(void *opaque)
+{
+    struct helped *h = opaque;
+    char err[ERROR_SIZE];
+
+    for (unsigned i = 0; i < h->net->n_published; i++) {
+        struct control_message m = {.type = CONTROL_REMOVE, .publish = h->net->published[i]};
+        request(h, &m, ANSWER_MS, err, sizeof err);
+    }
+    handle_news(h, &(struct control_message){.type = CONTROL_UP});
 }
 
 static void on_control(void *opaque, uint32_t events)
 {
     struct helped *h = opaque;
     struct control_message m;
-    int r;
+    int r = 1;
 
-    while ((r = control_receive(h->control, &m)) > 0)
+    for (unsigned i = 0; i < MESSAGES_PER_PASS && (r = control_receive(h->control, &m)) > 0; i++)
         handle_news(h, &m);
     if (r < 0)
         gone(h);
@@ -176,6 +198,8 @@ static int await(struct helped *h, uint32_t id, struct control_message *m, int m
             handle_news(h, m);
             return error_set(err, n, -EPIPE, "the network's helper process has ended");
         }
+        if (m->type == CONTROL_UP)
+            loop_timer_set(h->net->loop, &h->up, clock_ns());
     }
     return error_set(err, n, -ETIMEDOUT, "the network's helper process does not answer within %d s", ms / 1000);
 }
@@ -215,6 +239,7 @@ static void drop(struct helped *h)
 
     if (h->child.pidfd >= 0)
         loop_fd_del(h->net->loop, h->child.pidfd);
+    loop_timer_cancel(h->net->loop, &h->up);
     wire_free(&h->wire);
     for (unsigned i = 0; i < 2; i++)
         if (*fds[i] >= 0) {
@@ -309,6 +334,7 @@ static int helped_open(struct net *net, char *err, size_t n)
     if (!h)
         return error_sys(err, n, -ENOMEM, "cannot set up the network");
     *h = (struct helped){.net = net, .data = -1, .control = -1, .child = {.pidfd = -1}, .wire = {.fd = -1}};
+    loop_timer_init(&h->up, on_up, h);
     int r = start(h, err, n);
     if (r) {
         free(h);
