@@ -22,18 +22,22 @@
 #define ANSWER_MS 1000
 #define LAST_WORK_MS 2000
 
-/* One message each way: 32 bits, and with a successful dial the descriptor.  SEAL is no port that a guest can name. */
+/* One message each way, and with the answer to a successful dial the descriptor.  SEAL is no port that a guest can
+ * name.  The id tells an answer from one that came too late for whoever asked before. */
 struct request {
     uint64_t what; /* SEAL, or a number to dial */
+    uint64_t id;
 };
 #define SEAL UINT64_MAX
 struct answer {
-    int32_t err;
+    uint64_t id;
+    int64_t err;
 };
 
 struct keeper {
     pid_t pid;
     int socket;
+    uint64_t last_id;
     bool can_dial;
 };
 
@@ -73,9 +77,9 @@ static int dial(const struct keeper_config *c, uint64_t number)
     return unix_connect(path);
 }
 
-static void reply(int socket, int fd_or_err)
+static void reply(int socket, uint64_t id, int fd_or_err)
 {
-    struct answer a = {fd_or_err < 0 ? fd_or_err : 0};
+    struct answer a = {id, fd_or_err < 0 ? fd_or_err : 0};
     struct iovec piece = {&a, sizeof a};
     union {
         struct cmsghdr header;
@@ -103,9 +107,9 @@ static void serve(int socket, const struct keeper_config *c)
         if (r.what == SEAL && !sealed) {
             look(c, files);
             sealed = true;
-            reply(socket, 0);
+            reply(socket, r.id, 0);
         } else {
-            reply(socket, r.what == SEAL ? -EINVAL : dial(c, r.what));
+            reply(socket, r.id, r.what == SEAL ? -EINVAL : dial(c, r.what));
         }
     }
     if (sealed)
@@ -180,10 +184,10 @@ int keeper_start(struct keeper **out, const struct keeper_config *config, char *
     return error_sys(err, n, failed, "cannot start a helper process");
 }
 
-static int receive(int socket)
+/* An answer, with the descriptor or its error in *result.  0, or -errno: there is none. */
+static int receive(int socket, struct answer *a, int *result)
 {
-    struct answer a = {-EPIPE};
-    struct iovec piece = {&a, sizeof a};
+    struct iovec piece = {a, sizeof *a};
     union {
         struct cmsghdr header;
         char bytes[CMSG_SPACE(sizeof(int))];
@@ -192,21 +196,30 @@ static int receive(int socket)
     struct pollfd ready = {.fd = socket, .events = POLLIN};
     int fd = 0;
 
-    if (poll(&ready, 1, ANSWER_MS) != 1 || recvmsg(socket, &m, MSG_CMSG_CLOEXEC | MSG_DONTWAIT) != sizeof a)
+    if (poll(&ready, 1, ANSWER_MS) != 1 || recvmsg(socket, &m, MSG_CMSG_CLOEXEC | MSG_DONTWAIT) != sizeof *a)
         return -EPIPE;
     const struct cmsghdr *c = CMSG_FIRSTHDR(&m);
     if (c && c->cmsg_type == SCM_RIGHTS)
         memcpy(&fd, CMSG_DATA(c), sizeof fd);
-    return a.err ? a.err : fd;
+    *result = a->err ? (int)a->err : fd;
+    return 0;
 }
 
 static int ask(struct keeper *k, uint64_t what)
 {
-    const struct request r = {what};
+    const struct request r = {what, ++k->last_id};
+    struct answer a;
+    int result = -EPIPE;
 
     if (send(k->socket, &r, sizeof r, MSG_NOSIGNAL | MSG_DONTWAIT) != sizeof r)
         return -EPIPE;
-    return receive(k->socket);
+    while (receive(k->socket, &a, &result) == 0) {
+        if (a.id == r.id)
+            return result;
+        if (result > 0)
+            close(result);
+    }
+    return -EPIPE;
 }
 
 int keeper_seal(struct keeper *k)

@@ -674,6 +674,34 @@ static void the_keeper_outlives_a_kill(void **state)
     assert_int_not_equal(access(socket_path, F_OK), 0);
 }
 
+static pid_t only_child(void)
+{
+    char path[64], text[64] = "";
+
+    snprintf(path, sizeof path, "/proc/self/task/%d/children", getpid());
+    int fd = open(path, O_RDONLY);
+    assert_true(fd >= 0 && read(fd, text, sizeof text - 1) > 0);
+    close(fd);
+    return atoi(text);
+}
+
+static void a_late_answer_is_not_the_next_ones(void **state)
+{
+    struct keeper *k = start_keeper(socket_path);
+    int other = listen_at(other_path);
+    pid_t pid = only_child();
+
+    kill(pid, SIGSTOP);
+    assert_int_equal(keeper_dial(k, 77), -EPIPE); /* in time there is no answer */
+    kill(pid, SIGCONT);
+    assert_int_equal(keeper_dial(k, 78), -ENOENT);
+    int fd = keeper_dial(k, 77);
+    assert_true(fd >= 0);
+    close(fd);
+    keeper_stop(k);
+    close(other);
+}
+
 static int try_inet_in_keeper(void)
 {
     return socket(AF_INET, SOCK_STREAM, 0);
@@ -704,6 +732,7 @@ int main(void)
         K(the_keeper_removes_and_dials),
         K(the_keeper_leaves_a_successors_socket),
         K(the_keeper_outlives_a_kill),
+        K(a_late_answer_is_not_the_next_ones),
         cmocka_unit_test(the_keeper_has_a_list_of_its_own),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
