@@ -1,10 +1,12 @@
 #include "backends/vsock_host.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -19,6 +21,7 @@
 #define LINE_MAX_BYTES 32u /* of "CONNECT PORT\n" */
 #define CLIENTS_MAX 64u    /* that have not said yet, or not heard yet, what becomes of them */
 #define PATIENCE_NS 5000000000ull
+#define DESCRIPTORS_KEPT 128  /* a guest's connections leave so many to all else in the process */
 #define PAUSE_NS 500000000ull /* of accepting, when there are too many clients or descriptors */
 
 /* A client before its connection is the guest's. */
@@ -36,6 +39,7 @@ struct vsock_host {
     char path[VSOCK_HOST_PATH_MAX];
     struct loop *loop;
     struct keeper *keeper;
+    int descriptors_most; /* of connections out of the guest: above it all is kept */
     int listener;
     bool listening; /* the listener is in the loop */
     vsock_connect_fn *connect;
@@ -227,6 +231,15 @@ static void on_timer(void *opaque)
 
 /* --- the whole -------------------------------------------------------------------------------------------- */
 
+static int most_descriptors(void)
+{
+    struct rlimit l;
+
+    if (getrlimit(RLIMIT_NOFILE, &l) || l.rlim_cur > INT_MAX)
+        return INT_MAX;
+    return (int)l.rlim_cur - DESCRIPTORS_KEPT;
+}
+
 int vsock_host_open(struct vsock_host **out, const char *path, struct loop *loop, struct keeper *keeper, char *err,
                     size_t n)
 {
@@ -239,6 +252,7 @@ int vsock_host_open(struct vsock_host **out, const char *path, struct loop *loop
     memcpy(h->path, path, strlen(path) + 1);
     h->loop = loop;
     h->keeper = keeper;
+    h->descriptors_most = most_descriptors(); /* in the sandbox nobody can ask */
     loop_timer_init(&h->timer, on_timer, h);
     h->listener = unix_listen(path, 64, err, n);
     if (h->listener < 0) {
@@ -257,7 +271,7 @@ void vsock_host_serve(struct vsock_host *h, vsock_connect_fn *connect, void *opa
     listen_again(h);
 }
 
-int vsock_host_dial(struct vsock_host *h, uint32_t port)
+static int dial(struct vsock_host *h, uint32_t port)
 {
     char path[VSOCK_HOST_PATH_MAX + 12];
 
@@ -265,6 +279,16 @@ int vsock_host_dial(struct vsock_host *h, uint32_t port)
         return keeper_dial(h->keeper, port);
     snprintf(path, sizeof path, "%s_%u", h->path, port);
     return unix_connect(path);
+}
+
+int vsock_host_dial(struct vsock_host *h, uint32_t port)
+{
+    int fd = dial(h, port);
+
+    if (fd < h->descriptors_most || fd < 0)
+        return fd;
+    close(fd); /* the lowest that is free: few are left */
+    return -EMFILE;
 }
 
 void vsock_host_close(struct vsock_host *h)

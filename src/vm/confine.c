@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "backends/vsock_host.h"
@@ -12,6 +13,8 @@
 #include "host/keeper.h"
 #include "host/sandbox.h"
 #include "vm/life.h"
+
+#define DESCRIPTORS 8192u
 
 static bool is(const struct vm *vm, const char *word)
 {
@@ -65,11 +68,23 @@ static void close_inherited(struct vm *vm)
             close(fd);
 }
 
+/* The usual 1024 are few: each of a guest's vsock connections is one. */
+static void allow_descriptors(void)
+{
+    struct rlimit l;
+
+    if (getrlimit(RLIMIT_NOFILE, &l) || l.rlim_cur >= DESCRIPTORS)
+        return;
+    l.rlim_cur = l.rlim_max < DESCRIPTORS ? l.rlim_max : DESCRIPTORS;
+    setrlimit(RLIMIT_NOFILE, &l);
+}
+
 int vm_confine_prepare(struct vm *vm, char *error, size_t n)
 {
     struct keeper_config config = {0};
     struct vsock_host_spec vsock;
 
+    allow_descriptors();
     if (is(vm, "off"))
         return 0;
     if (!vm->config->life) /* whose process has only what it was given */

@@ -1,4 +1,6 @@
 /* virtio-vsock between a driver that is right, one that is hostile, and sockets of the host. */
+#include <fcntl.h>
+#include <sys/resource.h>
 #include <sys/un.h>
 
 #include "backends/vsock_host.h"
@@ -801,6 +803,40 @@ static void a_restored_guest_hears_that_its_connections_are_gone(void **state)
     free(saved);
 }
 
+/* Each connection to a program of the host is a descriptor, and the guest decides how many there are. */
+static void descriptors_are_left_for_others(void **state)
+{
+    struct rlimit before, few = {256, 256};
+    struct sockaddr_un a = {.sun_family = AF_UNIX};
+    struct vsock_host *host;
+    char err[256], path[sizeof host_path + 8];
+    unsigned n = 0;
+    int fds[256];
+
+    getrlimit(RLIMIT_NOFILE, &before);
+    few.rlim_max = before.rlim_max;
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &few), 0);
+    snprintf(path, sizeof path, "%s/w", directory);
+    assert_int_equal(vsock_host_open(&host, path, fx.loop, NULL, err, sizeof err), 0);
+    snprintf(a.sun_path, sizeof a.sun_path, "%s_77", path);
+    int listener = socket(AF_UNIX, SOCK_STREAM, 0);
+    assert_int_equal(bind(listener, (struct sockaddr *)&a, sizeof a), 0);
+    assert_int_equal(listen(listener, 512), 0);
+    while (n < 256 && (fds[n] = vsock_host_dial(host, 77)) >= 0)
+        n++;
+    assert_true(n > 0 && fds[n - 1] < 128);
+    assert_int_equal(fds[n], -EMFILE);
+    int other = open("/dev/null", O_RDONLY);
+    assert_true(other >= 0 && other <= 128);
+    close(other);
+    while (n)
+        close(fds[--n]);
+    close(listener);
+    unlink(a.sun_path);
+    vsock_host_close(host);
+    setrlimit(RLIMIT_NOFILE, &before);
+}
+
 static void words(void **state)
 {
     struct vsock_host_spec spec;
@@ -856,6 +892,7 @@ int main(void)
         T(memory_outside_ram_stops_the_device),
         T(a_reset_in_the_middle_closes_everything),
         T(a_restored_guest_hears_that_its_connections_are_gone),
+        T(descriptors_are_left_for_others),
         cmocka_unit_test(words),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
