@@ -14,11 +14,14 @@
 #include "host/loop.h"
 #include "host/unix.h"
 
+#define PAUSE_NS 500000000ull /* of accepting, when there are too many descriptors */
+
 struct socket_server {
     char *path;
     int listener, client;
     int hangup; /* a duplicate of client, watched for the hang-up alone while input does its own watching */
     struct loop *loop;
+    struct loop_timer again; /* the end of a pause */
     struct input *in;
     struct output *out;
     void (*changed)(void *opaque, bool present);
@@ -53,8 +56,13 @@ static void on_listener(void *opaque, uint32_t events)
     struct socket_server *s = opaque;
     int fd = accept4(s->listener, NULL, NULL, SOCK_CLOEXEC);
 
-    if (fd < 0)
+    if (fd < 0) {
+        if (errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == ENOBUFS) {
+            loop_fd_del(s->loop, s->listener); /* it would be ready all the time */
+            loop_timer_set(s->loop, &s->again, clock_ns() + PAUSE_NS);
+        }
         return;
+    }
     int hangup = fcntl(fd, F_DUPFD_CLOEXEC, 3);
     if (hangup < 0 || loop_fd_add(s->loop, hangup, 0, on_hangup, s) < 0) {
         if (hangup >= 0)
@@ -70,6 +78,13 @@ static void on_listener(void *opaque, uint32_t events)
     s->changed(s->opaque, true);
 }
 
+static void on_again(void *opaque)
+{
+    struct socket_server *s = opaque;
+
+    loop_fd_add(s->loop, s->listener, EPOLLIN, on_listener, s);
+}
+
 int socket_open(struct socket_server **out, const char *path, struct loop *loop, struct input *in, struct output *o,
                 void (*changed)(void *opaque, bool present), void *opaque, char *err, size_t n)
 {
@@ -82,6 +97,7 @@ int socket_open(struct socket_server **out, const char *path, struct loop *loop,
     }
     s->client = s->hangup = -1;
     s->loop = loop;
+    loop_timer_init(&s->again, on_again, s);
     s->in = in;
     s->out = o;
     s->changed = changed;
@@ -113,6 +129,7 @@ void socket_close(struct socket_server *s)
     if (!s)
         return;
     disconnect(s);
+    loop_timer_cancel(s->loop, &s->again);
     loop_fd_del(s->loop, s->listener);
     close(s->listener);
     unlink(s->path);
