@@ -29,6 +29,7 @@ enum part { PIC, IOAPIC, LAPIC, PIT, RTC, HPET, KEYBOARD, UART, POWER, PVPANIC, 
 enum {
     STEP_PORT,
     STEP_MEMORY,
+    STEP_HPET,
     STEP_CMOS,
     STEP_MSR,
     STEP_TIME,
@@ -181,6 +182,27 @@ static void step_memory(struct fuzz_input *in)
         bus_read(t.m.bus, BUS_MEM, at, size);
 }
 
+/* A register of the HPET that does something, with a value that makes sense there. */
+static void step_hpet(struct fuzz_input *in)
+{
+    uint8_t how = fuzz_u8(in);
+    uint64_t timer = 0x100 + 0x20ull * (how >> 6) % 0x60;
+
+    switch (how & 3) {
+    case 0: /* runs, takes the legacy lines; or is cleared, or set */
+        bus_write(t.m.bus, BUS_MEM, HPET_BASE + (how & 8 ? 0x20 : 0x10), how >> 4, 8);
+        break;
+    case 1:
+        bus_write(t.m.bus, BUS_MEM, HPET_BASE + timer, fuzz_u16(in), how & 4 ? 4 : 8);
+        break;
+    case 2:
+        bus_write(t.m.bus, BUS_MEM, HPET_BASE + timer + 8, (uint64_t)fuzz_u16(in) << (how & 4 ? 0 : 16), 8);
+        break;
+    default:
+        bus_write(t.m.bus, BUS_MEM, HPET_BASE + 0xf0, fuzz_u64(in) >> (how & 4 ? 0 : 40), how & 8 ? 4 : 8);
+    }
+}
+
 /* A register of the I/O APIC or of the CMOS, index first. */
 static void step_cmos(struct fuzz_input *in)
 {
@@ -297,9 +319,16 @@ static void step_time(struct fuzz_input *in)
 static void step(struct fuzz_input *in)
 {
     static void (*const steps[STEPS])(struct fuzz_input * in) = {
-        [STEP_PORT] = step_port,       [STEP_MEMORY] = step_memory, [STEP_CMOS] = step_cmos,
-        [STEP_MSR] = step_msr,         [STEP_TIME] = step_time,     [STEP_ACKNOWLEDGE] = step_acknowledge,
-        [STEP_LINE] = step_line,       [STEP_INPUT] = step_input,   [STEP_RESTORE] = step_restore,
+        [STEP_PORT] = step_port,
+        [STEP_MEMORY] = step_memory,
+        [STEP_HPET] = step_hpet,
+        [STEP_CMOS] = step_cmos,
+        [STEP_MSR] = step_msr,
+        [STEP_TIME] = step_time,
+        [STEP_ACKNOWLEDGE] = step_acknowledge,
+        [STEP_LINE] = step_line,
+        [STEP_INPUT] = step_input,
+        [STEP_RESTORE] = step_restore,
         [STEP_MESSAGE] = step_message,
     };
 
