@@ -9,6 +9,7 @@
 #include <sys/uio.h>
 
 #include "loop.h"
+#include "records.h"
 
 #include "backends/net/switch.c" /* its ports and its turn of the loop are nobody else's business */
 
@@ -40,32 +41,6 @@ static int new_fd(void)
 /* --- the system -----------------------------------------------------------------------------------------------------
  */
 
-/* A few records that are right but for what the input wants. */
-static size_t make_message(uint8_t *out)
-{
-    uint8_t how = fuzz_u8(t.in);
-    size_t at = 0;
-
-    for (unsigned n = 1 + how % 4; n; n--) {
-        uint8_t macs = fuzz_u8(t.in);
-        uint32_t len = how & 0x40 ? fuzz_u16(t.in) : 14 + fuzz_u8(t.in) % 64;
-        uint8_t *frame = out + at + 16;
-        if (how & 0x80 && n == 1)
-            len = fuzz_u32(t.in);
-        memcpy(out + at, &len, sizeof len);
-        fuzz_bytes(t.in, out + at + 4, how & 0x20 ? 12 : 0);
-        memset(frame, 0, 14);
-        frame[0] = macs & 1; /* a group */
-        frame[5] = macs >> 1 & 7;
-        frame[6] = macs >> 7;
-        frame[11] = macs >> 4 & 7;
-        at += 16 + (len < 0x10000 ? (len + 3) & ~3u : 0);
-        if (at > 60000)
-            break;
-    }
-    return how & 0x10 ? at - fuzz_u8(t.in) % 16 : at;
-}
-
 ssize_t __real_read(int fd, void *buf, size_t len);
 ssize_t __wrap_read(int fd, void *buf, size_t len);
 ssize_t __wrap_read(int fd, void *buf, size_t len)
@@ -82,7 +57,7 @@ ssize_t __wrap_read(int fd, void *buf, size_t len)
         return -1;
     }
     assert_true(t.open[fd - FD_FIRST] && len > 130000);
-    return (ssize_t)make_message(buf);
+    return (ssize_t)fuzz_wire_message(t.in, buf);
 }
 
 ssize_t __wrap_writev(int fd, const struct iovec *iov, int n);
