@@ -217,12 +217,11 @@ static void step(uint8_t what)
 }
 
 /* The wire's memory is large and stays, unless the helper has died. */
-static void begin(void)
+static void put_right(void)
 {
     struct helped *h = t.net ? t.net->backend : NULL;
     char err[ERROR_SIZE];
 
-    fuzz_loop_begin();
     loop_set_sandbox(&fuzz_loop, NULL);
     t.full = t.no_room = false;
     if (h && h->control < 0) {
@@ -234,6 +233,8 @@ static void begin(void)
         net_attach(t.net, &client, NULL);
         return;
     }
+    if (!fuzz_watch(&fuzz_loop, h->data)->events)
+        loop_fd_add(&fuzz_loop, h->data, EPOLLIN, on_data, h);
     h->wire.out_len = h->wire.in_len = h->wire.in_at = h->wire.in_next = 0;
     h->last_id = 0;
     h->reading = true;
@@ -248,10 +249,14 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     struct fuzz_input in = {data, size};
 
     t.in = &in;
-    begin();
+    fuzz_loop_begin();
+    if (!t.net)
+        put_right();
     /* In the sandbox a helper that has died stays dead; nobody looks into this one. */
     loop_set_sandbox(&fuzz_loop, fuzz_u8(&in) & 1 ? (const struct sandbox *)(const void *)&t : NULL);
     for (unsigned i = 0; i < STEPS_MAX && in.left; i++)
         step(fuzz_u8(&in));
+    in.left = 0;
+    put_right();
     return 0;
 }

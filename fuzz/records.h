@@ -12,7 +12,7 @@ static inline size_t fuzz_wire_message(struct fuzz_input *in, uint8_t *out)
 
     for (unsigned n = 1 + how % 4; n; n--) {
         uint8_t macs = fuzz_u8(in);
-        uint32_t len = how & 0x40 ? fuzz_u16(in) : 14 + fuzz_u8(in) % 64;
+        uint32_t len = how & 0x40 ? fuzz_u16(in) >> (macs == 0xff ? 0 : 3) : 14 + fuzz_u8(in) % 64;
         uint8_t *frame = out + at + 16;
         if (how & 0x80 && n == 1)
             len = fuzz_u32(in);

@@ -25,6 +25,7 @@ static struct target {
     bool open[FDS];
     uint32_t full; /* bits: descriptors that take nothing */
     bool accepting;
+    unsigned changes; /* ports that may still come or go: each takes much memory */
 } t;
 
 static int new_fd(void)
@@ -50,8 +51,10 @@ ssize_t __wrap_read(int fd, void *buf, size_t len)
     if (fd < FD_FIRST && fd != HELPER_CONTROL)
         return __real_read(fd, buf, len);
     how = fd == HELPER_CONTROL ? 0 : fuzz_u8(t.in);
-    if (how > 250)
+    if (how > 250 && t.changes) {
+        t.changes--;
         return 0;
+    }
     if (how < 64 || !t.in->left) {
         errno = EAGAIN;
         return -1;
@@ -89,9 +92,10 @@ int __wrap_poll(struct pollfd *p, nfds_t n, int ms)
 int __wrap_accept4(int fd, struct sockaddr *address, socklen_t *len, int flags);
 int __wrap_accept4(int fd, struct sockaddr *address, socklen_t *len, int flags)
 {
-    bool one = t.accepting;
+    bool one = t.accepting && t.changes;
 
     t.accepting = false;
+    t.changes -= one;
     errno = EAGAIN;
     return one ? new_fd() : -1;
 }
@@ -132,18 +136,10 @@ static void empty_port(struct port *p)
     p->events = 0;
 }
 
-static void begin(struct hub *h)
+/* The same ports at the end of each input, so that what it takes it gives back. */
+static void put_right(struct hub *h)
 {
-    static bool made;
-
-    fuzz_loop_begin();
-    h->now_ns = clock_ns();
-    h->path = "/x/switch";
-    h->listener = LISTENER;
-    memset(h->addresses, 0, sizeof h->addresses);
     for (unsigned i = 0; i < PORTS_MAX; i++) {
-        if (!made)
-            h->ports[i] = (struct port){.fd = -1, .waits_for = NOBODY};
         if (h->ports[i].fd >= 0 && i > PEERS)
             close_port(h, i);
         else if (h->ports[i].fd >= 0)
@@ -151,7 +147,20 @@ static void begin(struct hub *h)
         else if (i <= PEERS)
             assert_int_equal(open_port(h, i, new_fd()), 0);
     }
-    made = true;
+}
+
+static void begin(struct hub *h)
+{
+    fuzz_loop_begin();
+    h->now_ns = clock_ns();
+    memset(h->addresses, 0, sizeof h->addresses);
+    if (h->path)
+        return;
+    h->path = "/x/switch";
+    h->listener = LISTENER;
+    for (unsigned i = 0; i < PORTS_MAX; i++)
+        h->ports[i] = (struct port){.fd = -1, .waits_for = NOBODY};
+    put_right(h);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
@@ -160,6 +169,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 
     t.in = &in;
     t.full = 0;
+    t.changes = 2;
     t.accepting = false;
     begin(&t.hub);
     for (unsigned i = 0; i < TURNS_MAX && in.left; i++) {
@@ -174,5 +184,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         for (unsigned k = 0; k < PORTS_MAX; k++)
             assert_true(t.hub.ports[k].fd < 0 || t.hub.ports[k].out.waiting <= PORT_LIMIT);
     }
+    t.hub.now_ns = 0;
+    put_right(&t.hub);
     return 0;
 }
