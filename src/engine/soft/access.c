@@ -293,40 +293,12 @@ static void emit_slow_path(struct translator *t, const struct insn *in, struct s
                            const struct tail *tail)
 {
     struct emit *c = &t->cold;
-    e_store(c, t->A, VOFF(slow_ea));
-    if (t->window_open)
-        e_store(c, R9, VOFF(slow_r9));
-    e_store_imm32(c, VOFF(site), index);
-    e_gs_jump(c, VOFF(glue_slow));
-    /* landing: the address is real */
-    uint32_t landing = e_offset(c);
-    e_load(c, t->A, VOFF(slow_host));
-    if (t->window_open)
-        e_load(c, R9, VOFF(slow_r9));
-    e_jmp(c, s->resume);
-    s->resume = landing;
-    /* the same instruction on the bounce buffer */
+    emit_way_out(t->engine, c, t->B, index, out_slow(t->A, t->B));
+    /* the same instruction on the bounce buffer, whose address is in A */
     s->bounce = e_offset(c);
     add_map(t, s->bounce, in);
-    e_load(c, t->A, VOFF(slow_host));
-    if (t->window_open)
-        e_load(c, R9, VOFF(slow_r9));
     e_bytes(c, tail->bytes, (unsigned)(tail->e.p - tail->e.start));
-    if (s->access & SITE_WRITE) {
-        e_store_imm32(c, VOFF(site), index);
-        if (t->window_open) { /* the commit comes back here, r9 first */
-            e_store(c, R9, VOFF(slow_r9));
-            e_gs_jump(c, VOFF(glue_commit));
-            uint32_t next = s->next;
-            s->next = e_offset(c);
-            e_load(c, R9, VOFF(slow_r9));
-            e_jmp(c, next);
-        } else {
-            e_gs_jump(c, VOFF(glue_commit));
-        }
-    } else {
-        e_jmp(c, s->next);
-    }
+    e_jmp(c, s->access & SITE_WRITE ? t->engine->cache.out[OUT_COMMIT] : s->next);
 }
 
 void emit_access(struct translator *t, const struct insn *in, const struct ea *ea, unsigned access, unsigned size,
@@ -405,8 +377,7 @@ struct site *emit_helper(struct translator *t, const struct insn *in, helper_fn 
     flags_to_host(t, R10);
     struct site *s = new_site(t, in, &index);
     s->helper = fn;
-    e_store_imm32(&t->hot, VOFF(site), index);
-    e_gs_jump(&t->hot, VOFF(glue_helper));
+    emit_way_out(t->engine, &t->hot, R9, index, OUT_HELPER);
     s->next = e_offset(&t->hot);
     t->ended |= ends;
     return s;

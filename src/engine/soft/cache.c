@@ -35,9 +35,15 @@ static int map_code(struct code_cache *c, uint64_t bytes)
     if (c->rw == MAP_FAILED || c->rx == MAP_FAILED)
         return -errno;
     c->hot_end = c->size / 5 * 2 & ~4095u;
-    c->hot = 0;
-    c->cold = c->hot_end;
     return 0;
+}
+
+/* Offset 0 is nobody's, so that it can mean none. */
+static void begin_code(struct engine *e)
+{
+    e->cache.hot = 16;
+    e->cache.cold = e->cache.hot_end;
+    soft_ways_out(e);
 }
 
 int soft_cache_create(struct engine *e)
@@ -63,6 +69,7 @@ int soft_cache_create(struct engine *e)
     e->code_granules = reserve(e->n_pages * sizeof(*e->code_granules));
     if (!e->blocks || !e->sites || !e->exits || !e->maps || !e->hash || !e->page_blocks || !e->code_granules)
         return -ENOMEM;
+    begin_code(e);
     return 0;
 }
 
@@ -181,8 +188,11 @@ static void patch(struct engine *e, uint32_t at, uint32_t target)
 
 void soft_chain(struct engine *e, struct exit *x, struct block *to)
 {
-    uint32_t entry = x->flags_in_memory ? (x->poll ? to->poll_memory : to->entry_memory)
-                                        : (x->poll ? to->poll : to->entry);
+    uint32_t entry = x->poll              ? soft_way_in(e, to, x->flags_in_memory ? WAY_POLL_MEMORY : WAY_POLL)
+                     : x->flags_in_memory ? to->entry_memory
+                                          : to->entry;
+    if (!entry)
+        return;
     patch(e, x->patch, entry);
     x->to = to;
     x->next_in = to->incoming;
@@ -255,15 +265,13 @@ void soft_block_kill(struct engine *e, struct block *b)
         }
     }
     b->dead = true;
-    for (unsigned i = 0; i < e->n_cpus && b->in_ibtc; i++)
-        for (unsigned which = 0; which < 2; which++) {
-            struct ibtc_entry *t = e->vcpus[i]->ibtc[which];
-            const void *entry = soft_code(e, b->entry_indirect);
-            /* every gva that maps to it ends in the same 12 bits */
-            for (unsigned k = b->gpa & 4095; k < IBTC_SIZE; k += 4096)
-                if (t[k].entry == entry)
-                    t[k].entry = soft_glue_ibtc_miss;
-        }
+    for (unsigned i = 0; i < e->n_cpus && b->entry_indirect; i++) {
+        const void **entries = e->vcpus[i]->ibtc[b->mode & MODE_MMU].entry, *entry = soft_code(e, b->entry_indirect);
+        /* every gva that maps to it ends in the same 12 bits */
+        for (unsigned k = b->gpa & 4095; k < IBTC_SIZE; k += 4096)
+            if (entries[k] == entry)
+                entries[k] = soft_glue_ibtc_miss;
+    }
     e->vcpus[0]->stats.invalidated++;
 }
 
@@ -317,12 +325,10 @@ void soft_cache_flush(struct engine *e)
     }
     e->n_blocks = e->n_sites = e->n_exits = e->n_maps = 0;
     e->cross = NULL;
-    e->cache.hot = 0;
-    e->cache.cold = e->cache.hot_end;
-    for (unsigned i = 0; i < e->n_cpus; i++) {
-        soft_ibtc_flush(e->vcpus[i], 0);
-        soft_ibtc_flush(e->vcpus[i], 1);
-    }
+    begin_code(e);
+    for (unsigned i = 0; i < e->n_cpus; i++)
+        for (unsigned mmu = 0; mmu < MMU_COUNT; mmu++)
+            soft_ibtc_flush(e->vcpus[i], mmu);
     e->vcpus[0]->stats.evictions++;
 }
 

@@ -167,6 +167,14 @@ static int bounce_fill(struct soft_vcpu *v, const struct site *s, uint64_t gva, 
     return 0;
 }
 
+/* What glue will put into the register that has the address. */
+static void set_address(struct soft_vcpu *v, const struct site *s, uint8_t *host)
+{
+    v->slow_host = (uint64_t)host;
+    if (s->address == R9)
+        v->slow_r9 = (uint64_t)host;
+}
+
 static const void *slow_bounce(struct soft_vcpu *v, const struct site *s, uint64_t gva)
 {
     uint64_t bytes = soft_active_bytes(s);
@@ -174,7 +182,7 @@ static const void *slow_bounce(struct soft_vcpu *v, const struct site *s, uint64
         return access_fault(v, s);
     v->bounce.gva = gva;
     v->bounce.active_bytes[0] = bytes;
-    v->slow_host = (uint64_t)bounce_at(v, gva);
+    set_address(v, s, bounce_at(v, gva));
     if (!v->fpu_live)
         soft_fpu_unpark(v);
     return soft_code(v->engine, s->bounce);
@@ -182,7 +190,7 @@ static const void *slow_bounce(struct soft_vcpu *v, const struct site *s, uint64
 
 static const void *slow_resume(struct soft_vcpu *v, const struct site *s, uint8_t *host)
 {
-    v->slow_host = (uint64_t)host;
+    set_address(v, s, host);
     return soft_code(v->engine, s->resume);
 }
 

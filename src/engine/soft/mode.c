@@ -73,6 +73,8 @@ void soft_update_mode(struct soft_vcpu *v)
     unsigned which = (mode & MODE_MMU) != MMU_USER;
     if (v->ibtc_mode[which] != (mode & MODE_IBTC)) {
         v->ibtc_mode[which] = mode & MODE_IBTC;
-        soft_ibtc_flush(v, which);
+        soft_ibtc_flush(v, which ? MMU_KERNEL : MMU_USER);
+        if (which) /* translated code goes from one to the other (sp_stac) */
+            soft_ibtc_flush(v, MMU_KERNEL_AC);
     }
 }

@@ -223,6 +223,8 @@ const void *soft_exit(struct soft_vcpu *v)
 {
     struct engine *e = v->engine;
     struct exit *x = &e->exits[v->site];
+    if (x->flags_in_memory && x->flags_live)
+        v->arith = (uint16_t)v->slow_flags;
     soft_flags_in(v);
     v->stats.exits++;
     v->cpu.rip = soft_site_pc(v, x->from) + (uint64_t)(int64_t)x->target;
@@ -290,15 +292,24 @@ static struct block *promote(struct soft_vcpu *v, struct block *b)
     return block_at_rip_in(v, v->mode, no_windows);
 }
 
+/* Left at the start of a block, by its number, with the flags in memory. */
+static struct block *left_at_start(struct soft_vcpu *v)
+{
+    struct block *b = &v->engine->blocks[v->site];
+    if (b->flags_live)
+        v->arith = (uint16_t)v->slow_flags;
+    soft_flags_in(v);
+    v->cpu.rip = soft_site_pc(v, b);
+    return b;
+}
+
 /* From glue: the block has run often in this tick. */
 const void *soft_hot(struct soft_vcpu *v)
 {
-    const struct site *s = &v->engine->sites[v->site];
-    soft_flags_in(v);
-    v->cpu.rip = soft_site_pc(v, s->block);
+    struct block *b = left_at_start(v);
     v->heat[v->site % HEAT_COUNT] = HEAT_START;
     v->promote_left = PROMOTE_BLOCKS;
-    struct block *b = promote(v, s->block);
+    b = promote(v, b);
     const void *next = b ? enter_block(v, b) : soft_deliver(v);
     soft_flags_out(v);
     return next;
@@ -306,10 +317,8 @@ const void *soft_hot(struct soft_vcpu *v)
 
 const void *soft_poll(struct soft_vcpu *v)
 {
-    const struct site *s = &v->engine->sites[v->site];
-    soft_flags_in(v);
+    left_at_start(v);
     v->stats.polls++;
-    v->cpu.rip = soft_site_pc(v, s->block) + s->pc;
     return soft_leave;
 }
 

@@ -60,9 +60,9 @@ struct itlb_entry {
 
 /* Indirect branch target cache: jumped through without a compare; the target block checks the tag. */
 #define IBTC_SIZE 65536
-struct ibtc_entry {
-    const void *entry;  /* a block's indirect entry, or the miss routine */
-    uint64_t minus_tag; /* minus the target's gva: the comparison must not touch flags */
+struct ibtc {
+    const void *entry[IBTC_SIZE]; /* a block's indirect entry, or the miss routine */
+    uint64_t tag[IBTC_SIZE];      /* the target's gva; blocks that are bound to theirs compare with that */
 };
 
 /* --- blocks ------------------------------------------------------------------------------------ */
@@ -110,7 +110,8 @@ struct exit {
     bool poll;               /* chain to the polling entry (backward branches, after sti) */
     bool cross;              /* leads to another page; or, chained, to a block that goes on in one */
     bool listed;             /* in the engine's list of such exits */
-    bool flags_in_memory;    /* where it leaves them */
+    bool flags_in_memory;    /* where it leaves them ... */
+    bool flags_live;         /* ... if anybody needs them */
 };
 
 /* Bytes of its page, not its own, that a block was translated in the knowledge of. */
@@ -126,9 +127,9 @@ struct block {
     uint32_t mode;
     uint16_t length; /* guest bytes */
     uint16_t n_insns;
-    /* code offsets of the ways in: with the flags in the host's, and in v->slow_flags; polling ones; computed branches
-     */
-    uint32_t entry, entry_memory, poll, poll_memory, entry_indirect;
+    /* code offsets of the ways in: with the flags in the host's, and in v->slow_flags ... */
+    uint32_t entry, entry_memory;
+    uint32_t poll, poll_memory, entry_indirect; /* ... polling ones, and computed branches: 0, or made (ways.c) */
     uint32_t hot_start, hot_end, cold_start, cold_end;
     struct block *next_hash, *next_page, *next_page2;
     struct peeked peeked[BLOCK_PEEKS];
@@ -142,7 +143,7 @@ struct block {
     uint16_t refusals; /* of its windows */
     bool no_windows;   /* refused too often: translated again without */
     bool hot;
-    bool in_ibtc; /* was entered there once */
+    bool flags_live; /* at its start */
     bool dead;
 };
 
@@ -175,7 +176,7 @@ struct site {
     bool halves;       /* the first 8 bytes are looked at before the others */
     uint8_t first;     /* of a large operand: the first so many bytes are probed, then its last byte */
     uint8_t mask_kind, mask_reg, element; /* masked accesses: see mask.c */
-    uint32_t resume;                      /* code offsets: landing with v->slow_host real */
+    uint32_t resume;                      /* code offsets: behind the check, the host address in its register */
     uint32_t bounce;                      /* running on the bounce buffer */
     uint32_t next;                        /* after the instruction */
     uint32_t arg, arg2;                   /* a helper's own */
@@ -191,13 +192,31 @@ enum {
 };
 enum { MASK_NONE, MASK_K, MASK_VEC_SIGN, MASK_BYTES_SIGN, MASK_MMX };
 
+/* The shared ends of the ways out (ways.c): with a number in r9 unless it says something else. */
+enum {
+    OUT_EXIT,   /* an exit's */
+    OUT_HELPER, /* a site's */
+    OUT_POLL,   /* a block's; flags in memory, also in the next */
+    OUT_HOT,
+    OUT_IBTC_MISS, /* target gva in r11, flags in memory */
+    OUT_COMMIT,    /* no number: v->site is still right */
+    OUT_WINDOW,    /* r11 the address, r10 the site */
+    OUT_SLOW,      /* nine of them: by the registers with the address and the site */
+    OUT_COUNT = OUT_SLOW + 9
+};
+static inline unsigned out_slow(unsigned address, unsigned site)
+{
+    return OUT_SLOW + 3 * (address - R9) + (site - R9);
+}
+
 /* --- code cache --------------------------------------------------------------------------------- */
 struct code_cache {
     int fd;
     uint8_t *rx, *rw; /* two mappings of one memfd */
     uint32_t size;
-    uint32_t hot, cold; /* next free byte of the half that runs often, and of slow paths and exits */
-    uint32_t hot_end;   /* = where the cold half starts */
+    uint32_t hot, cold;      /* next free byte of the half that runs often, and of slow paths and exits */
+    uint32_t hot_end;        /* = where the cold half starts */
+    uint32_t out[OUT_COUNT]; /* code offsets */
 };
 
 /* Where time goes besides translated code; what is inside another kind is not counted twice. */
@@ -232,8 +251,9 @@ struct soft_vcpu {
     uint64_t host_rsp;
     struct soft_vcpu *self;
     const void *next; /* where glue jumps after restoring the guest's registers */
-    uint64_t slow_ea, slow_host, slow_flags, slow_r9;
-    uint32_t site;    /* index of the site or exit being served */
+    uint64_t slow_ea, slow_host, slow_flags;
+    uint64_t slow_r9; /* r9 on the way back from a slow path; r10 and r11 get slow_host */
+    uint32_t site;    /* index of the site, exit or block being served */
     uint16_t arith;   /* lahf/seto image */
     uint8_t fpu_live; /* guest SIMD state is in the host's registers */
     uint64_t helper_ea;
@@ -258,9 +278,10 @@ struct soft_vcpu {
     int32_t budget[SLOT_COUNT]; /* slot misses left until the place is demoted; renewed by the run loop */
     struct dirty_list dirty[MMU_COUNT][2];
     struct itlb_entry itlb[MMU_COUNT][ITLB_SIZE];
-    struct ibtc_entry ibtc[2][IBTC_SIZE]; /* user, kernel */
-    struct dirty_list ibtc_dirty[2];
-    uint64_t exec_bloom[2][2][64]; /* pages with IBTC entries: by IBTC, half of the address space, page mod 4096 */
+    struct ibtc ibtc[MMU_COUNT];
+    struct dirty_list ibtc_dirty[MMU_COUNT];
+    uint64_t exec_bloom[2][2][64]; /* pages with IBTC entries: of user code, the kernel's; by half of the address space,
+                                      page mod 4096 */
     uint64_t large_bloom[2][2];    /* by half of the address space: 2 MB and 1 GB regions that TLB entries came from, by
                                       number mod 64 */
     uint8_t bounce_buffer[BOUNCE_SIZE] __attribute__((aligned(4096)));
@@ -281,7 +302,7 @@ struct soft_vcpu {
     } watch[4];
     unsigned n_watch;
     uint64_t watched_dr[4], watched_dr7; /* what `watch` was made from */
-    uint32_t ibtc_mode[2];               /* of the blocks in the IBTCs: the bits of MODE_IBTC */
+    uint32_t ibtc_mode[2];               /* of the blocks in the IBTCs, user and kernel: the bits of MODE_IBTC */
     /* filled by the signal handler */
     uint8_t signal_vector;
     bool signal_has_error;
@@ -432,6 +453,12 @@ extern const struct cpu_engine_ops soft_cpu_ops;
 int soft_translate_exec(struct soft_vcpu *v, uint64_t gva, uint64_t *gpa, bool *global);
 void soft_ibtc_flush(struct soft_vcpu *v, unsigned which);
 void soft_ibtc_insert(struct soft_vcpu *v, uint64_t gva, struct block *b);
+
+/* --- ways.c --- */
+enum way_in { WAY_POLL, WAY_POLL_MEMORY, WAY_INDIRECT };
+void soft_ways_out(struct engine *e); /* the cache is empty */
+/* Code offset of a way into the block, made if need be; 0: there is no room. */
+uint32_t soft_way_in(struct engine *e, struct block *b, enum way_in way);
 
 /* --- watch.c --- */
 void soft_watch_update(struct soft_vcpu *v);                            /* DR0-DR3 or DR7 may have changed */

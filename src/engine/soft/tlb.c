@@ -78,44 +78,40 @@ int soft_translate_exec(struct soft_vcpu *v, uint64_t gva, uint64_t *gpa, bool *
 
 void soft_ibtc_insert(struct soft_vcpu *v, uint64_t gva, struct block *b)
 {
-    unsigned which = soft_mmu(v) != MMU_USER, i = gva & (IBTC_SIZE - 1);
-    struct ibtc_entry *t = &v->ibtc[which][i];
-    b->in_ibtc = true;
-    t->minus_tag = -gva;
-    t->entry = soft_code(v->engine, b->entry_indirect);
-    struct itlb_entry *it = &v->itlb[soft_mmu(v)][gva >> 12 & (ITLB_SIZE - 1)];
-    if (!which || !it->global)
-        dirty_add(&v->ibtc_dirty[which], i);
-    v->exec_bloom[which][gva >> 63][gva >> 18 & 63] |= 1ull << (gva >> 12 & 63);
+    unsigned mmu = soft_mmu(v), i = gva & (IBTC_SIZE - 1);
+    uint32_t entry = soft_way_in(v->engine, b, WAY_INDIRECT);
+    if (!entry)
+        return;
+    v->ibtc[mmu].tag[i] = gva;
+    v->ibtc[mmu].entry[i] = soft_code(v->engine, entry);
+    if (mmu == MMU_USER || !v->itlb[mmu][gva >> 12 & (ITLB_SIZE - 1)].global)
+        dirty_add(&v->ibtc_dirty[mmu], i);
+    v->exec_bloom[mmu != MMU_USER][gva >> 63][gva >> 18 & 63] |= 1ull << (gva >> 12 & 63);
     v->stats.ibtc_insert++;
 }
 
-static void ibtc_clear(struct ibtc_entry *t)
+static void ibtc_flush(struct soft_vcpu *v, unsigned mmu, bool globals_too)
 {
-    t->entry = soft_glue_ibtc_miss;
-}
-
-static void ibtc_flush(struct soft_vcpu *v, unsigned which, bool globals_too)
-{
-    struct dirty_list *d = &v->ibtc_dirty[which];
+    struct dirty_list *d = &v->ibtc_dirty[mmu];
+    const void **entry = v->ibtc[mmu].entry;
     /* no user entry is global: their list is complete unless it overflowed */
-    if ((globals_too && which) || d->n > DIRTY_MAX) {
+    if ((globals_too && mmu != MMU_USER) || d->n > DIRTY_MAX) {
         for (unsigned i = 0; i < IBTC_SIZE; i++)
-            if (v->ibtc[which][i].entry != soft_glue_ibtc_miss)
-                ibtc_clear(&v->ibtc[which][i]);
+            if (entry[i] != soft_glue_ibtc_miss)
+                entry[i] = soft_glue_ibtc_miss;
     } else {
         for (unsigned i = 0; i < d->n; i++)
-            ibtc_clear(&v->ibtc[which][d->index[i]]);
+            entry[d->index[i]] = soft_glue_ibtc_miss;
     }
     d->n = 0;
-    if (which == 0)
+    if (mmu == MMU_USER)
         for (unsigned i = 0; i < 64; i++)
             v->exec_bloom[0][0][i] = v->exec_bloom[0][1][i] = 0;
 }
 
-void soft_ibtc_flush(struct soft_vcpu *v, unsigned which)
+void soft_ibtc_flush(struct soft_vcpu *v, unsigned mmu)
 {
-    ibtc_flush(v, which, true);
+    ibtc_flush(v, mmu, true);
 }
 
 /* An empty slot can be hit, by the guest's address TLB_INVALID: so its host address is not canonical either,
@@ -153,10 +149,10 @@ static void flush_all(struct cpu *cpu, bool globals_too)
 {
     struct soft_vcpu *v = vcpu_of(cpu);
     v->stats.tlb_flush++;
-    for (unsigned i = 0; i < MMU_COUNT; i++)
+    for (unsigned i = 0; i < MMU_COUNT; i++) {
         soft_tlb_flush(v, i, globals_too);
-    ibtc_flush(v, 0, globals_too);
-    ibtc_flush(v, 1, globals_too);
+        ibtc_flush(v, i, globals_too);
+    }
     if (globals_too) {
         soft_unchain_cross(v->engine);
         for (unsigned half = 0; half < 2; half++)
@@ -214,9 +210,12 @@ static void flush_page(struct cpu *cpu, uint64_t gva)
     for (unsigned which = 0; which < 2; which++) {
         if (!large && !huge && !bloom_has(v, which, gva) && !bloom_has(v, which, gva - 4096))
             continue;
-        ibtc_flush(v, which, true);
-        if (which == 0)
+        if (which == 0) {
+            ibtc_flush(v, MMU_USER, true);
             continue; /* only code in global pages is chained across pages: the kernel's */
+        }
+        ibtc_flush(v, MMU_KERNEL, true);
+        ibtc_flush(v, MMU_KERNEL_AC, true);
         soft_unchain_cross(v->engine);
         for (unsigned k = 0; k < 64; k++)
             v->exec_bloom[1][0][k] = v->exec_bloom[1][1][k] = 0;
@@ -227,10 +226,10 @@ static void address_space_changed(struct cpu *cpu, bool keep)
 {
     struct soft_vcpu *v = vcpu_of(cpu);
     v->stats.cr3_writes++;
-    for (unsigned i = 0; i < MMU_COUNT; i++)
+    for (unsigned i = 0; i < MMU_COUNT; i++) {
         soft_tlb_flush(v, i, false);
-    ibtc_flush(v, 0, false);
-    ibtc_flush(v, 1, false);
+        ibtc_flush(v, i, false);
+    }
 }
 
 static void flush_pcid(struct cpu *cpu, uint16_t pcid)
@@ -295,8 +294,7 @@ void soft_tlb_init(struct soft_vcpu *v)
         for (unsigned i = 0; i < ITLB_SIZE; i++)
             v->itlb[mmu][i].tag = tlb_invalid(i);
     }
-    for (unsigned i = 0; i < IBTC_SIZE; i++) {
-        ibtc_clear(&v->ibtc[0][i]);
-        ibtc_clear(&v->ibtc[1][i]);
-    }
+    for (unsigned mmu = 0; mmu < MMU_COUNT; mmu++)
+        for (unsigned i = 0; i < IBTC_SIZE; i++)
+            v->ibtc[mmu].entry[i] = soft_glue_ibtc_miss;
 }

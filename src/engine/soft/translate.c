@@ -3,15 +3,8 @@
  *
  * A block is a run of instructions inside one guest page (only its last may straddle), ended by a
  * control transfer, by an instruction that may change what follows (privileged ones), or by its
- * length.  Layout in the code cache:
- *
- *     entry_indirect:  is this the block for the wanted gva (the IBTC's entry may be another's)?  Set
- *                      code_base when position independent
- *     entry_poll:      leave when something waits for this vCPU
- *     entry:           the instructions
- *
- * Three entries, so that each way in pays only for what it needs: a forward branch in the page jumps
- * to `entry`, a backward one to `entry_poll`, returns and computed jumps to `entry_indirect`.
+ * length.  A forward branch in the page jumps to its first instruction; other ways in pay for what they need
+ * (ways.c).
  */
 #include "engine/soft/translate_int.h"
 
@@ -161,14 +154,12 @@ void add_map(struct translator *t, uint32_t host, const struct insn *in)
 void emit_indirect(struct translator *t)
 {
     struct emit *e = &t->hot;
-    unsigned which = (t->mode & MODE_MMU) != MMU_USER;
     enum flags_place place = t->flags; /* as it still is where this is jumped over */
     if (t->insns[t->n_insns - 1].live_after)
         flags_to_memory(t, R10);
     t->flags = place;
     e_movzx16(e, R10, R11);
-    e_lea(e, false, R10, R10, R10, 0, 0);
-    e_gs_index8(e, 0xff, false, 4, R10, (uint32_t)offsetof(struct soft_vcpu, ibtc[which][0].entry));
+    e_gs_index8(e, 0xff, false, 4, R10, ibtc_offset(t->mode, entry));
 }
 
 static bool in_page(const struct translator *t, int64_t target)
@@ -201,43 +192,13 @@ void emit_exit(struct translator *t, int64_t target, int cc)
     struct exit *x = &en->exits[index];
     *x = (struct exit){.from = t->b, .mode = t->mode, .target = (int32_t)target, .poll = poll, .cross = cross};
     x->flags_in_memory = t->flags == FLAGS_MEMORY;
+    x->flags_live = t->insns[t->n_insns - 1].live_after;
     x->stub = e_offset(&t->cold);
-    if (x->flags_in_memory && t->insns[t->n_insns - 1].live_after)
-        e_restore_flags(&t->cold, VOFF(slow_flags), R9);
-    e_store_imm32(&t->cold, VOFF(site), index);
-    e_gs_jump(&t->cold, VOFF(glue_exit));
+    emit_way_out(en, &t->cold, R9, index, OUT_EXIT);
     x->patch = cc < 0 ? e_jmp(e, x->stub) : e_jcc(e, (unsigned)cc, x->stub);
 }
 
 /* --- the block -------------------------------------------------------------------------------------- */
-
-/* Out of the block, before it has begun, with its flags in memory. */
-static void emit_way_out(struct translator *t, uint32_t site, uint32_t glue)
-{
-    if (t->insns[0].live_before)
-        e_restore_flags(&t->cold, VOFF(slow_flags), R9);
-    e_store_imm32(&t->cold, VOFF(site), site);
-    e_gs_jump(&t->cold, glue);
-}
-
-static void emit_poll(struct translator *t)
-{
-    struct emit *e = &t->hot;
-    uint32_t index;
-    new_site(t, &t->insns[0], &index)->len = 0;
-    t->b->poll_memory = e_offset(e);
-    e_gs(e, 0x83, false, 7, VOFF(poll)); /* cmp dword gs:[poll], 0 */
-    e8(e, 0);
-    e_jcc(e, 5, e_offset(&t->cold));
-    emit_way_out(t, index, VOFF(glue_poll));
-    if (t->b->hot)
-        return;
-    /* count, so that a block that runs often is translated again, better */
-    e_gs(e, 0x83, false, 5, (uint32_t)offsetof(struct soft_vcpu, heat[index % HEAT_COUNT])); /* sub dword, 1 */
-    e8(e, 1);
-    e_jcc(e, 8 /* negative */, e_offset(&t->cold));
-    emit_way_out(t, index, VOFF(glue_hot));
-}
 
 /* The body wants the flags in one place; who comes with them in the other moves them. */
 static void emit_entries(struct translator *t)
@@ -250,42 +211,12 @@ static void emit_entries(struct translator *t)
     if (live && t->flags == FLAGS_HOST)
         e_restore_flags(e, VOFF(slow_flags), R9);
     b->entry = e_offset(e);
-    b->poll = b->poll_memory;
     if (live && t->flags == FLAGS_MEMORY) {
         b->entry = e_offset(c);
         e_save_flags(c, VOFF(slow_flags), R9);
         e_jmp(c, b->entry_memory);
     }
-    if (live) {
-        b->poll = e_offset(c);
-        e_save_flags(c, VOFF(slow_flags), R9);
-        e_jmp(c, b->poll_memory);
-    }
-}
-
-static void emit_prologue(struct translator *t)
-{
-    struct emit *e = &t->hot;
-    struct block *b = t->b;
-    unsigned which = (t->mode & MODE_MMU) != MMU_USER;
-    b->entry_indirect = e_offset(e);
-    /* The entry may be another's: so the comparison is one that leaves the flags alone, rcx = gva - tag. */
-    e_mov(e, true, R9, RCX);
-    e_gs_index8(e, 0x8b, true, RCX, R10, (uint32_t)offsetof(struct soft_vcpu, ibtc[which][0].minus_tag));
-    e_lea(e, true, RCX, RCX, R11, 0, 0);
-    e8(e, 0xe3); /* jrcxz over the jump */
-    e8(e, 5);
-    e_jmp(e, e_offset(&t->cold));
-    e_mov(&t->cold, true, RCX, R9);
-    e_gs_jump(&t->cold, VOFF(glue_ibtc_miss));
-    e_mov(e, true, RCX, R9);
-    if (!(t->mode & MODE_FIXED_PC)) {
-        if (t->page_offset)
-            e_lea(e, true, R11, R11, NO_REG, 0, -(int32_t)t->page_offset);
-        e_store(e, R11, VOFF(code_base));
-    }
-    emit_poll(t);
-    emit_entries(t);
+    b->flags_live = live;
 }
 
 static bool is_simd(const struct insn *in)
@@ -410,7 +341,8 @@ struct block *soft_translate(struct soft_vcpu *v, uint64_t gva, uint64_t gpa, ui
     b->hot_start = e->cache.hot;
     b->cold_start = e->cache.cold;
     b->first_site = e->n_sites;
-    emit_prologue(t);
+    emit_ways(t);
+    emit_entries(t);
     translate_body(t);
     b->n_sites = e->n_sites - b->first_site;
     b->hot_end = e_offset(&t->hot);

@@ -96,6 +96,11 @@ void emit_pc(struct translator *t, unsigned reg, int64_t offset);
 /* Ends an instruction by a C helper; `ends` when control does not come back to this block here. */
 struct site *emit_helper(struct translator *t, const struct insn *in, helper_fn *fn, bool ends);
 
+/* ways.c */
+#define ibtc_offset(mode, field) ((uint32_t)offsetof(struct soft_vcpu, ibtc[(mode)&MODE_MMU].field))
+void emit_ways(struct translator *t); /* those that a hot block has in front of its body */
+void emit_way_out(const struct engine *e, struct emit *c, unsigned reg, uint32_t number, unsigned way);
+
 /* copy.c */
 void copy_insn_with_address(struct emit *e, const struct insn *in, unsigned addr_reg);
 void copy_insn_plain(struct emit *e, const struct insn *in);

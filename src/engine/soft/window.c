@@ -246,9 +246,7 @@ static void emit_window_check(struct translator *t, const struct insn *in, unsig
     if (!indexed)
         emit_window_refill(t, s, size, slot, tlb, checked);
     e_gs_base(c, 0x03, true, R11, R10, tlb);
-    e_store(c, R11, VOFF(slow_ea));
-    e_store_imm32(c, VOFF(site), index);
-    e_gs_jump(c, VOFF(glue_window));
+    emit_way_out(t->engine, c, R10, index, OUT_WINDOW);
 }
 
 static bool windows_allowed(const struct translator *t)
