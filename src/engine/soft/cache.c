@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #define CODE_BYTES_DEFAULT (64u << 20)
+#define WRITTEN_SIZE(e) ((e)->n_pages / 64 * 8 + 8)
 #define BLOCK_CODE_MAX (64u << 10) /* more than one block can need, in either half */
 
 static void *reserve(size_t bytes)
@@ -67,7 +68,9 @@ int soft_cache_create(struct engine *e)
     e->hash = reserve(sizeof(*e->hash) << HASH_BITS);
     e->page_blocks = reserve(e->n_pages * sizeof(*e->page_blocks));
     e->code_granules = reserve(e->n_pages * sizeof(*e->code_granules));
-    if (!e->blocks || !e->sites || !e->exits || !e->maps || !e->hash || !e->page_blocks || !e->code_granules)
+    e->written = reserve(WRITTEN_SIZE(e));
+    if (!e->blocks || !e->sites || !e->exits || !e->maps || !e->hash || !e->page_blocks || !e->code_granules ||
+        !e->written)
         return -ENOMEM;
     begin_code(e);
     return 0;
@@ -91,6 +94,7 @@ void soft_cache_destroy(struct engine *e)
     release(e->hash, sizeof(*e->hash) << HASH_BITS);
     release(e->page_blocks, e->n_pages * sizeof(*e->page_blocks));
     release(e->code_granules, e->n_pages * sizeof(*e->code_granules));
+    release(e->written, WRITTEN_SIZE(e));
 }
 
 /* --- the index ------------------------------------------------------------------------------------ */
@@ -147,8 +151,11 @@ static void drop_write_entries(struct engine *e, uint64_t page)
 static void mark_page(struct engine *e, uint64_t gpa, uint64_t len)
 {
     uint64_t page = gpa >> 12;
-    if (!e->code_granules[page])
+    uint64_t *written = &e->written[page / 64], bit = 1ull << page % 64;
+    if (!e->code_granules[page] && (*written & bit)) {
         drop_write_entries(e, page);
+        *written &= ~bit;
+    }
     e->code_granules[page] |= granules(gpa, len);
 }
 

@@ -133,6 +133,21 @@ const void *soft_next_single(struct soft_vcpu *v)
     return b ? enter_block(v, b) : soft_deliver(v);
 }
 
+/* The code for cpu.rip if a computed branch knows it, or NULL: no look-up then. */
+static const void *known_target(struct soft_vcpu *v)
+{
+    const struct ibtc *t = &v->ibtc[soft_mmu(v)];
+    unsigned i = v->cpu.rip & (IBTC_SIZE - 1);
+    if (t->tag[i] != v->cpu.rip || t->entry[i] == soft_glue_ibtc_miss || (v->mode & MODE_BY_C))
+        return NULL;
+    soft_flags_out(v);
+    v->slow_flags = v->arith; /* where computed branches have them */
+    v->target = t->entry[i];
+    if (!v->fpu_live)
+        soft_fpu_unpark(v);
+    return soft_jump;
+}
+
 /* Where to go on at cpu.rip.  cpu.rflags is right here. */
 const void *soft_next(struct soft_vcpu *v)
 {
@@ -149,9 +164,15 @@ const void *soft_next(struct soft_vcpu *v)
                        : "the software engine does not run 16-bit code yet: boot a kernel by its 64-bit or PVH entry");
             return soft_leave;
         }
+        const void *known = known_target(v);
+        if (known)
+            return known;
         struct block *b = block_at_rip(v);
-        if (b)
+        if (b) {
+            if (!(b->mode & MODE_BY_C))
+                soft_ibtc_insert(v, v->cpu.rip, b);
             return enter_block(v, b);
+        }
         v->stats.exceptions[v->cpu.exc.vector & 31]++;
         if (cpu_deliver(&v->cpu) == CPU_SHUTDOWN) {
             v->shutdown = true;

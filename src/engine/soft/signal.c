@@ -21,8 +21,9 @@ static _Thread_local struct soft_vcpu *current;
 static const struct pc_map *find_map(const struct block *b, uint32_t at)
 {
     const struct pc_map *best = NULL;
-    for (unsigned i = 0; i < b->n_map && b->map[i].host <= at; i++)
-        best = &b->map[i];
+    for (unsigned i = 0; i < b->n_map; i++)
+        if (b->map[i].host <= at && (!best || b->map[i].host >= best->host))
+            best = &b->map[i];
     return best;
 }
 

@@ -121,9 +121,10 @@ struct peeked {
 };
 
 struct block {
-    uint64_t gpa;  /* of its first byte */
-    uint64_t gva;  /* with MODE_FIXED_PC, else its offset in the page */
-    uint64_t gpa2; /* second page when the last instruction straddles, else UINT64_MAX */
+    uint64_t gpa;            /* of its first byte */
+    uint64_t gva;            /* with MODE_FIXED_PC, else its offset in the page */
+    uint64_t gpa2;           /* second page when the last instruction straddles, else UINT64_MAX */
+    struct block *next_hash; /* with what a look-up compares in one cache line */
     uint32_t mode;
     uint16_t length; /* guest bytes */
     uint16_t n_insns;
@@ -131,14 +132,14 @@ struct block {
     uint32_t entry, entry_memory;
     uint32_t poll, poll_memory, entry_indirect; /* ... polling ones, and computed branches: 0, or made (ways.c) */
     uint32_t hot_start, hot_end, cold_start, cold_end;
-    struct block *next_hash, *next_page, *next_page2;
+    struct block *next_page, *next_page2;
     struct peeked peeked[BLOCK_PEEKS];
     unsigned n_peeked;
     struct exit *exits;
     unsigned n_exits;
     uint32_t first_site, n_sites;
     struct exit *incoming;
-    struct pc_map *map; /* n_map entries sorted by host offset */
+    struct pc_map *map; /* n_map entries, of both halves */
     unsigned n_map;
     uint16_t refusals; /* of its windows */
     bool no_windows;   /* refused too often: translated again without */
@@ -250,7 +251,8 @@ struct soft_vcpu {
     uint64_t code_base; /* gva of the page being executed, for position-independent blocks */
     uint64_t host_rsp;
     struct soft_vcpu *self;
-    const void *next; /* where glue jumps after restoring the guest's registers */
+    const void *next;   /* where glue jumps after restoring the guest's registers */
+    const void *target; /* soft_jump: of a computed branch, an entry of the IBTC's for cpu.rip */
     uint64_t slow_ea, slow_host, slow_flags;
     uint64_t slow_r9; /* r9 on the way back from a slow path; r10 and r11 get slow_host */
     uint32_t site;    /* index of the site, exit or block being served */
@@ -321,6 +323,7 @@ struct engine {
     struct block **page_blocks; /* by gpa >> 12 up to memory->end: blocks with code in the page */
     uint64_t n_pages;
     uint64_t *code_granules; /* by page: 64 bits, one for each 64 bytes that hold translated code */
+    uint64_t *written;       /* by page, one bit: a write TLB has had it since it last became one with code */
     struct site *sites;
     uint32_t n_sites, max_sites;
     struct exit *exits;
@@ -418,7 +421,7 @@ const void *soft_hot(struct soft_vcpu *v);       /* the block has run often in t
 const void *soft_poll(struct soft_vcpu *v);      /* v->poll is set */
 const void *soft_signal_fault(struct soft_vcpu *v); /* signal.c: an exception of the host's in translated code */
 void soft_enter(struct soft_vcpu *v);
-extern const char soft_leave[], soft_glue_slow[], soft_glue_commit[], soft_glue_helper[], soft_glue_exit[],
+extern const char soft_leave[], soft_jump[], soft_glue_slow[], soft_glue_commit[], soft_glue_helper[], soft_glue_exit[],
     soft_glue_ibtc_miss[], soft_glue_poll[], soft_glue_window[], soft_glue_demote[], soft_glue_hot[],
     soft_glue_signal[];
 

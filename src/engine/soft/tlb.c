@@ -39,8 +39,10 @@ void soft_tlb_fill(struct soft_vcpu *v, unsigned mmu, uint64_t gva, const struct
     if (!soft_watched(v, gva, false))
         tlb_insert(v, mmu, 0, gva, page, tr->global);
     bool may_write = tr->dirty && (tr->writable || (mmu != MMU_USER && !(v->cpu.cr0 & CR0_WP)));
-    if (may_write && !e->code_granules[tr->gpa >> 12] && !soft_watched(v, gva, true))
+    if (may_write && !e->code_granules[tr->gpa >> 12] && !soft_watched(v, gva, true)) {
         tlb_insert(v, mmu, 1, gva, page, tr->global);
+        e->written[tr->gpa >> 18] |= 1ull << (tr->gpa >> 12 & 63);
+    }
     note_large(v, gva, tr);
 }
 

@@ -101,12 +101,12 @@ static bool decode_block(struct translator *t, uint64_t gpa, unsigned max_insns)
     struct engine *e = t->engine;
     unsigned room = 4096 - t->page_offset;
     const uint8_t *ram = memory_hva(e->config.memory, gpa, room);
-    t->code_len = room;
+    unsigned want = room < CODE_MAX ? room : CODE_MAX;
     if (ram)
-        memcpy(t->code, ram, room);
+        memcpy(t->code, ram, want);
     else
-        memset(t->code, 0xff, room);
-    memset(t->code + room, 0, 16);
+        memset(t->code, 0xff, want);
+    memset(t->code + want, 0, 16);
     t->n_insns = 0;
     t->straddles = false;
     unsigned pc = 0;
@@ -301,12 +301,6 @@ static void translate_body(struct translator *t)
     }
 }
 
-static int map_order(const void *a, const void *b)
-{
-    const struct pc_map *x = a, *y = b;
-    return x->host < y->host ? -1 : x->host > y->host;
-}
-
 struct block *soft_translate(struct soft_vcpu *v, uint64_t gva, uint64_t gpa, uint32_t mode, bool no_windows)
 {
     struct engine *e = v->engine;
@@ -349,7 +343,6 @@ struct block *soft_translate(struct soft_vcpu *v, uint64_t gva, uint64_t gpa, ui
     b->cold_end = e_offset(&t->cold);
     b->n_exits = e->n_exits - (uint32_t)(b->exits - e->exits);
     b->n_map = e->n_maps - (uint32_t)(b->map - e->maps);
-    qsort(b->map, b->n_map, sizeof(*b->map), map_order);
     e->cache.hot = (b->hot_end + 15) & ~15u;
     e->cache.cold = b->cold_end;
     v->stats.blocks++;

@@ -10,6 +10,7 @@
 #define BLOCK_MAX_INSNS 48
 #define TAIL_MAX 160
 #define PEEK_BYTES 128
+#define CODE_MAX (BLOCK_MAX_INSNS * 15)
 
 struct insn {
     ZydisDecodedInstruction d;
@@ -48,8 +49,7 @@ struct translator {
     struct engine *engine;
     struct block *b;
     struct emit hot, cold;
-    uint8_t code[64 + 4096]; /* guest bytes of the block */
-    unsigned code_len;
+    uint8_t code[CODE_MAX + 64]; /* guest bytes of the block */
     struct insn insns[BLOCK_MAX_INSNS];
     unsigned n_insns;
     struct insn peek_insn; /* liveness.c */
