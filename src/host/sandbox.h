@@ -41,6 +41,8 @@ enum sandbox_access {
     SANDBOX_WRITE = 2,  /* existing files */
     SANDBOX_CHANGE = 4, /* what a directory contains: create, remove, rename, of any kind but devices */
     SANDBOX_REMOVE = 8, /* remove files from a directory */
+    SANDBOX_EXECUTE = 16,
+    SANDBOX_DEVICE = 32, /* requests to a device (ioctl) */
 };
 
 /* A file, or a directory and all below it, that may be opened by name. */
@@ -84,6 +86,18 @@ int sandbox_calls(enum sandbox_role role, char *err, size_t n);
 /* A thread that begins (or learns that there is a sandbox now) takes its own, shorter, list.  s NULL: nothing happens.
  * 0 or -errno. */
 int sandbox_thread(const struct sandbox *s, enum sandbox_role role);
+
+/* For a process that becomes, or starts, programs which are not ours. */
+enum sandbox_program {
+    SANDBOX_DISK_SERVER, /* qemu-nbd */
+    SANDBOX_IMAGE_MAKER, /* copies and converts strangers' disks, archives and directories */
+};
+
+/* Takes away, from the calling thread and what it starts, all files but the paths and the system's own programs and
+ * libraries (*names false: this host has neither landlock nor mounts for it, so that they are still there), the ways to
+ * other processes, to services and to more rights.  0, or -errno with one sentence. */
+int sandbox_program(enum sandbox_program program, const struct sandbox_path *paths, unsigned n_paths, bool *names,
+                    char *err, size_t n);
 
 bool sandbox_did(const struct sandbox *s, enum sandbox_step step);
 const char *sandbox_step_name(enum sandbox_step step); /* a stable word */

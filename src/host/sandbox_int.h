@@ -27,3 +27,7 @@ int sandbox_watch(void);
 
 /* landlock: no names but these, and TCP only with `network`.  0, -ENOSYS: this kernel has none, or another -errno. */
 int sandbox_landlock(const struct sandbox_path *paths, unsigned n, bool network);
+
+/* The same by a root directory of its own that has nothing else in it; the working directory is lost.  0, -ENOSYS: this
+ * process may not mount, nothing has changed; another -errno: it is to end. */
+int sandbox_mounts(const struct sandbox_path *paths, unsigned n);

@@ -45,6 +45,8 @@ static const struct {
                          LANDLOCK_ACCESS_FS_MAKE_REG | LANDLOCK_ACCESS_FS_MAKE_SOCK | LANDLOCK_ACCESS_FS_MAKE_FIFO |
                          LANDLOCK_ACCESS_FS_MAKE_SYM | LANDLOCK_ACCESS_FS_REFER},
     {SANDBOX_REMOVE, LANDLOCK_ACCESS_FS_REMOVE_FILE},
+    {SANDBOX_EXECUTE, LANDLOCK_ACCESS_FS_EXECUTE},
+    {SANDBOX_DEVICE, FS_IOCTL_DEV},
 };
 
 static int allow(int ruleset, const struct sandbox_path *p, uint64_t handled)

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,15 +11,21 @@
 #include <unistd.h>
 
 #include "base/error.h"
+#include "host/sandbox.h"
 #include "image/download.h"
 #include "image/inspect.h"
 #include "image/recipe.h"
 #include "image/rootfs.h"
 
+/* What the process says when the default image's kernel would do. */
+#define ENOKERNEL ENOLINK
+
 struct import {
     const struct image_import *in;
+    const char *path; /* the source's, absolute; NULL: it is a URL */
     struct inspect inspect;
     struct image_info base; /* whose kernel to take */
+    char paths[3][PATH_MAX];
 };
 
 /* ---- root file systems that are not disks yet ---- */
@@ -75,27 +82,29 @@ static int from_oci_tar(struct job *j, struct import *im, const char *path, char
     return failed;
 }
 
-/* ---- kernels ---- */
+/* ---- what is left to the process that reads a stranger's files ---- */
 
-static void report_inner(void *context, const char *stage, uint64_t done, uint64_t total)
+/* An absolute path: the sandbox may take the working directory. */
+static int absolute(const char *path, char out[PATH_MAX], char *err, size_t n)
 {
-    job_stage(context, stage);
-    job_progress(context, done, total);
+    return realpath(path, out) ? 0 : error_sys(err, n, -errno, "cannot read %s", path);
 }
 
-/* What has no kernel boots with that of the default image, which may have to be built for it. */
-static int inspect(struct job *j, struct import *im, bool disk, char *err, size_t n)
+static int confine(const struct import *im, char *err, size_t n)
 {
-    const struct image_progress progress = {report_inner, j};
-    int failed = inspect_disk(j, &im->inspect, err, n);
+    char images[IMAGE_PATH_SIZE];
+    struct sandbox_path paths[4] = {{images, SANDBOX_READ | SANDBOX_WRITE | SANDBOX_CHANGE}};
+    const char *const sources[] = {im->path, im->inspect.kernel, im->inspect.initrd};
+    unsigned count = 1;
+    bool names;
+    int failed = store_path(images, err, n);
 
-    if (failed != -ENOPKG || disk || im->inspect.base)
-        return failed;
-    failed = image_ensure("debian", &progress, &im->base, err, n);
-    if (failed)
-        return failed;
-    im->inspect.base = &im->base;
-    return inspect_disk(j, &im->inspect, err, n);
+    for (size_t i = 0; i < sizeof sources / sizeof sources[0]; i++)
+        if (sources[i])
+            paths[count++] = (struct sandbox_path){sources[i], SANDBOX_READ | SANDBOX_DEVICE};
+    if (!failed)
+        failed = sandbox_program(SANDBOX_IMAGE_MAKER, paths, count, &names, err, n);
+    return failed;
 }
 
 /* ---- the work ---- */
@@ -165,7 +174,11 @@ static int import(struct job *j, void *context, char *err, size_t n)
         job_path(j, "download", downloaded);
         failed = download(j, path, downloaded, err, n);
         path = downloaded;
+    } else {
+        path = im->path;
     }
+    if (!failed && j->own)
+        failed = confine(im, err, n);
     if (!failed)
         failed = check_sha256(im, path, err, n);
     if (!failed)
@@ -178,7 +191,9 @@ static int import(struct job *j, void *context, char *err, size_t n)
     if (path == downloaded)
         unlink(downloaded);
     if (!failed && !whole)
-        failed = inspect(j, im, !makes_root(kind), err, n);
+        failed = inspect_disk(j, &im->inspect, err, n);
+    if (failed == -ENOPKG && makes_root(kind) && !im->inspect.base)
+        failed = -ENOKERNEL;
     return failed;
 }
 
@@ -195,8 +210,8 @@ static int choose_kernel(struct import *im, const struct image_progress *progres
         return 0;
     }
     if (strchr(kernel, '/') || access(kernel, F_OK) == 0) {
-        im->inspect.kernel = kernel;
-        return 0;
+        im->inspect.kernel = im->paths[1];
+        return absolute(kernel, im->paths[1], err, n);
     }
     int failed = image_ensure(kernel, progress, &im->base, err, n);
     im->inspect.base = &im->base;
@@ -215,6 +230,34 @@ static int check(const struct image_import *in, char *err, size_t n)
     return in->name ? image_name_check(in->name, err, n) : 0;
 }
 
+static int resolve(struct import *im, char *err, size_t n)
+{
+    int failed = 0;
+
+    if (!download_is_url(im->in->source)) {
+        im->path = im->paths[0];
+        failed = absolute(im->in->source, im->paths[0], err, n);
+    }
+    if (!failed && im->in->initrd) {
+        im->inspect.initrd = im->paths[2];
+        failed = absolute(im->in->initrd, im->paths[2], err, n);
+    }
+    return failed;
+}
+
+/* A root without a kernel boots with that of the default image, which may have to be built for it; that cannot be done
+ * by the process that is confined. */
+static int make(struct import *im, const struct image_progress *progress, struct image_info *out, char *err, size_t n)
+{
+    int failed = job_make(im->in->name, import, im, progress, out, err, n);
+
+    if (failed != -ENOKERNEL)
+        return failed;
+    failed = image_ensure("debian", progress, &im->base, err, n);
+    im->inspect.base = &im->base;
+    return failed ? failed : job_make(im->in->name, import, im, progress, out, err, n);
+}
+
 int image_import(const struct image_import *in, const struct image_progress *progress, struct image_info *out,
                  char *err, size_t n)
 {
@@ -225,10 +268,11 @@ int image_import(const struct image_import *in, const struct image_progress *pro
 
     if (!failed) {
         im->in = in;
-        im->inspect = (struct inspect){
-            .initrd = in->initrd, .append = in->append, .name = in->name, .source = in->source};
+        im->inspect = (struct inspect){.append = in->append, .name = in->name, .source = in->source};
         failed = choose_kernel(im, progress, err, n);
     }
+    if (!failed)
+        failed = resolve(im, err, n);
     if (!failed && in->name)
         failed = lock = store_lock_name(in->name, &waited, err, n);
     failed = failed > 0 ? 0 : failed;
@@ -236,7 +280,7 @@ int image_import(const struct image_import *in, const struct image_progress *pro
         failed = error_set(err, n, -EEXIST, "there is an image '%s' already: remove it first, or take another name",
                            in->name);
     if (!failed)
-        failed = job_make(in->name, import, im, progress, out, err, n);
+        failed = make(im, progress, out, err, n);
     if (lock >= 0)
         close(lock);
     if (im)

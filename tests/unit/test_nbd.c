@@ -161,6 +161,28 @@ static void read_only_and_locks(void **state)
     disk_close(d);
 }
 
+static void a_backing_file_lies_beside_its_disk(void **state)
+{
+    char command[400];
+    struct disk *d = NULL;
+
+    (void)d;
+    if (!have("qemu-nbd"))
+        skip();
+    make_image("below.qcow2", "qcow2", 16);
+    snprintf(command, sizeof command,
+             "cd %s && qemu-img create -q -f qcow2 -b below.qcow2 -F qcow2 above.qcow2 && mkdir -p elsewhere && "
+             "qemu-img create -q -f qcow2 -b ../below.qcow2 -F qcow2 elsewhere/far.qcow2",
+             fx.directory);
+    assert_int_equal(system(command), 0);
+    disk_close(disk_must_open(&fx, disk_path(&fx, "above.qcow2")));
+#ifndef __SANITIZE_ADDRESS__ /* such builds confine less */
+    assert_int_equal(disk_open(&d, disk_path(&fx, "elsewhere/far.qcow2"), fx.loop, fx.error, sizeof fx.error), -EIO);
+#endif
+    snprintf(command, sizeof command, "rm -r %s/elsewhere", fx.directory);
+    assert_int_equal(system(command), 0);
+}
+
 static void what_cannot_be_opened(void **state)
 {
     struct disk *d;
@@ -275,7 +297,8 @@ static void by_unix_socket(void **state)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
-        T(other_formats), T(read_only_and_locks), T(what_cannot_be_opened), T(a_server_that_dies), T(by_unix_socket),
+        T(other_formats),         T(read_only_and_locks), T(a_backing_file_lies_beside_its_disk),
+        T(what_cannot_be_opened), T(a_server_that_dies),  T(by_unix_socket),
     };
 
     if (argc > 1 && strcmp(argv[1], "helper-disk") == 0) /* as guise itself does */

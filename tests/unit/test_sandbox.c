@@ -5,11 +5,14 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/bpf.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <pthread.h>
 #include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -715,9 +718,107 @@ static void the_keeper_has_a_list_of_its_own(void **state)
 }
 
 #define K(name) cmocka_unit_test_setup_teardown(name, keeper_setup, keeper_teardown)
+/* --- programs that are not ours ---------------------------------------------------------------------------------- */
+
+static char room[] = "/tmp/guise-programs.XXXXXX", listed[64], other[64];
+
+/* As a kernel without landlock, or a container's filter, has it. */
+static void without_landlock(void)
+{
+    struct sock_filter filter[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_landlock_create_ruleset, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | ENOSYS),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    const struct sock_fprog program = {sizeof filter / sizeof filter[0], filter};
+
+    prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+    if (prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program))
+        _exit(101);
+}
+
+static bool can_open(const char *path, int flags)
+{
+    int fd = open(path, flags | O_CLOEXEC);
+
+    if (fd >= 0)
+        close(fd);
+    return fd >= 0;
+}
+
+static bool runs(const char *program)
+{
+    int status = 1;
+    pid_t pid = fork();
+
+    if (pid == 0) {
+        execl(program, program, NULL);
+        _exit(1);
+    }
+    return waitpid(pid, &status, 0) == pid && status == 0;
+}
+
+/* A bit for each thing that is not as it should be; 99: this host offers nothing. */
+static int attempts(enum sandbox_program program, unsigned access, bool landlock)
+{
+    const struct sandbox_path path = {listed, access};
+    char err[ERROR_SIZE];
+    bool names;
+
+    if (!landlock)
+        without_landlock();
+    if (sandbox_program(program, &path, 1, &names, err, sizeof err))
+        return 98;
+    if (!names)
+        return 99;
+    const bool wrong[] = {
+        !can_open(listed, O_RDONLY), can_open(listed, O_RDWR) != ((access & SANDBOX_WRITE) != 0),
+        can_open(other, O_RDONLY),   can_open("/etc/passwd", O_RDONLY),
+        !runs("/bin/true"),          connect(-1, NULL, 0) == 0 || errno != EPERM,
+    };
+    int bits = 0;
+    for (unsigned i = 0; i < sizeof wrong; i++)
+        bits |= wrong[i] << i;
+    return bits;
+}
+
+static void check_program(enum sandbox_program program, unsigned access, bool landlock)
+{
+    int status;
+    pid_t pid = fork();
+
+    if (pid == 0)
+        _exit(attempts(program, access, landlock));
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_true(WIFEXITED(status));
+    if (WEXITSTATUS(status) != 99) /* else there is neither landlock nor the right to mount */
+        assert_int_equal(WEXITSTATUS(status), 0);
+}
+
+static void programs_have_their_files_only(void **state)
+{
+    if (INSTRUMENTED)
+        skip();
+    assert_non_null(mkdtemp(room));
+    snprintf(listed, sizeof listed, "%s/listed", room);
+    snprintf(other, sizeof other, "%s/other", room);
+    close(open(listed, O_CREAT | O_WRONLY, 0600));
+    close(open(other, O_CREAT | O_WRONLY, 0600));
+    for (unsigned landlock = 0; landlock < 2; landlock++) {
+        check_program(SANDBOX_DISK_SERVER, SANDBOX_READ | SANDBOX_WRITE, landlock);
+        check_program(SANDBOX_DISK_SERVER, SANDBOX_READ, landlock);
+        check_program(SANDBOX_IMAGE_MAKER, SANDBOX_READ | SANDBOX_WRITE, landlock);
+    }
+    unlink(listed);
+    unlink(other);
+    rmdir(room);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(programs_have_their_files_only),
         cmocka_unit_test(calls_that_are_not_in_the_list),
         cmocka_unit_test(kvm_requests_only_for_kvm),
         cmocka_unit_test(other_architectures),

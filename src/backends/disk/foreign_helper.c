@@ -2,124 +2,157 @@
  * Between guise and qemu-nbd: the same process, after it has given away what serving a disk does not need.
  *
  * qemu-nbd reads what a stranger has made (an image's header) and what a guest asks for, and it is not ours.  It keeps
- * what its user may do with files, for an image may be made of several; it loses the ways to other processes, to the
- * network, and to more rights.
+ * the files of this disk; which those are is found out here, so that a header cannot lead it elsewhere.
  */
 #include "backends/disk/foreign.h"
 
 #include <errno.h>
-#include <seccomp.h>
+#include <fcntl.h>
+#include <glob.h>
+#include <limits.h>
 #include <stdbool.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/prctl.h>
-#include <sys/socket.h>
 #include <unistd.h>
 
+#include "base/error.h"
 #include "base/log.h"
+#include "host/sandbox.h"
 
 enum { STATUS_CANNOT = 126, STATUS_MISSING = 127 };
 
-/* Not what a disk server does.  The list is of what must not be, not of what may: another version of qemu-nbd has its
- * own needs. */
-static const int forbidden[] = {
-    SCMP_SYS(ptrace),
-    SCMP_SYS(process_vm_readv),
-    SCMP_SYS(process_vm_writev),
-    SCMP_SYS(kill),
-    SCMP_SYS(tkill),
-    SCMP_SYS(pidfd_open),
-    SCMP_SYS(pidfd_getfd),
-    SCMP_SYS(pidfd_send_signal),
-    SCMP_SYS(connect),
-    SCMP_SYS(bind),
-    SCMP_SYS(listen),
-    SCMP_SYS(mount),
-    SCMP_SYS(umount2),
-    SCMP_SYS(pivot_root),
-    SCMP_SYS(chroot),
-    SCMP_SYS(move_mount),
-    SCMP_SYS(open_tree),
-    SCMP_SYS(fsopen),
-    SCMP_SYS(fsmount),
-    SCMP_SYS(unshare),
-    SCMP_SYS(setns),
-    SCMP_SYS(bpf),
-    SCMP_SYS(perf_event_open),
-    SCMP_SYS(userfaultfd),
-    SCMP_SYS(keyctl),
-    SCMP_SYS(add_key),
-    SCMP_SYS(request_key),
-    SCMP_SYS(init_module),
-    SCMP_SYS(finit_module),
-    SCMP_SYS(delete_module),
-    SCMP_SYS(kexec_load),
-    SCMP_SYS(kexec_file_load),
-    SCMP_SYS(reboot),
-    SCMP_SYS(swapon),
-    SCMP_SYS(swapoff),
-    SCMP_SYS(acct),
-    SCMP_SYS(settimeofday),
-    SCMP_SYS(clock_settime),
-    SCMP_SYS(sethostname),
-    SCMP_SYS(setdomainname),
-    SCMP_SYS(iopl),
-    SCMP_SYS(ioperm),
-    SCMP_SYS(mknod),
-    SCMP_SYS(mknodat),
-    SCMP_SYS(open_by_handle_at),
-    SCMP_SYS(execveat),
-    SCMP_SYS(io_uring_setup),
-    SCMP_SYS(quotactl),
-    SCMP_SYS(setuid),
-    SCMP_SYS(setgid),
-    SCMP_SYS(setreuid),
-    SCMP_SYS(setresuid),
-    SCMP_SYS(chmod),
-    SCMP_SYS(fchmod),
-    SCMP_SYS(fchmodat),
-    SCMP_SYS(chown),
-    SCMP_SYS(fchown),
-    SCMP_SYS(fchownat),
-    SCMP_SYS(lchown),
-    SCMP_SYS(setxattr),
+#define FILES_MAX 24u
+#define BACKING_MAX 1023u /* the format's own limit */
+
+/* The files of one disk. */
+struct files {
+    struct sandbox_path paths[FILES_MAX];
+    char names[FILES_MAX][PATH_MAX];
+    unsigned n;
 };
 
-static int forbid(void)
+/* Files that are not there are none. */
+static bool add(struct files *f, const char *path, unsigned access)
 {
-    scmp_filter_ctx filter = seccomp_init(SCMP_ACT_ALLOW);
-    int err = filter ? 0 : -ENOMEM;
-
-    for (size_t i = 0; i < sizeof forbidden / sizeof *forbidden && !err; i++)
-        err = seccomp_rule_add(filter, SCMP_ACT_ERRNO(EPERM), forbidden[i], 0);
-    if (!err)
-        err = seccomp_load(filter);
-    seccomp_release(filter);
-    return err;
+    if (f->n == FILES_MAX || !realpath(path, f->names[f->n]))
+        return false;
+    f->paths[f->n] = (struct sandbox_path){f->names[f->n], access | SANDBOX_DEVICE};
+    f->n++;
+    return true;
 }
 
-/* Of root's capabilities those that let it reach files stay: a disk may be another user's. */
-static void drop_capabilities(void)
+static uint64_t big_endian(const unsigned char *p, unsigned bytes)
 {
-    const unsigned long long keep = 1ull << 1 | 1ull << 2; /* DAC_OVERRIDE, DAC_READ_SEARCH */
+    uint64_t v = 0;
 
-    for (unsigned long i = 0; i < 64; i++)
-        if (!(keep >> i & 1))
-            (void)prctl(PR_CAPBSET_DROP, i, 0, 0, 0); /* takes effect at exec; not root: has none */
+    for (unsigned i = 0; i < bytes; i++)
+        v = v << 8 | p[i];
+    return v;
+}
+
+/* The name of the file below a qcow2 file (docs/interop/qcow2.txt of QEMU: its place and length are in bytes 8 to 19).
+ */
+static bool read_backing(const char *path, char name[BACKING_MAX + 1])
+{
+    unsigned char head[20];
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    bool found = fd >= 0 && pread(fd, head, sizeof head, 0) == sizeof head && memcmp(head, "QFI\xfb", 4) == 0;
+    uint64_t at = found ? big_endian(head + 8, 8) : 0, len = found ? big_endian(head + 16, 4) : 0;
+
+    found = at && at < INT64_MAX && len && len <= BACKING_MAX && pread(fd, name, len, (off_t)at) == (ssize_t)len;
+    if (fd >= 0)
+        close(fd);
+    name[found ? len : 0] = 0;
+    return found && strlen(name) == len;
+}
+
+static const char *base_name(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+
+    return slash ? slash + 1 : path;
+}
+
+/*
+ * What lies below it, to be read, as long as it is in the same directory: whoever has made the image may have written
+ * any name into it, and the guest would read that file.
+ */
+static void add_backing(struct files *f, const char *path)
+{
+    char name[BACKING_MAX + 1], below[PATH_MAX], resolved[PATH_MAX], above[PATH_MAX];
+
+    while (realpath(path, above) && read_backing(above, name) && f->n < FILES_MAX) {
+        const char *word = strncmp(name, "file:", 5) == 0 ? name + 5 : name;
+        size_t directory = (size_t)(base_name(above) - above);
+        int len = word[0] == '/' ? snprintf(below, sizeof below, "%s", word)
+                                 : snprintf(below, sizeof below, "%.*s%s", (int)directory, above, word);
+        if (len >= (int)sizeof below || !realpath(below, resolved))
+            return; /* qemu-nbd has the sentence */
+        if (strncmp(resolved, above, directory) != 0 || strchr(resolved + directory, '/')) {
+            log_say("disk %s lies over %s, which is in another directory: only files beside a disk can be a part of it",
+                    path, resolved);
+            return;
+        }
+        if (!add(f, resolved, SANDBOX_READ))
+            return;
+        path = f->names[f->n - 1];
+    }
+}
+
+/* A vmdk may consist of a description and extents, NAME-s001.vmdk or NAME-flat.vmdk, beside it. */
+static void add_extents(struct files *f, const char *path, unsigned access)
+{
+    const char *base = base_name(path), *dot = strrchr(base, '.');
+    char pattern[PATH_MAX];
+    glob_t found;
+
+    if (!dot || strpbrk(path, "*?[\\") ||
+        snprintf(pattern, sizeof pattern, "%.*s-*.vmdk", (int)(dot - path), path) >= (int)sizeof pattern)
+        return;
+    if (glob(pattern, GLOB_NOSORT, NULL, &found) == 0) {
+        for (size_t i = 0; i < found.gl_pathc; i++)
+            add(f, found.gl_pathv[i], access);
+        globfree(&found);
+    }
+}
+
+static int confine(const char *format, const char *path, bool read_only, char *err, size_t n)
+{
+    unsigned access = SANDBOX_READ | (read_only ? 0 : SANDBOX_WRITE);
+    struct files *f = calloc(1, sizeof *f);
+    bool names;
+
+    if (!f)
+        return error_sys(err, n, -ENOMEM, "qemu-nbd cannot be confined");
+    add(f, path, access);
+    if (strcmp(format, "qcow2") == 0)
+        add_backing(f, path);
+    if (strcmp(format, "vmdk") == 0)
+        add_extents(f, path, access);
+    int failed = sandbox_program(SANDBOX_DISK_SERVER, f->paths, f->n, &names, err, n);
+    if (!failed && !names)
+        log_say("this host has neither landlock nor user namespaces: qemu-nbd keeps its user's rights to files");
+    free(f);
+    return failed;
 }
 
 int disk_helper_main(int argc, char **argv)
 {
-    char pid[24], file[4200];
+    char pid[24], path[PATH_MAX], file[PATH_MAX + 8], err[ERROR_SIZE];
 
     if (argc < 3 || argc > 4) {
         log_say("helper-disk is for guise itself");
         return STATUS_CANNOT;
     }
     bool read_only = argc == 4;
+    if (!realpath(argv[2], path)) {
+        log_say("cannot open disk %s: %s", argv[2], strerror(errno));
+        return STATUS_CANNOT;
+    }
     /* "file:" keeps a name with a colon from being taken for a protocol. */
-    snprintf(file, sizeof file, "file:%s", argv[2]);
+    snprintf(file, sizeof file, "file:%s", path);
     snprintf(pid, sizeof pid, "%d", (int)getpid());
     /* How systemd hands over a listening socket (sd_listen_fds(3)). */
     setenv("LISTEN_PID", pid, 1);
@@ -127,10 +160,8 @@ int disk_helper_main(int argc, char **argv)
     unsetenv("LISTEN_FDNAMES");
     const char *const words[] = {
         "qemu-nbd", "--format", argv[1], "--discard", "unmap", file, read_only ? "--read-only" : NULL, NULL};
-    drop_capabilities();
-    int err = prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) ? -errno : forbid();
-    if (err && err != -EINVAL && err != -ENOSYS) { /* a kernel without filters */
-        log_say("cannot confine qemu-nbd: %s", strerror(-err));
+    if (confine(argv[1], path, read_only, err, sizeof err)) {
+        log_say("%s", err);
         return STATUS_CANNOT;
     }
     execvp(words[0], (char *const *)(uintptr_t)words);
