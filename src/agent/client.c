@@ -187,8 +187,25 @@ static int read_stream(struct agent_session *s, char *err, size_t n)
     return s->stream.ended && !s->exited ? client_failed(-ECONNRESET, doing, err, n) : 0;
 }
 
-/* Reads what is there of our stdin, straight into a frame. */
-static void read_input(struct agent_session *s)
+/* read(2), with what is typed filtered.  0: the end of file; -ENODATA: nothing of it is for the guest. */
+static ssize_t take_input(struct agent_session *s, uint8_t *space, size_t most)
+{
+    uint8_t keys[1024];
+    ssize_t got;
+
+    if (!s->e->typed) {
+        got = read(s->e->in, space, most);
+        return got < 0 ? -errno : got;
+    }
+    got = read(s->e->in, keys, most / 2 < sizeof(keys) ? most / 2 : sizeof(keys));
+    if (got <= 0)
+        return got < 0 ? -errno : 0;
+    got = s->e->typed(s->e->opaque, keys, (size_t)got, space);
+    return got ? got : -ENODATA;
+}
+
+/* Reads what is there of our stdin, straight into a frame.  0, or what the session is to end with. */
+static int read_input(struct agent_session *s)
 {
     size_t most = s->credit < READ_MAX ? (size_t)s->credit : READ_MAX;
     struct stream *to = &s->stream;
@@ -196,20 +213,23 @@ static void read_input(struct agent_session *s)
     stream_begin(to, FRAME_STDIN);
     uint8_t *space = stream_space(to, most);
     if (!space)
-        return;
-    ssize_t got = read(s->e->in, space, most);
+        return 0;
+    ssize_t got = take_input(s, space, most);
     if (got > 0) {
         stream_used(to, (size_t)got);
         stream_end(to);
         s->credit -= (uint64_t)got;
-        return;
+        return 0;
     }
     stream_cancel(to);
-    if (got < 0 && (errno == EINTR || errno == EAGAIN))
-        return;
+    if (got == -EINTR || got == -EAGAIN || got == -ENODATA)
+        return 0;
+    if (got == -ECANCELED)
+        return -ECANCELED;
     /* The end of file, or a terminal that is gone. */
     stream_put_number(to, FRAME_CLOSE, FIELD_CHANNEL, CHANNEL_STDIN);
     s->in_open = false;
+    return 0;
 }
 
 static void drop_output(struct agent_session *s, unsigned channel)
@@ -253,7 +273,7 @@ static void fill_poll(const struct agent_session *s, struct pollfd *p)
 
     p[AT_STREAM] = (struct pollfd){.fd = s->exited ? -1 : s->stream.fd,
                                    .events = (short)(POLLIN | (stream_waiting(&s->stream) ? POLLOUT : 0))};
-    p[AT_IN] = (struct pollfd){.fd = s->in_open && s->credit ? s->e->in : -1, .events = POLLIN};
+    p[AT_IN] = (struct pollfd){.fd = s->in_open && s->credit > 1 ? s->e->in : -1, .events = POLLIN};
     /* Without bytes to write it still tells that the reader has gone. */
     p[AT_OUT] = (struct pollfd){.fd = out->fd, .events = out->len ? POLLOUT : 0};
     p[AT_ERR] = (struct pollfd){.fd = err->fd, .events = err->len ? POLLOUT : 0};
@@ -287,7 +307,7 @@ static int step(struct agent_session *s, char *err, size_t n)
     if (p[AT_STREAM].revents)
         r = read_stream(s, err, n);
     if (!r && p[AT_IN].revents && s->in_open)
-        read_input(s);
+        r = read_input(s);
     if (!r && p[AT_OUT].revents)
         r = serve_output(s, CHANNEL_STDOUT, p[AT_OUT].revents, err, n);
     if (!r && p[AT_ERR].revents)

@@ -12,6 +12,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 #include "agent/protocol.h"
 
@@ -30,11 +31,15 @@ struct agent_exec {
     int out; /* since they may be shared with other processes; -1: thrown away */
     int err;
 
+    /* If not NULL, what is read from `in` goes through this on its way: to[] has room for 2 * len bytes.  Returns how
+     * many are to be sent; -ECANCELED ends agent_exec. */
+    ssize_t (*typed)(void *opaque, const uint8_t *from, size_t len, uint8_t *to);
+
     /* Called when `wake`, if not -1, is readable: a signalfd, say.  It may use agent_session_signal and _resize.  A
      * negative return value ends agent_exec with that. */
     int wake;
     int (*woken)(void *opaque, struct agent_session *session);
-    void *opaque;
+    void *opaque; /* of both */
 };
 
 struct agent_status {

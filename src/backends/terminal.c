@@ -8,12 +8,11 @@
 #include <termios.h>
 #include <unistd.h>
 
+#include "backends/escape.h"
 #include "backends/guardian.h"
 #include "base/error.h"
-#include "base/log.h"
 #include "host/loop.h"
 
-#define ESCAPE 0x1d /* Ctrl-] */
 #define BACKGROUND_POLL_NS 250000000ull
 
 struct terminal {
@@ -23,7 +22,7 @@ struct terminal {
     struct terminal_events events;
     struct termios before, raw;
     bool is_raw;
-    bool escaped; /* the last byte was Ctrl-] */
+    struct escape escape;
     struct guardian guardian;
     struct loop_timer poll; /* runs while in the background: nothing tells a process that it has come to the front */
     sigset_t old_mask;
@@ -137,35 +136,14 @@ free_terminal:
     return r;
 }
 
-static void help(void)
-{
-    log_say("Ctrl-] q leaves, Ctrl-] Ctrl-] sends Ctrl-], Ctrl-] ? says this");
-}
-
 size_t terminal_filter(void *terminal, const uint8_t *from, size_t len, uint8_t *to)
 {
     struct terminal *t = terminal;
-    size_t n = 0;
+    size_t n = escape_filter(&t->escape, from, len, to);
 
-    for (size_t i = 0; i < len; i++) {
-        uint8_t c = from[i];
-        if (!t->escaped && c == ESCAPE) {
-            t->escaped = true;
-            continue;
-        }
-        if (t->escaped) {
-            t->escaped = false;
-            if (c == 'q' || c == 'Q')
-                t->events.leave(t->events.opaque);
-            if (c == '?')
-                help();
-            if (c == 'q' || c == 'Q' || c == '?')
-                continue;
-            if (c != ESCAPE)
-                to[n++] = ESCAPE;
-        }
-        to[n++] = c;
-    }
+    if (t->escape.leave)
+        t->events.leave(t->events.opaque);
+    t->escape.leave = false;
     return n;
 }
 

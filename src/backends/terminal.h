@@ -1,8 +1,5 @@
 /*
- * The terminal as a serial console: raw, so that every key reaches the guest, with one escape.
- *
- *      Ctrl-] q        leave              Ctrl-] ?        say this
- *      Ctrl-] Ctrl-]   send one Ctrl-]    Ctrl-] other    send both
+ * The terminal as a serial console: raw, so that every key reaches the guest, but for escapes (escape.h).
  *
  * Who restores the settings:
  *      terminal_close          the normal way out

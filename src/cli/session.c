@@ -14,6 +14,7 @@
 
 #include "agent/client.h"
 #include "agent/qga.h"
+#include "backends/escape.h"
 #include "backends/guardian.h"
 #include "base/error.h"
 #include "base/log.h"
@@ -35,6 +36,7 @@ struct session {
     struct guardian guardian;
     int last, count;  /* the forwarded signal that came last, how often in a row, */
     int64_t since_ms; /* and when the row began */
+    struct escape escape;
 };
 
 static int64_t now_ms(void)
@@ -156,10 +158,18 @@ static int on_signals(void *opaque, struct agent_session *to)
     return 0;
 }
 
+static ssize_t on_typed(void *opaque, const uint8_t *from, size_t len, uint8_t *to)
+{
+    struct session *s = opaque;
+    size_t n = escape_filter(&s->escape, from, len, to);
+
+    return s->escape.leave ? -ECANCELED : (ssize_t)n;
+}
+
 static int outcome(const struct session *s, int r, const struct agent_status *status, const char *err)
 {
     if (r == -ECANCELED)
-        return STATUS_SIGNAL + s->last;
+        return s->escape.leave ? STATUS_OK : STATUS_SIGNAL + s->last;
     if (r)
         log_say("%s", err);
     else if (status->kind == EXIT_FAILED)
@@ -192,6 +202,7 @@ int session_run(int fd, const struct session_options *o)
         .in = o->interactive ? STDIN_FILENO : -1,
         .out = STDOUT_FILENO,
         .err = STDERR_FILENO,
+        .typed = s.raw ? on_typed : NULL,
         .wake = s.signals,
         .woken = on_signals,
         .opaque = &s,

@@ -87,5 +87,16 @@ def by_hangup(master, child):
     return 129
 
 
-for how in by_exit, by_kill, by_hangup:
+def by_escape(master, child):
+    os.write(master, b"cat -v\r")
+    time.sleep(0.5)
+    os.write(master, b"\x1d\x1d\r")
+    read_until(master, b"^]\r\n^]\r\n")
+    os.write(master, b"\x1d")
+    time.sleep(0.1)
+    os.write(master, b"q")
+    return 0
+
+
+for how in by_exit, by_kill, by_hangup, by_escape:
     session(how)
