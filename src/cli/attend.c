@@ -129,6 +129,7 @@ int attend_main(const struct command *self, int argc, char **argv)
     }
     int status = carry_out(argv[1], order);
     json_decref(order);
+    client_call(&b.start.client, "exited", json_pack("{s:i}", "status", status), NULL, NULL, 0);
     bring_end(&b);
     record_free(&b.record);
     return status;

@@ -120,6 +120,7 @@ static json_t *describe(const struct registry *r, const struct vm_record *record
     json_object_set_new(all, "pid", run.pid ? json_integer(run.pid) : json_null());
     json_object_set_new(all, "engine", run.engine[0] ? json_string(run.engine) : json_null());
     json_object_set_new(all, "reason", run.reason[0] ? json_string(run.reason) : json_null());
+    json_object_set_new(all, "exit_status", run.exited ? json_integer(run.exit_status) : json_null());
     json_object_set_new(all, "memory_bytes", json_integer((json_int_t)record->settings.config.memory_bytes));
     json_object_set_new(all, "cpus", json_integer((json_int_t)record->settings.config.n_cpus));
     json_object_set_new(all, "image", record->settings.image ? json_string(record->settings.image) : json_null());
@@ -143,15 +144,17 @@ static const char *what_boots(const struct vm_record *record)
 static int add_row(struct table *t, const struct registry *r, const struct vm_record *record, const struct vm_run *run)
 {
     const struct vm_config *c = &record->settings.config;
-    char memory[16], cpus[8], uptime[TIMESTAMP_SIZE] = "", ports[128];
+    char state[32], memory[16], cpus[8], uptime[TIMESTAMP_SIZE] = "", ports[128];
 
     table_size(c->memory_bytes, memory, sizeof memory);
     snprintf(cpus, sizeof cpus, "%u", (unsigned)c->n_cpus);
+    int len = snprintf(state, sizeof state, "%s", vm_state_names[run->state]);
+    if (run->exited && run->state != VM_RUNNING)
+        snprintf(state + len, sizeof state - (size_t)len, " (%d)", run->exit_status);
     list_ports(r, record, run->state == VM_RUNNING, ports, sizeof ports);
     if (run->state == VM_RUNNING)
         timestamp_duration(timestamp_ms() - run->started_ms, uptime);
-    const char *const cells[] = {record->name, vm_state_names[run->state], what_boots(record), memory, cpus, uptime,
-                                 ports};
+    const char *const cells[] = {record->name, state, what_boots(record), memory, cpus, uptime, ports};
     return table_add(t, cells);
 }
 
@@ -277,7 +280,7 @@ static int info(const struct registry *r, const char *name, const void *argument
     const struct json_arguments *a = arguments;
     struct vm_record record;
     struct vm_run run;
-    char err[ERROR_SIZE], time[TIMESTAMP_SIZE] = "";
+    char err[ERROR_SIZE], time[TIMESTAMP_SIZE] = "", status[16];
 
     if (a->json)
         return inspect(r, name, NULL);
@@ -288,6 +291,8 @@ static int info(const struct registry *r, const char *name, const void *argument
     line("name", record.name);
     line("state", vm_state_names[run.state]);
     line("reason", run.reason);
+    snprintf(status, sizeof status, "%d", run.exit_status);
+    line("status", run.exited ? status : NULL);
     line("engine", run.engine);
     if (run.state == VM_RUNNING)
         timestamp_duration(timestamp_ms() - run.started_ms, time);

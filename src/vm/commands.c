@@ -9,6 +9,7 @@
 #include "vm/commands.h"
 #include "vm/life.h"
 #include "vm/link.h"
+#include "vm/registry.h"
 
 #define GRACE_MS_MAX 3600000
 #define LOG_BYTES_MAX 65536
@@ -149,6 +150,21 @@ static json_t *command_limit(struct control_call *call)
     return json_object();
 }
 
+/* The command that the machine was started for has ended: told by who has attended it. */
+static json_t *command_exited(struct control_call *call)
+{
+    struct vm_life *life = life_of(call);
+    json_t *status = json_object_get(call->arguments, "status");
+
+    if (!json_is_integer(status) || json_integer_value(status) < 0 || json_integer_value(status) > 255)
+        return control_fail(call, "bad-request", "\"status\" is not a number from 0 to 255");
+    life->run.exited = true;
+    life->run.exit_status = (int)json_integer_value(status);
+    registry_set_run(life->lock, &life->run);
+    life_event(call->opaque, "exited", json_pack("{s:O}", "status", status));
+    return json_object();
+}
+
 /* --- log ---------------------------------------------------------------------------------------------------- */
 
 /* The end of the serial log.  JSON has no bytes that are not UTF-8: those become question marks. */
@@ -181,6 +197,7 @@ const struct control_command vm_commands[] = {
     {"events", command_events},
     {"stop", command_stop},
     {"limit", command_limit},
+    {"exited", command_exited},
     {"publish", command_publish},
     {"balloon", command_balloon},
     {"log", command_log},

@@ -115,9 +115,10 @@ int registry_lock(const struct registry *r, const char *name, int *lock, char *e
 int registry_set_run(int lock, const struct vm_run *run)
 {
     char text[RUN_BYTES];
-    json_t *all = json_pack("{s:s, s:i, s:I, s:I, s:s, s:s, s:b}", "state", vm_state_names[run->state], "pid", run->pid,
-                            "started_ms", (json_int_t)run->started_ms, "ended_ms", (json_int_t)run->ended_ms, "engine",
-                            run->engine, "reason", run->reason, "failed", (int)run->failed);
+    json_t *all = json_pack("{s:s, s:i, s:I, s:I, s:s, s:s, s:b, s:o}", "state", vm_state_names[run->state], "pid",
+                            run->pid, "started_ms", (json_int_t)run->started_ms, "ended_ms", (json_int_t)run->ended_ms,
+                            "engine", run->engine, "reason", run->reason, "failed", (int)run->failed, "exit_status",
+                            run->exited ? json_integer(run->exit_status) : json_null());
     size_t len = all ? json_dumpb(all, text, sizeof text - 1, JSON_COMPACT) : 0;
 
     json_decref(all);
@@ -142,6 +143,8 @@ static void parse_run(const char *text, size_t len, struct vm_run *run)
     run->started_ms = (uint64_t)json_integer_value(json_object_get(all, "started_ms"));
     run->ended_ms = (uint64_t)json_integer_value(json_object_get(all, "ended_ms"));
     run->failed = json_is_true(json_object_get(all, "failed"));
+    run->exited = json_is_integer(json_object_get(all, "exit_status"));
+    run->exit_status = (int)json_integer_value(json_object_get(all, "exit_status"));
     snprintf(run->engine, sizeof run->engine, "%s", engine ? engine : "");
     snprintf(run->reason, sizeof run->reason, "%s", reason ? reason : "");
     json_decref(all);

@@ -35,6 +35,8 @@ struct vm_run {
     char engine[16];     /* VM_RUNNING, once it is chosen */
     char reason[512];    /* VM_STOPPED: one sentence */
     bool failed;         /* VM_STOPPED: not as the guest or the user wished */
+    bool exited;         /* the command that it was started for has ended, */
+    int exit_status;     /* like this */
 };
 
 /* Finds or makes the directories.  0, or -errno with a sentence; so do all of these. */

@@ -59,10 +59,12 @@ kill -9 $!
 soon "one whose command was killed ends, and is swept away" eval '! guise inspect doomed'
 rm -f made
 
-is "in the background" bg guise run tiny --detach --name bg -- sh -c 'echo one; sleep 1; echo two >&2'
+is "in the background" bg guise run tiny --detach --name bg -- sh -c 'echo one; sleep 1; echo two >&2; exit 7'
 is "its output is followed to its end" "one
 two" guise logs -f bg
 soon "it has ended" is_state bg stopped
+is "its status is kept" 7 field bg exit_status
+if guise ls -a | grep -q '^bg .*stopped (7) '; then ok "and shown"; else not_ok "and shown" "$(guise ls -a)"; fi
 
 # --- launch, and a life -------------------------------------------------------------------------------------------
 is "launch prints the name" srv guise launch tiny --name srv --label role=test --publish 0:80
