@@ -17,6 +17,10 @@
 
 #define WORDS_MAX 58
 #define LISTING_MAX (1u << 20)
+#define LOG_MAX (16u << 20)
+
+/* In the log, when the user's hook has failed. */
+#define HOOK_FAILED "guise: status of the hook: "
 
 /* The words of mmdebstrap's command line. */
 struct command_line {
@@ -130,7 +134,8 @@ static void add_hooks(struct command_line *c, const struct image_build *b)
     if (b->hook) {
         snprintf(c->upload, sizeof c->upload, "--customize-hook=upload '%s' /guise-hook", b->hook);
         add(c, c->upload);
-        add(c, "--customize-hook=chmod 755 \"$1/guise-hook\" && chroot \"$1\" /guise-hook && rm \"$1/guise-hook\"");
+        add(c, "--customize-hook=chmod 755 \"$1/guise-hook\"; chroot \"$1\" /guise-hook || "
+               "{ status=$?; echo \"" HOOK_FAILED "$status\"; exit $status; }; rm \"$1/guise-hook\"");
     }
     add(c, recipe_finish);
 }
@@ -164,6 +169,28 @@ static void add_sources(struct job *j, struct command_line *c, const struct imag
 
 /* ---- the work ---- */
 
+/* If it was the user's hook that failed: its status, and the last thing that it said. */
+static void explain_hook(struct job *j, const struct image_build *b, char *err, size_t n)
+{
+    char path[IMAGE_PATH_SIZE], *log, *at, *line;
+    int status = 0;
+
+    job_path(j, "log", path);
+    if (!b->hook || file_read(path, LOG_MAX, &log, NULL, NULL, 0))
+        return;
+    at = strstr(log, "\n" HOOK_FAILED);
+    if (at && sscanf(at + sizeof "\n" HOOK_FAILED - 1, "%d", &status) == 1) {
+        *at = 0;
+        for (char *c = log; *c; c++)
+            if ((unsigned char)*c < 0x20 && *c != '\n')
+                *c = ' ';
+        line = strrchr(log, '\n');
+        error_set(err, n, -EIO, "the hook %s ended with status %d; the last line before that is: %.300s", b->hook,
+                  status, line ? line + 1 : log);
+    }
+    free(log);
+}
+
 static int run_mmdebstrap(struct job *j, const struct image_build *b, int tar, char *err, size_t n)
 {
     struct command_line *c = calloc(1, sizeof *c);
@@ -190,11 +217,14 @@ static int run_mmdebstrap(struct job *j, const struct image_build *b, int tar, c
     add_sources(j, c, b);
     failed = job_run(j,
                      &(struct job_tool){.argv = c->words,
+                                        .name = "mmdebstrap",
                                         .fds = &tar,
                                         .n_fds = 1,
                                         .grace_ms = strcmp(mode, "root") == 0 ? 0 : 10000,
                                         .watch = watch},
                      err, n);
+    if (failed == -EIO)
+        explain_hook(j, b, err, n);
     free(c);
     store_scratch_remove(j->draft);
     return failed;

@@ -222,10 +222,7 @@ static int judge(struct job *j, const struct job_tool *tool, int status, char *e
         log = NULL;
     quote_tail(log ? log : "", tail, sizeof tail);
     free(log);
-    const char *name = tool->argv[0];
-    for (const char *const *word = tool->argv; strcmp(name, "env") == 0 && *word; word++)
-        if (word > tool->argv && !strchr(*word, '='))
-            name = *word;
+    const char *name = tool->name ? tool->name : tool->argv[0];
     return error_set(err, n, -EIO, "%s failed%s%s", name, tail[0] ? ": " : "", tail);
 }
 

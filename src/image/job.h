@@ -28,6 +28,7 @@ void job_progress(struct job *j, uint64_t done, uint64_t total);
  */
 struct job_tool {
     const char *const *argv; /* at most 58 words */
+    const char *name;        /* what it is called in a sentence; NULL: argv[0] */
     const int *fds;          /* its descriptors 4, 5, ... */
     unsigned n_fds;
     int *status;  /* not NULL: gets the exit status, and one that is not 0 is no error */

@@ -3,10 +3,12 @@
 
 #include <ctype.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <pwd.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/error.h"
@@ -153,6 +155,28 @@ static bool only(const char *text, const char *more)
     return true;
 }
 
+/* It is run after minutes: what cannot be run is said at once. */
+static int check_hook(const char *path, char *err, size_t n)
+{
+    char head[4] = {0};
+    struct stat st;
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+
+    if (fd < 0)
+        return error_sys(err, n, -errno, "cannot read the hook %s", path);
+    bool fits = fstat(fd, &st) == 0 && S_ISREG(st.st_mode) && pread(fd, head, sizeof head, 0) >= 2 &&
+                (memcmp(head, "#!", 2) == 0 || memcmp(head,
+                                                      "\x7f"
+                                                      "ELF",
+                                                      4) == 0);
+    close(fd);
+    return fits ? 0
+                : error_set(err, n, -EINVAL,
+                            "the hook %s cannot be run: it is neither a program nor a script whose first "
+                            "line is #! and an interpreter",
+                            path);
+}
+
 int recipe_check(const struct image_build *b, char *err, size_t n)
 {
     if (b->suite && (!*b->suite || !only(b->suite, "-") || *b->suite == '-'))
@@ -164,9 +188,8 @@ int recipe_check(const struct image_build *b, char *err, size_t n)
                        strncmp(b->mirror, "file:/", 6) != 0) ||
                       strpbrk(b->mirror, " \t\n") || strlen(b->mirror) > 399))
         return error_set(err, n, -EINVAL, "'%s' is not a mirror: write a URL, http://HOST/debian", b->mirror);
-    if (b->hook && access(b->hook, R_OK))
-        return error_sys(err, n, -errno, "cannot read the hook %s", b->hook);
-    return image_name_check(b->name, err, n);
+    int failed = b->hook ? check_hook(b->hook, err, n) : 0;
+    return failed ? failed : image_name_check(b->name, err, n);
 }
 
 /* ---- with which rights ---- */

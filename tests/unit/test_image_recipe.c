@@ -65,6 +65,9 @@ static void words_that_are_options_are_refused(void **state)
     assert_int_equal(check((struct image_build){.name = "x", .mirror = "gopher://x"}), -EINVAL);
     assert_int_equal(check((struct image_build){.name = "x", .mirror = "http://x y"}), -EINVAL);
     assert_int_equal(check((struct image_build){.name = "x", .hook = "/nonexistent/hook"}), -ENOENT);
+    assert_int_equal(check((struct image_build){.name = "x", .hook = "/tmp"}), -EINVAL);
+    assert_int_equal(check((struct image_build){.name = "x", .hook = "/etc/passwd"}), -EINVAL);
+    assert_int_equal(check((struct image_build){.name = "x", .hook = "/proc/self/exe"}), 0);
 }
 
 int main(void)
