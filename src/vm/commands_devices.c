@@ -95,6 +95,14 @@ static json_t *guest_memory(const struct balloon *b)
 }
 
 /* bytes: so much of its memory the guest is to give up; without it, how things are. */
+json_t *balloon_describe(const struct vm *vm)
+{
+    balloon_refresh(vm->balloon);
+    return json_pack("{s:I, s:I, s:I, s:o}", "target_bytes", (json_int_t)balloon_target(vm->balloon), "actual_bytes",
+                     (json_int_t)balloon_actual(vm->balloon), "returned_bytes",
+                     (json_int_t)balloon_returned(vm->balloon), "guest", guest_memory(vm->balloon));
+}
+
 json_t *command_balloon(struct control_call *call)
 {
     struct vm *vm = call->opaque;
@@ -107,8 +115,5 @@ json_t *command_balloon(struct control_call *call)
     if (bytes && balloon_set_target(vm->balloon, (uint64_t)json_integer_value(bytes)))
         return control_fail(call, "bad-request", "the guest would be left with less than %llu MiB",
                             BALLOON_LEAST >> 20);
-    balloon_refresh(vm->balloon);
-    return json_pack("{s:I, s:I, s:I, s:o}", "target_bytes", (json_int_t)balloon_target(vm->balloon), "actual_bytes",
-                     (json_int_t)balloon_actual(vm->balloon), "returned_bytes",
-                     (json_int_t)balloon_returned(vm->balloon), "guest", guest_memory(vm->balloon));
+    return balloon_describe(vm);
 }

@@ -98,5 +98,6 @@ json_t *command_stats(struct control_call *call)
     add_process(all, vm);
     add_disks(all, vm);
     add_nets(all, vm);
+    json_object_set_new(all, "balloon", vm->balloon ? balloon_describe(vm) : json_null());
     return all;
 }

@@ -79,7 +79,7 @@ presses() { guise exec srv -- cut -c1-9 /sys/firmware/acpi/interrupts/ff_pwr_btn
 guise exec srv -- modprobe button
 before=$(presses)
 python3 - "$GUISE_RUNTIME/srv.ctl" >"$work/stdout" 2>&1 <<'PY'
-import json, socket, sys
+import json, socket, sys, time
 def dial():
     s = socket.socket(socket.AF_UNIX)
     s.connect(sys.argv[1])
@@ -113,6 +113,13 @@ assert publish("remove", word)["result"] == port
 assert publish("remove", word)["error"]["code"] == "not-found"
 assert publish("add", "x")["error"]["code"] == publish("move")["error"]["code"] == "bad-request"
 assert ask(b'{"command": "balloon", "arguments": {"bytes": 67108864}}\n')["result"]["target_bytes"] == 64 << 20
+for i in range(100):
+    balloon = ask(b'{"command": "stats"}\n')["result"]["balloon"]
+    if balloon["actual_bytes"] == 64 << 20 and balloon["guest"]:
+        break
+    time.sleep(0.1)
+assert balloon["target_bytes"] == balloon["actual_bytes"] == 64 << 20, balloon
+assert 0 < balloon["guest"]["free_bytes"] < balloon["guest"]["total_bytes"] <= 512 << 20, balloon
 assert ask(b'{"command": "balloon", "arguments": {"bytes": 536870912}}\n')["error"]["code"] == "bad-request"
 assert ask(b'{"command": "balloon", "arguments": {"bytes": 0}}\n')["result"]["target_bytes"] == 0
 assert "init runs" in ask(b'{"command": "log"}\n')["result"]["serial"]
