@@ -117,11 +117,12 @@ static void print_escaped(const char *text, const char *special)
     }
 }
 
-static void zsh_option(const struct option_spec *o)
+/* "=": the value is in the same word or the next; "=-": only in the same; with a second colon it may be left out. */
+static void zsh_spec(const struct option_spec *o, const char *dashes, const char *name, const char *assignment)
 {
-    printf("            '--%s[", o->name);
+    printf("            '%s%s%s%s[", o->kind == OPTION_LIST ? "*" : "", dashes, name, assignment);
     print_escaped(o->help, "[]:\\");
-    putchar(']');
+    fputs(o->implied ? "]:" : "]", stdout);
     if (is_file(o))
         printf(":%s:_files", o->value);
     else if (o->words || o->examples) {
@@ -131,6 +132,15 @@ static void zsh_option(const struct option_spec *o)
     } else if (o->kind != OPTION_FLAG)
         printf(":%s: ", o->value);
     puts("' \\");
+}
+
+static void zsh_option(const struct option_spec *o)
+{
+    const char letter[] = {o->letter, 0};
+
+    zsh_spec(o, "--", o->name, o->kind == OPTION_FLAG ? "" : o->implied ? "=-" : "=");
+    if (o->letter)
+        zsh_spec(o, "-", letter, o->kind == OPTION_FLAG ? "" : "+");
 }
 
 static void zsh_command(const struct command *c)
