@@ -42,7 +42,8 @@ int agent_put(int fd, const char *local, const char *remote, const struct agent_
     stream_text(&s, FIELD_USER, c->user);
     stream_number(&s, FIELD_FLAGS, copy_flags(c, name));
     stream_end(&s);
-    int r = c->stream < 0 ? tree_send(&s, local, 0, w, err, n) : tree_send_bytes(&s, c->stream, w, err, n);
+    int r = c->stream < 0 ? tree_send(&s, local, c->owners ? TREE_OWNERS : 0, w, err, n)
+                          : tree_send_bytes(&s, c->stream, w, err, n);
     if (!r)
         r = wait_for_ok(&s, err, n);
     stream_release(&s);

@@ -95,6 +95,7 @@ enum field_tag {
     FIELD_TARGET = 29,
     FIELD_INFO = 30,     /* KEY=VALUE */
     FIELD_PATIENCE = 31, /* milliseconds */
+    FIELD_XATTR = 32,    /* NAME, a NUL, and the value: bytes */
 };
 
 /* FIELD_FLAGS of EXEC. */
@@ -103,7 +104,7 @@ enum field_tag {
 #define EXEC_STDIN 4u /* STDIN frames will come; else the command reads an empty file */
 
 /* FIELD_FLAGS of PUT and GET. */
-#define TREE_OWNERS 1u   /* keep numeric owners, set-uid bits; else all belongs to USER */
+#define TREE_OWNERS 1u   /* keep numeric owners, set-uid bits, attributes, hard links; else all belongs to USER */
 #define TREE_FOLLOW 4u   /* GET: of a link that is named itself, what it leads to */
 #define TREE_CONTENTS 2u /* what is in the directory, not the directory itself */
 
@@ -135,4 +136,5 @@ enum tree_kind {
     TREE_DIRECTORY = 2,
     TREE_SYMLINK = 3,
     TREE_FIFO = 4,
+    TREE_HARDLINK = 5, /* TARGET: the path of a file that came before, from the tree's first directory */
 };

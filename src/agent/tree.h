@@ -13,9 +13,9 @@
  * first entry is called is the receiver's decision alone.  So a hostile sender can put nothing outside: every name is
  * looked up relative to the directory that the receiver has made or opened itself, without following links.
  *
- * Modes and times are kept, holes too.  Owners, and the set-user-id and set-group-id bits, only with TREE_OWNERS;
- * and only then those of a directory that was there before.
- * Devices and sockets are left out, with a note; hard links become files of their own.
+ * Modes and times are kept, holes too.  Owners, the set-user-id and set-group-id bits, extended attributes (user.*,
+ * ACLs, capabilities) and hard links within the tree only with TREE_OWNERS; and only then those of a directory that was
+ * there before.  Devices and sockets are left out, with a note.
  */
 #pragma once
 #include <stdbool.h>
@@ -31,6 +31,10 @@ struct tree_watch {
     void (*progress)(void *opaque, uint64_t bytes); /* so many more.  May be NULL */
     void *opaque;
 };
+
+/* Attributes that are kept: each with a name, and of an entry together, at most so long. */
+#define TREE_XATTRS_MAX (48u << 10)
+bool tree_keeps_xattr(const char *name);
 
 /* Where a tree goes. */
 struct tree_target {

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 #include "agent/client_int.h"
@@ -20,6 +21,9 @@ struct attributes {
     gid_t gid;
     struct timespec modified;
     uint64_t size;
+    uint8_t
+        *xattrs; /* each a length of 4 bytes, then NAME, a NUL and the value; whoever has the struct last frees it */
+    size_t xattrs_len;
 };
 
 struct level {
@@ -113,6 +117,16 @@ static bool is_component(const char *name)
     return *name && strlen(name) <= NAME_MAX && !strchr(name, '/') && strcmp(name, ".") != 0 && strcmp(name, "..") != 0;
 }
 
+static void apply_xattrs(int fd, const struct attributes *a)
+{
+    for (size_t at = 0; at < a->xattrs_len;) {
+        const char *name = (const char *)a->xattrs + at + 4;
+        size_t len = (size_t)get_le(a->xattrs + at, 4), name_len = strlen(name) + 1;
+        (void)fsetxattr(fd, name, name + name_len, len - name_len, 0);
+        at += 4 + len;
+    }
+}
+
 /* What owner, mode and time say: of the open file fd, or, with a name, of that in `directory`. */
 static void apply(const struct receiver *t, int fd, int directory, const char *name, const struct attributes *a)
 {
@@ -126,10 +140,21 @@ static void apply(const struct receiver *t, int fd, int directory, const char *n
     bool kept = owners && r == 0;
     if (a->kind != TREE_SYMLINK)
         r |= name ? fchmodat(directory, name, a->mode & 0777, 0) : fchmod(fd, a->mode & (kept ? 07777 : 01777));
+    if (!name)
+        apply_xattrs(fd, a);
     r |= name ? utimensat(directory, name, times, AT_SYMLINK_NOFOLLOW) : futimens(fd, times);
     /* A file system that keeps no such attribute still has the content. */
     if (r)
         return;
+}
+
+/* A file's attributes wait for its end. */
+static void take(struct receiver *t, struct attributes *a)
+{
+    free(t->a.xattrs);
+    t->a = *a;
+    t->at = 0;
+    a->xattrs = NULL;
 }
 
 static int finish_file(struct receiver *t)
@@ -141,6 +166,8 @@ static int finish_file(struct receiver *t)
     if (t->a.size > t->at && t->a.size <= INT64_MAX && ftruncate(t->file, (off_t)t->a.size)) /* ends in a hole */
         r = failed(t, "a file");
     apply(t, t->file, -1, NULL, &t->a);
+    free(t->a.xattrs);
+    t->a.xattrs = NULL;
     if (close(t->file) && !r)
         r = failed(t, "a file");
     t->file = -1;
@@ -180,7 +207,7 @@ static int open_file(struct receiver *t, int directory, const char *name)
     return 0;
 }
 
-static int enter_directory(struct receiver *t, int directory, const char *name, const struct attributes *a)
+static int enter_directory(struct receiver *t, int directory, const char *name, struct attributes *a)
 {
     bool here = !*name, kept = here; /* the target itself */
 
@@ -195,6 +222,7 @@ static int enter_directory(struct receiver *t, int directory, const char *name, 
     if (fd < 0)
         return failed(t, name);
     t->level[++t->depth] = (struct level){.fd = fd, .keep = kept, .a = *a};
+    a->xattrs = NULL; /* the level's now */
     return 0;
 }
 
@@ -213,23 +241,53 @@ static int make_other(struct receiver *t, int directory, const char *name, const
     return 0;
 }
 
-static int create(struct receiver *t, int directory, const char *name, const struct attributes *a, const char *target)
+/* A directory in the one at `at`, which is closed; no link is followed. */
+static int descend(int at, const char *name)
+{
+    int fd = is_component(name) ? openat(at, name, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC) : -1;
+
+    close(at);
+    return fd;
+}
+
+/* Another name of a file in the tree: nothing outside of its first directory can be meant. */
+static int make_hardlink(struct receiver *t, int directory, const char *name, char *target)
+{
+    int at = t->depth && target ? fcntl(t->level[1].fd, F_DUPFD_CLOEXEC, 0) : -1, r;
+    char *word = target, *slash;
+    struct stat st;
+
+    for (; at >= 0 && (slash = strchr(word, '/')); word = slash + 1) {
+        *slash = 0;
+        at = descend(at, word);
+    }
+    if (at < 0 || !is_component(word) || fstatat(at, word, &st, AT_SYMLINK_NOFOLLOW) || !S_ISREG(st.st_mode))
+        r = broken(t, "a link to a file that did not come before");
+    else if ((r = make_way(t, directory, name)) == 0 && linkat(at, word, directory, name, 0))
+        r = failed(t, name);
+    if (at >= 0)
+        close(at);
+    return r;
+}
+
+static int create(struct receiver *t, int directory, const char *name, struct attributes *a, char *target)
 {
     switch (a->kind) {
     case TREE_FILE:
-        t->a = *a;
-        t->at = 0;
+        take(t, a);
         return open_file(t, directory, name);
     case TREE_DIRECTORY:
         return enter_directory(t, directory, name, a);
     case TREE_SYMLINK:
     case TREE_FIFO:
         return make_other(t, directory, name, a, target);
+    case TREE_HARDLINK:
+        return make_hardlink(t, directory, name, target);
     }
     return broken(t, "an entry of an unknown kind");
 }
 
-static int first_entry(struct receiver *t, const struct attributes *a, const char *target)
+static int first_entry(struct receiver *t, struct attributes *a, char *target)
 {
     const struct tree_target *to = t->target;
 
@@ -237,7 +295,7 @@ static int first_entry(struct receiver *t, const struct attributes *a, const cha
     if (to->stream >= 0) {
         if (a->kind != TREE_FILE)
             return error_set(t->err, t->n, -EISDIR, "only a file can be written to standard output");
-        t->a = *a;
+        take(t, a);
         return 0;
     }
     if (a->kind != TREE_DIRECTORY && (to->must_be_directory || !to->name[0]))
@@ -245,7 +303,7 @@ static int first_entry(struct receiver *t, const struct attributes *a, const cha
     return create(t, to->directory, to->name, a, target);
 }
 
-static int next_entry(struct receiver *t, const char *name, const struct attributes *a, const char *target)
+static int next_entry(struct receiver *t, const char *name, struct attributes *a, char *target)
 {
     if (t->depth == 0)
         return broken(t, "an entry outside of the tree");
@@ -267,9 +325,24 @@ static struct attributes read_attributes(const struct frame *f)
     };
 }
 
+/* Of the names that are kept, as many as an entry may have; a value without its name is none. */
+static void take_xattr(struct attributes *a, const struct field *field)
+{
+    const char *name = (const char *)field->data;
+    size_t room = a->xattrs ? TREE_XATTRS_MAX - a->xattrs_len : TREE_XATTRS_MAX;
+
+    if (!memchr(name, 0, field->len) || !tree_keeps_xattr(name) || room < field->len + 4)
+        return;
+    if (!a->xattrs && !(a->xattrs = malloc(TREE_XATTRS_MAX)))
+        return;
+    put_le(a->xattrs + a->xattrs_len, field->len, 4);
+    memcpy(a->xattrs + a->xattrs_len + 4, name, field->len);
+    a->xattrs_len += field->len + 4;
+}
+
 static int on_entry(struct receiver *t, const struct frame *f)
 {
-    const struct attributes a = read_attributes(f);
+    struct attributes a = read_attributes(f);
     char *name = NULL, *target = NULL;
     struct fields i;
     struct field field;
@@ -280,11 +353,14 @@ static int on_entry(struct receiver *t, const struct frame *f)
         char **to = field.tag == FIELD_NAME ? &name : field.tag == FIELD_TARGET ? &target : NULL;
         if (to && !*to)
             *to = field_text(&field);
+        if (field.tag == FIELD_XATTR && t->flags & TREE_OWNERS)
+            take_xattr(&a, &field);
     }
     if (!r && i.bad)
         r = broken(t, "an entry");
     if (!r)
         r = t->begun ? next_entry(t, name, &a, target) : first_entry(t, &a, target);
+    free(a.xattrs);
     free(name);
     free(target);
     return r;
@@ -353,6 +429,7 @@ static int on_leave(struct receiver *t, const struct frame *f)
     struct level *l = &t->level[t->depth--];
     if (!l->keep)
         apply(t, l->fd, -1, NULL, &l->a);
+    free(l->a.xattrs);
     close(l->fd);
     return 0;
 }
@@ -420,8 +497,11 @@ int tree_receive(struct stream *s, const struct tree_target *target, uint64_t fl
     }
     if (t->file >= 0)
         close(t->file);
-    for (; t->depth > 0; t->depth--)
+    for (; t->depth > 0; t->depth--) {
+        free(t->level[t->depth].a.xattrs);
         close(t->level[t->depth].fd);
+    }
+    free(t->a.xattrs);
     free(t);
     return r > 0 ? 0 : r;
 }

@@ -4,11 +4,13 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <poll.h>
+#include <search.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 #include <sys/stat.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 #include "agent/client_int.h"
@@ -18,9 +20,23 @@
 #define PIECE (60u << 10)   /* bytes of a file in one frame */
 #define QUEUED (256u << 10) /* more does not wait to be sent */
 
+#define LINKS_MAX 100000u /* files with several names that are remembered */
+
+/* A file that has other names, and the one under which it was sent. */
+struct known {
+    dev_t dev;
+    ino_t ino;
+    char path[];
+};
+
 struct sender {
     struct stream *s;
     const struct tree_watch *w;
+    uint64_t flags;
+    void *links; /* of tsearch(3): struct known */
+    unsigned n_links;
+    char path[PATH_MAX]; /* of the entry in hand, from the first directory */
+    unsigned too_long;   /* not 0: that is cut */
     char *err;
     size_t n;
 };
@@ -67,8 +83,44 @@ static void note(struct sender *t, const char *name, const char *why)
     stream_end(t->s);
 }
 
+bool tree_keeps_xattr(const char *name)
+{
+    return strncmp(name, "user.", 5) == 0 || strcmp(name, "security.capability") == 0 ||
+           strcmp(name, "system.posix_acl_access") == 0 || strcmp(name, "system.posix_acl_default") == 0;
+}
+
+static bool put_xattr(struct sender *t, int fd, const char *name, size_t *room)
+{
+    static const size_t overhead = 16;
+    uint8_t field[TREE_XATTRS_MAX];
+    size_t len = strlen(name) + 1;
+    ssize_t got = len < *room ? fgetxattr(fd, name, field + len, *room - len) : -1;
+
+    if (got < 0 || len + (size_t)got + overhead > *room)
+        return false;
+    memcpy(field, name, len);
+    stream_bytes(t->s, FIELD_XATTR, field, len + (size_t)got);
+    *room -= len + (size_t)got + overhead;
+    return true;
+}
+
+/* Into the entry that has been begun.  False: not all of them. */
+static bool put_xattrs(struct sender *t, int fd)
+{
+    char names[16384];
+    ssize_t len = t->flags & TREE_OWNERS && fd >= 0 ? flistxattr(fd, names, sizeof(names)) : 0;
+    size_t room = TREE_XATTRS_MAX;
+    bool all = len >= 0 || errno == ENOTSUP;
+
+    for (const char *name = names; len > 0 && name < names + len; name += strlen(name) + 1)
+        if (tree_keeps_xattr(name) && !put_xattr(t, fd, name, &room))
+            all = false;
+    return all;
+}
+
+/* fd: the open file or directory, or -1. */
 static void put_entry(struct sender *t, const char *name, enum tree_kind kind, const struct stat *st,
-                      const char *target)
+                      const char *target, int fd)
 {
     stream_begin(t->s, FRAME_ENTRY);
     stream_text(t->s, FIELD_NAME, name);
@@ -80,8 +132,55 @@ static void put_entry(struct sender *t, const char *name, enum tree_kind kind, c
     stream_number(t->s, FIELD_NANOSECONDS, (uint64_t)st->st_mtim.tv_nsec);
     stream_number(t->s, FIELD_SIZE, kind == TREE_FILE ? (uint64_t)st->st_size : 0);
     stream_text(t->s, FIELD_TARGET, target);
+    bool all = put_xattrs(t, fd);
     stream_end(t->s);
+    if (!all)
+        note(t, name, "not all of its extended attributes can be copied");
 }
+
+/* --- hard links --------------------------------------------------------------------------------------------- */
+
+static int compare(const void *a, const void *b)
+{
+    const struct known *x = a, *y = b;
+
+    if (x->dev != y->dev)
+        return x->dev < y->dev ? -1 : 1;
+    return x->ino < y->ino ? -1 : x->ino > y->ino;
+}
+
+static bool may_be_linked(const struct sender *t, const struct stat *st)
+{
+    return t->flags & TREE_OWNERS && st->st_nlink > 1 && t->path[0] && !t->too_long;
+}
+
+/* The name under which it was sent before, or NULL. */
+static const char *sent_as(const struct sender *t, const struct stat *st)
+{
+    const struct known key = {.dev = st->st_dev, .ino = st->st_ino};
+    struct known *const *found = may_be_linked(t, st) ? tfind(&key, &t->links, compare) : NULL;
+
+    return found ? (*found)->path : NULL;
+}
+
+/* Without memory for it the next name becomes a file of its own. */
+static void remember(struct sender *t, const struct stat *st)
+{
+    size_t len = strlen(t->path) + 1;
+    struct known *k = may_be_linked(t, st) && t->n_links < LINKS_MAX ? malloc(sizeof(*k) + len) : NULL;
+
+    if (!k)
+        return;
+    k->dev = st->st_dev;
+    k->ino = st->st_ino;
+    memcpy(k->path, t->path, len);
+    if (!tsearch(k, &t->links, compare))
+        free(k);
+    else
+        t->n_links++;
+}
+
+/* --- files ---------------------------------------------------------------------------------------------------- */
 
 /* One piece, read straight into its frame: how many bytes, 0 at the end, or -errno of the file. */
 static ssize_t put_piece(struct sender *t, int fd, uint64_t offset, size_t most)
@@ -157,8 +256,11 @@ static int send_file(struct sender *t, int directory, const char *name, struct s
             close(fd);
         return 0;
     }
-    put_entry(t, name, TREE_FILE, st, NULL);
-    int r = send_content(t, fd, name);
+    const char *before = sent_as(t, st);
+    put_entry(t, name, before ? TREE_HARDLINK : TREE_FILE, st, before, before ? -1 : fd);
+    int r = before ? push(t, QUEUED) : send_content(t, fd, name);
+    if (!before)
+        remember(t, st);
     close(fd);
     return r;
 }
@@ -173,7 +275,7 @@ static void send_link(struct sender *t, int directory, const char *name, const s
         return;
     }
     target[len] = 0;
-    put_entry(t, name, TREE_SYMLINK, st, target);
+    put_entry(t, name, TREE_SYMLINK, st, target, -1);
 }
 
 static int send_entry(struct sender *t, int directory, const char *name, int depth);
@@ -193,10 +295,18 @@ static int send_directory(struct sender *t, int directory, const char *name, str
             close(fd);
         return 0;
     }
-    put_entry(t, name, TREE_DIRECTORY, st, NULL);
-    while (!r && (e = readdir(d)) != NULL)
-        if (strcmp(e->d_name, ".") != 0 && strcmp(e->d_name, "..") != 0)
-            r = send_entry(t, fd, e->d_name, depth + 1);
+    put_entry(t, name, TREE_DIRECTORY, st, NULL, fd);
+    size_t len = strlen(t->path);
+    while (!r && (e = readdir(d)) != NULL) {
+        if (strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0)
+            continue;
+        int more = snprintf(t->path + len, sizeof(t->path) - len, "%s%s", len ? "/" : "", e->d_name);
+        bool cut = more >= (int)(sizeof(t->path) - len);
+        t->too_long += cut;
+        r = send_entry(t, fd, e->d_name, depth + 1);
+        t->too_long -= cut;
+        t->path[len] = 0;
+    }
     closedir(d);
     stream_put(t->s, FRAME_LEAVE, NULL, 0);
     return r ? r : push(t, QUEUED);
@@ -219,7 +329,7 @@ static int send_entry(struct sender *t, int directory, const char *name, int dep
         send_link(t, directory, name, &st);
         break;
     case S_IFIFO:
-        put_entry(t, name, TREE_FIFO, &st, NULL);
+        put_entry(t, name, TREE_FIFO, &st, NULL, -1);
         break;
     default:
         note(t, name, "devices and sockets are not copied");
@@ -229,7 +339,7 @@ static int send_entry(struct sender *t, int directory, const char *name, int dep
 
 int tree_send(struct stream *s, const char *path, uint64_t flags, const struct tree_watch *w, char *err, size_t n)
 {
-    struct sender t = {.s = s, .w = w, .err = err, .n = n};
+    struct sender t = {.s = s, .w = w, .flags = flags, .err = err, .n = n};
     char followed[PATH_MAX];
     struct stat st;
 
@@ -240,6 +350,7 @@ int tree_send(struct stream *s, const char *path, uint64_t flags, const struct t
     if (S_ISREG(st.st_mode) && access(path, R_OK))
         return error_sys(err, n, -errno, "cannot read %s", path);
     int r = send_entry(&t, AT_FDCWD, path, 0);
+    tdestroy(t.links, free);
     stream_put(s, FRAME_END, NULL, 0);
     return r ? r : push(&t, 0);
 }
@@ -253,7 +364,7 @@ int tree_send_bytes(struct stream *s, int fd, const struct tree_watch *w, char *
     int r = 0;
 
     clock_gettime(CLOCK_REALTIME, &st.st_mtim);
-    put_entry(&t, "bytes", TREE_FILE, &st, NULL);
+    put_entry(&t, "bytes", TREE_FILE, &st, NULL, -1);
     while (!r && (got = put_piece(&t, fd, at, PIECE)) > 0) {
         at += (uint64_t)got;
         r = push(&t, QUEUED);

@@ -13,7 +13,10 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "cli/cli.h"
+#include "cli/progress.h"
 #include "cli/reach.h"
+#include "cli/table.h"
+#include "host/loop.h"
 
 #define OPERANDS_MAX 100000
 
@@ -28,7 +31,7 @@ const struct option_spec cp_options[] = {
      .letter = 'a',
      .kind = OPTION_FLAG,
      .offset = AT(archive),
-     .help = "keep owners, by number, and set-user-id bits too"},
+     .help = "keep owners, by number, set-user-id bits, attributes and hard links too"},
     {.name = "user",
      .letter = 'u',
      .kind = OPTION_STRING,
@@ -39,14 +42,18 @@ const struct option_spec cp_options[] = {
      .letter = 'q',
      .kind = OPTION_FLAG,
      .offset = AT(quiet),
-     .help = "say nothing about what was left out"},
+     .help = "no progress, and nothing about what was left out"},
     {0},
 };
 
 struct copy {
     const struct copy_arguments *a;
     uint64_t left_out;
+    struct progress progress;
+    uint64_t done, shown_ns;
 };
+
+#define SHOW_NS 100000000u
 
 /* "NAME:PATH": *name_len is how long the name is; "./a:b" and "/a:b" are this host's.  False: no name. */
 static bool in_guest(const char *word, size_t *name_len)
@@ -76,8 +83,26 @@ static void on_note(void *opaque, const char *text)
     struct copy *c = opaque;
 
     c->left_out++;
-    if (!c->a->quiet)
-        log_say("left out: %s", text);
+    if (c->a->quiet)
+        return;
+    progress_end(&c->progress);
+    log_say("left out: %s", text);
+}
+
+/* How much is to come nobody knows: how much has come, and how fast. */
+static void on_progress(void *opaque, uint64_t bytes)
+{
+    struct copy *c = opaque;
+    uint64_t now = clock_ns(), passed = now - c->progress.began_ns;
+    char size[16], rate[16], text[64];
+
+    c->done += bytes;
+    if (now - c->shown_ns < SHOW_NS)
+        return;
+    c->shown_ns = now;
+    snprintf(text, sizeof(text), "%s, %s/s", table_size(c->done, size, sizeof(size)),
+             table_size((unsigned long long)((double)c->done * 1e9 / (double)passed), rate, sizeof(rate)));
+    progress_stage(&c->progress, "copied", text);
 }
 
 /* Of a file into a directory of ours; where the other side is the guest's only it knows what is a directory. */
@@ -132,7 +157,7 @@ static int copy_by_qga(int fd, const char *guest_path, const char *here, bool ou
 
 static int copy_one(struct copy *c, const char *from, const char *to, char *err, size_t n)
 {
-    const struct tree_watch watch = {.note = on_note, .opaque = c};
+    const struct tree_watch watch = {.note = on_note, .progress = on_progress, .opaque = c};
     struct agent_copy options = {.user = c->a->user, .owners = c->a->archive, .stream = -1, .watch = &watch};
     size_t from_len, to_len;
     bool from_guest = in_guest(from, &from_len), to_guest = in_guest(to, &to_len);
@@ -179,10 +204,12 @@ int cp_main(const struct command *self, int argc, char **argv)
     char *to = argv[operands];
     if (operands > 2 && asprintf(&to, "%s/.", argv[operands]) < 0)
         return STATUS_FAILED;
-    for (int i = 1; i < operands; i++) {
-        int failed = copy_one(&c, argv[i], to, err, sizeof(err));
-        if (failed)
-            return cli_failed(failed, err);
-    }
+    progress_begin(&c.progress, false, a.quiet || strcmp(to, "-") == 0);
+    int failed = 0;
+    for (int i = 1; i < operands && !failed; i++)
+        failed = copy_one(&c, argv[i], to, err, sizeof(err));
+    progress_end(&c.progress);
+    if (failed)
+        return cli_failed(failed, err);
     return c.left_out ? STATUS_FAILED : STATUS_OK;
 }

@@ -1,6 +1,8 @@
 /* Trees: hostile senders, deep and odd ones; what a destination means. */
 #include "agent_fixture.h"
 
+#include <sys/xattr.h>
+
 #include "agent/tree.h"
 
 static char why[ERROR_SIZE], work[] = "/tmp/guise-tree-XXXXXX";
@@ -392,6 +394,76 @@ static void a_tree_survives_the_way_there_and_back(void **state)
         ;
 }
 
+static void an_archive_keeps_attributes_and_hard_links(void **state)
+{
+    const struct agent_copy c = {.stream = -1, .owners = true};
+    char value[16] = "";
+    struct stat one, other, apart;
+    int fd = agent_start(NULL);
+
+    assert_int_equal(
+        system("mkdir -p arch/sub && echo x >arch/a && ln arch/a arch/sub/b && ln arch/a arch/c && echo y >arch/d && "
+               "ln arch/d outside"),
+        0);
+    bool attributes = setxattr("arch/d", "user.word", "hello", 5, 0) == 0 &&
+                      setxattr("arch/sub", "user.dir", "d", 1, 0) == 0;
+    assert_int_equal(agent_put(fd, "arch", "arch2", &c, why, sizeof(why)), 0);
+    close(fd);
+    fd = agent_start(NULL);
+    assert_int_equal(agent_get(fd, "arch2", "arch3", &c, why, sizeof(why)), 0);
+    close(fd);
+    assert_int_equal(stat("arch3/a", &one) | stat("arch3/sub/b", &other) | stat("arch3/d", &apart), 0);
+    assert_true(one.st_ino == other.st_ino && one.st_nlink == 3 && apart.st_nlink == 1);
+    if (attributes) {
+        assert_int_equal(getxattr("arch3/d", "user.word", value, sizeof(value)), 5);
+        assert_memory_equal(value, "hello", 5);
+        assert_int_equal(getxattr("arch3/sub", "user.dir", value, sizeof(value)), 1);
+    }
+    while (waitpid(-1, NULL, WNOHANG) > 0)
+        ;
+}
+
+static void hard_links_stay_in_the_tree(void **state)
+{
+    static const char *const targets[] = {"../outside", "..",  "",     "/etc/passwd", "nothing",
+                                          "link/file",  "sub", "link", NULL};
+
+    assert_int_equal(
+        system("mkdir -p away hard/sub && echo secret >away/file && ln -s ../away hard/link && echo x >hard/mine"), 0);
+    for (unsigned i = 0; i < sizeof(targets) / sizeof(targets[0]); i++) {
+        struct stream s;
+        begin(&s);
+        entry(&s, "", TREE_DIRECTORY, NULL);
+        entry(&s, "got", TREE_HARDLINK, targets[i]);
+        leave(&s);
+        end(&s);
+        assert_int_equal(receive(&s, "hard", "", TREE_OWNERS), -EPROTO);
+        assert_int_equal(access("hard/got", F_OK), -1);
+    }
+    struct stream s;
+    begin(&s);
+    entry(&s, "got", TREE_HARDLINK, "hard/mine");
+    end(&s);
+    assert_int_equal(receive(&s, "got", "got", TREE_OWNERS), -EPROTO);
+}
+
+static void attributes_of_the_system_are_refused(void **state)
+{
+    static const char value[] = "trusted.x\0y", broken[] = "user.broken";
+    struct stream s;
+
+    begin(&s);
+    stream_begin(&s, FRAME_ENTRY);
+    stream_text(&s, FIELD_NAME, "f");
+    stream_number(&s, FIELD_KIND, TREE_FILE);
+    stream_bytes(&s, FIELD_XATTR, value, sizeof(value) - 1);
+    stream_bytes(&s, FIELD_XATTR, broken, sizeof(broken) - 1);
+    stream_end(&s);
+    end(&s);
+    assert_int_equal(receive(&s, "system", "f", TREE_OWNERS), 0);
+    assert_int_equal(listxattr("system", NULL, 0), 0);
+}
+
 static void a_refusal_arrives_in_the_middle_of_much(void **state)
 {
     const struct agent_copy c = {.stream = -1};
@@ -418,6 +490,9 @@ int main(void)
         cmocka_unit_test(devices_and_directories_do_not_give_way),
         cmocka_unit_test(destinations_mean_what_cp_means),
         cmocka_unit_test(a_tree_survives_the_way_there_and_back),
+        cmocka_unit_test(an_archive_keeps_attributes_and_hard_links),
+        cmocka_unit_test(hard_links_stay_in_the_tree),
+        cmocka_unit_test(attributes_of_the_system_are_refused),
         cmocka_unit_test(a_refusal_arrives_in_the_middle_of_much),
     };
     signal(SIGPIPE, SIG_IGN);
