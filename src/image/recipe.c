@@ -75,8 +75,9 @@ const char recipe_finish[] =
     "sed -i /force-unsafe-io/d etc/dpkg/dpkg.cfg.d/99mmdebstrap\n"
     "find etc/apt var/lib/apt/lists var/lib/dpkg/status -exec touch -h -d \"@$SOURCE_DATE_EPOCH\" {} +\n"
     "chroot . apt-cache gencaches >/dev/null\n"
+    "rm -f etc/machine-id var/lib/dbus/machine-id\n" /* it is read-only: who is root by pretence cannot write to it */
     ": > etc/machine-id\n"
-    "rm -f var/lib/dbus/machine-id\n";
+    "chmod 444 etc/machine-id\n";
 
 const struct recipe *recipe_find(const char *name)
 {
