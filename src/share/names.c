@@ -171,10 +171,10 @@ int op_link(struct call *c)
 
     if (!old)
         return -ESTALE;
-    if ((directory = node_open_to_change(c->s, c->node)) < 0)
-        return directory;
-    if ((fd = node_open(c->s, old, NULL)) < 0)
-        return fd;
+    if (c->node->covered)
+        return -EROFS;
+    if ((r = node_open_both(c->s, c->node, old, &directory, &fd)))
+        return r;
     proc_path(path, fd);
     do
         r = sys(linkat(AT_FDCWD, path, directory, c->name[0], AT_SYMLINK_FOLLOW));
@@ -227,10 +227,10 @@ static int rename_to(struct call *c, uint64_t new_directory, unsigned flags)
         return -ESTALE;
     if (flags & ~(unsigned)(RENAME_NOREPLACE | RENAME_EXCHANGE))
         return -EINVAL;
-    if ((from_fd = node_open_to_change(c->s, c->node)) < 0)
-        return from_fd;
-    if ((to_fd = node_open_to_change(c->s, to)) < 0)
-        return to_fd;
+    if (c->node->covered || to->covered)
+        return -EROFS;
+    if ((r = node_open_both(c->s, c->node, to, &from_fd, &to_fd)))
+        return r;
     node_hold(to);
     do {
         do

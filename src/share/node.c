@@ -306,6 +306,19 @@ int node_open(struct server *s, struct node *node, struct statx *st)
     return node->fd;
 }
 
+int node_open_both(struct server *s, struct node *a, struct node *b, int *a_fd, int *b_fd)
+{
+    for (unsigned i = 0; i < 2; i++) {
+        if ((*a_fd = node_open(s, a, NULL)) < 0)
+            return *a_fd;
+        if ((*b_fd = node_open(s, b, NULL)) < 0)
+            return *b_fd;
+        if (a->fd >= 0) /* a's is the older one, and if it had to go then b has been opened by now */
+            return 0;
+    }
+    return -EMFILE;
+}
+
 int node_open_to_change(struct server *s, struct node *node)
 {
     return node->covered ? -EROFS : node_open(s, node, NULL);

@@ -175,6 +175,8 @@ struct node *node_find(struct server *s, uint64_t id);
 int node_open(struct server *s, struct node *node, struct statx *st);
 /* The same for a directory in which something is to be made or changed. */
 int node_open_to_change(struct server *s, struct node *node);
+/* Both at once: the way to the second may be so long that the first falls out of the cache.  0 or -errno. */
+int node_open_both(struct server *s, struct node *a, struct node *b, int *a_fd, int *b_fd);
 /* What `name` in the directory is.  The node counts one more lookup when `told`, else it is held (node_drop). */
 int node_lookup(struct server *s, struct node *directory, const char *name, bool told, struct node **out,
                 struct attributes *a);

@@ -986,6 +986,42 @@ static void a_path_may_be_very_deep(void **state)
         assert_int_equal(client_do(&c, FUSE_RMDIR, deep[i - 1], NULL, 0, "d", NULL), 0);
 }
 
+/* Both directories of a renaming are open at once, however few descriptors there are. */
+static void a_file_moves_far_down(void **state)
+{
+    enum { DEPTH = 40, OTHERS = 20 };
+    const struct fuse_mkdir_in in = {.mode = 0755};
+    uint64_t node = 1, others[OTHERS];
+    struct fuse_attr attr;
+    char name[32], text[32];
+
+    for (unsigned i = 0; i < DEPTH; i++) {
+        assert_int_equal(client_do(&c, FUSE_MKDIR, node, &in, sizeof in, "d", NULL), 0);
+        node = client_node(&c, node, "d");
+    }
+    for (unsigned i = 0; i < OTHERS; i++) {
+        snprintf(name, sizeof name, "other%u", i);
+        mkdirat(c.fd, name, 0755);
+        others[i] = client_node(&c, 1, name);
+    }
+    host_write(&c, "other0/f", "mine");
+    const struct fuse_rename_in far = {.newdir = node};
+    for (unsigned round = 0; round < 2; round++) {
+        for (unsigned i = 0; i < OTHERS; i++) /* the way down is closed */
+            assert_int_equal(client_getattr(&c, others[i], &attr), 0);
+        if (round == 0) {
+            assert_int_equal(client_do(&c, FUSE_RENAME, others[0], &far, sizeof far, "f", "g"), 0);
+        } else {
+            const struct fuse_link_in link = {.oldnodeid = client_node(&c, node, "g")};
+            for (unsigned i = 0; i < OTHERS; i++)
+                assert_int_equal(client_getattr(&c, others[i], &attr), 0);
+            assert_int_equal(client_do(&c, FUSE_LINK, others[0], &link, sizeof link, "back", NULL), 0);
+        }
+    }
+    host_read(&c, "other0/back", text, sizeof text);
+    assert_string_equal(text, "mine");
+}
+
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 #define WITH(name, how) cmocka_unit_test_setup_teardown(name, how, teardown)
 int main(void)
@@ -1030,6 +1066,7 @@ int main(void)
         WITH(thousands_of_files_with_few_descriptors, setup_few_descriptors),
         WITH(too_many_open_files_are_an_error, setup_few_descriptors),
         WITH(a_path_may_be_very_deep, setup_few_descriptors),
+        WITH(a_file_moves_far_down, setup_few_descriptors),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
