@@ -250,6 +250,20 @@ static int copy_inside(struct search *s, struct extfs *f, const char *from, cons
     return failed ? error_sys(err, n, failed, "cannot read %s of the disk", from) : 0;
 }
 
+/* From where both files are. */
+static int copy_by_hand(int in, int out)
+{
+    char piece[65536];
+    ssize_t got;
+
+    while ((got = read(in, piece, sizeof piece)) > 0) {
+        int failed = fd_write_all(out, piece, (size_t)got);
+        if (failed)
+            return failed;
+    }
+    return got < 0 ? -errno : 0;
+}
+
 static int copy_descriptor(int in, int out)
 {
     struct stat st;
@@ -260,8 +274,10 @@ static int copy_descriptor(int in, int out)
         return -EINVAL;
     for (off_t left = st.st_size; left > 0;) {
         ssize_t now = copy_file_range(in, NULL, out, NULL, (size_t)left, 0);
-        if (now <= 0)
-            return now < 0 ? -errno : -EIO;
+        if (now < 0) /* between two kinds of file systems, for one */
+            return copy_by_hand(in, out);
+        if (now == 0)
+            return -EIO;
         left -= now;
     }
     return 0;
