@@ -15,6 +15,7 @@
 
 #include "base/error.h"
 #include "base/similar.h"
+#include "base/utf8.h"
 #include "vm/control_int.h"
 
 #define LINES_PER_PASS 32 /* then it is the other clients', and the guest's, turn */
@@ -56,6 +57,7 @@ json_t *control_fail(struct control_call *call, const char *code, const char *fo
     va_start(args, format);
     vsnprintf(call->message, sizeof call->message, format, args);
     va_end(args);
+    utf8_repair(call->message);
     return NULL;
 }
 
@@ -72,6 +74,7 @@ static const struct control_command *find_command(const struct control *s, const
         snprintf(message, n, "there is no command \"%.40s\"; did you mean \"%s\"?", name, near.best);
     else
         snprintf(message, n, "there is no command \"%.40s\"", name);
+    utf8_repair(message); /* the name may be cut */
     return NULL;
 }
 
@@ -118,6 +121,7 @@ static void run_line(struct control_client *c, const char *text, size_t len)
             snprintf(message, sizeof message, "the line is not a JSON object");
         else
             snprintf(message, sizeof message, "the line is not JSON: %s", where.text);
+        utf8_repair(message);
         answer(c, json_null(), NULL, "bad-request", message);
     }
     json_decref(line);

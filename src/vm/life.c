@@ -6,6 +6,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "base/utf8.h"
 #include "vm/link.h"
 
 static struct vm_life *life_of(struct vm *vm)
@@ -103,8 +104,9 @@ static void set_ended(struct vm_life *life, enum vm_end end, const char *reason)
     life->run.ended_ms = timestamp_ms();
     life->run.failed = ends[end].failed;
     snprintf(life->run.reason, sizeof life->run.reason, "%s", reason);
+    utf8_repair(life->run.reason); /* it may name a file */
     registry_set_run(life->lock, &life->run);
-    tell(life, ends[end].event, json_pack("{s:s, s:s}", "end", ends[end].word, "reason", reason));
+    tell(life, ends[end].event, json_pack("{s:s, s:s}", "end", ends[end].word, "reason", life->run.reason));
 }
 
 void life_ended(struct vm *vm)

@@ -20,7 +20,7 @@
 #define NEW ".new-"
 #define GONE ".gone-"
 #define NAME_ATTEMPTS 50u
-#define RUN_BYTES 1024
+#define RUN_BYTES 4096       /* a reason of which each byte needs six in JSON has room */
 #define LOCK_PATIENCE_MS 200 /* a look at the state takes the lock for a moment */
 #define COMMAND_PATIENCE_MS 5000
 #define LEFTOVER_SECONDS 60

@@ -14,6 +14,7 @@
 #include "base/log.h"
 #include "base/options.h"
 #include "base/parse.h"
+#include "base/utf8.h"
 
 static void sizes_need_a_unit_and_are_powers_of_1024(void **state)
 {
@@ -364,6 +365,27 @@ static void who_counts_more_comes_first(void **state)
     assert_false(v.flag);
 }
 
+static void what_is_not_utf8_is_replaced(void **state)
+{
+    static const struct {
+        const char *text, *repaired;
+    } cases[] = {
+        {"plain", "plain"},
+        {"\xc3\xa4 \xe2\x82\xac \xf0\x9f\x98\x80", "\xc3\xa4 \xe2\x82\xac \xf0\x9f\x98\x80"},
+        {"cut \xe2\x82", "cut ??"},
+        {"\xe4nderung", "?nderung"},
+        {"\xc0\xaf \xe0\x80\x80 \xed\xa0\x80 \xf4\x90\x80\x80 \xff", "?? ??? ??? ???? ?"},
+        {"\xf0\x9f\x98x\x80", "???x?"},
+    };
+
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        char text[32];
+        strcpy(text, cases[i].text);
+        utf8_repair(text);
+        assert_string_equal(text, cases[i].repaired);
+    }
+}
+
 static void messages_have_no_control_characters(void **state)
 {
     char line[256] = "";
@@ -385,6 +407,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(messages_have_no_control_characters),
+        cmocka_unit_test(what_is_not_utf8_is_replaced),
         cmocka_unit_test(a_table_goes_on_in_another),
         cmocka_unit_test(options_survive_as_words),
         cmocka_unit_test(who_counts_more_comes_first),

@@ -226,6 +226,9 @@ static void nonsense_is_told_so(void **state)
     expect(fd, "\\\"arguments\\\" is not an object");
     expect(fd, "duplicate");
     expect(fd, "there is no command \\\"zzzzzz\\\"");
+    /* 40 bytes of it are quoted: the last one is the first of two */
+    say(fd, "{\"id\":6,\"command\":\"zzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzz\xc3\xa4\"}\n");
+    expect(fd, "zzz?\\\"");
     char *deep = malloc(60000);
     memset(deep, '[', 59999);
     deep[59998] = '\n';

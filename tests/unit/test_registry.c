@@ -225,10 +225,14 @@ static void a_lock_lives_as_long_as_any_descriptor(void **state)
     assert_int_equal(run.state, VM_DIED);
     run = (struct vm_run){.state = VM_STOPPED, .reason = "the guest powered off"};
     registry_set_run(again, &run);
-    close(again);
     registry_run(&r, "alpha", &run);
     assert_int_equal(run.state, VM_STOPPED);
     assert_string_equal(run.reason, "the guest powered off");
+    memset(run.reason, 1, sizeof run.reason - 1); /* what takes most room */
+    assert_int_equal(registry_set_run(again, &run), 0);
+    close(again);
+    registry_run(&r, "alpha", &run);
+    assert_int_equal(strlen(run.reason), sizeof run.reason - 1);
 }
 
 static void removal_takes_all_and_frees_the_name(void **state)
