@@ -9,13 +9,12 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include "base/error.h"
 #include "base/similar.h"
 #include "base/utf8.h"
+#include "host/unix.h"
 #include "vm/control_int.h"
 
 #define LINES_PER_PASS 32 /* then it is the other clients', and the guest's, turn */
@@ -394,58 +393,15 @@ static void on_later(void *opaque)
 
 /* --- the socket -------------------------------------------------------------------------------------------------- */
 
-/* A socket file is left over when its owner was killed: then connecting is refused. */
-static int remove_stale(const struct sockaddr_un *address)
+static int listen_at(struct control *s, const char *path, char *err, size_t n)
 {
-    struct stat st;
-    int failed = 0;
-
-    if (lstat(address->sun_path, &st) || !S_ISSOCK(st.st_mode))
-        return 0;
-    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (fd < 0)
-        return -errno;
-    if (connect(fd, (const struct sockaddr *)address, sizeof *address) == 0)
-        failed = -EADDRINUSE;
-    else if (errno == ECONNREFUSED)
-        unlink(address->sun_path);
-    close(fd);
-    return failed;
-}
-
-static int open_listener(const struct sockaddr_un *address, int *out)
-{
-    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0), failed;
+    int fd = unix_listen(path, 64, err, n);
 
     if (fd < 0)
-        return -errno;
-    /* The mode is set before anybody can connect: bind makes the file, listen opens the door. */
-    if (bind(fd, (const struct sockaddr *)address, sizeof *address)) {
-        failed = -errno;
-        close(fd);
-        return failed;
-    }
-    if (chmod(address->sun_path, 0600) || listen(fd, 64)) {
-        failed = -errno;
-        close(fd);
-        unlink(address->sun_path);
-        return failed;
-    }
-    *out = fd;
-    return 0;
-}
-
-static int listen_at(struct control *s, const char *path)
-{
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
-
-    if (strlen(path) >= sizeof address.sun_path)
-        return -ENAMETOOLONG;
-    memcpy(address.sun_path, path, strlen(path) + 1);
-    int failed = remove_stale(&address);
-    if (!failed)
-        failed = open_listener(&address, &s->listener);
-    return failed ? failed : loop_fd_add(s->config.loop, s->listener, EPOLLIN, on_listener, s);
+        return fd;
+    s->listener = fd;
+    int failed = loop_fd_add(s->config.loop, fd, EPOLLIN, on_listener, s);
+    return failed ? error_sys(err, n, failed, "the control socket %s cannot be made", path) : 0;
 }
 
 int control_create(struct control **out, const struct control_config *config, char *err, size_t n)
@@ -460,11 +416,10 @@ int control_create(struct control **out, const struct control_config *config, ch
     s->owner = geteuid();
     loop_timer_init(&s->later, on_later, s);
     if (config->path)
-        failed = listen_at(s, config->path);
-    if (!failed && config->client >= 0)
-        failed = add_client(s, config->client, true);
+        failed = listen_at(s, config->path, err, n);
+    if (!failed && config->client >= 0 && (failed = add_client(s, config->client, true)))
+        error_sys(err, n, failed, "the first client cannot be served");
     if (failed) {
-        error_sys(err, n, failed, "the control socket %s cannot be made", config->path ? config->path : "");
         control_destroy(s);
         return failed;
     }
