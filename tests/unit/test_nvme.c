@@ -720,16 +720,22 @@ static void state_goes_on(void **state)
     mock.hold = true;
     put_command(&drv, 1, transfer_command(1, 5, 1, BUFFER, 0));
     ring(&drv, 1);
+    fx.msi_data = 0;
     nvme_class.pre_save(&dev);
+    assert_int_equal(fx.msi_data, 0x41); /* what was at work is part of what is saved */
     memcpy(saved, (char *)dev.state + nvme_class.save_offset, nvme_class.save_size);
+    put_command(&drv, 1, transfer_command(1, 6, 1, BUFFER, 0)); /* of a time that will not have been */
+    ring(&drv, 1);
     mock.hold = false;
     struct nvme_driver before = drv;
-    memset(ram(IOCQ + 0x4000), 0, 0);
     set_reg(&drv, 0x14, 0);
     memcpy((char *)dev.state + nvme_class.save_offset, saved, nvme_class.save_size);
     nvme_class.post_restore(&dev);
     drv = before;
-    (void)take_completion(&drv, 1, &e);
+    drv.q[1].tail--;
+    assert_true(take_completion(&drv, 1, &e));
+    assert_int_equal(e.status >> 1, NVME_OK);
+    assert_false(take_completion(&drv, 1, &e));
     assert_int_equal(command(&drv, 1, transfer_command(2, 0, 1, BUFFER, 0), NULL), NVME_OK);
     free(saved);
 }

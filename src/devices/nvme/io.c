@@ -131,7 +131,7 @@ static void range_done(struct disk_request *d)
     struct nvme_request *r = d->opaque;
     uint16_t status = status_of(d);
 
-    if (status || r->nvme->resetting || r->range == r->n_ranges) {
+    if (status || r->nvme->resetting || r->nvme->restoring || r->range == r->n_ranges) {
         end(r, status);
         return;
     }

@@ -281,6 +281,7 @@ static void nvme_pre_save(struct device *dev)
     struct nvme *n = dev->state;
 
     stop(n);
+    nvme_admin_resume(n); /* deletions that waited for it */
     nvme_queues_save(n);
 }
 
@@ -288,8 +289,10 @@ static void nvme_post_restore(struct device *dev)
 {
     struct nvme *n = dev->state;
 
+    n->resetting = false; /* that was the other state's */
+    n->restoring = true;
     stop(n);
-    n->resetting = false;
+    n->restoring = false;
     nvme_queues_restored(n);
     pci_function_restored(&n->pci);
     nvme_run(n);

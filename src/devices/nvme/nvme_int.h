@@ -140,6 +140,7 @@ struct nvme {
     struct disk_request shutdown; /* the flush of an orderly end */
     bool flushing;                /* that is at work */
     bool stopped;                 /* being saved or restored: no command is taken */
+    bool restoring;               /* what is at work is nobody's any more */
     bool resetting;               /* CC.EN was cleared; done when nothing is at work any more */
 };
 

@@ -22,7 +22,7 @@ void nvme_fatal(struct nvme *n)
 
 static bool alive(const struct nvme *n)
 {
-    return (n->saved.cc & 1) && (n->saved.csts & 3) == 1 && !n->resetting && !n->stopped && pci_is_master(&n->pci);
+    return (n->saved.cc & 1) && (n->saved.csts & 3) == 1 && !n->resetting && !n->restoring && pci_is_master(&n->pci);
 }
 
 bool nvme_ring_ok(const struct nvme *n, uint64_t base, unsigned entries, unsigned entry_size)
@@ -317,6 +317,7 @@ void nvme_queues_reset(struct nvme *n)
 
 void nvme_queues_save(struct nvme *n)
 {
+    interrupt(n);
     n->saved.n_waiting = 0;
     for (unsigned q = 0; q < NVME_QUEUES; q++)
         for (const struct nvme_request *r = n->full[q]; r; r = r->next)
