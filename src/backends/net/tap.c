@@ -86,7 +86,10 @@ static void tap_resume(struct net *net)
 static bool tap_send(struct net *net, const struct iovec *iov, unsigned n)
 {
     struct tap *t = net->backend;
-    return writev(t->fd, iov, (int)n) >= 0 || errno != EINTR;
+
+    while (writev(t->fd, iov, (int)n) < 0 && errno == EINTR)
+        ;
+    return true;
 }
 
 static void tap_offloads(struct net *net, unsigned offloads)
