@@ -7,6 +7,7 @@
 
 #include "backends/disk/disk_int.h"
 #include "base/error.h"
+#include "base/file.h"
 #include "host/loop.h"
 
 #define PIECE (1u << 20)
@@ -76,6 +77,8 @@ int disk_export(const char *words, const char *path, char *err, size_t n)
         goto out;
     fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
     failed = fd < 0 ? error_sys(err, n, -errno, "cannot make %s", path) : copy(disk, fd, path, err, n);
+    if (!failed && file_sync_directory(path) == -EIO) /* not every file system knows it for directories */
+        failed = error_sys(err, n, -EIO, "cannot write %s", path);
     if (fd >= 0 && failed)
         unlink(path);
 out:
