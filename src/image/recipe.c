@@ -5,10 +5,12 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pwd.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "base/error.h"
@@ -213,17 +215,33 @@ static bool has_subordinate_ids(void)
     return has;
 }
 
+/* A kernel's setting, a container or a chroot may refuse them. */
+static bool has_user_namespaces(void)
+{
+    int status = 1;
+    pid_t pid = fork();
+
+    if (pid == 0)
+        _exit(unshare(CLONE_NEWUSER) != 0);
+    while (pid > 0 && waitpid(pid, &status, 0) < 0 && errno == EINTR)
+        ;
+    return status == 0;
+}
+
 const char *recipe_mode(char *err, size_t n)
 {
-    bool mappers = job_has_program("newuidmap");
-
     if (geteuid() == 0)
         return "root";
-    if (mappers && has_subordinate_ids())
+    bool mappers = job_has_program("newuidmap"), namespaces = has_user_namespaces();
+    if (mappers && namespaces && has_subordinate_ids())
         return "unshare";
     if (job_has_program("fakechroot") && job_has_program("fakeroot"))
         return "fakechroot";
-    if (mappers)
+    if (!namespaces)
+        error_set(err, n, -EPERM,
+                  "this host gives ordinary users no user namespaces to build in: install the packages fakechroot and "
+                  "fakeroot, or build as root");
+    else if (mappers)
         error_set(err, n, -EPERM,
                   "you have no subordinate user ids to build with: as root run usermod --add-subuids 100000-165535 "
                   "--add-subgids 100000-165535 and your name, or install the packages fakechroot and fakeroot");
