@@ -111,5 +111,11 @@ bool net_can_publish(const struct net *net);
 int net_publish_add(struct net *net, struct net_publish *p, char *err, size_t n);
 /* Connections that exist stay.  -ENOENT: there is no such one; guest_port is not looked at. */
 int net_publish_remove(struct net *net, const struct net_publish *p, char *err, size_t n);
+/* The same without waiting for the helper process: `done` is called once, later, in the loop: with 0 and the port as it
+ * is now, or -errno and a sentence; when the network goes, too.  0, or -errno with a sentence: then it will not be
+ * called. */
+typedef void net_publish_done(void *opaque, int failed, const struct net_publish *p, const char *why);
+int net_publish_ask(struct net *net, const struct net_publish *p, bool add, net_publish_done *done, void *opaque,
+                    char *err, size_t n);
 /* The i-th of them, or NULL. */
 const struct net_publish *net_published(const struct net *net, unsigned i);

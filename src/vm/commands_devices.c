@@ -1,6 +1,7 @@
 /* "publish" and "balloon": devices that can be told something while they work. */
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "backends/net.h"
@@ -30,7 +31,31 @@ static json_t *list(const struct net *net)
     return all;
 }
 
-static json_t *change(struct control_call *call, struct net *net, bool remove)
+static const char *code_of(int failed)
+{
+    return failed == -ENOENT ? "not-found" : failed == -EEXIST || failed == -EADDRINUSE ? "wrong-state" : "failed";
+}
+
+struct change {
+    struct vm *vm;
+    struct control_ticket ticket;
+};
+
+/* The life, or its control socket, may be gone already. */
+static void changed(void *opaque, int failed, const struct net_publish *p, const char *why)
+{
+    struct change *c = opaque;
+    struct vm_life *life = c->vm->config->life;
+
+    if (!life || !life->control)
+        json_decref(c->ticket.id);
+    else
+        control_reply(life->control, &c->ticket, failed ? NULL : describe(p), code_of(failed), why);
+    free(c);
+}
+
+/* The answer comes when the network's helper process has given its own. */
+static json_t *change(struct control_call *call, struct vm *vm, bool remove)
 {
     const char *word = json_string_value(json_object_get(call->arguments, "port"));
     struct net_publish p;
@@ -40,14 +65,18 @@ static json_t *change(struct control_call *call, struct net *net, bool remove)
         return control_fail(call, "bad-request", "\"port\" is missing: [IP:]HOST:GUEST[/udp]");
     if (net_publish_parse(word, &p, err, sizeof err))
         return control_fail(call, "bad-request", "%s", err);
-    int failed = (remove ? net_publish_remove(net, &p, err, sizeof err) : net_publish_add(net, &p, err, sizeof err));
-    if (failed)
-        return control_fail(call,
-                            failed == -ENOENT                            ? "not-found"
-                            : failed == -EEXIST || failed == -EADDRINUSE ? "wrong-state"
-                                                                         : "failed",
-                            "%s", err);
-    return describe(&p);
+    struct change *c = calloc(1, sizeof *c);
+    if (!c)
+        return control_fail(call, "failed", "out of memory");
+    c->vm = vm;
+    int failed = net_publish_ask(vm->publisher, &p, !remove, changed, c, err, sizeof err);
+    if (failed) {
+        free(c);
+        return control_fail(call, code_of(failed), "%s", err);
+    }
+    c->ticket = control_ticket(call);
+    call->later = true;
+    return NULL;
 }
 
 /* action: add or remove, a port; or list. */
@@ -61,7 +90,7 @@ json_t *command_publish(struct control_call *call)
     if (!action || strcmp(action, "list") == 0)
         return json_pack("{s:o}", "ports", list(vm->publisher));
     if (strcmp(action, "add") == 0 || strcmp(action, "remove") == 0)
-        return change(call, vm->publisher, action[0] == 'r');
+        return change(call, vm, action[0] == 'r');
     return control_fail(call, "bad-request", "\"action\" is not one of list, add, remove");
 }
 

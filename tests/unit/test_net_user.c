@@ -346,6 +346,55 @@ static void a_port_is_published_while_the_helper_starts(void **state)
     expect_reaches(p.host_port, 22);
 }
 
+static int answered;
+static struct net_publish answer;
+
+static void on_answer(void *opaque, int failed, const struct net_publish *p, const char *why)
+{
+    answered = failed ? failed : 1;
+    answer = *p;
+}
+
+static int ask(struct net_publish p, bool add)
+{
+    char err[512];
+
+    answered = 0;
+    assert_int_equal(net_publish_ask(g.net, &p, add, on_answer, NULL, err, sizeof err), 0);
+    for (unsigned i = 0; i < 10000 && !answered; i++)
+        cable_run(&cable, 1);
+    return answered;
+}
+
+static void a_helper_that_hangs_holds_nobody_up(void **state)
+{
+    const struct net_publish p = {.ip = {127, 0, 0, 1}, .guest_port = 22};
+    char err[512];
+    uint64_t before;
+
+    assert_int_equal(ask(p, true), 1);
+    expect_reaches(answer.host_port, 22);
+    assert_int_equal(net_published(g.net, 0)->host_port, answer.host_port);
+    assert_int_equal(ask(answer, false), 1);
+    assert_null(net_published(g.net, 0));
+
+    pid_t inner = child_of(child_of(getpid()));
+    assert_int_equal(kill(inner, SIGSTOP), 0);
+    before = clock_ns();
+    answered = 0;
+    assert_int_equal(net_publish_ask(g.net, &p, true, on_answer, NULL, err, sizeof err), 0);
+    cable_run(&cable, 10);
+    assert_true(clock_ns() - before < 1000000000u);
+    assert_int_equal(answered, 0);
+    for (unsigned i = 0; i < 10000 && !answered; i++)
+        cable_run(&cable, 1);
+    assert_int_equal(answered, -ETIMEDOUT);
+    assert_int_equal(kill(inner, SIGCONT), 0);
+    assert_int_equal(ask(p, true), 1);
+    expect_reaches(answer.host_port, 22);
+    assert_null(net_published(g.net, 1));
+}
+
 /* From within a sandbox nothing can be started. */
 static void both_helpers_are_killed_in_a_sandbox(void **state)
 {
@@ -524,6 +573,7 @@ int main(int argc, char **argv)
         T(publish_busy_chosen_removed),
         T(the_helper_is_killed),
         T(a_port_is_published_while_the_helper_starts),
+        T(a_helper_that_hangs_holds_nobody_up),
         T(both_helpers_are_killed_in_a_sandbox),
         cmocka_unit_test(a_stuck_worker_ends),
         T(receiving_holds_back),

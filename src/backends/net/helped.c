@@ -25,6 +25,19 @@
 /* A helper whose guest has taken it over could go up and down for ever: the log is not the place for that. */
 #define NEWS_SAID 200u
 
+/* What the helper was asked while the loop goes on; the answers come in the same order. */
+struct asked {
+    uint32_t id;
+    bool add;
+    struct net_publish port;
+    uint64_t deadline_ns;
+    net_publish_done *done; /* NULL: a port that a new helper is to have as the old one had */
+    void *opaque;
+    bool late; /* has been told that there is no answer */
+};
+
+#define ASKED_MAX (NET_PUBLISH_MAX * 2u + 16u)
+
 struct helped {
     struct net *net;
     struct wire wire;
@@ -32,9 +45,13 @@ struct helped {
     int data, control; /* -1: none */
     uint32_t last_id;
     unsigned news;
-    struct loop_timer up; /* CONTROL_UP came while an answer was awaited */
-    bool reading;         /* else the guest has no room */
-    bool full;            /* the socket has no room for the guest's frames */
+    struct loop_timer up;   /* CONTROL_UP came while an answer was awaited */
+    struct loop_timer late; /* of the first one that was asked */
+    struct asked asked[ASKED_MAX];
+    unsigned n_asked;
+    bool coming;  /* the link goes up when the new helper has its ports */
+    bool reading; /* else the guest has no room */
+    bool full;    /* the socket has no room for the guest's frames */
 };
 
 static int start(struct helped *h, char *err, size_t n);
@@ -122,48 +139,185 @@ static void helped_resume(struct net *net)
 
 /* --- news and requests -------------------------------------------------------------------------------------------- */
 
-static int request(struct helped *h, struct control_message *m, int ms, char *err, size_t n);
+/* The link goes up when all ports lead into the guest again, or cannot. */
+static void come_up(struct helped *h)
+{
+    bool waits = false;
 
-/* The new process knows nothing of the ports that the old one had. */
-static void publish_again(struct helped *h)
+    for (unsigned i = 0; i < h->n_asked; i++)
+        waits |= !h->asked[i].done && !h->asked[i].late;
+    if (!h->coming || waits)
+        return;
+    h->coming = false;
+    if (h->news < NEWS_SAID)
+        log_say("network: it works again; connections that were open are lost");
+    net_set_link(h->net, true);
+}
+
+static void settle(struct helped *h, const struct asked *a, int failed, const char *why)
+{
+    if (a->done) {
+        if (!failed)
+            net_publish_settled(h->net, &a->port, a->add);
+        a->done(a->opaque, failed, &a->port, why);
+    } else if (failed && a->add) {
+        log_say("network: %s", why);
+    }
+}
+
+static void set_late_timer(struct helped *h)
+{
+    for (unsigned i = 0; i < h->n_asked; i++)
+        if (!h->asked[i].late) {
+            loop_timer_set(h->net->loop, &h->late, h->asked[i].deadline_ns);
+            return;
+        }
+    loop_timer_cancel(h->net->loop, &h->late);
+}
+
+static struct asked take_asked(struct helped *h, unsigned i)
+{
+    struct asked a = h->asked[i];
+
+    memmove(h->asked + i, h->asked + i + 1, (--h->n_asked - i) * sizeof *h->asked);
+    set_late_timer(h);
+    return a;
+}
+
+static void fail_asked(struct helped *h, const char *why)
+{
+    while (h->n_asked) {
+        struct asked a = take_asked(h, 0);
+        if (a.done && !a.late)
+            settle(h, &a, -EPIPE, why);
+    }
+}
+
+/* Who asked is told; the request stays, as it may still be carried out. */
+static void on_late(void *opaque)
+{
+    struct helped *h = opaque;
+    uint64_t now = clock_ns();
+
+    for (unsigned i = 0; i < h->n_asked; i++) {
+        if (h->asked[i].late || h->asked[i].deadline_ns > now)
+            continue;
+        h->asked[i].late = true;
+        settle(h,
+               &(struct asked){.add = h->asked[i].add,
+                               .port = h->asked[i].port,
+                               .done = h->asked[i].done,
+                               .opaque = h->asked[i].opaque},
+               -ETIMEDOUT, "the network's helper process does not answer");
+    }
+    set_late_timer(h);
+    come_up(h);
+}
+
+static int ask(struct helped *h, const struct asked *what, char *err, size_t n);
+
+/* It was carried out after all: what was to be published is taken back, what was to be taken back is. */
+static void undo_late(struct helped *h, const struct asked *a)
+{
+    char none[ERROR_SIZE];
+
+    if (a->done && a->add)
+        ask(h, &(struct asked){.port = a->port}, none, sizeof none);
+    else if (a->done)
+        net_publish_settled(h->net, &a->port, false);
+}
+
+static void on_answer(struct helped *h, const struct control_message *m)
+{
+    for (unsigned i = 0; i < h->n_asked; i++) {
+        if (h->asked[i].id != m->id)
+            continue;
+        struct asked a = take_asked(h, i);
+        if (!m->status && a.add)
+            a.port.host_port = m->publish.host_port;
+        if (!a.late)
+            settle(h, &a, m->status, m->text);
+        else if (!m->status)
+            undo_late(h, &a);
+        come_up(h);
+        return;
+    }
+}
+
+static uint32_t next_id(struct helped *h)
+{
+    return ++h->last_id ? h->last_id : ++h->last_id;
+}
+
+static int ask(struct helped *h, const struct asked *what, char *err, size_t n)
+{
+    struct asked a = *what;
+
+    if (h->control < 0)
+        return error_set(err, n, -EPIPE, "the network's helper process has ended");
+    if (h->n_asked == ASKED_MAX)
+        return error_set(err, n, -EBUSY, "the network's helper process has too much to do");
+    a.id = next_id(h);
+    a.deadline_ns = clock_ns() + ANSWER_MS * 1000000ull;
+    const struct control_message m = {.type = a.add ? CONTROL_ADD : CONTROL_REMOVE, .id = a.id, .publish = a.port};
+    int r = control_send(h->control, &m);
+    if (r)
+        return error_sys(err, n, r, "cannot ask the network's helper process");
+    h->asked[h->n_asked++] = a;
+    set_late_timer(h);
+    return 0;
+}
+
+static int helped_ask(struct net *net, const struct net_publish *p, bool add, net_publish_done *done, void *opaque,
+                      char *err, size_t n)
+{
+    return ask(net->backend, &(struct asked){.add = add, .port = *p, .done = done, .opaque = opaque}, err, n);
+}
+
+/* The new process knows nothing of the ports that the old one had; `afresh`: or of some. */
+static void publish_again(struct helped *h, bool afresh)
 {
     char err[ERROR_SIZE];
 
     for (unsigned i = 0; i < h->net->n_published; i++) {
-        struct control_message m = {.type = CONTROL_ADD, .publish = h->net->published[i]};
-        if (request(h, &m, ANSWER_MS, err, sizeof err))
+        struct asked a = {.port = h->net->published[i]};
+        int r = afresh ? 0 : ask(h, &a, err, sizeof err);
+        a.add = true;
+        if (!r)
+            r = ask(h, &a, err, sizeof err);
+        if (r)
             log_say("network: %s", err);
     }
 }
 
+static void back_at_work(struct helped *h, bool afresh)
+{
+    if (net_link(h->net))
+        return;
+    h->coming = true;
+    publish_again(h, afresh);
+    come_up(h);
+}
+
 static void handle_news(struct helped *h, const struct control_message *m)
 {
-    bool said = h->news < NEWS_SAID;
-
     if (m->type == CONTROL_DOWN) {
-        h->news++;
-        if (said)
+        if (h->news++ < NEWS_SAID)
             log_say("network: %s%s", m->text, m->status ? "; the guest has no network now" : "; starting it again");
+        h->coming = false;
         net_set_link(h->net, false);
-    } else if (m->type == CONTROL_UP && !net_link(h->net)) {
-        publish_again(h);
-        if (said)
-            log_say("network: it works again; connections that were open are lost");
-        net_set_link(h->net, true);
+        fail_asked(h, "the network's helper process has ended");
+    } else if (m->type == CONTROL_UP) {
+        back_at_work(h, true);
+    } else if (m->type == CONTROL_ANSWER) {
+        on_answer(h, m);
     }
 }
 
 /* The new process may know one of the ports: that of the request during which it came. */
 static void on_up(void *opaque)
 {
-    struct helped *h = opaque;
-    char err[ERROR_SIZE];
-
-    for (unsigned i = 0; i < h->net->n_published; i++) {
-        struct control_message m = {.type = CONTROL_REMOVE, .publish = h->net->published[i]};
-        request(h, &m, ANSWER_MS, err, sizeof err);
-    }
-    handle_news(h, &(struct control_message){.type = CONTROL_UP});
+    back_at_work(opaque, false);
 }
 
 static void on_control(void *opaque, uint32_t events)
@@ -200,6 +354,8 @@ static int await(struct helped *h, uint32_t id, struct control_message *m, int m
         }
         if (m->type == CONTROL_UP)
             loop_timer_set(h->net->loop, &h->up, clock_ns());
+        if (m->type == CONTROL_ANSWER)
+            on_answer(h, m);
     }
     return error_set(err, n, -ETIMEDOUT, "the network's helper process does not answer within %d s", ms / 1000);
 }
@@ -210,7 +366,7 @@ static int request(struct helped *h, struct control_message *m, int ms, char *er
 
     if (h->control < 0)
         return error_set(err, n, -EPIPE, "the network's helper process has ended");
-    m->id = ++h->last_id ? h->last_id : ++h->last_id;
+    m->id = next_id(h);
     int r = control_send(h->control, m);
     if (r)
         return error_sys(err, n, r, "cannot ask the network's helper process");
@@ -221,6 +377,7 @@ static int request(struct helped *h, struct control_message *m, int ms, char *er
     return answer.status ? error_set(err, n, answer.status, "%s", answer.text) : 0;
 }
 
+/* Before the loop runs. */
 static int helped_publish(struct net *net, struct net_publish *p, bool add, char *err, size_t n)
 {
     struct control_message m = {.type = add ? CONTROL_ADD : CONTROL_REMOVE, .publish = *p};
@@ -240,6 +397,8 @@ static void drop(struct helped *h)
     if (h->child.pidfd >= 0)
         loop_fd_del(h->net->loop, h->child.pidfd);
     loop_timer_cancel(h->net->loop, &h->up);
+    fail_asked(h, "the network's helper process has ended");
+    h->coming = false;
     wire_free(&h->wire);
     for (unsigned i = 0; i < 2; i++)
         if (*fds[i] >= 0) {
@@ -335,6 +494,7 @@ static int helped_open(struct net *net, char *err, size_t n)
         return error_sys(err, n, -ENOMEM, "cannot set up the network");
     *h = (struct helped){.net = net, .data = -1, .control = -1, .child = {.pidfd = -1}, .wire = {.fd = -1}};
     loop_timer_init(&h->up, on_up, h);
+    loop_timer_init(&h->late, on_late, h);
     int r = start(h, err, n);
     if (r) {
         free(h);
@@ -360,6 +520,7 @@ const struct net_kind net_kind_user = {
     .flush = helped_flush,
     .resume = helped_resume,
     .publish = helped_publish,
+    .ask = helped_ask,
 };
 
 const struct net_kind net_kind_switch = {

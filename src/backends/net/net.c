@@ -273,7 +273,7 @@ static struct net_publish *find_published(struct net *net, const struct net_publ
     return NULL;
 }
 
-int net_publish_add(struct net *net, struct net_publish *p, char *err, size_t n)
+static int check_addition(struct net *net, const struct net_publish *p, char *err, size_t n)
 {
     if (!net_can_publish(net))
         return error_set(err, n, -ENOTSUP, "ports can be published on a network of the kind \"user\" only");
@@ -282,9 +282,33 @@ int net_publish_add(struct net *net, struct net_publish *p, char *err, size_t n)
     if (p->host_port && find_published(net, p))
         return error_set(err, n, -EEXIST, "the port %u.%u.%u.%u:%u is published already", p->ip[0], p->ip[1], p->ip[2],
                          p->ip[3], p->host_port);
-    int r = net->spec.kind->publish(net, p, true, err, n);
-    if (!r)
+    return 0;
+}
+
+static int unknown_port(const struct net_publish *p, char *err, size_t n)
+{
+    return error_set(err, n, -ENOENT, "the port %u.%u.%u.%u:%u is not published", p->ip[0], p->ip[1], p->ip[2],
+                     p->ip[3], p->host_port);
+}
+
+void net_publish_settled(struct net *net, const struct net_publish *p, bool add)
+{
+    struct net_publish *known = find_published(net, p);
+
+    if (add && net->n_published < NET_PUBLISH_MAX)
         net->published[net->n_published++] = *p;
+    else if (!add && known)
+        memmove(known, known + 1, (size_t)(net->published + --net->n_published - known) * sizeof *known);
+}
+
+int net_publish_add(struct net *net, struct net_publish *p, char *err, size_t n)
+{
+    int r = check_addition(net, p, err, n);
+
+    if (!r)
+        r = net->spec.kind->publish(net, p, true, err, n);
+    if (!r)
+        net_publish_settled(net, p, true);
     return r;
 }
 
@@ -293,12 +317,20 @@ int net_publish_remove(struct net *net, const struct net_publish *p, char *err, 
     struct net_publish *known = find_published(net, p);
 
     if (!known)
-        return error_set(err, n, -ENOENT, "the port %u.%u.%u.%u:%u is not published", p->ip[0], p->ip[1], p->ip[2],
-                         p->ip[3], p->host_port);
+        return unknown_port(p, err, n);
     int r = net->spec.kind->publish(net, known, false, err, n);
     if (!r)
-        memmove(known, known + 1, (size_t)(net->published + --net->n_published - known) * sizeof *known);
+        net_publish_settled(net, p, false);
     return r;
+}
+
+int net_publish_ask(struct net *net, const struct net_publish *p, bool add, net_publish_done *done, void *opaque,
+                    char *err, size_t n)
+{
+    const struct net_publish *what = add ? p : find_published(net, p);
+    int r = add ? check_addition(net, p, err, n) : what ? 0 : unknown_port(p, err, n);
+
+    return r ? r : net->spec.kind->ask(net, what, add, done, opaque, err, n);
 }
 
 const struct net_publish *net_published(const struct net *net, unsigned i)

@@ -26,6 +26,9 @@ struct net_kind {
     void (*resume)(struct net *net);
     void (*offloads)(struct net *net, unsigned offloads);
     int (*publish)(struct net *net, struct net_publish *p, bool add, char *err, size_t n);
+    /* As net_publish_ask; before `done` it calls net_publish_settled. */
+    int (*ask)(struct net *net, const struct net_publish *p, bool add, net_publish_done *done, void *opaque, char *err,
+               size_t n);
 };
 
 /* One direction's share of a limited cable: a token bucket that may go into debt by one frame. */
@@ -60,5 +63,7 @@ bool net_deliver(struct net *net, struct net_header *h, uint8_t *frame, size_t l
 void net_delivered(struct net *net); /* the end of a batch */
 void net_writable(struct net *net);
 void net_set_link(struct net *net, bool up);
+/* A port has become, or ceased to be, one that is published. */
+void net_publish_settled(struct net *net, const struct net_publish *p, bool add);
 
 extern const struct net_kind net_kind_user, net_kind_tap, net_kind_switch, net_kind_vde;
