@@ -60,7 +60,7 @@ start() {
     rm -f "$vm"* "$work/serial"
     # shellcheck disable=SC2086 # GUEST_OPTIONS is a list of words
     "$GUISE" run --kernel "$kernel" --initrd "$initrd" --append "console=ttyS0 quiet panic=-1 rdinit=/guise/init" \
-        --vsock "$vm" --serial "file:$work/serial" --timeout 100 --no-reboot $GUEST_OPTIONS "$@" </dev/null 2>"$work/stderr" &
+        --vsock "$vm" --serial "file:$work/serial" --timeout 400 --no-reboot $GUEST_OPTIONS "$@" </dev/null 2>"$work/stderr" &
     guest=$!
     timeout 100 python3 "$agent" hello "$vm" >"$work/hello" 2>"$work/hello.err"
 }
