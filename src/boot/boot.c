@@ -1,24 +1,14 @@
 /* The parts that both boot protocols share: files, command line, initrd, memory map, legacy areas. */
 #include <errno.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/error.h"
 #include "boot/boot_int.h"
 
 #define PAGE 4096ull
-
-int boot_error(char *error, size_t size, int err, const char *format, ...)
-{
-    va_list args;
-    va_start(args, format);
-    if (size)
-        vsnprintf(error, size, format, args);
-    va_end(args);
-    return err;
-}
 
 int boot_pread(int fd, void *buf, size_t len, uint64_t offset)
 {
@@ -48,8 +38,8 @@ int boot_put_command_line(struct memory *m, const char *text, size_t max, char *
     if (max > BOOT_COMMAND_LINE_MAX - 1)
         max = BOOT_COMMAND_LINE_MAX - 1;
     if (len > max)
-        return boot_error(error, error_size, -E2BIG,
-                          "the kernel command line has %zu characters; this kernel takes %zu", len, max);
+        return error_set(error, error_size, -E2BIG, "the kernel command line has %zu characters; this kernel takes %zu",
+                         len, max);
     return memory_write(m, BOOT_COMMAND_LINE, text ? text : "", len + 1);
 }
 
@@ -82,15 +72,15 @@ int boot_load_initrd(struct memory *m, const struct boot_source *source, uint64_
     *out = (struct boot_initrd){0};
     int err = initrd_sizes(source, sizes, &size);
     if (err)
-        return boot_error(error, error_size, err, "cannot read the initrd: %s", strerror(-err));
+        return error_set(error, error_size, err, "cannot read the initrd: %s", strerror(-err));
     if (!size)
         return 0;
     if (limit > m->low_size)
         limit = m->low_size;
     if (limit < floor || size > limit - floor || ((limit - size) & ~(PAGE - 1)) < floor)
-        return boot_error(error, error_size, -ENOMEM,
-                          "the initrd (%llu KiB) does not fit into the guest's memory beside the kernel",
-                          (unsigned long long)size >> 10);
+        return error_set(error, error_size, -ENOMEM,
+                         "the initrd (%llu KiB) does not fit into the guest's memory beside the kernel",
+                         (unsigned long long)size >> 10);
     out->base = (limit - size) & ~(PAGE - 1);
     out->size = size;
     memset(memory_hva(m, out->base, size), 0, size); /* after a reset there is something else */
@@ -98,7 +88,7 @@ int boot_load_initrd(struct memory *m, const struct boot_source *source, uint64_
         err = boot_read_to_ram(m, source->initrd_fds[i], 0, out->base + at, sizes[i]);
         at = initrd_align(at + sizes[i]);
     }
-    return err ? boot_error(error, error_size, err, "cannot read the initrd: %s", strerror(-err)) : 0;
+    return err ? error_set(error, error_size, err, "cannot read the initrd: %s", strerror(-err)) : 0;
 }
 
 unsigned boot_memory_map(const struct memory *m, const struct platform *p, struct boot_region out[BOOT_REGIONS_MAX])
@@ -130,8 +120,8 @@ int boot_load(struct memory *m, const struct boot_source *source, const struct p
     unsigned char magic[4];
     int err = boot_pread(source->kernel_fd, magic, sizeof magic, 0);
     if (err)
-        return boot_error(error, error_size, err, "cannot read the kernel %s: %s", source->kernel_path,
-                          err == -EIO ? "the file is too short" : strerror(-err));
+        return error_set(error, error_size, err, "cannot read the kernel %s: %s", source->kernel_path,
+                         err == -EIO ? "the file is too short" : strerror(-err));
     if (!memcmp(magic, "\177ELF", 4))
         err = pvh_load(m, source, platform, entry, error, error_size);
     else
@@ -143,7 +133,7 @@ int boot_load(struct memory *m, const struct boot_source *source, const struct p
         err = acpi_build(m, platform);
     if (!err)
         err = smbios_build(m, platform);
-    return err ? boot_error(error, error_size, err, "cannot build the guest's ACPI and SMBIOS tables: %s",
-                            strerror(-err))
+    return err ? error_set(error, error_size, err, "cannot build the guest's ACPI and SMBIOS tables: %s",
+                           strerror(-err))
                : 0;
 }

@@ -33,9 +33,6 @@ struct boot_region {
 /* The memory map; returns the number of regions. */
 unsigned boot_memory_map(const struct memory *m, const struct platform *p, struct boot_region out[BOOT_REGIONS_MAX]);
 
-/* Formats a sentence into error and returns err. */
-__attribute__((format(printf, 4, 5))) int boot_error(char *error, size_t size, int err, const char *format, ...);
-
 /* Reads exactly [offset, offset+len) of fd.  0, -EIO when the file is shorter, or -errno. */
 int boot_pread(int fd, void *buf, size_t len, uint64_t offset);
 

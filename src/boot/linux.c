@@ -9,6 +9,7 @@
 #include <sys/random.h>
 #include <sys/stat.h>
 
+#include "base/error.h"
 #include "boot/boot_int.h"
 
 #define HEADER_OFFSET 0x1f1u
@@ -30,14 +31,14 @@ struct image {
 static int check_header(const struct setup_header *h, const char *path, char *error, size_t n)
 {
     if (h->boot_flag != BOOT_FLAG || h->header != HEADER_MAGIC)
-        return boot_error(error, n, -ENOEXEC, "%s is neither a Linux bzImage nor an ELF file", path);
+        return error_set(error, n, -ENOEXEC, "%s is neither a Linux bzImage nor an ELF file", path);
     if (h->version < VERSION_MIN)
-        return boot_error(error, n, -ENOEXEC, "%s has boot protocol %u.%02u; 2.12 or newer is needed", path,
-                          h->version >> 8, h->version & 0xff);
+        return error_set(error, n, -ENOEXEC, "%s has boot protocol %u.%02u; 2.12 or newer is needed", path,
+                         h->version >> 8, h->version & 0xff);
     if (!(h->xloadflags & XLF_KERNEL_64))
-        return boot_error(error, n, -ENOEXEC, "%s is not a 64-bit kernel", path);
+        return error_set(error, n, -ENOEXEC, "%s is not a 64-bit kernel", path);
     if (!(h->loadflags & LOADED_HIGH))
-        return boot_error(error, n, -ENOEXEC, "%s is a zImage, which is not supported", path);
+        return error_set(error, n, -ENOEXEC, "%s is a zImage, which is not supported", path);
     return 0;
 }
 
@@ -46,16 +47,16 @@ static int read_image(struct image *im, const struct boot_source *source, char *
     struct stat st;
 
     if (fstat(source->kernel_fd, &st))
-        return boot_error(error, n, -errno, "cannot read %s: %s", source->kernel_path, strerror(errno));
+        return error_set(error, n, -errno, "cannot read %s: %s", source->kernel_path, strerror(errno));
     if (boot_pread(source->kernel_fd, im->raw, sizeof im->raw, 0))
-        return boot_error(error, n, -ENOEXEC, "%s is too short to be a kernel", source->kernel_path);
+        return error_set(error, n, -ENOEXEC, "%s is too short to be a kernel", source->kernel_path);
     memcpy(&im->header, im->raw + HEADER_OFFSET, sizeof im->header);
     int err = check_header(&im->header, source->kernel_path, error, n);
     if (err)
         return err;
     im->setup_size = ((im->header.setup_sects ? im->header.setup_sects : 4u) + 1u) * 512u;
     if ((uint64_t)st.st_size <= im->setup_size + ENTRY64)
-        return boot_error(error, n, -ENOEXEC, "%s is cut off", source->kernel_path);
+        return error_set(error, n, -ENOEXEC, "%s is cut off", source->kernel_path);
     im->kernel_size = (uint64_t)st.st_size - im->setup_size;
     return 0;
 }
@@ -78,8 +79,8 @@ static int choose_address(struct image *im, const struct memory *m, char *error,
         if (memory_is_ram(m, im->load, span))
             return 0;
     }
-    return boot_error(error, n, -ENOMEM, "the kernel needs %llu MiB of memory to start; give the guest more",
-                      (unsigned long long)((im->header.pref_address + span) >> 20));
+    return error_set(error, n, -ENOMEM, "the kernel needs %llu MiB of memory to start; give the guest more",
+                     (unsigned long long)((im->header.pref_address + span) >> 20));
 }
 
 /* A seed for the kernel's random numbers, so that nothing waits for entropy at boot. */
@@ -143,7 +144,7 @@ int linux_load(struct memory *m, const struct boot_source *source, const struct 
     if (!err)
         err = put_zero_page(m, &im, platform, &initrd);
     if (err)
-        return boot_error(error, n, err, "cannot load %s: %s", source->kernel_path, strerror(-err));
+        return error_set(error, n, err, "cannot load %s: %s", source->kernel_path, strerror(-err));
     *entry = (struct boot_entry){BOOT_LINUX64, im.load + ENTRY64, BOOT_ZERO_PAGE};
     return 0;
 }

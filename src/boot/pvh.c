@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "base/error.h"
 #include "boot/boot_int.h"
 
 #define NOTE_PHYS32_ENTRY 18u
@@ -82,7 +83,7 @@ static int open_elf(struct elf_file *f, const struct boot_source *source, char *
 
     *f = (struct elf_file){.fd = source->kernel_fd, .path = source->kernel_path};
     if (fstat(f->fd, &st))
-        return boot_error(error, n, -errno, "cannot read %s: %s", f->path, strerror(errno));
+        return error_set(error, n, -errno, "cannot read %s: %s", f->path, strerror(errno));
     f->size = (uint64_t)st.st_size;
     int err = boot_pread(f->fd, ident, sizeof ident, 0);
     if (!err)
@@ -90,7 +91,7 @@ static int open_elf(struct elf_file *f, const struct boot_source *source, char *
               : ident[EI_CLASS] == ELFCLASS64 ? read_segments64(f)
               : ident[EI_CLASS] == ELFCLASS32 ? read_segments32(f)
                                               : -ENOEXEC;
-    return err ? boot_error(error, n, -ENOEXEC, "%s is not a complete x86 ELF file", f->path) : 0;
+    return err ? error_set(error, n, -ENOEXEC, "%s is not a complete x86 ELF file", f->path) : 0;
 }
 
 /* One note segment: { namesz, descsz, type, name, desc }, name and desc padded to `pad`. */
@@ -128,9 +129,9 @@ static int read_entry(const struct elf_file *f, uint64_t *entry, char *error, si
         if (boot_pread(f->fd, notes, s->file_size, s->offset))
             continue;
         if (find_entry(notes, s->file_size, s->align == 8 ? 8 : 4, entry))
-            return *entry <= UINT32_MAX ? 0 : boot_error(error, n, -ENOEXEC, none, f->path);
+            return *entry <= UINT32_MAX ? 0 : error_set(error, n, -ENOEXEC, none, f->path);
     }
-    return boot_error(error, n, -ENOEXEC, none, f->path);
+    return error_set(error, n, -ENOEXEC, none, f->path);
 }
 
 static int load_segments(struct memory *m, const struct elf_file *f, uint64_t *end, char *error, size_t n)
@@ -141,14 +142,14 @@ static int load_segments(struct memory *m, const struct elf_file *f, uint64_t *e
         if (s->type != PT_LOAD || !s->memory_size)
             continue;
         if (s->file_size > s->memory_size || s->offset > f->size || s->file_size > f->size - s->offset)
-            return boot_error(error, n, -ENOEXEC, "%s is cut off or damaged", f->path);
+            return error_set(error, n, -ENOEXEC, "%s is cut off or damaged", f->path);
         if (s->address < BOOT_HIGH || s->address >= m->low_size || s->memory_size > m->low_size - s->address)
-            return boot_error(error, n, -ENOMEM, "%s wants memory at 0x%llx-0x%llx, which the guest does not have",
-                              f->path, (unsigned long long)s->address,
-                              (unsigned long long)(s->address + s->memory_size - 1));
+            return error_set(error, n, -ENOMEM, "%s wants memory at 0x%llx-0x%llx, which the guest does not have",
+                             f->path, (unsigned long long)s->address,
+                             (unsigned long long)(s->address + s->memory_size - 1));
         int err = boot_read_to_ram(m, f->fd, s->offset, s->address, s->file_size);
         if (err)
-            return boot_error(error, n, err, "cannot read %s: %s", f->path, strerror(-err));
+            return error_set(error, n, err, "cannot read %s: %s", f->path, strerror(-err));
         if (s->memory_size > s->file_size)
             memset(memory_hva(m, s->address, s->memory_size) + s->file_size, 0, s->memory_size - s->file_size);
         if (s->address + s->memory_size > *end)
@@ -203,7 +204,7 @@ int pvh_load(struct memory *m, const struct boot_source *source, const struct pl
         return err;
     err = put_start_info(m, platform, &initrd);
     if (err)
-        return boot_error(error, n, err, "cannot describe the machine to %s: %s", f.path, strerror(-err));
+        return error_set(error, n, err, "cannot describe the machine to %s: %s", f.path, strerror(-err));
     *entry = (struct boot_entry){BOOT_PVH, rip, BOOT_START_INFO};
     return 0;
 }

@@ -3,11 +3,11 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
+#include "base/error.h"
 #include "cpu/cpu.h"
 #include "devices/acpi_pm.h"
 #include "devices/lapic.h"
@@ -16,16 +16,6 @@
 #include "memory/memory.h"
 
 #define PAGE 4096ull
-
-__attribute__((format(printf, 4, 5))) static int fail(char *error, size_t size, int err, const char *format, ...)
-{
-    va_list args;
-    va_start(args, format);
-    if (size)
-        vsnprintf(error, size, format, args);
-    va_end(args);
-    return err;
-}
 
 static void forward_event(void *opaque, int event)
 {
@@ -37,7 +27,7 @@ static void forward_event(void *opaque, int event)
 static int open_file(const char *path, const char *what, int *fd, char *error, size_t n)
 {
     *fd = open(path, O_RDONLY | O_CLOEXEC);
-    return *fd < 0 ? fail(error, n, -errno, "cannot open the %s %s: %s", what, path, strerror(errno)) : 0;
+    return *fd < 0 ? error_set(error, n, -errno, "cannot open the %s %s: %s", what, path, strerror(errno)) : 0;
 }
 
 static int load(struct machine *m, char *error, size_t n)
@@ -56,7 +46,7 @@ static int open_files(struct machine *m, char *error, size_t n)
     const struct machine_config *c = &m->config;
 
     if (c->n_initrds > BOOT_INITRDS_MAX)
-        return fail(error, n, -E2BIG, "more than %u initrds are given", BOOT_INITRDS_MAX);
+        return error_set(error, n, -E2BIG, "more than %u initrds are given", BOOT_INITRDS_MAX);
     int err = open_file(c->kernel_path, "kernel", &m->kernel_fd, error, n);
     while (!err && m->n_initrds < c->n_initrds) {
         err = open_file(c->initrd_paths[m->n_initrds], "initrd", &m->initrd_fds[m->n_initrds], error, n);
@@ -71,24 +61,24 @@ static int build(struct machine *m, char *error, size_t n)
     const char *failed = NULL;
 
     if (!c->n_cpus || c->n_cpus > BOOT_MAX_CPUS)
-        return fail(error, n, -EINVAL, "a machine has 1 to %u CPUs, not %u", BOOT_MAX_CPUS, c->n_cpus);
+        return error_set(error, n, -EINVAL, "a machine has 1 to %u CPUs, not %u", BOOT_MAX_CPUS, c->n_cpus);
     int err = open_files(m, error, n);
     if (err)
         return err;
     err = memory_create(&m->memory, (c->memory_bytes + PAGE - 1) & ~(PAGE - 1));
     if (err)
-        return fail(error, n, err, "cannot reserve %llu MiB of memory for the guest: %s",
-                    (unsigned long long)c->memory_bytes >> 20, strerror(-err));
+        return error_set(error, n, err, "cannot reserve %llu MiB of memory for the guest: %s",
+                         (unsigned long long)c->memory_bytes >> 20, strerror(-err));
     err = bus_create(&m->bus, m->memory);
     if (!err)
         err = loop_create(&m->loop, &m->bus->lock);
     if (err)
-        return fail(error, n, err, "cannot set up the machine: %s", strerror(-err));
+        return error_set(error, n, err, "cannot set up the machine: %s", strerror(-err));
     m->env.event = forward_event;
     m->env.event_opaque = m;
     err = pc_build(m, &failed);
     if (err)
-        return fail(error, n, err, "cannot set up the machine's device \"%s\": %s", failed, strerror(-err));
+        return error_set(error, n, err, "cannot set up the machine's device \"%s\": %s", failed, strerror(-err));
     pc_describe(m, &m->platform);
     return load(m, error, n);
 }
@@ -97,7 +87,7 @@ int machine_create(struct machine **out, const struct machine_config *config, ch
 {
     struct machine *m = calloc(1, sizeof *m);
     if (!m)
-        return fail(error, error_size, -ENOMEM, "out of memory");
+        return error_set(error, error_size, -ENOMEM, "out of memory");
     m->config = *config;
     m->kernel_fd = -1;
     int err = build(m, error, error_size);
@@ -133,13 +123,13 @@ int machine_add(struct machine *m, const char *name, const struct device_class *
                 size_t error_size)
 {
     if (m->n_parts == PARTS + MACHINE_ADDED_MAX)
-        return fail(error, error_size, -ENOSPC, "a machine has at most %u devices of its user's choice",
-                    MACHINE_ADDED_MAX);
+        return error_set(error, error_size, -ENOSPC, "a machine has at most %u devices of its user's choice",
+                         MACHINE_ADDED_MAX);
     struct device *dev = &m->parts[m->n_parts];
     *dev = (struct device){.name = name, .class = class};
     int err = class->create(dev, &m->env, config);
     if (err)
-        return fail(error, error_size, err, "cannot set up the machine's device \"%s\": %s", name, strerror(-err));
+        return error_set(error, error_size, err, "cannot set up the machine's device \"%s\": %s", name, strerror(-err));
     m->n_parts++;
     return 0;
 }
