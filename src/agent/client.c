@@ -25,11 +25,11 @@
 #define GRANT (CHANNEL_WINDOW / 4)
 
 struct output {
-    int fd; /* -1: thrown away, or its reader has gone */
-    uint8_t *data;
-    size_t start, len; /* a ring of CHANNEL_WINDOW bytes */
-    size_t credit;     /* what the guest may still send */
-    size_t taken;      /* since the last grant */
+    int fd;        /* -1: thrown away, or its reader has gone */
+    uint8_t *data; /* a ring of CHANNEL_WINDOW bytes; NULL until something comes */
+    size_t start, len;
+    size_t credit; /* what the guest may still send */
+    size_t taken;  /* since the last grant */
 };
 
 struct agent_session {
@@ -102,6 +102,8 @@ static int on_output(struct agent_session *s, unsigned channel, const struct fra
         take(s, channel, f->len);
         return 0;
     }
+    if (!o->data && !(o->data = malloc(CHANNEL_WINDOW)))
+        return -ENOMEM;
     size_t at = (o->start + o->len) % CHANNEL_WINDOW;
     size_t first = f->len < CHANNEL_WINDOW - at ? f->len : CHANNEL_WINDOW - at;
     memcpy(o->data + at, f->payload, first);
@@ -318,19 +320,17 @@ static int step(struct agent_session *s, char *err, size_t n)
 int agent_exec(int fd, const struct agent_exec *e, struct agent_status *status, char *err, size_t n)
 {
     struct agent_session s = {.e = e, .credit = CHANNEL_WINDOW, .in_open = e->in >= 0};
-    uint8_t *rings = malloc(2 * CHANNEL_WINDOW);
     int r = 0;
 
-    if (!rings)
-        return error_sys(err, n, -ENOMEM, "%s", doing);
     stream_init(&s.stream, fd);
-    s.output[CHANNEL_STDOUT] = (struct output){.fd = e->out, .data = rings, .credit = CHANNEL_WINDOW};
-    s.output[CHANNEL_STDERR] = (struct output){.fd = e->err, .data = rings + CHANNEL_WINDOW, .credit = CHANNEL_WINDOW};
+    s.output[CHANNEL_STDOUT] = (struct output){.fd = e->out, .credit = CHANNEL_WINDOW};
+    s.output[CHANNEL_STDERR] = (struct output){.fd = e->err, .credit = CHANNEL_WINDOW};
     put_request(&s.stream, e);
     while (!r && !(s.exited && !s.output[CHANNEL_STDOUT].len && !s.output[CHANNEL_STDERR].len))
         r = step(&s, err, n);
     *status = s.status;
     stream_release(&s.stream);
-    free(rings);
+    for (unsigned i = 0; i < N_CHANNELS; i++)
+        free(s.output[i].data);
     return r;
 }

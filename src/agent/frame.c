@@ -37,7 +37,7 @@ static int queue_reserve(struct frame_queue *q, size_t len)
         memmove(q->data, q->data + q->start, used);
     } else {
         while (!room || room - used < len)
-            room = room ? 2 * room : 4096;
+            room = room ? 2 * room : len > 4096 ? len : 4096;
         uint8_t *larger = malloc(room);
         if (!larger)
             return -ENOMEM;
