@@ -1,6 +1,5 @@
 /* A tree from a guest: whatever it is, nothing is made outside of the destination. */
 #include <fcntl.h>
-#include <ftw.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -13,6 +12,7 @@
 #include "agent/frame.h"
 #include "agent/tree.h"
 #include "base/error.h"
+#include "tree.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -70,40 +70,46 @@ static void feed(int fd, const uint8_t *data, size_t size)
     shutdown(fd, SHUT_WR);
 }
 
-static int remove_one(const char *path, const struct stat *st, int type, struct FTW *at)
+/* Directories `inside`, empty, and `outside`, whose state is `*before`. */
+static int make_places(char inside[64], struct stat *before)
 {
-    return at->level ? remove(path) : 0;
+    char top[] = "/dev/shm/guise-fuzz-XXXXXX";
+    int fd = mkdtemp(top) ? open(top, O_PATH | O_DIRECTORY | O_CLOEXEC) : -1;
+
+    if (fd < 0 || mkdirat(fd, "inside", 0700) || mkdirat(fd, "outside", 0700) || fstatat(fd, "outside", before, 0))
+        abort();
+    snprintf(inside, 64, "%s/inside", top);
+    return fd;
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    static char work[] = "/dev/shm/guise-fuzz-XXXXXX";
     static const struct tree_watch nobody = {0};
-    static int made;
+    static struct stat before;
+    static char inside[64];
+    static int top = -1;
     struct tree_target t;
     struct stream s;
+    struct stat st;
     char err[ERROR_SIZE];
     int ends[2];
 
-    if (!made) {
-        if (!mkdtemp(work) || chdir(work) || mkdir("inside", 0700) || mkdir("outside", 0700))
-            abort();
-        made = 1;
-    }
+    if (top < 0)
+        top = make_places(inside, &before);
     if (size < 1 || size > 2048 || socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends))
         return 0;
     feed(ends[1], data + 1, size - 1);
     stream_init(&s, ends[0]);
-    if (tree_target_open("inside", data[0] & 2 ? "" : "a", data[0] & 2, &t, err, sizeof(err)))
+    if (tree_target_open(inside, data[0] & 2 ? "" : "a", data[0] & 2, &t, err, sizeof(err)))
         abort();
     tree_receive(&s, &t, data[0] & TREE_OWNERS, &nobody, err, sizeof(err));
     tree_target_close(&t);
     stream_release(&s);
     close(ends[0]);
     close(ends[1]);
-    /* Only an empty directory can be removed. */
-    if (rmdir("outside") || mkdir("outside", 0700))
+    if (fstatat(top, "outside", &st, 0) || st.st_size != before.st_size || st.st_nlink != before.st_nlink ||
+        st.st_mode != before.st_mode || memcmp(&st.st_ctim, &before.st_ctim, sizeof st.st_ctim) != 0)
         abort();
-    nftw("inside", remove_one, 64, FTW_DEPTH | FTW_PHYS);
+    fuzz_empty_directory(top, "inside", 0700);
     return 0;
 }

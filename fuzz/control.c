@@ -1,5 +1,5 @@
 /*
- * The control socket's server: three clients whose bytes, pauses and hang-ups are the input's; handlers of every kind.
+ * The control socket's server: clients whose bytes, pauses and hang-ups are the input's; handlers of every kind.
  * A step is one byte for what to do and with whom, and what it needs.
  */
 #include <pthread.h>
@@ -10,10 +10,13 @@
 
 #include "base/error.h"
 #include "fixture.h"
+#include "socket_loop.h"
+#include "sockets.h"
 #include "vm/control.h"
 
 #define CLIENTS 3u
 #define STEPS_MAX 64u
+#define PATH "/nowhere/guise-fuzz.ctl"
 
 enum {
     STEP_SEND,
@@ -30,7 +33,6 @@ enum {
 struct target {
     pthread_mutex_t lock;
     struct loop *loop;
-    struct loop_timer stop;
     struct control *control;
     int fds[CLIENTS];
     struct control_ticket ticket;
@@ -104,21 +106,12 @@ static size_t type(void *opaque, const void *data, size_t len)
     return len > 7 ? 7 : len;
 }
 
-static void stop(void *opaque)
-{
-    struct target *t = opaque;
-    loop_stop(t->loop);
-}
-
 /* Whatever is due happens. */
 static void settle(struct target *t)
 {
-    for (int i = 0; i < 3; i++) {
-        loop_timer_set(t->loop, &t->stop, clock_ns());
-        pthread_mutex_unlock(&t->lock);
-        loop_run(t->loop);
-        pthread_mutex_lock(&t->lock);
-    }
+    pthread_mutex_unlock(&t->lock);
+    loop_run(t->loop);
+    pthread_mutex_lock(&t->lock);
 }
 
 static void answer(struct target *t, unsigned how)
@@ -172,7 +165,7 @@ static void step(struct target *t, struct fuzz_input *in)
     case STEP_HANG_UP:
         if (*fd >= 0)
             close(*fd);
-        *fd = -1;
+        *fd = *fd >= 0 ? -1 : fuzz_dial(PATH);
         break;
     case STEP_END_WRITING:
         shutdown(*fd, SHUT_WR);
@@ -195,25 +188,20 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     static struct target t = {.lock = PTHREAD_MUTEX_INITIALIZER};
     struct fuzz_input in = {data, size};
-    char err[ERROR_SIZE], path[64];
-    struct control_config config = {.client = -1, .commands = commands, .opaque = &t};
+    char err[ERROR_SIZE];
+    struct control_config config = {.path = PATH, .client = -1, .commands = commands, .opaque = &t};
 
-    if (!t.loop) {
-        assert_int_equal(loop_create(&t.loop, &t.lock), 0);
-        loop_timer_init(&t.stop, stop, &t);
-    }
-    snprintf(path, sizeof path, "/tmp/guise-fuzz-%d.ctl", (int)getpid());
+    assert_true(t.loop || loop_create(&t.loop, &t.lock) == 0);
     config.loop = t.loop;
     pthread_mutex_lock(&t.lock);
     int ends[2];
     assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, ends), 0);
     config.client = ends[1];
-    config.path = path;
     assert_int_equal(control_create(&t.control, &config, err, sizeof err), 0);
     control_set_console_input(t.control, type, NULL);
     t.fds[0] = ends[0];
     for (unsigned i = 1; i < CLIENTS; i++)
-        t.fds[i] = fuzz_dial(path);
+        t.fds[i] = fuzz_dial(PATH);
     settle(&t);
     for (unsigned i = 0; i < STEPS_MAX && in.left; i++) {
         step(&t, &in);
@@ -226,5 +214,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     settle(&t);
     control_destroy(t.control);
     pthread_mutex_unlock(&t.lock);
+    assert_true(!sockets_open());
     return 0;
 }

@@ -13,6 +13,7 @@
 #include "backends/share.h"
 #include "devices/virtio/fs.h"
 #include "devices/virtio/virtio.h"
+#include "sockets.h"
 
 #define RING(q) (0x1000ull + 0x4000ull * (q)) /* table, then available and used rings */
 #define RING_SIZE 64u
@@ -27,7 +28,6 @@ struct target {
     uint64_t regs;
     int server;
     uint16_t avail[2];
-    struct loop_timer stop;
     uint32_t last_index;
     uint64_t last_unique;
 };
@@ -115,12 +115,6 @@ static void drain(struct target *t)
         }
 }
 
-static void run_loop(struct target *t)
-{
-    loop_timer_set(t->m.loop, &t->stop, clock_ns());
-    loop_run(t->m.loop);
-}
-
 static void step_answer(struct target *t, struct fuzz_input *in, bool honest)
 {
     struct {
@@ -136,7 +130,7 @@ static void step_answer(struct target *t, struct fuzz_input *in, bool honest)
     p.out.unique = honest ? t->last_unique : fuzz_u8(in);
     size_t here = honest ? p.head.length : 1 + fuzz_u16(in) % (sizeof p - 1);
     (void)!send(t->server, &p, honest ? sizeof p.head + here : here, MSG_DONTWAIT);
-    run_loop(t);
+    loop_run(t->m.loop);
 }
 
 static void step_save(struct target *t, struct fuzz_input *in)
@@ -183,9 +177,17 @@ static void step(struct target *t, struct fuzz_input *in)
     }
 }
 
-static void stop(void *opaque)
+/* One file for all inputs, empty for each. */
+static int ready_arena(void)
 {
-    loop_stop(((struct target *)opaque)->m.loop);
+    static int fd = -1;
+
+    if (fd < 0) {
+        fd = memfd_create("arena", MFD_CLOEXEC);
+        assert_true(fd >= 0 && ftruncate(fd, SHARE_ARENA_SIZE) == 0);
+    }
+    assert_true(!fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, SHARE_ARENA_SIZE));
+    return dup(fd);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
@@ -193,21 +195,20 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     static struct target t;
     struct fuzz_input in = {data, size};
     struct share *share;
-    int pair[2], arena = memfd_create("arena", MFD_CLOEXEC);
+    int pair[2];
 
     fuzz_machine_ready(&t.m);
-    assert_true(arena >= 0 && ftruncate(arena, SHARE_ARENA_SIZE) == 0);
     assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair), 0);
     t.server = pair[1];
-    assert_int_equal(share_adopt(&share, pair[0], arena, t.m.loop), 0);
+    assert_int_equal(share_adopt(&share, pair[0], ready_arena(), t.m.loop), 0);
     const struct virtio_fs_config config = {.share = share, .tag = "share0"};
     t.dev = (struct device){.name = "share", .class = &virtio_fs_class};
     assert_int_equal(virtio_fs_class.create(&t.dev, &t.m.env, &config), 0);
-    loop_timer_init(&t.stop, stop, &t);
     start(&t);
     for (unsigned i = 0; i < STEPS_MAX && in.left; i++)
         step(&t, &in);
     virtio_fs_class.destroy(&t.dev);
     close(t.server);
+    assert_true(!sockets_open());
     return 0;
 }
