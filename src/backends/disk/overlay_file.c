@@ -11,6 +11,7 @@
 #include "backends/disk/disk_int.h"
 #include "backends/disk/overlay.h"
 #include "backends/disk/overlay_int.h"
+#include "base/bytes.h"
 #include "base/crc32c.h"
 #include "base/error.h"
 #include "base/file.h"
@@ -104,11 +105,12 @@ static int read_headers(int fd, const char *path, struct overlay_header *h, unsi
     return why ? error_set(err, n, -EBADMSG, "%s %s", path, why) : 0;
 }
 
-/* Calls fn for each group's map; stops at the first that is not 0. */
+/* Calls fn for each group's map that is not empty, as most are; stops at the first that is not 0. */
 static int each_map(int fd, uint64_t size, int (*fn)(void *opaque, uint64_t group, const uint8_t *sectors),
                     void *opaque)
 {
-    uint8_t sectors[OVERLAY_SECTORS * OVERLAY_SECTOR];
+    static const uint8_t empty[OVERLAY_SECTORS * OVERLAY_SECTOR];
+    uint8_t sectors[sizeof empty];
     uint64_t groups = overlay_groups(size);
     int err = 0;
 
@@ -116,7 +118,7 @@ static int each_map(int fd, uint64_t size, int (*fn)(void *opaque, uint64_t grou
         memset(sectors, 0, sizeof sectors);
         if (pread(fd, sectors, sizeof sectors, (off_t)overlay_map_offset(group * OVERLAY_SECTORS)) < 0)
             err = -errno;
-        else
+        else if (memcmp(sectors, empty, sizeof empty) != 0)
             err = fn(opaque, group, sectors);
     }
     return err;
@@ -124,15 +126,12 @@ static int each_map(int fd, uint64_t size, int (*fn)(void *opaque, uint64_t grou
 
 static int load_map(void *opaque, uint64_t group, const uint8_t *sectors)
 {
-    static const uint8_t empty[OVERLAY_SECTORS * OVERLAY_SECTOR];
     struct overlay *o = opaque;
 
-    if (memcmp(sectors, empty, sizeof empty) == 0)
-        return 0; /* most are: not touched, so not in memory either */
     for (unsigned i = 0; i < OVERLAY_SECTORS; i++)
         if (!overlay_sector_ok(sectors + i * OVERLAY_SECTOR, o->header.id, (uint32_t)(group * OVERLAY_SECTORS + i)))
             return -EBADMSG;
-    memcpy(o->map + group * sizeof empty, sectors, sizeof empty);
+    memcpy(o->map + group * OVERLAY_SECTORS * OVERLAY_SECTOR, sectors, OVERLAY_SECTORS * OVERLAY_SECTOR);
     return 0;
 }
 
@@ -160,10 +159,9 @@ static int open_map(struct overlay *o, char *err, size_t n)
     o->map = calloc(o->n_sectors, OVERLAY_SECTOR);
     o->dirty = calloc(o->n_sectors, 1);
     o->dirty_list = calloc(o->n_sectors, sizeof *o->dirty_list);
-    o->flush = calloc(1, sizeof *o->flush);
+    o->flush = overlay_flush_create(o->n_sectors);
     if (!o->map || !o->dirty || !o->dirty_list || !o->flush)
         return error_set(err, n, -ENOMEM, "out of memory for the map of overlay %s", path);
-    o->flush->waiting_end = &o->flush->waiting;
     o->waiting_end = &o->waiting;
     if (!failed)
         failed = each_map(o->file.fd, o->header.size, load_map, o);
@@ -183,7 +181,7 @@ void overlay_free(struct overlay *o)
     free(o->map);
     free(o->dirty);
     free(o->dirty_list);
-    free(o->flush);
+    overlay_flush_destroy(o->flush);
     free(o);
 }
 
@@ -430,11 +428,11 @@ static int check_map(void *opaque, uint64_t group, const uint8_t *sectors)
             report->bad_sectors++;
             continue;
         }
-        for (unsigned byte = 0; byte < OVERLAY_SECTOR_BITS / 8; byte++) {
-            uint64_t granule = first + byte * 8, here = report->granules > granule ? report->granules - granule : 0;
-            unsigned valid = here < 8 ? (1u << here) - 1 : 0xff, bits = sector[8 + byte];
-            report->owned += (unsigned)__builtin_popcount(bits & valid);
-            report->stray_bits += (unsigned)__builtin_popcount(bits & ~valid);
+        for (unsigned bit = 0; bit < OVERLAY_SECTOR_BITS; bit += 64) {
+            uint64_t granule = first + bit, here = report->granules > granule ? report->granules - granule : 0;
+            uint64_t valid = here < 64 ? (1ull << here) - 1 : ~0ull, bits = le64_at(sector + 8 + bit / 8);
+            report->owned += (unsigned)__builtin_popcountll(bits & valid);
+            report->stray_bits += (unsigned)__builtin_popcountll(bits & ~valid);
         }
     }
     return 0;

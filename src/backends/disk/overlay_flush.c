@@ -138,7 +138,7 @@ static void begin_round(struct overlay *o)
 {
     struct overlay_flush *f = o->flush;
 
-    f->n = f->left < FLUSH_SECTORS ? f->left : FLUSH_SECTORS;
+    f->n = f->left < f->room ? f->left : f->room;
     f->left -= f->n;
     memcpy(f->numbers, o->dirty_list, f->n * sizeof *f->numbers);
     o->n_dirty -= f->n;
@@ -179,4 +179,33 @@ void overlay_flush_add(struct overlay *o, struct disk_request *r)
     *f->waiting_end = r;
     f->waiting_end = &r->next;
     start(o);
+}
+
+struct overlay_flush *overlay_flush_create(uint32_t n_sectors)
+{
+    struct overlay_flush *f = calloc(1, sizeof *f);
+
+    if (!f)
+        return NULL;
+    f->waiting_end = &f->waiting;
+    f->room = n_sectors < FLUSH_SECTORS ? n_sectors : FLUSH_SECTORS;
+    f->numbers = calloc(f->room, sizeof *f->numbers);
+    f->sectors = calloc(f->room, sizeof *f->sectors);
+    f->write = calloc(f->room, sizeof *f->write);
+    f->iov = calloc(f->room, sizeof *f->iov);
+    if (f->numbers && f->sectors && f->write && f->iov)
+        return f;
+    overlay_flush_destroy(f);
+    return NULL;
+}
+
+void overlay_flush_destroy(struct overlay_flush *f)
+{
+    if (!f)
+        return;
+    free(f->numbers);
+    free(f->sectors);
+    free(f->write);
+    free(f->iov);
+    free(f);
 }

@@ -4,7 +4,7 @@
 #include "backends/disk/overlay_format.h"
 #include "backends/disk/zero.h"
 
-#define FLUSH_SECTORS 256u /* map sectors that one round of a flush writes: those of 4 GiB of data */
+#define FLUSH_SECTORS 256u /* map sectors that one round of a flush writes at most: those of 4 GiB of data */
 
 /* A write, or the whole granules of a WRITE_ZEROES, while it is at work. */
 struct overlay_write {
@@ -17,15 +17,15 @@ struct overlay_flush {
     struct disk_request *waiting, **waiting_end; /* came after the one that runs had begun */
     struct disk_request *current;
     bool running;
-    bool written;                    /* something was written since the last one began */
-    uint32_t left;                   /* dirty map sectors that this one has still to write */
-    uint32_t n;                      /* of them in this round: */
-    uint32_t numbers[FLUSH_SECTORS]; /* which, in ascending order */
-    uint8_t sectors[FLUSH_SECTORS][OVERLAY_SECTOR];
+    bool written;      /* something was written since the last one began */
+    uint32_t left;     /* dirty map sectors that this one has still to write */
+    uint32_t room, n;  /* of them in a round at most, in this one: */
+    uint32_t *numbers; /* which, in ascending order */
+    uint8_t (*sectors)[OVERLAY_SECTOR];
     unsigned writes; /* at work */
     int result;
-    struct fileio_op sync, write[FLUSH_SECTORS];
-    struct iovec iov[FLUSH_SECTORS];
+    struct fileio_op sync, *write;
+    struct iovec *iov;
 };
 
 struct overlay {
@@ -66,6 +66,10 @@ static inline void overlay_finish(struct overlay *o, struct disk_request *r, int
 
 extern const struct disk_ops overlay_ops;
 void overlay_free(struct overlay *o); /* overlay_file.c */
+
+/* For a map of so many sectors; NULL: no memory. */
+struct overlay_flush *overlay_flush_create(uint32_t n_sectors);
+void overlay_flush_destroy(struct overlay_flush *f);
 
 /* r, a FLUSH or a write with FUA whose data is written, is done when all that was written before is on stable storage
  * (overlay_flush.c). */
