@@ -95,18 +95,34 @@ static void write_entries(FILE *out, const uint8_t *data, size_t size)
     tar_finish(out);
 }
 
+/* A file that is emptied for each input. */
+static int make_file(const void *data, size_t size)
+{
+    static int fd = -1;
+
+    if (fd < 0)
+        fd = memfd_create("tar", 0);
+    if (fd < 0 || ftruncate(fd, 0) || pwrite(fd, data, size, 0) != (ssize_t)size || lseek(fd, 0, SEEK_SET))
+        abort();
+    return fd;
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    int fd = memfd_create("tar", 0);
+    static char text[64 << 10];
 
-    if (size > 1 && data[0] & 2) {
-        FILE *out = fdopen(dup(fd), "w");
-        write_entries(out, data + 1, size - 1);
-        fclose(out);
-        read_all(fd, data[0] & 1);
-    } else if (size > 1 && write(fd, data + 1, size - 1) == (ssize_t)size - 1) {
-        read_all(fd, data[0] & 1);
+    if (size < 2)
+        return 0;
+    if (!(data[0] & 2)) {
+        read_all(make_file(data + 1, size - 1), data[0] & 1);
+        return 0;
     }
-    close(fd);
+    FILE *out = fmemopen(text, sizeof text, "w");
+    if (!out)
+        abort();
+    write_entries(out, data + 1, size - 1 < 100 ? size - 1 : 100);
+    long length = ftell(out);
+    fclose(out);
+    read_all(make_file(text, (size_t)length), data[0] & 1);
     return 0;
 }
