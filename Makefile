@@ -4,7 +4,7 @@
 #   make run                  a root shell in a virtual machine with Debian's kernel
 #   make run CMD='uname -a'   one command in it; make fails as it does (make itself knows no status but 2 for that:
 #                             scripts/run-guest.sh CMD returns the command's own)
-#   make test | bench | fuzz | lint | format | install [PREFIX=/usr/local] [DESTDIR=]
+#   make test | bench | bench-quick | fuzz | lint | format | install [PREFIX=/usr/local] [DESTDIR=]
 #   make BUILD=debug|asan|cov any of these with another kind of build, in build-debug and so on
 #   make clean                removes the builds (downloads stay in ~/.cache/guise)
 
@@ -26,7 +26,7 @@ ifeq ($(options_$(BUILD)),)
 $(error there is no BUILD=$(BUILD); choose release, debug, asan or cov)
 endif
 
-.PHONY: all setup run test bench fuzz lint format install coverage clean
+.PHONY: all setup run test bench bench-quick charts fuzz lint format install coverage clean
 .DEFAULT_GOAL = all
 SHELL = /bin/bash
 .SHELLFLAGS = -o pipefail -c
@@ -49,10 +49,14 @@ test: all
 	@scripts/setup.sh test guest
 	@tests/run.sh $(directory)
 
-bench: all
-	@scripts/setup.sh guest bench
-	@failed=; for what in run vm net share; do bench/$$what.sh || failed="$$failed $$what"; done; \
-	    if [ -n "$$failed" ]; then echo "not as promised:$$failed" >&2; exit 1; fi
+bench bench-quick: all
+	@scripts/setup.sh guest image bench
+	@GUISE=$(guise) bench/all.sh $(if $(filter bench-quick,$@),--quick)
+
+# Draws what the last `make bench` measured, for README.md.
+charts:
+	@scripts/setup.sh bench
+	@python3 bench/report.py charts docs
 
 fuzz: all
 	@scripts/setup.sh test

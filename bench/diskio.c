@@ -1,7 +1,7 @@
 /*
- * diskio DEVICE SECONDS: what a disk does for one program, by O_DIRECT, a part of SECONDS each:
- * "NAME<tab>VALUE" for sequential MB/s of 1 MiB, and operations a second of 4 KiB at random places, one at a time and
- * by 16 processes, and of 4 KiB written and flushed.
+ * diskio DEVICE SECONDS NAME: what a disk does for one program, by O_DIRECT, a part of SECONDS each:
+ * "NAME: WHAT, UNIT<tab>VALUE" for sequential MB/s of 1 MiB, and operations a second of 4 KiB at random places, one at
+ * a time and by 16 processes, and of 4 KiB written and flushed.
  */
 #include <fcntl.h>
 #include <stdint.h>
@@ -15,7 +15,7 @@
 
 #include <linux/fs.h>
 
-#include "programs/bench.h"
+#include "bench.h"
 
 #define PIECE (1u << 20)
 #define BLOCK 4096u
@@ -25,6 +25,7 @@ static int fd;
 static uint64_t size;
 static uint8_t *buffer;
 static double seconds;
+static const char *disk;
 
 static void check(ssize_t got, size_t wanted)
 {
@@ -47,7 +48,7 @@ static void sequential(const char *name, int writing)
     } while (passed < seconds);
     if (writing)
         fsync(fd);
-    printf("%s, MB/s\t%.0f\n", name, (double)n * PIECE / (now() - start) / 1e6);
+    printf("%s: %s, MB/s\t%.0f\n", disk, name, (double)n * PIECE / (now() - start) / 1e6);
 }
 
 static uint64_t randomly(int writing, int flush, uint64_t state)
@@ -67,7 +68,7 @@ static uint64_t randomly(int writing, int flush, uint64_t state)
 
 static void print_rate(const char *name, uint64_t n)
 {
-    printf("%s, 1/s\t%.0f\n", name, (double)n / seconds);
+    printf("%s: %s, 1/s\t%.0f\n", disk, name, (double)n / seconds);
 }
 
 static uint64_t by_many(int writing)
@@ -90,7 +91,7 @@ static uint64_t by_many(int writing)
 
 int main(int argc, char **argv)
 {
-    if (argc != 3 || posix_memalign((void **)&buffer, BLOCK, PIECE))
+    if (argc != 4 || posix_memalign((void **)&buffer, BLOCK, PIECE))
         return 2;
     fd = open(argv[1], O_RDWR | O_DIRECT);
     if (fd < 0 || ioctl(fd, BLKGETSIZE64, &size)) {
@@ -98,6 +99,7 @@ int main(int argc, char **argv)
         return 1;
     }
     seconds = atof(argv[2]);
+    disk = argv[3];
     memset(buffer, 0x5a, PIECE);
     sequential("write", 1);
     sequential("read", 0);
@@ -106,5 +108,6 @@ int main(int argc, char **argv)
     print_rate("random read by 16", by_many(0));
     print_rate("random write by 16", by_many(1));
     print_rate("write and flush", randomly(1, 1, 3));
+    puts("DONE");
     return 0;
 }

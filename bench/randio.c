@@ -11,7 +11,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "programs/bench.h"
+#include "bench.h"
 
 #define BLOCK 4096u
 
@@ -47,7 +47,7 @@ int main(int argc, char **argv)
     }
     memset(buffer, 0x5a, BLOCK);
     double seconds = atof(argv[2]);
-    printf("RATE randread %.0f\n", rate(fd, (uint64_t)st.st_size / BLOCK, seconds, buffer, 0));
-    printf("RATE randwrite %.0f\n", rate(fd, (uint64_t)st.st_size / BLOCK, seconds, buffer, 1));
+    printf("random 4 KiB reads, 1/s\t%.0f\n", rate(fd, (uint64_t)st.st_size / BLOCK, seconds, buffer, 0));
+    printf("random 4 KiB writes, 1/s\t%.0f\n", rate(fd, (uint64_t)st.st_size / BLOCK, seconds, buffer, 1));
     return close(fd) != 0;
 }

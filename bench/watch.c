@@ -1,11 +1,11 @@
 /*
- * watch [-t SECONDS] [-i SECONDS] [-m MEBIBYTES] COMMAND...
+ * watch [-t SECONDS] [-i SECONDS] [-m MEBIBYTES] [-u TEXT] COMMAND...
  *
  * Runs a command and copies its standard output, each line preceded by the seconds since the
  * command was started and a tab.  With -m it also samples the memory of the process, guest RAM
- * left out, from the line that begins with INIT on: not before, so that the boot is not disturbed.
- * -i says how soon that line must come.  Ends with two lines of its own: `MEMORY KIBIBYTES` and `EXIT STATUS` (124:
- * time was up).
+ * left out, from the first line that begins with STAMP on: not before, so that the boot is not disturbed.
+ * -i says how soon that line must come, if sooner than the end.  -u ends the command when a line has this text.  Ends
+ * with two lines of its own: `MEMORY KIBIBYTES` and `EXIT STATUS` (124: time was up).
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -27,7 +27,8 @@ struct watch {
     long ram_kib; /* a mapping of at least half of this size, or called so, is guest RAM */
     pid_t pid;
     int out;
-    bool sampling;
+    bool sampling, enough;
+    const char *until;
     double next_sample;
     long peak_kib;
     char line[8192];
@@ -87,8 +88,10 @@ static void finish_line(struct watch *w)
     w->line[w->used] = 0;
     printf("%.4f\t%s\n", now() - w->start, w->line);
     fflush(stdout);
-    if (!strncmp(w->line, "INIT ", 5))
+    if (!strncmp(w->line, "STAMP\t", 6))
         w->sampling = true;
+    if (w->until && strstr(w->line, w->until))
+        w->enough = true;
     w->used = 0;
 }
 
@@ -115,6 +118,7 @@ static int start(struct watch *w, char **argv)
     w->pid = fork();
     if (w->pid == 0) {
         prctl(PR_SET_PDEATHSIG, SIGKILL);
+        setpgid(0, 0);
         dup2(ends[1], STDOUT_FILENO);
         execvp(*argv, argv);
         fprintf(stderr, "watch: %s: %s\n", *argv, strerror(errno));
@@ -125,49 +129,60 @@ static int start(struct watch *w, char **argv)
     return w->pid < 0 ? -errno : 0;
 }
 
+/* Ends the command and what it has started: by a signal that it can clean up after, if it is asked to in good time. */
+static int stop(struct watch *w, bool ended, bool late)
+{
+    int status = 0;
+    if (!ended)
+        kill(-w->pid, late ? SIGKILL : SIGTERM);
+    for (int tenths = 0; waitpid(w->pid, &status, WNOHANG) == 0; tenths++) {
+        if (tenths == 50 && !ended)
+            kill(-w->pid, SIGKILL);
+        usleep(ended ? 1000 : 100000);
+    }
+    return status;
+}
+
 static int follow(struct watch *w)
 {
-    bool late = false;
-    int status = 0;
-    for (;;) {
+    bool late = false, ended = false;
+    while (!late && !w->enough && !ended) {
         struct pollfd p = {.fd = w->out, .events = POLLIN};
         int ready = poll(&p, 1, 100);
-        if (ready > 0 && !copy(w))
-            break;
+        ended = ready > 0 && !copy(w);
         sample(w);
         late = now() - w->start > (w->sampling ? w->limit : w->init_limit);
-        if (late)
-            break;
     }
     if (w->used)
         finish_line(w);
-    if (late)
-        kill(w->pid, SIGKILL);
-    while (waitpid(w->pid, &status, 0) < 0 && errno == EINTR)
-        ;
-    if (late)
-        return 124;
+    int status = stop(w, ended, late);
+    if (late || w->enough)
+        return late ? 124 : 0;
     return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 }
 
 int main(int argc, char **argv)
 {
-    struct watch w = {.limit = 300, .init_limit = 300};
+    struct watch w = {.limit = 300};
     int option;
-    while ((option = getopt(argc, argv, "+t:i:m:")) != -1) {
+    while ((option = getopt(argc, argv, "+t:i:m:u:")) != -1) {
         if (option == 't')
             w.limit = atof(optarg);
         else if (option == 'i')
             w.init_limit = atof(optarg);
         else if (option == 'm')
             w.ram_kib = atol(optarg) << 10;
+        else if (option == 'u')
+            w.until = optarg;
         else
             return 2;
     }
     if (optind == argc || start(&w, argv + optind)) {
-        fprintf(stderr, "usage: watch [-t SECONDS] [-i SECONDS] [-m MEBIBYTES] COMMAND...\n");
+        fprintf(stderr, "usage: watch [-t SECONDS] [-i SECONDS] [-m MEBIBYTES] [-u TEXT] COMMAND...\n");
         return 2;
     }
+    if (w.init_limit == 0)
+        w.init_limit = w.limit;
     int status = follow(&w);
     printf("%.4f\tMEMORY %ld\n%.4f\tEXIT %d\n", now() - w.start, w.peak_kib, now() - w.start, status);
     return status;

@@ -15,7 +15,7 @@ packages() {
     image) echo mmdebstrap qemu-utils uidmap e2fsprogs curl ;;
     guest) echo gcc libc6-dev gzip xz-utils zstd e2fsprogs python3 ;;
     lint) echo clang-format clang-tidy clang cppcheck mandoc shellcheck ;;
-    bench) echo gcc libc6-dev mawk python3 e2fsprogs qemu-utils ;;
+    bench) echo gcc libc6-dev mawk python3 e2fsprogs qemu-utils util-linux ;;
     fuzz) echo clang libclang-rt-dev python3 ;;
     cov) echo gcovr ;;
     *)

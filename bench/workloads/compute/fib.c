@@ -1,4 +1,5 @@
 /* Fibonacci by plain recursion: calls and returns. */
+/* quick: yes */
 #include "bench.h"
 
 static __attribute__((noinline, noclone)) unsigned long fib(unsigned n)

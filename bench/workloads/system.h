@@ -17,7 +17,7 @@ static inline int measure(const char *name, long (*operation)(long n, void *arg)
         double seconds = now() - start;
         if (seconds < BATCH_SECONDS)
             continue;
-        printf("RESULT %s %.1f ns %ld\n", name, seconds * 1e9 / (double)n, n);
+        printf("%s, ns\t%.1f\n", name, seconds * 1e9 / (double)n);
         fflush(stdout);
         return 0;
     }

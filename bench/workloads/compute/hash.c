@@ -1,4 +1,5 @@
 /* A chained hash table much larger than the caches: dependent loads, hard to predict. */
+/* quick: yes */
 #include "bench.h"
 #include <stdlib.h>
 

@@ -1,29 +1,23 @@
 /* fork + exec of a static program + wait. */
-#include "system.h"
-#include <string.h>
-#include <sys/wait.h>
-#include <unistd.h>
+/* quick: yes */
+#include "spawning.h"
 
 static long spawn(long n, void *self)
 {
     char *argv[] = {self, (char[]){"exit"}, NULL}, *envp[] = {NULL};
-    long failed = 0;
+    long bad = 0;
     while (n--) {
-        int status;
         pid_t pid = fork();
         if (pid == 0) {
             execve(self, argv, envp);
             _exit(127);
         }
-        if (pid < 0 || waitpid(pid, &status, 0) != pid || status)
-            failed++;
+        bad += failed(pid);
     }
-    return failed;
+    return bad;
 }
 
 int main(int argc, char **argv)
 {
-    if (argc == 2 && !strcmp(argv[1], "exit"))
-        return 0;
-    return measure("forkexec", spawn, argv[0]);
+    return spawn_main("forkexec", spawn, argc, argv);
 }

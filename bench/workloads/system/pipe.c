@@ -1,4 +1,5 @@
 /* One byte to another process and back through two pipes: two context switches an operation. */
+/* quick: yes */
 #include "system.h"
 #include <signal.h>
 #include <sys/wait.h>

@@ -1,4 +1,5 @@
 /* Page faults: map 256 pages, touch each, unmap.  One operation is one page. */
+/* quick: yes */
 #include "system.h"
 #include <sys/mman.h>
 

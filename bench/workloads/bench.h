@@ -22,6 +22,6 @@ static inline uint64_t next_random(uint64_t *state)
 
 static inline void report(const char *name, double seconds, uint64_t checksum)
 {
-    printf("RESULT %s %.6f s %016llx\n", name, seconds, (unsigned long long)checksum);
+    printf("%s, s\t%.6f\t%016llx\n", name, seconds, (unsigned long long)checksum);
     fflush(stdout);
 }

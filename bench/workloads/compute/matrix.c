@@ -1,4 +1,5 @@
 /* A product of two square matrices of doubles as in a textbook, rows times columns: scalar SSE2, strided loads. */
+/* quick: yes */
 #include "bench.h"
 #include <string.h>
 

@@ -1,4 +1,5 @@
 /* Quicksort of random numbers: loads, stores and branches that mispredict. */
+/* quick: yes */
 #include "bench.h"
 #include <stdlib.h>
 

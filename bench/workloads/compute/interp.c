@@ -1,4 +1,5 @@
 /* A bytecode interpreter that counts primes by trial division: an indirect jump for each operation. */
+/* quick: yes */
 #include "bench.h"
 
 enum op { OP_CONST, OP_LOAD, OP_STORE, OP_ADD, OP_MUL, OP_MOD, OP_LESS, OP_JUMP, OP_JUMP_ZERO, OP_HALT };

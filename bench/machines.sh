@@ -1,0 +1,74 @@
+# shellcheck shell=bash
+# The machines that guise is held against, each with the same kernel, memory and one CPU.  Sourced after lib.sh.
+#
+# Peers: guise qemu12 qemu-backports (the machine type behind it, -microvm or -q35; q35 unless told) uml.
+
+uml_root=$GUISE_CACHE/sets/uml
+
+qemu_root() # PEER: prints the directory of its QEMU, unpacked with its own libraries
+{
+    case $1 in
+    qemu12*) echo "$GUISE_CACHE/qemu-bookworm" ;;
+    *) echo "$GUISE_CACHE/qemu-backports" ;;
+    esac
+}
+
+machines_fetch() # what the peers are made of
+{
+    local peer
+    for peer in $peers; do
+        case $peer in
+        qemu12*) packages_extract "$(qemu_root "$peer")" bookworm qemu-system-x86 ;;
+        qemu-backports*) packages_extract "$(qemu_root "$peer")" bookworm-backports qemu-system-x86 ;;
+        uml) packages_extract "$uml_root" bookworm user-mode-linux ;;
+        esac || return 1
+    done
+}
+
+# machine_run PEER SECONDS MEBIBYTES KERNEL [--initrd FILE] [--disk FILE] [--append WORDS]: one boot; watch's lines.  The
+# disk is the root, which nobody writes to.
+machine_run()
+{
+    local peer=$1 limit=$2 memory=$3 kernel=$4 initrd='' disk='' append="quiet panic=-1 mitigations=auto"
+    shift 4
+    while [ $# -gt 0 ]; do
+        case $1 in
+        --initrd) initrd=$2 ;;
+        --disk) disk=$2 append="$append ro init=/bench/init" ;;
+        --append) append="$append $2" ;;
+        esac
+        shift 2
+    done
+    case $peer in
+    guise) machine_guise ;;
+    uml) machine_uml ;;
+    qemu*) machine_qemu "$(qemu_root "$peer")" ;;
+    esac
+}
+
+machine_guise()
+{
+    "$out/watch" -t "$limit" -i 20 -m "$memory" "$GUISE" run --engine soft --kernel "$kernel" ${initrd:+--initrd "$initrd"} \
+        ${disk:+--disk "$disk,ro"} --append "console=ttyS0 $append${disk:+ root=/dev/nvme0n1}" --memory "${memory}M" --cpus 1 \
+        --no-reboot --timeout "$limit" --serial stdio </dev/null
+}
+
+machine_qemu() # ROOT
+{
+    local root=$1 machine=q35 loader
+    with_libraries "$root"
+    [[ $peer != *-microvm ]] || machine=microvm
+    QEMU_MODULE_DIR=$root/usr/lib/x86_64-linux-gnu/qemu "$out/watch" -t "$limit" -i 20 -m "$memory" "${loader[@]}" \
+        "$root/usr/bin/qemu-system-x86_64" -L "$root/usr/share/qemu" -L "$root/usr/share/seabios" \
+        -M $machine -accel tcg,thread=single -cpu max -smp 1 -m "$memory" -nodefaults -no-user-config -display none \
+        -serial stdio -no-reboot -kernel "$kernel" ${initrd:+-initrd "$initrd"} \
+        ${disk:+-drive "file=$disk,format=raw,if=none,id=disk,snapshot=on" -device nvme,drive=disk,serial=bench} \
+        -append "console=ttyS0 $append${disk:+ root=/dev/nvme0n1}" </dev/null
+}
+
+# Its kernel is its own, and the same memory a file in TMPDIR.
+machine_uml()
+{
+    TMPDIR=/dev/shm "$out/watch" -t "$limit" -i 20 -m "$memory" "$uml_root/usr/bin/linux.uml" "mem=${memory}M" ${initrd:+"initrd=$initrd"} \
+        ${disk:+"ubd0r=$disk" root=/dev/ubda} con=null con0=null,fd:1 ${append/panic=-1/} </dev/null
+}
