@@ -69,7 +69,7 @@ workloads_image() # makes $workloads/tree and $workloads/disk.img anew when some
 {
     local packages file key kept="$workloads/key"
     mkdir -p "$workloads"
-    packages=$( (echo bash coreutils; for file in $(workload_files); do workload_header "$file" packages; done) | tr ' ' '\n' | sort -u | paste -sd' ')
+    packages=$( (echo bash dash coreutils; for file in $(workload_files); do workload_header "$file" packages; done) | tr ' ' '\n' | sort -u | paste -sd' ')
     key=$(workload_files | xargs sha256sum - "$bench"/{init.c,step,image.sh} "$bench"/workloads/*.h "$top/scripts/guest-image.sh" |
         cat - <(echo "$packages") | sha256sum)
     [ "$(cat "$kept" 2>/dev/null)" != "$key" ] || return 0
