@@ -33,8 +33,9 @@ struct guest_config {
     const char *instance; /* another one than at the last start: host keys and machine id are made anew */
     const char *hostname;
 
-    /* The root file system: a device ("/dev/nvme0n1"), "LABEL=...", "UUID=...", or "virtiofs:TAG".  On a disk with
-     * partitions that has no file system itself, "/dev/nvme0n1" means the largest partition that has a Linux one. */
+    /* The root file system: a device ("/dev/nvme0n1"), "LABEL=...", "UUID=...", a disk's serial
+     * number ("SERIAL=...", of a partition "SERIAL=.../2"), or "virtiofs:TAG".  On a disk with partitions that has no
+     * file system itself, "/dev/nvme0n1" means the largest partition that has a Linux one. */
     const char *root;
     const char *root_type;    /* ext4, xfs, btrfs; NULL: recognized */
     const char *root_options; /* as for mount -o; "ro" and "rw" among them; NULL: rw */

@@ -114,6 +114,45 @@ static bool search(const char *what, char *path, size_t size, struct filesystem 
     return best > 0;
 }
 
+/* The serial number of a disk, without the blanks that it is padded with; false: there is none, as of partitions. */
+static bool has_serial(const char *name, const char *serial, size_t len)
+{
+    static const char *const files[] = {"/sys/class/block/%s/device/serial", "/sys/class/block/%s/serial"};
+    char path[PATH_MAX], text[128];
+    bool same = false;
+
+    for (size_t i = 0; i < sizeof(files) / sizeof(files[0]) && !same; i++) {
+        snprintf(path, sizeof(path), files[i], name);
+        int fd = open(path, O_RDONLY | O_CLOEXEC);
+        ssize_t got = fd < 0 ? -1 : read(fd, text, sizeof(text) - 1);
+        if (fd >= 0)
+            close(fd);
+        text[got > 0 ? got : 0] = 0;
+        same = got > 0 && strcspn(text, " \n") == len && memcmp(text, serial, len) == 0;
+    }
+    return same;
+}
+
+/* "SERIAL=X" is the disk with this serial number, "SERIAL=X/N" its partition N. */
+static bool find_serial(const char *what, char *path, size_t size)
+{
+    const char *serial = what + strlen("SERIAL="), *part = strchr(serial, '/');
+    size_t len = part ? (size_t)(part - serial) : strlen(serial);
+    DIR *d = opendir("/sys/class/block");
+    struct dirent *e;
+    bool found = false;
+
+    while (d && !found && (e = readdir(d)) != NULL) {
+        bool digit = e->d_name[0] && strchr("0123456789", e->d_name[strlen(e->d_name) - 1]);
+        found = e->d_name[0] != '.' && has_serial(e->d_name, serial, len);
+        if (found)
+            snprintf(path, size, "/dev/%s%s%s", e->d_name, part && digit ? "p" : "", part ? part + 1 : "");
+    }
+    if (d)
+        closedir(d);
+    return found;
+}
+
 /* The names of the block devices that are there, for the message that the right one is not. */
 static void list_devices(char *out, size_t size)
 {
@@ -132,9 +171,15 @@ static void list_devices(char *out, size_t size)
 /* One look: found, with what is on it (*fs, or type NULL: nothing that we know). */
 static bool look(const char *what, char *path, size_t size, struct filesystem *fs)
 {
+    char disk[PATH_MAX];
     uint64_t bytes;
 
     *fs = (struct filesystem){0};
+    if (strncmp(what, "SERIAL=", 7) == 0) {
+        if (!find_serial(what, disk, sizeof(disk)))
+            return false;
+        what = disk;
+    }
     if (strncmp(what, "/dev/", 5) != 0)
         return search(what, path, size, fs);
     if (!probe(what, fs, &bytes))

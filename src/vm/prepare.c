@@ -133,7 +133,8 @@ static int add_disk(const struct registry *r, const struct vm_record *record, st
     if (!record_has_disk(record) || failed)
         return failed;
     char *words = disk_quote(path, "overlay");
-    failed = prepare_add_first(&p->config.disks, words ? prepare_keep(p, "%s", words) : NULL, err, n);
+    failed = prepare_add_first(&p->config.disks, words ? prepare_keep(p, "%s,serial=" ROOT_SERIAL, words) : NULL, err,
+                               n);
     free(words);
     return failed;
 }

@@ -88,7 +88,9 @@ static int disk_root(struct prepared *p, struct guest_config *g, char *err, size
 {
     const struct image_info *i = &p->image;
 
-    g->root = i->root_partition ? prepare_keep(p, "/dev/nvme0n1p%u", i->root_partition) : "/dev/nvme0n1";
+    /* Not /dev/nvme0n1: since Linux 6.4 several NVMe disks get their names in any order. */
+    g->root = i->root_partition ? prepare_keep(p, "SERIAL=" ROOT_SERIAL "/%u", i->root_partition)
+                                : "SERIAL=" ROOT_SERIAL;
     g->root_type = i->root_type[0] ? i->root_type : NULL;
     g->root_grow = !i->root_partition;
     return g->root ? 0 : prepare_no_room(err, n);

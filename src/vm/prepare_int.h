@@ -2,6 +2,9 @@
 #pragma once
 #include "vm/prepare.h"
 
+/* By which the guest finds the disk that is its own. */
+#define ROOT_SERIAL "guise-root"
+
 /* A text that lives as long as *p; NULL without memory, or when there are too many. */
 const char *prepare_keep(struct prepared *p, const char *format, ...) __attribute__((format(printf, 2, 3)));
 /* Appends a word (NULL: that there was no memory for), or puts it first.  0, or -errno with a sentence. */

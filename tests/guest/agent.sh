@@ -190,8 +190,8 @@ id=$(guest_shell 'cat /etc/machine-id')
 check "a machine id" grep -Eqx '[0-9a-f]{12}4[0-9a-f]{3}[89ab][0-9a-f]{15}' <<<"$id"
 python3 "$agent" power "$vm" off || not_ok "init is asked to end" "no"
 check "init powers off" ended
-initrd "$work/boot" mode=boot root=LABEL=root hostname=three instance=b first_boot=yes user=us 'key=ssh-ed25519 AAAA a b'
-start "$work/boot" --disk "$work/disk2"
+initrd "$work/boot" mode=boot root=SERIAL=mine hostname=three instance=b first_boot=yes user=us 'key=ssh-ed25519 AAAA a b'
+start "$work/boot" --disk "$work/disk,ro" --disk "$work/disk2,serial=mine"
 check "another instance is another machine" eval '[ "$(guest_shell "cat /etc/machine-id")" != "$id" ]'
 check "a key is there once" same 1 guest_shell 'grep -c AAAA /home/us/.ssh/authorized_keys'
 python3 "$agent" power "$vm" reboot
