@@ -369,8 +369,9 @@ static void probe_namespaces(struct probe_result *r)
     if (status == 0)
         return;
     r->level = PROBE_LIMITED;
-    WHY(r, "images cannot be built without root");
-    FIX(r, "sysctl kernel.unprivileged_userns_clone=1 or user.max_user_namespaces; in a container, allow unshare in "
+    WHY(r, "who is not root builds images by fakechroot only, and without landlock qemu-nbd is confined less");
+    FIX(r, "install the packages fakechroot and fakeroot; or sysctl kernel.unprivileged_userns_clone=1 or "
+           "user.max_user_namespaces; in a container, allow unshare in "
            "its seccomp and AppArmor profiles");
 }
 
