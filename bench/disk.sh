@@ -10,7 +10,7 @@ suite=disk
 # shellcheck source=bench/lib.sh
 . "$(dirname "$0")/lib.sh"
 
-peers="guise qemu" seconds=2
+peers="guise qemu" seconds=1
 option[seconds]=seconds
 quick() { seconds=0.5; }
 bench_options "$@"

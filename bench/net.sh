@@ -10,7 +10,7 @@ suite=net
 # shellcheck source=bench/lib.sh
 . "$(dirname "$0")/lib.sh"
 
-peers="guise qemu" seconds=5
+peers="guise qemu" seconds=3
 option[seconds]=seconds
 quick() { seconds=1; }
 bench_options "$@"

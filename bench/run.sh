@@ -14,7 +14,7 @@ suite=run
 . "$bench/image.sh"
 
 peers="native guise qemu12 qemu-backports uml"
-kernel=cloud memory=1024 only=all
+rounds=2 kernel=cloud memory=1024 only=all
 option[kernel]=kernel option[only]=only
 quick() { only=quick peers="native guise qemu-backports uml"; }
 bench_options "$@"

@@ -10,7 +10,7 @@ suite=vm
 # shellcheck source=bench/lib.sh
 . "$(dirname "$0")/lib.sh"
 
-peers="guise qemu" image=debian memory=1024 files=78000 mebibytes=512
+peers="guise qemu" rounds=2 image=debian memory=1024 files=78000 mebibytes=512
 option[image]=image
 quick() { files=5000 mebibytes=128; }
 bench_options "$@"
