@@ -108,9 +108,11 @@ static unsigned hash_of(uint64_t gpa, uint64_t gva, uint32_t mode)
 struct block *soft_block_find(struct engine *e, uint64_t gpa, uint64_t gva, uint32_t mode)
 {
     uint64_t key = mode & MODE_FIXED_PC ? gva : gva & 4095;
-    for (struct block *b = e->hash[hash_of(gpa, key, mode)]; b; b = b->next_hash)
+    for (uint32_t n = e->hash[hash_of(gpa, key, mode)]; n; n = e->blocks[n - 1].next_hash) {
+        struct block *b = &e->blocks[n - 1];
         if (b->gpa == gpa && b->gva == key && b->mode == mode)
             return b;
+    }
     return NULL;
 }
 
@@ -167,9 +169,9 @@ static uint64_t first_part(const struct block *b)
 
 void soft_block_insert(struct engine *e, struct block *b)
 {
-    struct block **head = &e->hash[hash_of(b->gpa, b->gva, b->mode)];
+    uint32_t *head = &e->hash[hash_of(b->gpa, b->gva, b->mode)];
     b->next_hash = *head;
-    *head = b;
+    *head = (uint32_t)(b - e->blocks) + 1;
     uint64_t page = b->gpa >> 12;
     if (page < e->n_pages) { /* code outside RAM (a ROM, or nothing) cannot change under us */
         b->next_page = e->page_blocks[page];
@@ -248,9 +250,9 @@ static void remove_from_page(struct engine *e, struct block *b, uint64_t page)
 
 void soft_block_kill(struct engine *e, struct block *b)
 {
-    struct block **p = &e->hash[hash_of(b->gpa, b->gva, b->mode)];
-    while (*p && *p != b)
-        p = &(*p)->next_hash;
+    uint32_t number = (uint32_t)(b - e->blocks) + 1, *p = &e->hash[hash_of(b->gpa, b->gva, b->mode)];
+    while (*p && *p != number)
+        p = &e->blocks[*p - 1].next_hash;
     if (*p)
         *p = b->next_hash;
     if (b->gpa >> 12 < e->n_pages)
@@ -264,7 +266,7 @@ void soft_block_kill(struct engine *e, struct block *b)
     }
     b->incoming = NULL;
     for (unsigned i = 0; i < b->n_exits; i++) {
-        struct exit *x = &b->exits[i];
+        struct exit *x = &e->exits[b->first_exit + i];
         if (x->to) {
             unlink_incoming(x);
             patch(e, x->patch, x->stub);

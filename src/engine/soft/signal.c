@@ -18,12 +18,13 @@
 /* The one piece of per-thread state: a signal handler has no argument of ours. */
 static _Thread_local struct soft_vcpu *current;
 
-static const struct pc_map *find_map(const struct block *b, uint32_t at)
+static const struct pc_map *find_map(const struct engine *e, const struct block *b, uint32_t at)
 {
+    const struct pc_map *map = &e->maps[b->first_map];
     const struct pc_map *best = NULL;
     for (unsigned i = 0; i < b->n_map; i++)
-        if (b->map[i].host <= at && (!best || b->map[i].host >= best->host))
-            best = &b->map[i];
+        if (map[i].host <= at && (!best || map[i].host >= best->host))
+            best = &map[i];
     return best;
 }
 
@@ -105,7 +106,7 @@ static void handler(int sig, siginfo_t *info, void *context)
     const struct code_cache *c = &v->engine->cache;
     uint64_t at = (uint64_t)r[REG_RIP] - (uint64_t)c->rx;
     struct block *b = at < c->size ? soft_block_of_host(v->engine, (uint32_t)at) : NULL;
-    const struct pc_map *m = b ? find_map(b, (uint32_t)at) : NULL;
+    const struct pc_map *m = b ? find_map(v->engine, b, (uint32_t)at) : NULL;
     if (!m || !vector_of(sig, info, r, v)) {
         default_action(sig);
         return;

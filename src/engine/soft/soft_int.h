@@ -120,33 +120,35 @@ struct peeked {
     uint16_t first, length; /* offset in the page */
 };
 
+/* Two cache lines, of which a look-up needs the first: at a boot there are 70,000 of them. */
 struct block {
-    uint64_t gpa;            /* of its first byte */
-    uint64_t gva;            /* with MODE_FIXED_PC, else its offset in the page */
-    uint64_t gpa2;           /* second page when the last instruction straddles, else UINT64_MAX */
-    struct block *next_hash; /* with what a look-up compares in one cache line */
+    uint64_t gpa;       /* of its first byte */
+    uint64_t gva;       /* with MODE_FIXED_PC, else its offset in the page */
+    uint64_t gpa2;      /* second page when the last instruction straddles, else UINT64_MAX */
+    uint32_t next_hash; /* number of a block + 1; 0: none */
     uint32_t mode;
-    uint16_t length; /* guest bytes */
-    uint16_t n_insns;
     /* code offsets of the ways in: with the flags in the host's, and in v->slow_flags ... */
     uint32_t entry, entry_memory;
     uint32_t poll, poll_memory, entry_indirect; /* ... polling ones, and computed branches: 0, or made (ways.c) */
-    uint32_t hot_start, hot_end, cold_start, cold_end;
-    struct block *next_page, *next_page2;
-    struct peeked peeked[BLOCK_PEEKS];
-    unsigned n_peeked;
-    struct exit *exits;
-    unsigned n_exits;
-    uint32_t first_site, n_sites;
-    struct exit *incoming;
-    struct pc_map *map; /* n_map entries, of both halves */
-    unsigned n_map;
-    uint16_t refusals; /* of its windows */
-    bool no_windows;   /* refused too often: translated again without */
+    uint16_t length;                            /* guest bytes */
+    uint16_t n_insns;
+    uint16_t n_sites;
+    uint8_t n_peeked;
+    uint8_t refusals; /* of its windows */
+    bool no_windows;  /* refused too often: translated again without */
     bool hot;
     bool flags_live; /* at its start */
     bool dead;
-};
+
+    struct block *next_page, *next_page2;
+    struct exit *incoming;
+    struct peeked peeked[BLOCK_PEEKS];
+    uint32_t hot_start, hot_end, cold_start, cold_end;
+    uint32_t first_site, first_exit, first_map;
+    uint16_t n_map; /* of both halves */
+    uint8_t n_exits;
+} __attribute__((aligned(64)));
+_Static_assert(sizeof(struct block) == 128, "two cache lines");
 
 struct pc_map {
     uint32_t host;  /* code offset where the instruction begins */
@@ -319,7 +321,7 @@ struct engine {
     unsigned n_cpus;
     struct soft_vcpu **vcpus;
     struct code_cache cache;
-    struct block **hash;        /* 1 << HASH_BITS */
+    uint32_t *hash;             /* 1 << HASH_BITS, numbers as in block.next_hash */
     struct block **page_blocks; /* by gpa >> 12 up to memory->end: blocks with code in the page */
     uint64_t n_pages;
     uint64_t *code_granules; /* by page: 64 bits, one for each 64 bytes that hold translated code */

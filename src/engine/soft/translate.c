@@ -328,8 +328,8 @@ struct block *soft_translate(struct soft_vcpu *v, uint64_t gva, uint64_t gpa, ui
     struct insn *last = &t->insns[t->n_insns - 1];
     b->n_insns = (uint16_t)t->n_insns;
     b->length = (uint16_t)(last->pc + last->d.length);
-    b->map = &e->maps[e->n_maps];
-    b->exits = &e->exits[e->n_exits];
+    b->first_map = e->n_maps;
+    b->first_exit = e->n_exits;
     t->hot = (struct emit){.p = e->cache.rw + e->cache.hot, .start = e->cache.rw};
     t->cold = (struct emit){.p = e->cache.rw + e->cache.cold, .start = e->cache.rw};
     b->hot_start = e->cache.hot;
@@ -338,11 +338,11 @@ struct block *soft_translate(struct soft_vcpu *v, uint64_t gva, uint64_t gpa, ui
     emit_ways(t);
     emit_entries(t);
     translate_body(t);
-    b->n_sites = e->n_sites - b->first_site;
+    b->n_sites = (uint16_t)(e->n_sites - b->first_site);
     b->hot_end = e_offset(&t->hot);
     b->cold_end = e_offset(&t->cold);
-    b->n_exits = e->n_exits - (uint32_t)(b->exits - e->exits);
-    b->n_map = e->n_maps - (uint32_t)(b->map - e->maps);
+    b->n_exits = (uint8_t)(e->n_exits - b->first_exit);
+    b->n_map = (uint16_t)(e->n_maps - b->first_map);
     e->cache.hot = (b->hot_end + 15) & ~15u;
     e->cache.cold = b->cold_end;
     v->stats.blocks++;
