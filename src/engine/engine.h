@@ -25,6 +25,7 @@ struct engine_config {
     uint64_t code_cache_bytes; /* soft: 0 = default */
     bool precise_flags;        /* soft: a fault shows even the flags that its instruction would overwrite (slower) */
     bool always_hot;           /* soft: every block is translated as one that runs often (tests of that code) */
+    uint64_t stress;           /* soft: not 0: throw things away and translate again at random, by this seed */
     bool timing;               /* soft: take the time of everything but translated code, for stats */
     uint32_t log_items;        /* enum engine_log */
 };

@@ -64,6 +64,8 @@ const struct option_spec vm_options[] = {
      .help = "share a directory with the guest", .check = share_check},
     {.name = "sandbox", .kind = OPTION_WORD, .offset = AT(sandbox), .value = "WHEN",
      .help = "confine the process: on (unless told), require, off", .words = sandbox_words},
+    {.name = "stress", .kind = OPTION_NUMBER, .offset = AT(stress), .value = "SEED",
+     .help = "test the software engine: drop translations at random", .min = 1, .max = UINT32_MAX},
     {.name = "stats", .kind = OPTION_FLAG, .offset = AT(stats),
      .help = "print at the end where time went"},
     {.name = "log", .letter = 'l', .kind = OPTION_SET, .offset = AT(log_items), .value = "ITEM,...",

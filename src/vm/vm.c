@@ -139,7 +139,14 @@ static int setup_engine(struct vm *vm, char *error, size_t n)
                                          .bus = vm->bus,
                                          .n_cpus = (unsigned)vm->config->n_cpus,
                                          .log_items = vm->config->log_items,
+                                         .stress = vm->config->stress,
                                          .timing = vm->config->stats};
+
+    if (config.stress && strcmp(vm->ops->name, "soft")) {
+        snprintf(error, n, "--stress is for the software engine: add --engine soft");
+        return -EINVAL;
+    }
+
     int err = vm->ops->create(&vm->engine, &config);
 
     if (err) {

@@ -35,6 +35,7 @@ struct vm_config {
     const char *sandbox; /* "on" (NULL, too), "require" or "off" */
     bool no_reboot;
     uint64_t timeout_ms;  /* 0: none */
+    uint64_t stress;      /* engine_config.stress */
     bool stats;           /* print where time went, on stderr, at the end */
     unsigned log_items;   /* enum engine_log */
     const char *log_path; /* NULL: stderr */

@@ -140,6 +140,7 @@ static int soft_create(struct engine **out, const struct engine_config *config)
         return -ENOMEM;
     e->config = *config;
     e->n_cpus = config->n_cpus;
+    e->random = config->stress;
     e->xcr0 = host_xcr0();
     soft_xsave_layout(e);
     pthread_mutex_init(&e->dma_lock, NULL);

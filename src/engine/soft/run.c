@@ -44,6 +44,35 @@ void soft_fail(struct soft_vcpu *v, const char *why)
     atomic_store(&v->poll, 1);
 }
 
+static bool chance(struct engine *e, unsigned one_in)
+{
+    e->random = e->random * 6364136223846793005ull + 1442695040888963407ull;
+    return (e->random >> 33) % one_in == 0;
+}
+
+/* config.stress: what may happen to the block that was found, or to all, happens now and then. */
+static struct block *stress(struct soft_vcpu *v, struct block *b)
+{
+    struct engine *e = v->engine;
+    if (chance(e, 50000)) {
+        soft_cache_flush(e);
+        return NULL;
+    }
+    if (chance(e, 50))
+        soft_cpu_ops.tlb_flush_all(&v->cpu, chance(e, 2));
+    if (chance(e, 100))
+        v->promote_left = PROMOTE_BLOCKS;
+    if (!b || !chance(e, 50))
+        return b;
+    if (chance(e, 2)) {
+        unsigned bit = soft_indexed_bit(b->gpa);
+        e->hot[bit / 64] ^= 1ull << (bit % 64);
+    }
+    soft_fpu_park(v);
+    soft_block_kill(e, b);
+    return NULL;
+}
+
 /* The block at cpu.rip, translated if need be.  NULL: a fetch fault is recorded. */
 static struct block *block_at_rip_in(struct soft_vcpu *v, uint32_t mode, bool no_windows)
 {
@@ -53,6 +82,8 @@ static struct block *block_at_rip_in(struct soft_vcpu *v, uint32_t mode, bool no
     if (soft_translate_exec(v, gva, &gpa, NULL))
         return NULL;
     struct block *b = soft_block_find(v->engine, gpa, gva, mode);
+    if (v->engine->config.stress)
+        b = stress(v, b);
     if (b && b->gpa2 == UINT64_MAX)
         return b;
     if (b) { /* straddles: is the second page still the same? */
@@ -138,6 +169,8 @@ static const void *known_target(struct soft_vcpu *v)
 {
     const struct ibtc *t = &v->ibtc[soft_mmu(v)];
     unsigned i = v->cpu.rip & (IBTC_SIZE - 1);
+    if (v->engine->config.stress && chance(v->engine, 8))
+        return NULL;
     if (t->tag[i] != v->cpu.rip || t->entry[i] == soft_glue_ibtc_miss || (v->mode & MODE_BY_C))
         return NULL;
     soft_flags_out(v);

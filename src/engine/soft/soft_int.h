@@ -342,7 +342,8 @@ struct engine {
     bool xs_aligned[8];
     struct cpuid_table *cpuid;
     uint64_t tsc_khz;
-    bool amd; /* the guest's CPU is one of AMD's */
+    bool amd;        /* the guest's CPU is one of AMD's */
+    uint64_t random; /* config.stress: the generator's state */
     /* pages dirtied by DMA, handled by the vCPU at its next poll */
     pthread_mutex_t dma_lock;
     uint64_t dma_pages[256];
