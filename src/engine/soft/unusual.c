@@ -161,6 +161,32 @@ void sp_bt(struct translator *t, const struct insn *in)
     emit_access(t, in, &at, in->d.mnemonic == M(BT) ? SITE_READ : SITE_READ | SITE_WRITE, size, &tail);
 }
 
+/* CR0, CR2, CR3 and CR4 are plain values in struct cpu; each page fault reads one.  false: not here. */
+static bool read_control(struct translator *t, const struct insn *in)
+{
+    static const uint32_t at[] = {[0] = CPUOFF(cr0), [2] = CPUOFF(cr2), [3] = CPUOFF(cr3), [4] = CPUOFF(cr4)};
+    unsigned n = (unsigned)(in->op[1].reg.value - ZYDIS_REGISTER_CR0), reg = op_gpr(&in->op[0]);
+    if (n >= sizeof(at) / sizeof(at[0]) || !at[n] || !code64(t) || !(t->mode & MODE_CPL0))
+        return false;
+    e_load(&t->hot, reg, at[n]);
+    if (is_stolen(reg))
+        e_store(&t->hot, reg, GPR_OFFSET(reg));
+    return true;
+}
+
+static void read_selector(struct translator *t, unsigned reg, unsigned bits, ZydisRegister sreg)
+{
+    struct emit *e = &t->hot;
+    unsigned to = bits == 16 ? R10 : reg;
+    emit_load_selector(t, to, sreg);
+    if (bits == 16)
+        e8(e, 0x66);
+    if (is_stolen(reg))
+        e_gs(e, 0x89, bits != 16, to, GPR_OFFSET(reg));
+    else if (bits == 16)
+        e_mov(e, false, reg, R10);
+}
+
 void sp_mov(struct translator *t, const struct insn *in)
 {
     const ZydisDecodedOperand *to = &in->op[0], *from = &in->op[1];
@@ -172,6 +198,8 @@ void sp_mov(struct translator *t, const struct insn *in)
         s = emit_helper(t, in, helper_cr_write, true);
         s->arg = (uint32_t)(to->reg.value - ZYDIS_REGISTER_CR0) | op_gpr(from) << 8;
     } else if (from_class == ZYDIS_REGCLASS_CONTROL) {
+        if (read_control(t, in))
+            return;
         s = emit_helper(t, in, helper_cr_read, false);
         s->arg = (uint32_t)(from->reg.value - ZYDIS_REGISTER_CR0) | op_gpr(to) << 8;
     } else if (to_class == ZYDIS_REGCLASS_DEBUG) {
@@ -189,19 +217,13 @@ void sp_mov(struct translator *t, const struct insn *in)
             site_segment(t, s, from);
         s->arg = (uint32_t)(to->reg.value - ZYDIS_REGISTER_ES) | (memory ? (uint32_t)NO_REG : op_gpr(from)) << 8 |
                  2 << 16;
-    } else if (from_class == ZYDIS_REGCLASS_SEGMENT && to->type == ZYDIS_OPERAND_TYPE_REGISTER && to->size >= 32) {
-        unsigned reg = op_gpr(to);
-        emit_load_selector(t, reg, from->reg.value);
-        if (is_stolen(reg))
-            e_store(&t->hot, reg, GPR_OFFSET(reg));
+    } else if (from_class == ZYDIS_REGCLASS_SEGMENT && to->type == ZYDIS_OPERAND_TYPE_REGISTER) {
+        read_selector(t, op_gpr(to), to->size, from->reg.value);
     } else if (from_class == ZYDIS_REGCLASS_SEGMENT) {
-        if (to->type == ZYDIS_OPERAND_TYPE_MEMORY)
-            store_helper_ea(t, in, to);
+        store_helper_ea(t, in, to);
         s = emit_helper(t, in, helper_store_system, false);
-        if (to->type == ZYDIS_OPERAND_TYPE_MEMORY)
-            site_segment(t, s, to);
-        s->arg = SYS_SELECTOR | (to->type == ZYDIS_OPERAND_TYPE_MEMORY ? (uint32_t)NO_REG : op_gpr(to)) << 8 |
-                 (uint32_t)(in->d.operand_width / 8) << 16;
+        site_segment(t, s, to);
+        s->arg = SYS_SELECTOR | (uint32_t)NO_REG << 8 | (uint32_t)(in->d.operand_width / 8) << 16;
         s->arg2 = (uint32_t)(from->reg.value - ZYDIS_REGISTER_ES);
     } else if (in->d.raw.modrm.offset == 0 &&
                (to->type == ZYDIS_OPERAND_TYPE_MEMORY || from->type == ZYDIS_OPERAND_TYPE_MEMORY)) {
