@@ -62,6 +62,7 @@ const void *helper_popf(struct soft_vcpu *v, const struct site *s)
     return soft_next(v);
 }
 
+/* cpu/ has said that the mode changed. */
 static const void *transferred(struct soft_vcpu *v, int rc)
 {
     if (rc == CPU_SHUTDOWN) {
@@ -71,7 +72,6 @@ static const void *transferred(struct soft_vcpu *v, int rc)
     }
     if (rc)
         return fault(v);
-    soft_update_mode(v);
     if (v->debug_hits) {
         cpu_raise_debug(&v->cpu, v->debug_hits);
         return fault(v);

@@ -30,11 +30,6 @@ void soft_fpu_unpark(struct soft_vcpu *v)
     v->fpu_live = 1;
 }
 
-uint64_t soft_site_pc(const struct soft_vcpu *v, const struct block *b)
-{
-    return b->mode & MODE_FIXED_PC ? b->gva : v->code_base + b->gva;
-}
-
 void soft_fail(struct soft_vcpu *v, const char *why)
 {
     if (!v->failed) {

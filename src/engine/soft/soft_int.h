@@ -403,7 +403,10 @@ const void *soft_next_single(struct soft_vcpu *v); /* the same for one instructi
 const void *soft_next_ungrouped(struct soft_vcpu *v, struct block *b);
 const void *soft_deliver(struct soft_vcpu *v);                        /* deliver cpu.exc, then soft_next */
 enum engine_exit soft_run(struct engine *e, unsigned i, char *error); /* engine.h: run */
-uint64_t soft_site_pc(const struct soft_vcpu *v, const struct block *b);
+static inline uint64_t soft_site_pc(const struct soft_vcpu *v, const struct block *b)
+{
+    return b->mode & MODE_FIXED_PC ? b->gva : v->code_base + b->gva;
+}
 void soft_fail(struct soft_vcpu *v, const char *why); /* the engine cannot go on */
 
 /* --- mode.c --- */
