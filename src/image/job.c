@@ -132,15 +132,21 @@ bool job_has_program(const char *name)
     return false;
 }
 
+/* As apt and mmdebstrap, and dpkg below them, say what has failed. */
+static bool is_error(const char *line)
+{
+    return strncmp(line, "E: ", 3) == 0 || strncmp(line, "dpkg: error", 11) == 0;
+}
+
 /* The last lines of the log that say something, those with an error first of all, as one line. */
 static void quote_tail(const char *log, char *out, size_t size)
 {
     const char *lines[4], *start = log;
     size_t n = 0, used = 0;
-    bool errors = strncmp(log, "E: ", 3) == 0 || strstr(log, "\nE: ");
+    bool errors = is_error(log) || strstr(log, "\nE: ");
 
     for (const char *line = start; *line; line += strcspn(line, "\n"), line += *line == '\n') {
-        if (*line == '\n' || (errors && strncmp(line, "E: ", 3) != 0))
+        if (*line == '\n' || (errors && !is_error(line)))
             continue;
         if (n == 4)
             memmove(lines, lines + 1, 3 * sizeof *lines);
