@@ -10,6 +10,7 @@
 
 #include "backends/disk/foreign.h"
 #include "backends/net_helper.h"
+#include "engine/direct/helper.h"
 #include "base/error.h"
 #include "base/log.h"
 #include "cli/cli.h"
@@ -167,6 +168,7 @@ static const struct helper {
 } helpers[] = {
     {"helper-net", net_helper_main},
     {"helper-disk", disk_helper_main},
+    {"helper-direct", direct_helper_main},
 };
 
 static const struct helper *find_helper(const char *word)

@@ -64,7 +64,7 @@ static int check_cpus(const struct command *self, const struct vm_config *c)
 
     if (c->n_cpus == 1 || strcmp(c->engine, "kvm") == 0)
         return STATUS_OK;
-    if (strcmp(c->engine, "soft") == 0)
+    if (strncmp(c->engine, "soft", 4) == 0)
         return cli_usage_error(self, "--cpus: the software engine runs one virtual CPU, no more yet");
     if (engine_kvm.probe(why, sizeof(why)))
         return STATUS_OK;

@@ -188,6 +188,7 @@ struct translation {
     bool user;          /* all levels have U/S */
     bool no_exec;       /* some level has NX (and EFER.NXE) */
     bool global;        /* leaf G and CR4.PGE */
+    bool accessed;      /* all levels have A set (after the walk) */
     bool dirty;         /* leaf D is set (after the walk) */
 };
 

@@ -168,6 +168,7 @@ static inline void walk_result(const struct cpu *cpu, const struct walk *w, stru
     out->user = w->all & PTE_U;
     out->no_exec = (w->any & PTE_NX) != 0;
     out->global = (leaf & PTE_G) && (cpu->cr4 & CR4_PGE);
+    out->accessed = w->all & PTE_A;
     out->dirty = leaf & PTE_D;
 }
 
@@ -245,6 +246,7 @@ static int walk_slow(struct cpu *cpu, uint64_t gva, unsigned access, bool user, 
             return walk_fault(cpu, gva, access, user, PFERR_P);
     } while (!walk_mark(&w, write));
     walk_result(cpu, &w, out);
+    out->accessed = true;
     return CPU_OK;
 }
 

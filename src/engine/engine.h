@@ -18,6 +18,8 @@ enum engine_exit {
     ENGINE_EXIT_ERROR,    /* the engine cannot go on; vcpu->error says why in one sentence */
 };
 
+enum engine_direct { ENGINE_DIRECT_OFF, ENGINE_DIRECT_ON, ENGINE_DIRECT_ALWAYS, ENGINE_DIRECT_RANDOM };
+
 struct engine_config {
     struct memory *memory;
     struct bus *bus;
@@ -27,6 +29,8 @@ struct engine_config {
     bool always_hot;           /* soft: every block is translated as one that runs often (tests of that code) */
     uint64_t stress;           /* soft: not 0: throw things away and translate again at random, by this seed */
     bool timing;               /* soft: take the time of everything but translated code, for stats */
+    enum engine_direct direct; /* soft: user code that computes runs in a process of its own; always: all of it, and
+                                  random: any of it, for tests */
     uint32_t log_items;        /* enum engine_log */
 };
 enum engine_log { ENGINE_LOG_TRANSLATE = 1, ENGINE_LOG_EXC = 2, ENGINE_LOG_IRQ = 4, ENGINE_LOG_DEVICE = 8 };

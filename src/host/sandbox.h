@@ -33,6 +33,7 @@ enum sandbox_role {
     SANDBOX_NET,    /* a user-mode network stack: sockets of the Internet */
     SANDBOX_SWITCH, /* a switch among VMs: a Unix socket, who makes it and who joins */
     SANDBOX_SHARE,  /* a file server: files below directories that are open */
+    SANDBOX_DIRECT, /* makes processes that run guest code, which give up the rest (engine/direct/helper.c) */
     SANDBOX_ROLES,
 };
 

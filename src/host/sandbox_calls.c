@@ -38,6 +38,7 @@
 #define NET BIT(NET)
 #define SWITCH BIT(SWITCH)
 #define SHARE BIT(SHARE)
+#define DIRECT BIT(DIRECT)
 #define HELPERS (KEEPER | NET | SWITCH | SHARE)
 #define PROCESS (VM | HELPERS)
 #define ANY ((1u << SANDBOX_ROLES) - 1)
@@ -270,6 +271,21 @@ static const struct call calls[] = {
     {SYS(unlink), SWITCH, "a socket that nobody answers at"},
     {SYS(unlinkat), SWITCH, "the same"},
 
+    /* --- processes for guest code: each takes a list of its own, of four calls --- */
+    {SYS(clone), DIRECT, "such a process, its second thread"},
+    {SYS(kill), DIRECT, "such a process is ended"},
+    {SYS(wait4), DIRECT, "and has ended"},
+    {SYS(mmap), DIRECT, "guest code is executable"},
+    {SYS(mprotect), DIRECT, "so is the stub"},
+    {SYS(rt_sigaction), DIRECT, "what stops guest code is a signal"},
+    {SYS(sigaltstack), DIRECT, "on a stack that is not the guest's"},
+    {SYS(tgkill), DIRECT, "its second thread interrupts the first; the filter of this process does not know its number"},
+    {SYS(prctl), DIRECT, "a name; its end with this process's; the time-stamp counter is the guest's"},
+    {SYS(arch_prctl), DIRECT, "CPUID, too, where the processor can trap it"},
+    {SYS(seccomp), DIRECT, "its own list", {ARG_IS(0, SECCOMP_SET_MODE_FILTER)}},
+    {SYS(close_range), DIRECT, "no descriptor but that of the guest's memory"},
+    {SYS(dup2), DIRECT, "the same"},
+
     /* --- the keeper --- */
     {SYS(socket), KEEPER, "connects to a socket's file for the guest", {ARG_IS(0, AF_UNIX)}},
     {SYS(connect), KEEPER, "the same: no other address family has a socket"},
@@ -386,7 +402,9 @@ int sandbox_compile(enum sandbox_role role, struct sock_fprog *filter)
     int err = ctx ? 0 : -ENOMEM;
 
     if (!err)
-        err = seccomp_attr_set(ctx, SCMP_FLTATR_ACT_BADARCH, SCMP_ACT_KILL_PROCESS);
+        err = seccomp_attr_set(ctx, SCMP_FLTATR_ACT_BADARCH,
+                               role == SANDBOX_DIRECT ? SCMP_ACT_TRAP /* int 0x80 of a guest's */
+                                                      : SCMP_ACT_KILL_PROCESS);
     if (!err)
         err = add_all(ctx, calls, sizeof calls / sizeof *calls, role);
     if (!err && SANDBOX_INSTRUMENTED)

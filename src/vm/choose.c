@@ -8,6 +8,30 @@
 static const struct engine_ops *const engines[] = {&engine_kvm, &engine_soft};
 #define ENGINES (sizeof engines / sizeof *engines)
 
+/* "NAME" or "NAME,direct=..." */
+static bool is_engine(const char *words, const char *name)
+{
+    size_t n = strlen(name);
+    return strncmp(words, name, n) == 0 && (words[n] == 0 || words[n] == ',');
+}
+
+enum engine_direct vm_choose_direct(const struct vm_config *config)
+{
+    static const struct {
+        const char *word;
+        enum engine_direct direct;
+    } modes[] = {{",direct=off", ENGINE_DIRECT_OFF},
+                 {",direct=on", ENGINE_DIRECT_ON},
+                 {",direct=always", ENGINE_DIRECT_ALWAYS},
+                 {",direct=random", ENGINE_DIRECT_RANDOM}};
+    const char *said = config->engine ? strchr(config->engine, ',') : NULL;
+
+    for (size_t i = 0; said && i < sizeof modes / sizeof *modes; i++)
+        if (strcmp(said, modes[i].word) == 0)
+            return modes[i].direct;
+    return ENGINE_DIRECT_OFF;
+}
+
 static const struct engine_ops *choose_auto(char *why, size_t size)
 {
     char first[256] = "", reason[256];
@@ -36,7 +60,7 @@ const struct engine_ops *vm_choose_engine(const struct vm_config *config, char *
     if (!config->engine || !strcmp(config->engine, "auto"))
         return choose_auto(why, size);
     for (size_t i = 0; i < ENGINES; i++) {
-        if (strcmp(config->engine, engines[i]->name))
+        if (!is_engine(config->engine, engines[i]->name))
             continue;
         if (engines[i]->probe(reason, sizeof reason))
             return engines[i];

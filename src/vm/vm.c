@@ -138,6 +138,7 @@ static int setup_engine(struct vm *vm, char *error, size_t n)
     const struct engine_config config = {.memory = machine_memory(vm->machine),
                                          .bus = vm->bus,
                                          .n_cpus = (unsigned)vm->config->n_cpus,
+                                         .direct = vm_choose_direct(vm->config),
                                          .log_items = vm->config->log_items,
                                          .stress = vm->config->stress,
                                          .timing = vm->config->stats};

@@ -72,6 +72,7 @@ void vm_kick(void *vm, unsigned i);
 
 /* --- engines (choose.c) ------------------------------------------------------------------------------ */
 /* The engine for the configuration; says on stderr what "auto" took.  NULL with a sentence in why. */
+enum engine_direct vm_choose_direct(const struct vm_config *config); /* what --engine says of it */
 const struct engine_ops *vm_choose_engine(const struct vm_config *config, char *why, size_t size);
 
 /* --- log (log.c) ---------------------------------------------------------------------------------- */

@@ -154,6 +154,8 @@ static void mark_page(struct engine *e, uint64_t gpa, uint64_t len)
 {
     uint64_t page = gpa >> 12;
     uint64_t *written = &e->written[page / 64], bit = 1ull << page % 64;
+    if (!e->code_granules[page])
+        soft_direct_code(e, page);
     if (!e->code_granules[page] && (*written & bit)) {
         drop_write_entries(e, page);
         *written &= ~bit;

@@ -76,6 +76,8 @@ static const void *transferred(struct soft_vcpu *v, int rc)
         cpu_raise_debug(&v->cpu, v->debug_hits);
         return fault(v);
     }
+    if (v->cpu.cpl == 3 && v->engine->direct && soft_direct_armed(v))
+        atomic_store(&v->poll, 1); /* the loop takes it from here */
     return soft_next(v);
 }
 

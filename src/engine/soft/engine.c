@@ -127,6 +127,7 @@ static void soft_destroy(struct engine *e)
             soft_translator_destroy(e->vcpus[i]->translator);
             munmap(e->vcpus[i], sizeof(*e->vcpus[i]));
         }
+    soft_direct_destroy(e);
     soft_cache_destroy(e);
     cpuid_table_destroy(e->cpuid);
     free(e->vcpus);
@@ -152,6 +153,8 @@ static int soft_create(struct engine **out, const struct engine_config *config)
         rc = vcpu_create(e, i);
     if (!rc)
         rc = soft_signals_install();
+    if (!rc)
+        rc = soft_direct_create(e);
     if (rc) {
         soft_destroy(e);
         return rc;
@@ -170,6 +173,7 @@ static struct cpu *soft_vcpu_cpu(struct engine *e, unsigned i)
 static void soft_kick(struct engine *e, unsigned i)
 {
     atomic_store(&e->vcpus[i]->poll, 1);
+    soft_direct_kick(e);
 }
 
 void *engine_soft_fpu(struct engine *e, unsigned i)

@@ -465,13 +465,21 @@ enum engine_exit soft_run(struct engine *e, unsigned i, char *error)
     soft_update_mode(v);
     for (;;) {
         bool single = false;
+        if (e->direct)
+            soft_direct_tick(v);
         if (!take_requests(v, &exit, &single))
             break;
+        enum direct_next how = e->direct && !single ? soft_direct_run(v) : DIRECT_NEXT_CODE;
+        if (how == DIRECT_NEXT_LOOP)
+            continue;
         /* Something that cannot be delivered yet (IF clear) stays in cpu.request without keeping us
          * here: sti, popf and iret look at it again. */
-        const void *next = first_block(v, single);
+        const void *next = how == DIRECT_NEXT_DELIVER ? soft_deliver(v)
+                                                      : first_block(v, single || how == DIRECT_NEXT_INSTRUCTION);
         if (!next)
             continue;
+        if (how == DIRECT_NEXT_INSTRUCTION)
+            atomic_store(&v->poll, 1);
         v->next = next;
         soft_flags_out(v);
         v->stats.enters++;

@@ -313,6 +313,8 @@ struct soft_vcpu {
     struct block *signal_around; /* raised in a window of it: to be met again without */
 };
 
+struct direct;
+
 #define SLOT_BUDGET 16384
 #define INDEXED_BITS 65536
 
@@ -348,6 +350,7 @@ struct engine {
     pthread_mutex_t dma_lock;
     uint64_t dma_pages[256];
     unsigned n_dma; /* > 256: everything */
+    struct direct *direct; /* NULL: no second tier */
 };
 
 static inline unsigned soft_indexed_bit(uint64_t gpa)
@@ -504,6 +507,26 @@ bool soft_is_amd(const struct cpu *cpu); /* the guest's CPU is AMD's or Hygon's 
 
 /* --- simd.c --- */
 void soft_xsave_layout(struct engine *e);
+
+/* --- direct.c, direct_child.c, direct_mirror.c: user code that runs in a process of its own (direct.h); all but create,
+ * destroy, kick and the flushes want e->direct --- */
+int soft_direct_create(struct engine *e);
+void soft_direct_destroy(struct engine *e);
+void soft_direct_kick(struct engine *e); /* any thread */
+void soft_direct_stats(struct engine *e, FILE *out);
+void soft_direct_tick(struct soft_vcpu *v);                       /* the vCPU is wanted */
+bool soft_direct_armed(const struct soft_vcpu *v);                /* does user code run so, in this address space? */
+enum direct_next {
+    DIRECT_NEXT_CODE,        /* on with translated code */
+    DIRECT_NEXT_INSTRUCTION, /* with one instruction of it, then again */
+    DIRECT_NEXT_LOOP,        /* to what has come up */
+    DIRECT_NEXT_DELIVER,     /* cpu.exc is recorded */
+};
+enum direct_next soft_direct_run(struct soft_vcpu *v);
+void soft_direct_flush_page(struct soft_vcpu *v, uint64_t gva);
+void soft_direct_flush(struct soft_vcpu *v, int pcid); /* -1: all of them */
+void soft_direct_cr3(struct soft_vcpu *v, bool keep);
+void soft_direct_code(struct engine *e, uint64_t page); /* the physical page holds translated code from now on */
 
 /* --- signal.c --- */
 int soft_signals_install(void);

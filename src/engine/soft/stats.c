@@ -64,5 +64,6 @@ void soft_stats(struct engine *e, FILE *out)
             if (s->exceptions[k])
                 fprintf(out, "  exception %-4u %12llu\n", k, (unsigned long long)s->exceptions[k]);
     }
+    soft_direct_stats(e, out);
     fprintf(out, "code cache: %u bytes hot, %u bytes cold\n", e->cache.hot, e->cache.cold - e->cache.hot_end);
 }

@@ -147,7 +147,7 @@ void soft_tlb_flush(struct soft_vcpu *v, unsigned mmu, bool globals_too)
             v->itlb[mmu][i].tag = tlb_invalid(i);
 }
 
-static void flush_all(struct cpu *cpu, bool globals_too)
+static void flush_all_here(struct cpu *cpu, bool globals_too)
 {
     struct soft_vcpu *v = vcpu_of(cpu);
     v->stats.tlb_flush++;
@@ -162,6 +162,12 @@ static void flush_all(struct cpu *cpu, bool globals_too)
         for (unsigned i = 0; i < 64; i++)
             v->exec_bloom[0][0][i] = v->exec_bloom[0][1][i] = v->exec_bloom[1][0][i] = v->exec_bloom[1][1][i] = 0;
     }
+}
+
+static void flush_all(struct cpu *cpu, bool globals_too)
+{
+    soft_direct_flush(vcpu_of(cpu), -1);
+    flush_all_here(cpu, globals_too);
 }
 
 static void flush_region(struct soft_vcpu *v, uint64_t gva, unsigned shift)
@@ -188,6 +194,7 @@ static void flush_page(struct cpu *cpu, uint64_t gva)
 {
     struct soft_vcpu *v = vcpu_of(cpu);
     v->stats.tlb_flush_page++;
+    soft_direct_flush_page(v, gva);
     unsigned i = gva >> 12 & (TLB_SIZE - 1), x = gva >> 12 & (ITLB_SIZE - 1);
     uint64_t page = gva & ~4095ull;
     for (unsigned mmu = 0; mmu < MMU_COUNT; mmu++) {
@@ -228,6 +235,7 @@ static void address_space_changed(struct cpu *cpu, bool keep)
 {
     struct soft_vcpu *v = vcpu_of(cpu);
     v->stats.cr3_writes++;
+    soft_direct_cr3(v, keep);
     for (unsigned i = 0; i < MMU_COUNT; i++) {
         soft_tlb_flush(v, i, false);
         ibtc_flush(v, i, false);
@@ -236,7 +244,8 @@ static void address_space_changed(struct cpu *cpu, bool keep)
 
 static void flush_pcid(struct cpu *cpu, uint16_t pcid)
 {
-    flush_all(cpu, false);
+    soft_direct_flush(vcpu_of(cpu), pcid);
+    flush_all_here(cpu, false);
 }
 
 static void mode_changed(struct cpu *cpu)

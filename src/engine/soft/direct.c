@@ -1,0 +1,593 @@
+/*
+ * The second tier: when an address space runs directly, and between the vCPU's state and the process that runs it.
+ */
+#include "engine/soft/direct.h"
+
+#include <cpuid.h>
+#include <errno.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/auxv.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "base/error.h"
+#include "host/child.h"
+
+#define HOST_CS 0x33 /* of 64-bit user code: the kernel's, for every process */
+#define HOST_SS 0x2b
+
+/* Of the flags, what user code may change of its own; and of those, what a signal handler's return does not set. */
+#define FLAGS_USER (FL_ARITH | FL_DF | FL_TF | FL_AC | FL_NT | FL_ID)
+#define FLAGS_EXTRA (FL_NT | FL_ID)
+
+/* --- life ---------------------------------------------------------------------------------------------------------- */
+
+static uint64_t host_xcr0(void)
+{
+    uint32_t a, d;
+    __asm__("xgetbv" : "=a"(a), "=d"(d) : "c"(0));
+    return (uint64_t)d << 32 | a;
+}
+
+static uint32_t host_mxcsr_mask(void)
+{
+    uint8_t area[512] __attribute__((aligned(16)));
+    uint32_t mask;
+    memset(area, 0, sizeof area);
+    __asm__ volatile("fxsave64 %0" : "+m"(area));
+    memcpy(&mask, area + 28, 4);
+    return mask ? mask : 0xffbf;
+}
+
+/* Instructions for programs, by the bits of CPUID that announce them. */
+static const struct {
+    uint32_t leaf, subleaf;
+    struct cpuid_regs bits;
+} for_programs[] = {
+    {1, 0, {.ecx = 0x72d83203, .edx = 0x07808100}},
+    {7, 0, {.ebx = 0xfdaf4b39, .ecx = 0x3ac05f7b, .edx = 0x03c1413c}},
+    {7, 1, {.eax = 0x00e01cbf, .edx = UINT32_MAX}},
+    {0xd, 1, {.eax = 7}},
+    {0x80000001, 0, {.ecx = 0x20218961, .edx = 0xc8400000}},
+    {0x80000008, 0, {.ebx = 0x11}},
+};
+
+/* Does the host's CPUID show programs no more than the guest's?  (Numbers of processors are others.) */
+static bool shows_the_same(const struct cpu *c)
+{
+    for (size_t i = 0; i < sizeof for_programs / sizeof *for_programs; i++) {
+        struct cpuid_regs h = {0}, g, bits = for_programs[i].bits;
+        cpu_cpuid(c, for_programs[i].leaf, for_programs[i].subleaf, &g);
+        if (for_programs[i].leaf <= __get_cpuid_max(for_programs[i].leaf & 0x80000000, NULL))
+            __cpuid_count(for_programs[i].leaf, for_programs[i].subleaf, h.eax, h.ebx, h.ecx, h.edx);
+        if ((h.eax & bits.eax & ~g.eax) || (h.ebx & bits.ebx & ~g.ebx) || (h.ecx & bits.ecx & ~g.ecx) ||
+            (h.edx & bits.edx & ~g.edx))
+            return false;
+    }
+    return true;
+}
+
+static const char *unsuitable(const struct engine *e)
+{
+    if (!(getauxval(AT_HWCAP2) & 2))
+        return "the host's kernel does not let programs set the bases of FS and GS";
+    if (e->n_cpus > 1)
+        return "this machine has more than one CPU";
+    return NULL;
+}
+
+static int start(struct direct *d)
+{
+    enum { SET_CPUID = 0x1012 };
+    d->socket = -1;
+    d->writable = calloc(d->engine->n_pages, 1);
+    const char *why = unsuitable(d->engine);
+    if (!d->writable)
+        return -ENOMEM;
+    if (why)
+        return error_set(d->why, sizeof d->why, -ENOTSUP, "%s", why);
+    d->host_xcr0 = host_xcr0();
+    d->cpuid_traps = syscall(SYS_arch_prctl, SET_CPUID, 1) == 0; /* 1: as it is; a host that cannot says so */
+    d->cpuid_tells = !d->cpuid_traps && (d->host_xcr0 != d->engine->xcr0 || !shows_the_same(&d->engine->vcpus[0]->cpu));
+    d->mxcsr_mask = host_mxcsr_mask();
+    d->random = 1;
+    return direct_child_start(d, d->why, sizeof d->why);
+}
+
+/* That it cannot be had is no error: `why` is for the statistics. */
+int soft_direct_create(struct engine *e)
+{
+    if (e->config.direct == ENGINE_DIRECT_OFF)
+        return 0;
+    struct direct *d = calloc(1, sizeof *d);
+    if (!d)
+        return -ENOMEM;
+    d->engine = e;
+    d->mode = e->config.direct;
+    e->direct = d;
+    int r = start(d);
+    if (r)
+        d->mode = ENGINE_DIRECT_OFF;
+    return r == -ENOMEM ? r : 0;
+}
+
+void soft_direct_destroy(struct engine *e)
+{
+    struct direct *d = e->direct;
+    if (!d)
+        return;
+    direct_child_stop(d);
+    for (unsigned i = 0; i < DIRECT_SLOTS; i++)
+        free(d->slots[i].pieces), free(d->slots[i].initial);
+    free(d->writable);
+    free(d);
+    e->direct = NULL;
+}
+
+/* --- state ---------------------------------------------------------------------------------------------------------- */
+
+/* What differs from the state of 64-bit user code on a host, as Linux has it, stays in tier 1. */
+static bool suitable(const struct soft_vcpu *v)
+{
+    const struct cpu *c = &v->cpu;
+    static const uint8_t empty[] = {DS, ES, FS, GS};
+    const uint32_t plain = MMU_USER | MODE_64 | MODE_FSGSBASE;
+    if (c->cpl != 3 || (v->mode & ~(uint32_t)MODE_TSD) != plain || (c->rflags & (FL_AC | FL_TF)) || v->n_watch ||
+        !(c->rflags & FL_IF) || !(c->cr0 & CR0_AM) || (c->cr4 & CR4_LA57))
+        return false;
+    if (c->seg[CS].selector != HOST_CS || c->seg[SS].selector != HOST_SS || c->rip >= DIRECT_TOP)
+        return false;
+    for (unsigned i = 0; i < sizeof empty; i++)
+        if (c->seg[empty[i]].selector)
+            return false;
+    return true;
+}
+
+static struct direct_context *context(const struct direct_slot *s)
+{
+    return (struct direct_context *)(s->stack + s->frame + FRAME_CONTEXT);
+}
+
+/* The order of the registers in the kernel's frame, by their numbers in instructions. */
+#define FOR_REGISTERS(X)                                                                                               \
+    X(RAX, rax)                                                                                                        \
+    X(RCX, rcx)                                                                                                        \
+    X(RDX, rdx)                                                                                                        \
+    X(RBX, rbx) X(RSP, rsp) X(RBP, rbp) X(RSI, rsi) X(RDI, rdi) X(R8, r8) X(R9, r9) X(R10, r10) X(R11, r11)            \
+        X(R12, r12) X(R13, r13) X(R14, r14) X(R15, r15)
+
+enum { XSTATE_BV = 512, XSTATE_HEADER_END = 576, SW_BYTES = 464, XCR0_PKRU = 1 << 9 };
+
+static void simd_copy(const struct engine *e, uint8_t *to, const uint8_t *from, uint64_t components, uint32_t size)
+{
+    cpu_copy(to, from, SW_BYTES);
+    for (unsigned i = 2; i < 8; i++)
+        if ((components >> i & 1) && e->xs_size[i] && e->xs_offset[i] + e->xs_size[i] <= size)
+            cpu_copy(to + e->xs_offset[i], from + e->xs_offset[i], e->xs_size[i]);
+}
+
+static void simd_out(struct soft_vcpu *v, const struct direct_slot *s)
+{
+    uint8_t *area = s->stack + s->fpstate;
+    uint64_t have, more;
+    cpu_copy(area, s->initial + FRAME_CONTEXT - FRAME_UCONTEXT, s->fpstate_size);
+    cpu_copy(&have, v->xsave + XSTATE_BV, 8);
+    cpu_copy(&more, area + XSTATE_BV, 8);
+    have &= v->engine->xcr0;
+    simd_copy(v->engine, area, v->xsave, have, s->fpstate_size);
+    have |= more & XCR0_PKRU;
+    cpu_copy(area + XSTATE_BV, &have, 8);
+}
+
+/* The guest may have written to it what it liked: nothing of it may make our XRSTOR fault. */
+static void simd_in(struct soft_vcpu *v, const struct direct *d, const struct direct_slot *s)
+{
+    const uint8_t *area = s->stack + s->fpstate;
+    uint64_t have;
+    uint32_t mxcsr;
+    cpu_copy(&have, area + XSTATE_BV, 8);
+    have &= v->engine->xcr0;
+    simd_copy(v->engine, v->xsave, area, have, s->fpstate_size);
+    for (unsigned i = XSTATE_BV; i < XSTATE_HEADER_END; i++)
+        v->xsave[i] = 0;
+    cpu_copy(v->xsave + XSTATE_BV, &have, 8);
+    cpu_copy(&mxcsr, v->xsave + 24, 4);
+    mxcsr &= d->mxcsr_mask;
+    cpu_copy(v->xsave + 24, &mxcsr, 4);
+    if (have & 1)
+        return;
+    for (unsigned i = 0; i < 160; i++) /* x87 as it is initially: some look at it here */
+        if (i < 24 || i >= 32)
+            v->xsave[i] = 0;
+    v->xsave[0] = 0x7f, v->xsave[1] = 3;
+}
+
+static void state_out(struct soft_vcpu *v, struct direct_slot *s)
+{
+    const struct cpu *c = &v->cpu;
+    struct direct_context *k = context(s);
+    const uint64_t no_mask = 0;
+    cpu_copy(s->stack + s->frame + FRAME_UCONTEXT, s->initial, FRAME_CONTEXT - FRAME_UCONTEXT);
+#define OUT(n, name) k->name = c->gpr[n];
+    FOR_REGISTERS(OUT)
+    k->rip = c->rip;
+    k->eflags = (c->rflags & (FL_ARITH | FL_DF)) | FL_ONE | FL_IF;
+    k->cs = HOST_CS, k->ss = HOST_SS, k->fs = k->gs = 0;
+    k->fpstate = DIRECT_STACK + s->fpstate;
+    cpu_copy(s->stack + s->frame + FRAME_MASK, &no_mask, 8);
+    s->orders->flags = (c->rflags & FLAGS_EXTRA) | FL_ONE;
+    s->orders->fs_base = c->seg[FS].base;
+    s->orders->gs_base = c->seg[GS].base;
+    s->shared->fs_base = s->shared->gs_base = 0; /* of whoever ran before */
+    simd_out(v, s);
+}
+
+static uint64_t user_base(const struct soft_vcpu *v, uint64_t base)
+{
+    return cpu_canonical(&v->cpu, base) ? base : 0;
+}
+
+/* Segment registers that it has loaded: again, from the guest's own tables.  What these do not allow is left out. */
+static void selectors_in(struct soft_vcpu *v, const struct direct_state *st, const struct direct_context *k)
+{
+    struct cpu *c = &v->cpu;
+    const uint32_t loaded[] = {[ES] = st->es, [SS] = k->ss, [DS] = st->ds, [FS] = st->fs, [GS] = st->gs};
+    for (unsigned i = ES; i <= GS; i++)
+        if (i != CS && (uint16_t)loaded[i] != c->seg[i].selector)
+            (void)cpu_load_segment(c, i, (uint16_t)loaded[i]);
+    c->seg[FS].base = user_base(v, st->fs_base);
+    c->seg[GS].base = user_base(v, st->gs_base);
+    if (k->cs != HOST_CS && cpu_far_jump(c, k->cs, c->rip, 8))
+        c->rip = DIRECT_TOP; /* faults there */
+}
+
+static void state_in(struct soft_vcpu *v, const struct direct *d, const struct direct_slot *s,
+                     const struct direct_context *k)
+{
+    struct cpu *c = &v->cpu;
+#define IN(n, name) c->gpr[n] = k->name;
+    FOR_REGISTERS(IN)
+    c->rip = k->rip;
+    c->rflags = (c->rflags & ~(uint32_t)FLAGS_USER) | ((uint32_t)k->eflags & FLAGS_USER);
+    simd_in(v, d, s);
+    selectors_in(v, s->shared, k);
+    soft_update_mode(v);
+}
+
+/* --- exits ------------------------------------------------------------------------------------------------------------ */
+
+struct stop {
+    int signal;
+    uint64_t trap, error, address, call; /* of the last exception; the address of a system call */
+};
+
+static void stop_read(const struct direct_slot *s, const struct direct_context *k, struct stop *why)
+{
+    const uint8_t *info = s->stack + s->frame + FRAME_INFO;
+    *why = (struct stop){.trap = k->trapno, .error = k->err, .address = k->cr2};
+    cpu_copy(&why->signal, info, 4);
+    cpu_copy(&why->call, info + 16, 8);
+}
+
+/* The instruction is begun again, by tier 1, which knows what it does to a guest. */
+static void back(struct soft_vcpu *v, unsigned bytes)
+{
+    v->cpu.rip -= bytes;
+}
+
+static enum direct_exit system_call(struct soft_vcpu *v, const struct stop *why)
+{
+    if (why->call != v->cpu.rip) { /* in the kernel's half: by its page for old programs, which has returned */
+        v->cpu.gpr[RSP] -= 8;
+        v->cpu.rip = why->call;
+        return DIRECT_EXCEPTION;
+    }
+    back(v, 2);
+    return DIRECT_SYSCALL;
+}
+
+static enum direct_exit trap(struct soft_vcpu *v, const struct stop *why)
+{
+    if (why->trap == EXC_DB && (v->cpu.rflags & FL_TF))
+        return DIRECT_TRAP;
+    back(v, 1); /* int3, int1 */
+    return DIRECT_EXCEPTION;
+}
+
+static enum direct_exit understand(struct soft_vcpu *v, struct direct *d, struct direct_slot *s, const struct stop *why)
+{
+    switch (why->signal) {
+    case SIGUSR1:
+        return DIRECT_KICK;
+    case SIGSYS:
+        return system_call(v, why);
+    case SIGTRAP:
+        return trap(v, why);
+    case SIGSEGV:
+    case SIGBUS:
+        if (why->trap == EXC_PF)
+            return mirror_miss(v, d, s, why->address,
+                               why->error & PFERR_I   ? ACCESS_EXEC
+                               : why->error & PFERR_W ? ACCESS_WRITE
+                                                      : ACCESS_READ);
+        return DIRECT_EXCEPTION;
+    default:
+        return DIRECT_EXCEPTION;
+    }
+}
+
+/* --- a stay ----------------------------------------------------------------------------------------------------------- */
+
+/* For another address space: one that starts, or has none; a new one; else that which has not run for longest. */
+static struct direct_slot *free_slot(struct direct *d)
+{
+    struct direct_slot *none = NULL, *oldest = NULL;
+    for (unsigned i = 0; i < DIRECT_SLOTS; i++) {
+        struct direct_slot *s = &d->slots[i];
+        if (s->state == SLOT_STARTING || (s->state == SLOT_READY && !s->root))
+            return s;
+        if (s->state == SLOT_NONE && !none)
+            none = s;
+        if (s->state == SLOT_READY && (!oldest || s->used < oldest->used))
+            oldest = s;
+    }
+    return none ? none : oldest;
+}
+
+static struct direct_slot *slot_of(struct soft_vcpu *v, struct direct *d, uint64_t root)
+{
+    for (unsigned i = 0; i < DIRECT_SLOTS; i++)
+        if (d->slots[i].state == SLOT_READY && d->slots[i].root == root)
+            return &d->slots[i];
+    struct direct_slot *s = free_slot(d);
+    if (!s || !direct_slot_ready(d, s))
+        return NULL;
+    if (s->root)
+        mirror_forget(d, s);
+    s->root = root;
+    s->stale = s->clear = false;
+    s->n_pending = s->n_code = 0;
+    mirror_prefill(v, d, s);
+    return s;
+}
+
+static struct direct_slot *choose(struct soft_vcpu *v, struct direct *d)
+{
+    uint64_t root = v->cpu.cr3 & 0x000ffffffffff000ull;
+    uint16_t pcid = v->cpu.cr4 & CR4_PCIDE ? v->cpu.cr3 & 0xfff : 0;
+    struct direct_slot *s = d->current && d->current->root == root ? d->current : slot_of(v, d, root);
+    if (!s)
+        return NULL;
+    if (s->pcid != pcid)
+        s->stale = true;
+    s->pcid = pcid;
+    s->used = ++d->clock;
+    d->current = s;
+    return s;
+}
+
+/* The process is of no more use; what a guest's program had in its registers may be gone with it. */
+static void lose(struct soft_vcpu *v, struct direct *d, struct direct_slot *s)
+{
+    for (uint64_t page = 0; page < v->engine->n_pages; page++)
+        d->writable[page] &= (uint8_t)~(1u << (s - d->slots));
+    free(s->pieces);
+    s->pieces = NULL;
+    s->n_pieces = s->n_places = 0;
+    s->root = 0;
+    d->current = NULL;
+    direct_slot_replace(d, s);
+}
+
+/* Until something is to be done that only tier 1 can do. */
+static enum direct_exit stay(struct soft_vcpu *v, struct direct *d, struct direct_slot *s)
+{
+    uint64_t last_miss = 0, last_rip = 0;
+    for (;;) {
+        mirror_refresh(v, d, s);
+        state_out(v, s);
+        uint64_t start = __builtin_ia32_rdtsc();
+        int r = direct_child_run(v, d, s);
+        if (r == -ECANCELED)
+            return DIRECT_KICK;
+        d->stats.ticks += __builtin_ia32_rdtsc() - start;
+        d->stats.entries++;
+        if (r == -ESRCH) {
+            d->stats.exits[DIRECT_LOST]++;
+            lose(v, d, s);
+            return DIRECT_LOST;
+        }
+        if (r == -ENOMEM) {
+            s->clear = true;
+            return DIRECT_REFUSED;
+        }
+        struct direct_context k = *context(s);
+        if (k.rip >= DIRECT_BASE && k.rip < DIRECT_END) { /* a program's doing, perhaps an earlier one's: not ours */
+            d->stats.exits[DIRECT_STRAY]++;
+            lose(v, d, s);
+            return DIRECT_STRAY;
+        }
+        struct stop why;
+        stop_read(s, &k, &why);
+        state_in(v, d, s, &k);
+        enum direct_exit exit = understand(v, d, s, &why);
+        d->stats.exits[exit]++;
+        if (exit != DIRECT_MAPPED)
+            return exit;
+        if (v->poll)
+            return DIRECT_KICK;
+        if (last_miss == (why.address & ~4095ull) + (why.error & 31) && last_rip == k.rip)
+            return DIRECT_REFUSED;
+        last_miss = (why.address & ~4095ull) + (why.error & 31), last_rip = k.rip;
+        if (!suitable(v))
+            return DIRECT_EXCEPTION;
+    }
+}
+
+/* --- when ----------------------------------------------------------------------------------------------------------------- */
+
+#define SEEN_ENOUGH 2u /* ticks in user mode, one after another, until it is tried */
+#define QUIET_US 15u   /* between two things that translated code needs C for, on the way to that */
+#define MISSES 256u    /* of pages that are not counted: first they have to come */
+#define JUDGE 8u       /* exits that are judged together */
+#define WORTH_US 60u   /* that it has to run between two exits */
+#define WAIT_MOST 10u  /* log2 of the ticks until it is tried again */
+
+static uint64_t us_ticks(const struct direct *d, uint64_t us)
+{
+    return us * d->engine->tsc_khz / 1000;
+}
+
+static uint64_t root_of(const struct soft_vcpu *v)
+{
+    return v->cpu.cr3 & 0x000ffffffffff000ull;
+}
+
+static struct space *space_at(struct direct *d, uint64_t root)
+{
+    return &d->spaces[(root * 0x9e3779b97f4a7c15ull >> 40) % SPACES];
+}
+
+static void give_up(struct direct *d, struct space *sp, bool for_long)
+{
+    if (!sp->direct)
+        return;
+    d->stats.given_up++;
+    sp->fail = for_long ? WAIT_MOST : sp->fail + (sp->fail < WAIT_MOST);
+    sp->wait = 1u << sp->fail;
+    sp->seen = 0;
+    sp->direct = false;
+}
+
+/* Has it run long enough at a time? */
+static void judge(struct direct *d, struct space *sp, enum direct_exit exit, unsigned misses, uint64_t ticks)
+{
+    sp->ticks += ticks;
+    sp->misses += misses;
+    if (sp->misses > MISSES)
+        sp->exits += misses;
+    if (exit != DIRECT_KICK)
+        sp->exits++;
+    if (sp->exits < JUDGE)
+        return;
+    if (sp->ticks >= us_ticks(d, WORTH_US) * sp->exits)
+        sp->fail = 0;
+    else if (d->mode == ENGINE_DIRECT_ON)
+        give_up(d, sp, false);
+    sp->exits = 0;
+    sp->ticks = 0;
+}
+
+/* Does the guest do little between ticks but compute? */
+static bool quiet(struct soft_vcpu *v, struct direct *d)
+{
+    uint64_t now = __builtin_ia32_rdtsc(), work = v->stats.helpers + v->stats.exceptions[EXC_PF];
+    bool is = now - d->last_tick > us_ticks(d, QUIET_US) * (work - d->last_work);
+    d->last_tick = now;
+    d->last_work = work;
+    return is;
+}
+
+/* An interrupt has come: what does it find? */
+void soft_direct_tick(struct soft_vcpu *v)
+{
+    struct direct *d = v->engine->direct;
+    if (!v->cpu.request || d->mode != ENGINE_DIRECT_ON)
+        return;
+    bool computes = quiet(v, d) && v->cpu.cpl == 3;
+    struct space *sp = space_at(d, root_of(v));
+    if (sp->root != root_of(v))
+        *sp = (struct space){.root = root_of(v)};
+    if (sp->direct)
+        return;
+    if (sp->wait) {
+        sp->wait--;
+        return;
+    }
+    sp->seen = !computes ? 0 : d->last == sp ? sp->seen + 1 : 1;
+    d->last = sp;
+    if (sp->seen < SEEN_ENOUGH || !suitable(v))
+        return;
+    sp->direct = true;
+    sp->misses = sp->exits = 0;
+    sp->ticks = 0;
+    d->stats.tried++;
+}
+
+bool soft_direct_armed(const struct soft_vcpu *v)
+{
+    struct direct *d = v->engine->direct;
+    const struct space *sp = space_at(d, root_of(v));
+    return d->mode == ENGINE_DIRECT_ON ? sp->direct && sp->root == root_of(v) : d->mode != ENGINE_DIRECT_OFF;
+}
+
+static bool wanted(struct soft_vcpu *v, struct direct *d)
+{
+    if (v->cpu.cpl != 3 || v->poll || !soft_direct_armed(v) || !suitable(v))
+        return false;
+    if (d->mode != ENGINE_DIRECT_RANDOM)
+        return true;
+    d->random = d->random * 1664525 + 1013904223;
+    return d->random >> 31;
+}
+
+enum direct_next soft_direct_run(struct soft_vcpu *v)
+{
+    struct direct *d = v->engine->direct;
+    struct direct_slot *s = wanted(v, d) ? choose(v, d) : NULL;
+    if (!s)
+        return DIRECT_NEXT_CODE;
+    struct space *sp = space_at(d, root_of(v));
+    uint64_t misses = d->stats.misses, ticks = d->stats.ticks;
+    enum direct_exit exit = stay(v, d, s);
+    judge(d, sp, exit, (unsigned)(d->stats.misses - misses), d->stats.ticks - ticks);
+    switch (exit) {
+    case DIRECT_KICK:
+        return DIRECT_NEXT_LOOP;
+    case DIRECT_FAULT:
+        return DIRECT_NEXT_DELIVER;
+    case DIRECT_STRAY:
+        give_up(d, sp, true);
+        return DIRECT_NEXT_CODE;
+    case DIRECT_LOST: /* its program is to know */
+        give_up(d, sp, true);
+        cpu_raise_error(&v->cpu, EXC_GP, 0);
+        return DIRECT_NEXT_DELIVER;
+    case DIRECT_TRAP:
+        cpu_raise_debug(&v->cpu, DR6_BS);
+        return DIRECT_NEXT_DELIVER;
+    case DIRECT_EXCEPTION:
+    case DIRECT_CODE:
+        return DIRECT_NEXT_INSTRUCTION;
+    default:
+        return DIRECT_NEXT_CODE;
+    }
+}
+
+void soft_direct_stats(struct engine *e, FILE *out)
+{
+    static const char *const names[DIRECT_EXITS] = {
+        [DIRECT_MAPPED] = "page mapped", [DIRECT_KICK] = "interrupt", [DIRECT_SYSCALL] = "system call",
+        [DIRECT_FAULT] = "page fault",   [DIRECT_EXCEPTION] = "exception", [DIRECT_TRAP] = "single step",
+        [DIRECT_CODE] = "store to code", [DIRECT_HIDDEN] = "hidden code",   [DIRECT_REFUSED] = "refused",
+        [DIRECT_LOST] = "lost",          [DIRECT_STRAY] = "in the stub",
+    };
+    const struct direct *d = e->direct;
+    if (!d)
+        return;
+    const struct direct_stats *s = &d->stats;
+    if (d->why[0])
+        fprintf(out, "direct execution: none, %s\n", d->why);
+    fprintf(out, "direct execution: %llu ms in %llu entries; %llu processes, %llu times tried, %llu given up\n",
+            (unsigned long long)(s->ticks / e->tsc_khz), (unsigned long long)s->entries,
+            (unsigned long long)s->started, (unsigned long long)s->tried, (unsigned long long)s->given_up);
+    fprintf(out, "  pages mapped %llu, unmapped %llu, checked %llu; mirrors cleared %llu\n",
+            (unsigned long long)s->mapped, (unsigned long long)s->unmapped, (unsigned long long)s->checked,
+            (unsigned long long)s->cleared);
+    for (unsigned i = 0; i < DIRECT_EXITS; i++)
+        if (s->exits[i])
+            fprintf(out, "  left for %-14s %12llu\n", names[i], (unsigned long long)s->exits[i]);
+}

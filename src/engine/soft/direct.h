@@ -1,0 +1,126 @@
+/*
+ * The second tier: user code that computes runs in a process of its own, natively (docs/ENGINE.md).
+ *
+ *      direct.c         when: measured for each address space; and between the vCPU's state and that process's
+ *      direct_mirror.c  which of the guest's pages are mapped there, and for how long that is right
+ *      direct_child.c   the process: orders to it, and that it stands still
+ *
+ * All of it is called on the vCPU's thread, but for soft_direct_kick.
+ */
+#pragma once
+#include "engine/direct/layout.h"
+#include "engine/soft/soft_int.h"
+
+/* Why guest code came back. */
+enum direct_exit {
+    DIRECT_MAPPED,    /* a page that was not mapped there yet is now: it goes on */
+    DIRECT_KICK,      /* an interrupt, or somebody wants the vCPU */
+    DIRECT_SYSCALL,
+    DIRECT_FAULT,     /* a page fault of the guest's */
+    DIRECT_EXCEPTION, /* another; or an instruction that is not the processor's to answer */
+    DIRECT_TRAP,      /* a single step */
+    DIRECT_CODE,      /* a store to a page with translated code */
+    DIRECT_HIDDEN,    /* a page of code with an instruction that tells what the guest must not see */
+    DIRECT_REFUSED,   /* a page cannot be mapped */
+    DIRECT_STRAY,     /* it has stopped inside the stub: guest code had jumped there */
+    DIRECT_LOST,      /* the process has ended, or does not stop */
+    DIRECT_EXITS,
+};
+
+#define MIRROR_PENDING 64u
+#define MIRROR_PIECES_MAX 32768u /* of 65530 mappings that a process may have */
+#define MIRROR_ROOM (TLB_SIZE + ITLB_SIZE) /* pieces that come at a time, at most */
+
+/* Pages that are mapped: one, or 512 that are one large page to the guest. */
+struct piece {
+    uint64_t gva; /* 0: none; with MIRROR_LARGE in its low bits for 512 pages */
+    uint64_t gpa; /* with PROT_* in its low bits */
+};
+#define MIRROR_LARGE 1ull
+
+enum slot_state { SLOT_NONE, SLOT_STARTING, SLOT_READY, SLOT_LOST };
+
+struct direct_slot {
+    enum slot_state state;
+    struct direct_orders *orders;
+    struct direct_state *shared;
+    uint8_t *stack;
+    uint64_t frame, fpstate; /* offsets in the stack: always the same */
+    uint32_t fpstate_size;
+    uint8_t *initial; /* the first frame's struct ucontext up to its registers, and SIMD state; no guest has seen it */
+    uint32_t stopped; /* last seen */
+    unsigned n_calls; /* in the orders */
+
+    /* the mirror */
+    uint64_t root, used; /* CR3's address; when it ran last */
+    uint16_t pcid;
+    bool stale; /* translations may have changed: look at each again */
+    bool clear; /* unmap everything */
+    uint64_t pending[MIRROR_PENDING], code[MIRROR_PENDING];
+    unsigned n_pending, n_code; /* pages that lose their mapping; physical pages that hold translated code now */
+    unsigned n_pieces, n_places;
+    struct piece *pieces; /* n_places, a power of 2: found by hash of gva */
+};
+
+#define SPACES 256u
+/* What is known of an address space. */
+struct space {
+    uint64_t root;
+    bool direct;                 /* it runs so, until that does not pay */
+    uint32_t seen;               /* ticks that found it in user mode, one after another */
+    uint32_t wait, fail;         /* ticks until it may try again; log2 of what the next failure costs */
+    uint32_t misses;             /* of pages: the first ones have to be */
+    uint32_t exits;              /* that count: there is a price to them */
+    uint64_t ticks;              /* it ran before those */
+};
+
+struct direct_stats {
+    uint64_t entries, exits[DIRECT_EXITS], ticks, misses, mapped, unmapped, checked, cleared, tried, given_up, started;
+};
+
+struct direct {
+    struct engine *engine;
+    enum engine_direct mode;
+    struct child *child;
+    int socket;
+    uint8_t *pages; /* the shared file */
+    struct direct_slot slots[DIRECT_SLOTS];
+    struct direct_slot *_Atomic running; /* for whoever kicks */
+    struct direct_slot *current;         /* for the address space that is current */
+    uint8_t *writable;                   /* by physical page: the slots where it can be written */
+    uint64_t clock;
+    bool cpuid_traps, cpuid_tells; /* in programs; and what the guest's would not */
+    uint64_t host_xcr0;
+    uint32_t mxcsr_mask;
+    struct space spaces[SPACES];
+    const struct space *last; /* that a tick found, */
+    uint64_t last_tick, last_work;  /* and when; and how often translated code had called C then */
+    uint32_t random;
+    struct direct_stats stats;
+    char why[160]; /* there is none */
+};
+
+/* --- direct_child.c --- */
+int direct_child_start(struct direct *d, char *err, size_t n);
+void direct_child_stop(struct direct *d);
+bool direct_slot_ready(struct direct *d, struct direct_slot *s); /* starts it, when there is none */
+/* Another process; what there was has ended when this returns. */
+void direct_slot_replace(struct direct *d, struct direct_slot *s);
+void direct_call(struct direct_slot *s, int64_t number, uint64_t a, uint64_t b, uint64_t c, uint64_t offset);
+static inline bool direct_calls_full(const struct direct_slot *s)
+{
+    return s->n_calls >= DIRECT_CALLS - 4;
+}
+/* Does the calls, lets guest code go on and waits until it has stopped: 0; or -ECANCELED: it has not run since the
+ * vCPU is wanted; -ENOMEM: nor since a call failed; -ESRCH: it is lost. */
+int direct_child_run(struct soft_vcpu *v, struct direct *d, struct direct_slot *s);
+
+/* --- direct_mirror.c --- */
+/* Makes what is mapped right again, as far as flushes and translated code ask for it. */
+void mirror_refresh(struct soft_vcpu *v, struct direct *d, struct direct_slot *s);
+void mirror_forget(struct direct *d, struct direct_slot *s);
+/* The page at gva was missed: maps it and some around.  DIRECT_MAPPED, or why not. */
+enum direct_exit mirror_miss(struct soft_vcpu *v, struct direct *d, struct direct_slot *s, uint64_t gva,
+                             unsigned access);
+/* What translated code has used last: to begin with. */
+void mirror_prefill(struct soft_vcpu *v, struct direct *d, struct direct_slot *s);

@@ -1,0 +1,233 @@
+/*
+ * The processes that guest code runs in, seen from the vCPU.
+ *
+ * What such a process says of itself is the guest's to say, once guest code has run in it: that code can write to the
+ * shared state, jump into the stub, and go on while it claims to have stopped, with pages mapped that the guest's
+ * kernel has since given to another program.  So the claim only wakes us.  What counts is that the kernel finds the
+ * runner asleep at the door, and moves it into a cell, by FUTEX_CMP_REQUEUE: out of that nobody but we and the mapper
+ * can wake it.  It goes on as the orders and the signal's frame say, which are written while it is there; so a process
+ * may run one guest's program after another.
+ */
+#include "engine/soft/direct.h"
+
+#include <errno.h>
+#include <linux/futex.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/error.h"
+#include "host/child.h"
+
+#define PATIENCE_S 5u /* until a process that does not stop is given up */
+#define TRIES 100000u /* to find asleep who has said so */
+
+static long futex(uint32_t *word, int operation, uint32_t value, const void *timeout_or_count, uint32_t *other)
+{
+    return syscall(SYS_futex, word, operation, value, timeout_or_count, other, 0);
+}
+
+static bool moved(uint32_t *from, uint32_t *to)
+{
+    return futex(from, FUTEX_CMP_REQUEUE, 0, (void *)1, to) == 1;
+}
+
+/* --- the helper that makes them ----------------------------------------------------------------------------------- */
+
+static int map_pages(struct direct *d, int *fd)
+{
+    const size_t size = (size_t)DIRECT_SLOTS * DIRECT_SLOT_SIZE;
+
+    *fd = memfd_create("guise-direct", MFD_CLOEXEC);
+    if (*fd < 0 || ftruncate(*fd, (off_t)size))
+        return -errno;
+    d->pages = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, *fd, 0);
+    if (d->pages == MAP_FAILED) {
+        d->pages = NULL;
+        return -errno;
+    }
+    for (unsigned i = 0; i < DIRECT_SLOTS; i++) {
+        uint8_t *at = d->pages + (size_t)i * DIRECT_SLOT_SIZE;
+        d->slots[i].orders = (struct direct_orders *)at;
+        d->slots[i].shared = (struct direct_state *)(at + DIRECT_SLOT_STATE);
+        d->slots[i].stack = at + DIRECT_SLOT_STACK;
+    }
+    return 0;
+}
+
+int direct_child_start(struct direct *d, char *err, size_t n)
+{
+    static const char *const argv[] = {NULL, "helper-direct", NULL};
+    int ends[2] = {-1, -1}, fd = -1;
+
+    d->socket = -1;
+    d->child = calloc(1, sizeof *d->child);
+    int failed = d->child ? map_pages(d, &fd) : -ENOMEM;
+    if (!failed && socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends))
+        failed = -errno;
+    if (failed)
+        error_sys(err, n, failed, "guest code cannot run directly");
+    else
+        failed = child_start(d->child, argv, (const int[]){ends[1], fd, d->engine->config.memory->fd}, 3, err, n);
+    if (fd >= 0)
+        close(fd);
+    if (ends[1] >= 0)
+        close(ends[1]);
+    d->socket = ends[0];
+    return failed;
+}
+
+void direct_child_stop(struct direct *d)
+{
+    if (d->socket >= 0)
+        close(d->socket);
+    if (d->child)
+        child_stop(d->child, 0);
+    if (d->pages)
+        munmap(d->pages, (size_t)DIRECT_SLOTS * DIRECT_SLOT_SIZE);
+    free(d->child);
+}
+
+/* Where the kernel has put the first signal's frame it puts all. */
+static bool find_frame(struct direct *d, struct direct_slot *s)
+{
+    uint64_t frame = s->shared->frame - DIRECT_STACK;
+    if (frame >= DIRECT_STACK_SIZE - FRAME_SIZE || frame % 8)
+        return false;
+    const struct direct_context *c = (const void *)(s->stack + frame + FRAME_CONTEXT);
+    uint64_t fpstate = c->fpstate - DIRECT_STACK;
+    if (fpstate >= DIRECT_STACK_SIZE - 576 || fpstate % 64)
+        return false;
+    uint32_t size;
+    cpu_copy(&size, s->stack + fpstate + 464 + 16, 4); /* struct _fpx_sw_bytes: xstate_size */
+    if (size > DIRECT_STACK_SIZE - fpstate - 4)
+        return false;
+    s->frame = frame, s->fpstate = fpstate, s->fpstate_size = size + 4;
+    free(s->initial);
+    s->initial = malloc(FRAME_CONTEXT - FRAME_UCONTEXT + s->fpstate_size);
+    if (!s->initial)
+        return false;
+    cpu_copy(s->initial, s->stack + frame + FRAME_UCONTEXT, FRAME_CONTEXT - FRAME_UCONTEXT);
+    cpu_copy(s->initial + FRAME_CONTEXT - FRAME_UCONTEXT, s->stack + fpstate, s->fpstate_size);
+    s->orders->frame = DIRECT_STACK + frame + FRAME_UCONTEXT;
+    return true;
+}
+
+void direct_slot_replace(struct direct *d, struct direct_slot *s)
+{
+    uint8_t number = (uint8_t)(s - d->slots), answer;
+    memset(s->orders, 0, sizeof *s->orders);
+    s->n_calls = 0;
+    bool done = write(d->socket, &number, 1) == 1 && read(d->socket, &answer, 1) == 1;
+    s->state = done ? SLOT_STARTING : SLOT_LOST;
+    d->stats.started++;
+}
+
+bool direct_slot_ready(struct direct *d, struct direct_slot *s)
+{
+    if (s->state == SLOT_NONE)
+        direct_slot_replace(d, s);
+    else if (s->state == SLOT_STARTING && moved(&s->orders->door, &s->orders->cell)) {
+        s->stopped = __atomic_load_n(&s->shared->stopped, __ATOMIC_ACQUIRE);
+        s->state = find_frame(d, s) ? SLOT_READY : SLOT_LOST;
+        s->orders->calls[0].number = -1; /* the mapper has its own filter before it answers: let it be the first */
+    }
+    return s->state == SLOT_READY;
+}
+
+/* --- orders ---------------------------------------------------------------------------------------------------------- */
+
+void direct_call(struct direct_slot *s, int64_t number, uint64_t a, uint64_t b, uint64_t c, uint64_t offset)
+{
+    struct direct_call *call = &s->orders->calls[s->n_calls++];
+    *call = (struct direct_call){number, {a, b, c, MAP_SHARED | MAP_FIXED | MAP_POPULATE, 3, offset}, 0};
+}
+
+static void order(struct direct_slot *s, uint32_t *what)
+{
+    __atomic_fetch_add(what, 1, __ATOMIC_SEQ_CST);
+    __atomic_fetch_add(&s->orders->work, 1, __ATOMIC_SEQ_CST);
+    futex(&s->orders->work, FUTEX_WAKE, 1, NULL, NULL);
+}
+
+void soft_direct_kick(struct engine *e)
+{
+    struct direct_slot *s = e->direct ? atomic_load(&e->direct->running) : NULL;
+    if (s)
+        order(s, &s->orders->kick);
+}
+
+static void let_go(struct direct_slot *s)
+{
+    __atomic_store_n(&s->orders->go, 1, __ATOMIC_SEQ_CST);
+    if (s->n_calls || !s->orders->batch) {
+        s->orders->calls[s->n_calls].number = -1;
+        s->n_calls = 0;
+        order(s, &s->orders->batch);
+    } else if (futex(&s->orders->cell, FUTEX_WAKE, 1, NULL, NULL) != 1) {
+        futex(&s->orders->door, FUTEX_WAKE, 1, NULL, NULL); /* a stop of the process had brought it back there */
+    }
+}
+
+/* Is it in its cell, since the mapper gave up? */
+static bool call_failed(struct direct_slot *s)
+{
+    if (!s->shared->failed || !moved(&s->orders->cell, &s->orders->door))
+        return false;
+    return moved(&s->orders->door, &s->orders->cell);
+}
+
+static int wait_stopped(struct soft_vcpu *v, struct direct_slot *s)
+{
+    const struct timespec second = {1, 0};
+    unsigned lies = 0, seconds = 0;
+
+    for (;;) {
+        uint32_t now = __atomic_load_n(&s->shared->stopped, __ATOMIC_ACQUIRE);
+        if (now == s->stopped) {
+            if (futex(&s->shared->stopped, FUTEX_WAIT, now, &second, NULL) == 0 || errno != ETIMEDOUT)
+                continue;
+            if (atomic_load(&v->poll)) {
+                if (++seconds > PATIENCE_S)
+                    return -ESRCH;
+                order(s, &s->orders->kick);
+            }
+            continue;
+        }
+        if (call_failed(s)) {
+            s->stopped = __atomic_load_n(&s->shared->stopped, __ATOMIC_ACQUIRE);
+            s->orders->go = 0;
+            return -ENOMEM;
+        }
+        __atomic_store_n(&s->orders->go, 0, __ATOMIC_SEQ_CST); /* it has gone, to say what it says now */
+        for (unsigned i = 0; i < TRIES; i++) {
+            if (moved(&s->orders->door, &s->orders->cell)) {
+                s->stopped = __atomic_load_n(&s->shared->stopped, __ATOMIC_ACQUIRE);
+                return 0;
+            }
+            if (i > 32)
+                syscall(SYS_sched_yield);
+        }
+        s->stopped = now;
+        if (++lies > 2)
+            return -ESRCH;
+    }
+}
+
+int direct_child_run(struct soft_vcpu *v, struct direct *d, struct direct_slot *s)
+{
+    s->shared->failed = 0;
+    atomic_store(&d->running, s);
+    if (atomic_load(&v->poll)) { /* whoever set it before has not seen that there is somebody to kick */
+        atomic_store(&d->running, NULL);
+        return -ECANCELED;
+    }
+    let_go(s);
+    int r = wait_stopped(v, s);
+    atomic_store(&d->running, NULL);
+    return r;
+}
