@@ -10,11 +10,11 @@
 
 #include "backends/disk/foreign.h"
 #include "backends/net_helper.h"
-#include "engine/direct/helper.h"
 #include "base/error.h"
 #include "base/log.h"
 #include "cli/cli.h"
 #include "cli/version.h"
+#include "engine/direct/helper.h"
 #include "share/server.h"
 
 static int help_main(const struct command *self, int argc, char **argv);

@@ -15,9 +15,14 @@
 #define LEAST_MEMORY (32ull << 20)
 #define MOST_MEMORY (1ull << 40)
 
-static const struct option_word engine_words[] = {
-    {"auto", 0}, {"soft", 0}, {"kvm", 0}, {"soft,direct=off", 0}, {"soft,direct=on", 0}, {"soft,direct=always", 0},
-    {"soft,direct=random", 0}, {0}};
+static const struct option_word engine_words[] = {{"auto", 0},
+                                                  {"soft", 0},
+                                                  {"soft,direct=on", 0},
+                                                  {"soft,direct=off", 0},
+                                                  {"soft,direct=always", 0},
+                                                  {"soft,direct=random", 0},
+                                                  {"kvm", 0},
+                                                  {0}};
 static const struct option_word sandbox_words[] = {{"on", 0}, {"require", 0}, {"off", 0}, {0}};
 static const struct option_word log_words[] = {
     {"translate", ENGINE_LOG_TRANSLATE},

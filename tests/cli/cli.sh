@@ -47,7 +47,9 @@ refused "memory has a least value" "--memory" run --kernel x --memory 1K
 refused "cpus must be a number" "--cpus: 'two' is not a whole number" run --kernel x --cpus two
 refused "cpus must not be zero" "--cpus: 0 is not between 1 and" run --kernel x --cpus 0
 refused "the software engine runs one virtual CPU" "--cpus: the software engine runs one" run --kernel x --cpus 2 --engine soft
-refused "an engine must exist" "--engine: 'warp' is not one of auto, soft, kvm" run --kernel x --engine warp
+refused "an engine must exist" "--engine: 'warp' is not one of auto, soft, " run --kernel x --engine warp
+refused "direct execution has its words" "--engine: 'soft,direct=maybe' is not one of auto, soft, " run --kernel x --engine soft,direct=maybe
+refused "direct execution is the software engine's" "--engine: 'kvm,direct=on' is not one of auto, soft, " run --kernel x --engine kvm,direct=on
 refused "a timeout must not be zero" "--timeout" run --kernel x --timeout 0
 refused "a serial line must lead somewhere" "'tape' is not one of stdio, null, file:PATH, log:PATH, socket:PATH" run --kernel x --serial tape
 refused "a log item must exist" "--log: 'all' is not one of translate, exc, irq, device" run --kernel x --log all
@@ -265,7 +267,7 @@ complete_bash() { # WORDS...: what bash offers for the last one
 }
 check "bash completes commands" eval '[ "$(complete_bash guise do)" = doctor ]'
 check "bash completes options" eval '[ "$(complete_bash guise run --ke)" = --kernel ]'
-check "bash completes words" eval '[ "$(complete_bash guise run --engine "")" = "auto soft kvm" ]'
+check "bash completes words" eval '[ "$(complete_bash guise run --engine k)" = kvm ]'
 "$GUISE" create --kernel x --name zeta >/dev/null
 check "bash completes names" eval '[ "$(PATH=$(dirname "$GUISE"):$PATH complete_bash guise start z)" = zeta ]'
 check "bash completes sub-commands" eval '[ "$(complete_bash guise image i)" = "import info" ]'

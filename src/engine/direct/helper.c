@@ -144,7 +144,8 @@ struct kernel_sigaction {
 static int set_handlers(uint64_t handler)
 {
     static const int signals[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS, SIGUSR1};
-    const struct kernel_sigaction sa = {handler, SA_SIGINFO | SA_ONSTACK | 0x04000000 /* SA_RESTORER */, handler, ~0ull};
+    const struct kernel_sigaction sa = {handler, SA_SIGINFO | SA_ONSTACK | 0x04000000 /* SA_RESTORER */, handler,
+                                        ~0ull};
     const uint64_t none = 0;
 
     for (unsigned i = 0; i < sizeof signals / sizeof *signals; i++)
@@ -208,7 +209,8 @@ static void run(unsigned slot)
     ((void (*)(void))(uintptr_t)(DIRECT_BASE + (uint64_t)(direct_stub_start - direct_stub)))();
 }
 
-/* --- the process that makes them ----------------------------------------------------------------------------------- */
+/* --- the process that makes them -----------------------------------------------------------------------------------
+ */
 
 static int confine(char *err, size_t n)
 {

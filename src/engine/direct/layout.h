@@ -37,12 +37,12 @@ struct direct_call {
 #define DIRECT_CALLS 1016u
 
 struct direct_orders {
-    uint32_t work;   /* futex: the mapper waits for its change */
-    uint32_t kick;   /* changed: interrupt the runner */
-    uint32_t batch;  /* changed: do the calls, then let the runner go on */
-    uint32_t go;     /* 1: the runner may go on */
-    uint32_t door;   /* futex, always 0: the runner waits here ... */
-    uint32_t cell;   /* ... until the VM process moves it to this one, and so knows that it stands still */
+    uint32_t work;  /* futex: the mapper waits for its change */
+    uint32_t kick;  /* changed: interrupt the runner */
+    uint32_t batch; /* changed: do the calls, then let the runner go on */
+    uint32_t go;    /* 1: the runner may go on */
+    uint32_t door;  /* futex, always 0: the runner waits here ... */
+    uint32_t cell;  /* ... until the VM process moves it to this one, and so knows that it stands still */
     uint64_t fs_base, gs_base;
     uint64_t flags; /* those that a return from a signal handler does not set */
     uint64_t frame; /* of the signal to return from, behind its return address */
@@ -53,9 +53,9 @@ struct direct_state {
     uint32_t stopped; /* futex, counts: the runner is at the door (it says); or a call has failed */
     uint32_t failed;  /* by the mapper: a call of the batch was refused; the runner is still in its cell */
     uint64_t fs_base, gs_base;
-    uint64_t frame;            /* the stack pointer that its handler began with */
-    uint32_t ds, es, fs, gs;   /* selectors */
-    uint8_t filters[0xf00];    /* used before there is a guest */
+    uint64_t frame;          /* the stack pointer that its handler began with */
+    uint32_t ds, es, fs, gs; /* selectors */
+    uint8_t filters[0xf00];  /* used before there is a guest */
 };
 
 _Static_assert(sizeof(struct direct_orders) <= DIRECT_ORDERS_SIZE, "orders fit");
@@ -63,7 +63,7 @@ _Static_assert(sizeof(struct direct_state) <= DIRECT_STATE_SIZE, "state fits");
 
 /* The kernel's struct rt_sigframe, by offsets. */
 enum {
-    FRAME_UCONTEXT = 8, /* behind the return address */
+    FRAME_UCONTEXT = 8,                  /* behind the return address */
     FRAME_CONTEXT = FRAME_UCONTEXT + 40, /* struct sigcontext in it */
     FRAME_MASK = FRAME_CONTEXT + 256,
     FRAME_INFO = FRAME_MASK + 8,

@@ -23,7 +23,7 @@
 #define PAGES "movabs %[orders], %%r12\n movabs %[state], %%r13\n"
 
 void direct_stub_code(void);
-/* clang-format off: a table of assembly */
+/* clang-format off */
 __attribute__((naked, used)) void direct_stub_code(void)
 {
     __asm__ volatile(

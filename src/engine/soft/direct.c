@@ -23,7 +23,8 @@
 #define FLAGS_USER (FL_ARITH | FL_DF | FL_TF | FL_AC | FL_NT | FL_ID)
 #define FLAGS_EXTRA (FL_NT | FL_ID)
 
-/* --- life ---------------------------------------------------------------------------------------------------------- */
+/* --- life ----------------------------------------------------------------------------------------------------------
+ */
 
 static uint64_t host_xcr0(void)
 {
@@ -127,7 +128,8 @@ void soft_direct_destroy(struct engine *e)
     e->direct = NULL;
 }
 
-/* --- state ---------------------------------------------------------------------------------------------------------- */
+/* --- state ----------------------------------------------------------------------------------------------------------
+ */
 
 /* What differs from the state of 64-bit user code on a host, as Linux has it, stays in tier 1. */
 static bool suitable(const struct soft_vcpu *v)
@@ -156,8 +158,9 @@ static struct direct_context *context(const struct direct_slot *s)
     X(RAX, rax)                                                                                                        \
     X(RCX, rcx)                                                                                                        \
     X(RDX, rdx)                                                                                                        \
-    X(RBX, rbx) X(RSP, rsp) X(RBP, rbp) X(RSI, rsi) X(RDI, rdi) X(R8, r8) X(R9, r9) X(R10, r10) X(R11, r11)            \
-        X(R12, r12) X(R13, r13) X(R14, r14) X(R15, r15)
+    X(RBX, rbx)                                                                                                        \
+    X(RSP, rsp) X(RBP, rbp) X(RSI, rsi) X(RDI, rdi) X(R8, r8) X(R9, r9) X(R10, r10) X(R11, r11) X(R12, r12)            \
+        X(R13, r13) X(R14, r14) X(R15, r15)
 
 enum { XSTATE_BV = 512, XSTATE_HEADER_END = 576, SW_BYTES = 464, XCR0_PKRU = 1 << 9 };
 
@@ -257,7 +260,8 @@ static void state_in(struct soft_vcpu *v, const struct direct *d, const struct d
     soft_update_mode(v);
 }
 
-/* --- exits ------------------------------------------------------------------------------------------------------------ */
+/* --- exits
+ * ------------------------------------------------------------------------------------------------------------ */
 
 struct stop {
     int signal;
@@ -319,7 +323,8 @@ static enum direct_exit understand(struct soft_vcpu *v, struct direct *d, struct
     }
 }
 
-/* --- a stay ----------------------------------------------------------------------------------------------------------- */
+/* --- a stay
+ * ----------------------------------------------------------------------------------------------------------- */
 
 /* For another address space: one that starts, or has none; a new one; else that which has not run for longest. */
 static struct direct_slot *free_slot(struct direct *d)
@@ -373,7 +378,7 @@ static struct direct_slot *choose(struct soft_vcpu *v, struct direct *d)
 static void lose(struct soft_vcpu *v, struct direct *d, struct direct_slot *s)
 {
     for (uint64_t page = 0; page < v->engine->n_pages; page++)
-        d->writable[page] &= (uint8_t)~(1u << (s - d->slots));
+        d->writable[page] &= (uint8_t) ~(1u << (s - d->slots));
     free(s->pieces);
     s->pieces = NULL;
     s->n_pieces = s->n_places = 0;
@@ -427,7 +432,8 @@ static enum direct_exit stay(struct soft_vcpu *v, struct direct *d, struct direc
     }
 }
 
-/* --- when ----------------------------------------------------------------------------------------------------------------- */
+/* --- when
+ * ----------------------------------------------------------------------------------------------------------------- */
 
 #define SEEN_ENOUGH 2u /* ticks in user mode, one after another, until it is tried */
 #define QUIET_US 15u   /* between two things that translated code needs C for, on the way to that */
@@ -570,9 +576,9 @@ enum direct_next soft_direct_run(struct soft_vcpu *v)
 void soft_direct_stats(struct engine *e, FILE *out)
 {
     static const char *const names[DIRECT_EXITS] = {
-        [DIRECT_MAPPED] = "page mapped", [DIRECT_KICK] = "interrupt", [DIRECT_SYSCALL] = "system call",
+        [DIRECT_MAPPED] = "page mapped", [DIRECT_KICK] = "interrupt",      [DIRECT_SYSCALL] = "system call",
         [DIRECT_FAULT] = "page fault",   [DIRECT_EXCEPTION] = "exception", [DIRECT_TRAP] = "single step",
-        [DIRECT_CODE] = "store to code", [DIRECT_HIDDEN] = "hidden code",   [DIRECT_REFUSED] = "refused",
+        [DIRECT_CODE] = "store to code", [DIRECT_HIDDEN] = "hidden code",  [DIRECT_REFUSED] = "refused",
         [DIRECT_LOST] = "lost",          [DIRECT_STRAY] = "in the stub",
     };
     const struct direct *d = e->direct;
@@ -582,8 +588,8 @@ void soft_direct_stats(struct engine *e, FILE *out)
     if (d->why[0])
         fprintf(out, "direct execution: none, %s\n", d->why);
     fprintf(out, "direct execution: %llu ms in %llu entries; %llu processes, %llu times tried, %llu given up\n",
-            (unsigned long long)(s->ticks / e->tsc_khz), (unsigned long long)s->entries,
-            (unsigned long long)s->started, (unsigned long long)s->tried, (unsigned long long)s->given_up);
+            (unsigned long long)(s->ticks / e->tsc_khz), (unsigned long long)s->entries, (unsigned long long)s->started,
+            (unsigned long long)s->tried, (unsigned long long)s->given_up);
     fprintf(out, "  pages mapped %llu, unmapped %llu, checked %llu; mirrors cleared %llu\n",
             (unsigned long long)s->mapped, (unsigned long long)s->unmapped, (unsigned long long)s->checked,
             (unsigned long long)s->cleared);

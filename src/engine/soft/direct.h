@@ -13,8 +13,8 @@
 
 /* Why guest code came back. */
 enum direct_exit {
-    DIRECT_MAPPED,    /* a page that was not mapped there yet is now: it goes on */
-    DIRECT_KICK,      /* an interrupt, or somebody wants the vCPU */
+    DIRECT_MAPPED, /* a page that was not mapped there yet is now: it goes on */
+    DIRECT_KICK,   /* an interrupt, or somebody wants the vCPU */
     DIRECT_SYSCALL,
     DIRECT_FAULT,     /* a page fault of the guest's */
     DIRECT_EXCEPTION, /* another; or an instruction that is not the processor's to answer */
@@ -28,7 +28,7 @@ enum direct_exit {
 };
 
 #define MIRROR_PENDING 64u
-#define MIRROR_PIECES_MAX 32768u /* of 65530 mappings that a process may have */
+#define MIRROR_PIECES_MAX 32768u           /* of 65530 mappings that a process may have */
 #define MIRROR_ROOM (TLB_SIZE + ITLB_SIZE) /* pieces that come at a time, at most */
 
 /* Pages that are mapped: one, or 512 that are one large page to the guest. */
@@ -66,12 +66,12 @@ struct direct_slot {
 /* What is known of an address space. */
 struct space {
     uint64_t root;
-    bool direct;                 /* it runs so, until that does not pay */
-    uint32_t seen;               /* ticks that found it in user mode, one after another */
-    uint32_t wait, fail;         /* ticks until it may try again; log2 of what the next failure costs */
-    uint32_t misses;             /* of pages: the first ones have to be */
-    uint32_t exits;              /* that count: there is a price to them */
-    uint64_t ticks;              /* it ran before those */
+    bool direct;         /* it runs so, until that does not pay */
+    uint32_t seen;       /* ticks that found it in user mode, one after another */
+    uint32_t wait, fail; /* ticks until it may try again; log2 of what the next failure costs */
+    uint32_t misses;     /* of pages: the first ones have to be */
+    uint32_t exits;      /* that count: there is a price to them */
+    uint64_t ticks;      /* it ran before those */
 };
 
 struct direct_stats {
@@ -93,8 +93,8 @@ struct direct {
     uint64_t host_xcr0;
     uint32_t mxcsr_mask;
     struct space spaces[SPACES];
-    const struct space *last; /* that a tick found, */
-    uint64_t last_tick, last_work;  /* and when; and how often translated code had called C then */
+    const struct space *last;      /* that a tick found, */
+    uint64_t last_tick, last_work; /* and when; and how often translated code had called C then */
     uint32_t random;
     struct direct_stats stats;
     char why[160]; /* there is none */

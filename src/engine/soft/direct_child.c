@@ -139,7 +139,8 @@ bool direct_slot_ready(struct direct *d, struct direct_slot *s)
     return s->state == SLOT_READY;
 }
 
-/* --- orders ---------------------------------------------------------------------------------------------------------- */
+/* --- orders ----------------------------------------------------------------------------------------------------------
+ */
 
 void direct_call(struct direct_slot *s, int64_t number, uint64_t a, uint64_t b, uint64_t c, uint64_t offset)
 {

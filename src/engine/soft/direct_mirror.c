@@ -16,9 +16,10 @@
 #define PAGE 4096ull
 #define LARGE (512 * PAGE)
 #define LOWEST 0x10000ull /* where a host lets its processes map */
-#define AROUND 16u /* pages looked at for a miss: they and the missed one are aligned to so many */
+#define AROUND 16u        /* pages looked at for a miss: they and the missed one are aligned to so many */
 
-/* --- the table of pieces -------------------------------------------------------------------------------------------- */
+/* --- the table of pieces --------------------------------------------------------------------------------------------
+ */
 
 static unsigned place(const struct direct_slot *s, uint64_t key)
 {
@@ -114,7 +115,8 @@ static void unmap_page(struct direct *d, struct direct_slot *s, uint64_t gva)
         unmap(d, s, p);
 }
 
-/* --- code that tells --------------------------------------------------------------------------------------------------- */
+/* --- code that tells
+ * --------------------------------------------------------------------------------------------------- */
 
 /* Instructions that would answer with the host's: where the processor cannot be told to trap them, pages that contain
  * their bytes, be it by chance, are not executed here.  (RDTSC and RDTSCP trap.) */
@@ -154,7 +156,8 @@ static bool hides(struct soft_vcpu *v, const struct direct *d, uint64_t gva, uin
     return false;
 }
 
-/* --- mapping --------------------------------------------------------------------------------------------------------------- */
+/* --- mapping
+ * --------------------------------------------------------------------------------------------------------------- */
 
 static bool has_code(const struct engine *e, uint64_t gpa, uint64_t size)
 {
@@ -300,7 +303,8 @@ void mirror_prefill(struct soft_vcpu *v, struct direct *d, struct direct_slot *s
     map_run(d, s, &r);
 }
 
-/* --- flushes ------------------------------------------------------------------------------------------------------------ */
+/* --- flushes
+ * ------------------------------------------------------------------------------------------------------------ */
 
 /* Is a mapping what the tables say?  Less than they allow is fine. */
 static bool still_right(struct soft_vcpu *v, const struct piece *p)
@@ -433,6 +437,6 @@ void soft_direct_code(struct engine *e, uint64_t page)
             s->clear = true;
         else
             s->code[s->n_code++] = page << 12;
-        d->writable[page] &= (uint8_t)~(1u << i);
+        d->writable[page] &= (uint8_t) ~(1u << i);
     }
 }

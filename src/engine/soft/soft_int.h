@@ -349,7 +349,7 @@ struct engine {
     /* pages dirtied by DMA, handled by the vCPU at its next poll */
     pthread_mutex_t dma_lock;
     uint64_t dma_pages[256];
-    unsigned n_dma; /* > 256: everything */
+    unsigned n_dma;        /* > 256: everything */
     struct direct *direct; /* NULL: no second tier */
 };
 
@@ -508,14 +508,14 @@ bool soft_is_amd(const struct cpu *cpu); /* the guest's CPU is AMD's or Hygon's 
 /* --- simd.c --- */
 void soft_xsave_layout(struct engine *e);
 
-/* --- direct.c, direct_child.c, direct_mirror.c: user code that runs in a process of its own (direct.h); all but create,
- * destroy, kick and the flushes want e->direct --- */
+/* --- direct.c, direct_child.c, direct_mirror.c: user code that runs in a process of its own (direct.h); all but
+ * create, destroy, kick and the flushes want e->direct --- */
 int soft_direct_create(struct engine *e);
 void soft_direct_destroy(struct engine *e);
 void soft_direct_kick(struct engine *e); /* any thread */
 void soft_direct_stats(struct engine *e, FILE *out);
-void soft_direct_tick(struct soft_vcpu *v);                       /* the vCPU is wanted */
-bool soft_direct_armed(const struct soft_vcpu *v);                /* does user code run so, in this address space? */
+void soft_direct_tick(struct soft_vcpu *v);        /* the vCPU is wanted */
+bool soft_direct_armed(const struct soft_vcpu *v); /* does user code run so, in this address space? */
 enum direct_next {
     DIRECT_NEXT_CODE,        /* on with translated code */
     DIRECT_NEXT_INSTRUCTION, /* with one instruction of it, then again */

@@ -106,7 +106,10 @@ static const char *processor(void)
 }
 
 static volatile sig_atomic_t ticks;
-static void on_tick(int sig) { ticks = ticks + 1; }
+static void on_tick(int sig)
+{
+    ticks = ticks + 1;
+}
 
 static const char *timers(void)
 {
@@ -143,18 +146,44 @@ static void catch_faults(void)
         sigaction(signals[i], &sa, NULL);
 }
 
-static void divide(void) { __asm__ volatile("xor %%edx, %%edx\n xor %%ecx, %%ecx\n div %%ecx" ::: "rax", "rcx", "rdx", "cc"); }
-static void undefined(void) { __asm__ volatile("ud2"); }
-static void breakpoint(void) { __asm__ volatile("int3"); }
-static void halt(void) { __asm__ volatile("hlt"); }
-static void far_away(void) { *(volatile char *)0x8000000000000000ul; }
+static void divide(void)
+{
+    __asm__ volatile("xor %%edx, %%edx\n xor %%ecx, %%ecx\n div %%ecx" ::: "rax", "rcx", "rdx", "cc");
+}
+static void undefined(void)
+{
+    __asm__ volatile("ud2");
+}
+static void breakpoint(void)
+{
+    __asm__ volatile("int3");
+}
+static void halt(void)
+{
+    __asm__ volatile("hlt");
+}
+static void far_away(void)
+{
+    *(volatile char *)0x8000000000000000ul;
+}
 static volatile uintptr_t eight = 8;
-static void null(void) { *(volatile char *)eight = 1; }
-static void kernel(void) { *(volatile char *)0xffffffff81000000ul; }
-static void step(void) { __asm__ volatile("pushf\n orq $0x100, (%%rsp)\n popf\n nop\n nop" ::: "memory", "cc"); }
+static void null(void)
+{
+    *(volatile char *)eight = 1;
+}
+static void kernel(void)
+{
+    *(volatile char *)0xffffffff81000000ul;
+}
+static void step(void)
+{
+    __asm__ volatile("pushf\n orq $0x100, (%%rsp)\n popf\n nop\n nop" ::: "memory", "cc");
+}
 static void aligned(void)
 {
-    __asm__ volatile("pushf\n orq $0x40000, (%%rsp)\n popf\n mov %0, %%rax\n mov 1(%%rax), %%rcx" ::"r"((uint64_t[4]){0}) : "rax", "rcx", "memory", "cc");
+    __asm__ volatile(
+        "pushf\n orq $0x40000, (%%rsp)\n popf\n mov %0, %%rax\n mov 1(%%rax), %%rcx" ::"r"((uint64_t[4]){0})
+        : "rax", "rcx", "memory", "cc");
 }
 
 static const char *faults(void)
@@ -163,8 +192,14 @@ static const char *faults(void)
         void (*what)(void);
         int signal;
         uintptr_t at;
-    } tries[] = {{divide, SIGFPE, 0}, {undefined, SIGILL, 0}, {breakpoint, SIGTRAP, 0}, {halt, SIGSEGV, 0},
-                 {far_away, SIGSEGV, 0}, {null, SIGSEGV, 8}, {kernel, SIGSEGV, 0xffffffff81000000ul}, {step, SIGTRAP, 0},
+    } tries[] = {{divide, SIGFPE, 0},
+                 {undefined, SIGILL, 0},
+                 {breakpoint, SIGTRAP, 0},
+                 {halt, SIGSEGV, 0},
+                 {far_away, SIGSEGV, 0},
+                 {null, SIGSEGV, 8},
+                 {kernel, SIGSEGV, 0xffffffff81000000ul},
+                 {step, SIGTRAP, 0},
                  {aligned, SIGBUS, 0}};
     static char why[64];
     catch_faults();
@@ -263,7 +298,8 @@ static const char *vectors(void)
     return x == y && memcmp(a, b, sizeof a) == 0 ? NULL : "other results";
 }
 
-/* --- what a hostile program tries ---------------------------------------------------------------------------------- */
+/* --- what a hostile program tries ----------------------------------------------------------------------------------
+ */
 
 /* Is the stub there, for that program runs directly?  Its pages are nobody's in translated code. */
 static volatile int tries_left;
@@ -290,16 +326,20 @@ static uint64_t random_number(void)
 /* Jumps to an instruction of the stub, with registers that are likely to be of use there. */
 static void jump(uint64_t to, const uint64_t *r)
 {
-    __asm__ volatile("mov %0, %%r11\n mov %1, %%r10\n"
-                     "mov (%%r10), %%rax\n mov 8(%%r10), %%rdi\n mov 16(%%r10), %%rsi\n mov 24(%%r10), %%rdx\n"
-                     "mov 32(%%r10), %%rcx\n mov 40(%%r10), %%r8\n mov 48(%%r10), %%r12\n mov 56(%%r10), %%r13\n"
-                     "mov 64(%%r10), %%r14\n mov 72(%%r10), %%r15\n mov 80(%%r10), %%rsp\n mov 88(%%r10), %%r10\n jmp *%%r11"
-                     ::"r"(to), "r"(r) : "memory");
+    __asm__ volatile(
+        "mov %0, %%r11\n mov %1, %%r10\n"
+        "mov (%%r10), %%rax\n mov 8(%%r10), %%rdi\n mov 16(%%r10), %%rsi\n mov 24(%%r10), %%rdx\n"
+        "mov 32(%%r10), %%rcx\n mov 40(%%r10), %%r8\n mov 48(%%r10), %%r12\n mov 56(%%r10), %%r13\n"
+        "mov 64(%%r10), %%r14\n mov 72(%%r10), %%r15\n mov 80(%%r10), %%rsp\n mov 88(%%r10), %%r10\n jmp *%%r11" ::"r"(
+            to),
+        "r"(r)
+        : "memory");
 }
 
 static void attack_jumps(void)
 {
-    uint64_t good[] = {202, 15, 317, 231, 9, 11, 234, 0, 1, ORDERS, STATE, STACK, STACK + 0x7000, ORDERS + 16, ORDERS + 20, STATE, CODE};
+    uint64_t good[] = {202,         15,          317,   231, 9, 11, 234, 0, 1, ORDERS, STATE, STACK, STACK + 0x7000,
+                       ORDERS + 16, ORDERS + 20, STATE, CODE};
     for (volatile unsigned i = 0; i < 400; i++) {
         uint64_t r[12];
         for (unsigned k = 0; k < 12; k++)
@@ -390,19 +430,39 @@ static const char *hostile(void (*attack)(void), unsigned seconds)
     return wrong ? "another program is disturbed" : NULL;
 }
 
-static const char *jumps(void) { return hostile(attack_jumps, 8); }
-static const char *scribble(void) { return hostile(attack_scribble, 5); }
-static const char *lie(void) { return hostile(attack_lie, 5); }
-static const char *mask(void) { return hostile(attack_mask, 8); }
+static const char *jumps(void)
+{
+    return hostile(attack_jumps, 8);
+}
+static const char *scribble(void)
+{
+    return hostile(attack_scribble, 5);
+}
+static const char *lie(void)
+{
+    return hostile(attack_lie, 5);
+}
+static const char *mask(void)
+{
+    return hostile(attack_mask, 8);
+}
 
 static const struct {
     const char *name;
     const char *(*check)(void);
 } checks[] = {
-    {"same results", same_results}, {"clocks", clocks},       {"processor", processor},
-    {"timers", timers},             {"faults", faults},       {"mappings", mappings},
-    {"code that is written", written_code}, {"vectors", vectors}, {"jumps into the stub", jumps},
-    {"scribbles over its pages", scribble}, {"lies about standing still", lie}, {"blocks signals", mask},
+    {"same results", same_results},
+    {"clocks", clocks},
+    {"processor", processor},
+    {"timers", timers},
+    {"faults", faults},
+    {"mappings", mappings},
+    {"code that is written", written_code},
+    {"vectors", vectors},
+    {"jumps into the stub", jumps},
+    {"scribbles over its pages", scribble},
+    {"lies about standing still", lie},
+    {"blocks signals", mask},
     {"same results afterwards", same_results},
 };
 
