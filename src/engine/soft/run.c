@@ -49,15 +49,15 @@ static bool chance(struct engine *e, unsigned one_in)
 static struct block *stress(struct soft_vcpu *v, struct block *b)
 {
     struct engine *e = v->engine;
-    if (chance(e, 50000)) {
+    if (chance(e, 100000)) {
         soft_cache_flush(e);
         return NULL;
     }
-    if (chance(e, 50))
+    if (chance(e, 200))
         soft_cpu_ops.tlb_flush_all(&v->cpu, chance(e, 2));
     if (chance(e, 100))
         v->promote_left = PROMOTE_BLOCKS;
-    if (!b || !chance(e, 50))
+    if (!b || !chance(e, 200))
         return b;
     if (chance(e, 2)) {
         unsigned bit = soft_indexed_bit(b->gpa);
