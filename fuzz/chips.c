@@ -79,9 +79,11 @@ static void event(void *opaque, int what)
 {
     assert_true(what >= 0 && what < EVENTS);
 }
-static void output(void *opaque, const void *data, size_t len)
+/* The reader is slow now and then: as it takes less, somebody has to come back. */
+static size_t output(void *opaque, const void *data, size_t len)
 {
-    assert_true(len && len <= 4096);
+    assert_true(len && len <= 4096 + 64);
+    return len > 2048 ? len - 2048 : len;
 }
 static void on_space(void *opaque) {}
 static void kick(void *opaque, unsigned i)

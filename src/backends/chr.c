@@ -236,12 +236,17 @@ size_t chr_tail(const struct chr *chr, char *buf, size_t n)
     return got > 0 ? (size_t)got : 0;
 }
 
+void chr_drain(struct chr *chr)
+{
+    if (chr->output)
+        output_flush(chr->output);
+}
+
 void chr_close(struct chr *chr)
 {
     if (!chr)
         return;
-    if (chr->output)
-        output_flush(chr->output);
+    chr_drain(chr);
     chr->presence = NULL;
     socket_close(chr->server);
     input_free(&chr->input);

@@ -9,7 +9,7 @@
  *
  * Every function but chr_open and chr_close is called with the loop's lock held; the input function
  * is called on the loop's thread, lock held.  Output is never dropped while there is somebody to take
- * it: when the reader is slow and the buffer is full, chr_write waits, and the guest with it.
+ * it: when the reader is slow and the buffer is full, chr_try_write takes less, and the guest has to wait.
  */
 #pragma once
 #include <stdbool.h>
@@ -31,7 +31,7 @@ const char *chr_socket(const char *spec);
  */
 int chr_open(struct chr **out, const char *spec, struct loop *loop, char *err, size_t n);
 
-/* Bytes that the guest sent. */
+/* Bytes to write; waits while the buffer is full, so it is not for who serves a guest. */
 void chr_write(struct chr *chr, const void *data, size_t len);
 
 /* The same without waiting: returns how many bytes were taken.  When that is not all, the function of chr_set_space is
@@ -57,6 +57,9 @@ bool chr_is_terminal(const struct chr *chr);
 
 /* The end of what a log: has (chr_open), at most n bytes into buf.  Returns how many; 0 for other kinds. */
 size_t chr_tail(const struct chr *chr, char *buf, size_t n);
+
+/* Waits until what is buffered is written; no longer than chr_close does. */
+void chr_drain(struct chr *chr);
 
 /* Writes out what is buffered, restores the terminal, frees.  chr may be NULL.  A reader that takes
  * nothing for ten seconds is given up, with a message. */

@@ -14,7 +14,8 @@ enum { MCR_DTR = 1, MCR_RTS = 2, MCR_OUT1 = 4, MCR_OUT2 = 8, MCR_LOOP = 16 };
 enum { LSR_DATA = 1, LSR_OVERRUN = 2, LSR_THRE = 0x20, LSR_IDLE = 0x40 };
 enum { MSR_CTS = 0x10, MSR_DSR = 0x20, MSR_RI = 0x40, MSR_DCD = 0x80, MSR_D_RI = 4 };
 
-enum { FIFO_SIZE = 16, QUEUE_SIZE = 4096, OUTPUT_SIZE = 4096 };
+/* From OUTPUT_FULL on the transmitter is not empty; behind it is room for those who have looked before. */
+enum { FIFO_SIZE = 16, QUEUE_SIZE = 4096, OUTPUT_FULL = 4096, OUTPUT_SIZE = OUTPUT_FULL + 64 };
 /* Output waits this long for more: short for a reader, long for a guest that prints. */
 #define OUTPUT_DELAY_NS 500000
 
@@ -162,27 +163,55 @@ void uart16550_set_space(void *state, void (*on_space)(void *opaque), void *opaq
 
 /* --- sending -------------------------------------------------------------------------------------- */
 
-void uart16550_flush(void *state)
+static bool is_busy(const struct uart *u)
+{
+    return u->output_count >= OUTPUT_FULL;
+}
+
+/* What is not taken stays in front. */
+static void hand_over(struct uart *u)
+{
+    size_t taken = u->output_count;
+    loop_timer_cancel(u->loop, &u->output_timer);
+    if (taken && u->config.output)
+        taken = u->config.output(u->config.opaque, u->output, taken);
+    u->output_count -= (uint32_t)taken;
+    memmove(u->output, u->output + taken, u->output_count);
+}
+
+size_t uart16550_flush(void *state)
 {
     struct uart *u = state;
-    loop_timer_cancel(u->loop, &u->output_timer);
-    if (u->output_count && u->config.output)
-        u->config.output(u->config.opaque, u->output, u->output_count);
-    u->output_count = 0;
+    bool busy = is_busy(u);
+    hand_over(u);
+    if (busy && !is_busy(u)) {
+        u->saved.tx_empty_pending = 1;
+        update_irq(u);
+    }
+    return u->output_count;
+}
+
+static void output_due(void *opaque)
+{
+    uart16550_flush(opaque);
 }
 
 static void transmit(struct uart *u, uint8_t byte)
 {
-    u->saved.tx_empty_pending = 1; /* sent at once: THR is empty again */
     if (u->saved.mcr & MCR_LOOP) {
+        u->saved.tx_empty_pending = 1;
         fifo_push(u, byte);
         return;
     }
-    u->output[u->output_count++] = byte;
-    if (u->output_count == OUTPUT_SIZE)
-        uart16550_flush(u);
+    while (u->output_count == OUTPUT_SIZE && u->config.wait && u->config.wait(u->config.opaque)) {
+    }
+    if (u->output_count < OUTPUT_SIZE)
+        u->output[u->output_count++] = byte;
+    if (is_busy(u))
+        hand_over(u);
     else if (u->output_count == 1)
         loop_timer_set(u->loop, &u->output_timer, clock_ns() + OUTPUT_DELAY_NS);
+    u->saved.tx_empty_pending = !is_busy(u); /* else sent at once */
 }
 
 /* --- registers ------------------------------------------------------------------------------------ */
@@ -228,7 +257,8 @@ static uint8_t register_read(struct uart *u, unsigned reg)
     case REG_MCR:
         return u->saved.mcr;
     case REG_LSR:
-        value = LSR_THRE | LSR_IDLE | (u->saved.fifo_count ? LSR_DATA : 0) | (u->saved.overrun ? LSR_OVERRUN : 0);
+        value = (is_busy(u) ? 0 : LSR_THRE | LSR_IDLE) | (u->saved.fifo_count ? LSR_DATA : 0) |
+                (u->saved.overrun ? LSR_OVERRUN : 0);
         u->saved.overrun = 0;
         return value;
     case REG_MSR:
@@ -266,8 +296,8 @@ static void mcr_write(struct uart *u, uint8_t value)
 
 static void ier_write(struct uart *u, uint8_t value)
 {
-    /* THR is always empty, so that enabling its interrupt raises it, each time. */
-    if ((value & IER_TX) && !(u->saved.ier & IER_TX))
+    /* While THR is empty, enabling its interrupt raises it, each time. */
+    if ((value & IER_TX) && !(u->saved.ier & IER_TX) && !is_busy(u))
         u->saved.tx_empty_pending = 1;
     u->saved.ier = value & 0x0f;
     refill(u);
@@ -331,7 +361,7 @@ static const struct bus_ops uart_ops = {uart_read, uart_write};
 static void uart_reset(struct device *dev)
 {
     struct uart *u = dev->state;
-    uart16550_flush(u);
+    hand_over(u);
     take_back(u); /* what was typed is for the next system */
     u->saved.ier = u->saved.fcr = u->saved.lcr = u->saved.mcr = u->saved.scr = u->saved.dlm = 0;
     u->saved.dll = 12;
@@ -352,7 +382,7 @@ static int uart_create(struct device *dev, const struct device_env *env, const v
     u->config = *c;
     u->irq = env->isa_irq[c->irq];
     dev->state = u;
-    loop_timer_init(&u->output_timer, uart16550_flush, u);
+    loop_timer_init(&u->output_timer, output_due, u);
     u->range = (struct bus_range){c->port, 8, &uart_ops, u, "uart16550"};
     uart_reset(dev);
     return bus_map(u->bus, BUS_PORT, &u->range);
@@ -363,7 +393,7 @@ static void uart_destroy(struct device *dev)
     struct uart *u = dev->state;
     if (!u)
         return;
-    uart16550_flush(u);
+    hand_over(u);
     bus_unmap(u->bus, BUS_PORT, &u->range);
     free(u);
     dev->state = NULL;
@@ -384,6 +414,7 @@ static void uart_post_restore(struct device *dev)
         u->saved.fifo_count = FIFO_SIZE;
     if (u->saved.queue_count > QUEUE_SIZE)
         u->saved.queue_count = QUEUE_SIZE;
+    u->saved.tx_empty_pending |= !is_busy(u); /* when it was saved the other end may have been slow */
     update_irq(u);
 }
 

@@ -206,9 +206,9 @@ void machine_set_console_space(struct machine *m, void (*on_space)(void *opaque)
     uart16550_set_space(m->parts[PART_COM1].state, on_space, opaque);
 }
 
-void machine_console_flush(struct machine *m)
+size_t machine_console_flush(struct machine *m)
 {
-    uart16550_flush(m->parts[PART_COM1].state);
+    return uart16550_flush(m->parts[PART_COM1].state);
 }
 
 /* --- statistics ------------------------------------------------------------------------------------------ */

@@ -15,8 +15,10 @@ struct machine_config {
     const char *kernel_path, *append; /* append may be NULL */
     const char *const *initrd_paths;  /* unpacked one over the other */
     unsigned n_initrds;               /* at most BOOT_INITRDS_MAX */
-    /* Console: bytes the guest writes leave through output; input arrives by machine_console_input. */
-    void (*console_output)(void *opaque, const void *data, size_t len);
+    /* Console: bytes the guest writes leave through output, which says how many it took, and wait holds a CPU that
+     * writes on (uart16550.h); input arrives by machine_console_input. */
+    size_t (*console_output)(void *opaque, const void *data, size_t len);
+    bool (*console_wait)(void *opaque);
     void *console_opaque;
 };
 
@@ -44,8 +46,9 @@ int machine_attach_cpu(struct machine *m, struct cpu *cpu, unsigned i, void (*ki
 /* Bytes typed; returns how many were taken (the rest: try again when on_space is called). */
 size_t machine_console_input(struct machine *m, const void *data, size_t len);
 void machine_set_console_space(struct machine *m, void (*on_space)(void *opaque), void *opaque);
-/* Hands over what the guest wrote and was held back to make larger pieces. */
-void machine_console_flush(struct machine *m);
+/* Hands over what the guest wrote and was held back, to make larger pieces or for want of room; returns how much is
+ * left. */
+size_t machine_console_flush(struct machine *m);
 /* Presses the power button: what the operating system then does is its own decision. */
 void machine_power_button(struct machine *m);
 /* Power-on again with the same kernel; no vCPU runs.  0, or -errno with a sentence: the kernel's file

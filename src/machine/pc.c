@@ -81,8 +81,11 @@ static void hpet_config(struct machine *m, union part_config *c)
 
 static void uart_config(struct machine *m, union part_config *c)
 {
-    c->uart = (struct uart16550_config){
-        .port = UART_PORT, .irq = UART_IRQ, .output = m->config.console_output, .opaque = m->config.console_opaque};
+    c->uart = (struct uart16550_config){.port = UART_PORT,
+                                        .irq = UART_IRQ,
+                                        .output = m->config.console_output,
+                                        .wait = m->config.console_wait,
+                                        .opaque = m->config.console_opaque};
 }
 
 /* --- the ordered array of devices --------------------------------------------------------------------- */

@@ -115,6 +115,9 @@ int vcpus_start(struct vm *vm)
 void vcpus_stop(struct vm *vm)
 {
     atomic_store(&vm->stop, true);
+    pthread_mutex_lock(&vm->bus->lock);
+    pthread_cond_broadcast(&vm->console_room);
+    pthread_mutex_unlock(&vm->bus->lock);
     for (unsigned i = 0; i < vm->n_started; i++) {
         atomic_fetch_or(&vm->vcpus[i].cpu->request, REQ_EXIT);
         vm_kick(vm, i);

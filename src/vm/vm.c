@@ -12,6 +12,7 @@
 #include <sys/epoll.h>
 #include <unistd.h>
 
+#include "base/error.h"
 #include "base/log.h"
 #include "host/keeper.h"
 #include "host/sandbox.h"
@@ -78,12 +79,47 @@ static void signalled(void *opaque, uint32_t events)
 
 /* --- console --------------------------------------------------------------------------------------------- */
 
-static void console_output(void *opaque, const void *data, size_t len)
+static size_t console_output(void *opaque, const void *data, size_t len)
 {
     struct vm *vm = opaque;
-    if (vm->chr)
-        chr_write(vm->chr, data, len);
-    life_console_output(vm, data, len);
+    size_t taken = vm->chr ? chr_try_write(vm->chr, data, len) : len;
+
+    if (taken)
+        life_console_output(vm, data, taken);
+    return taken;
+}
+
+/* A vCPU has written more than the console's reader takes. */
+static bool console_wait(void *opaque)
+{
+    struct vm *vm = opaque;
+
+    if (!atomic_load(&vm->stop))
+        pthread_cond_wait(&vm->console_room, &vm->bus->lock);
+    return !atomic_load(&vm->stop);
+}
+
+static void console_room(void *opaque)
+{
+    struct vm *vm = opaque;
+
+    machine_console_flush(vm->machine);
+    pthread_cond_broadcast(&vm->console_room);
+}
+
+/* The guest's last words wait for a slow reader as long as the backend does. */
+static void console_close(struct vm *vm)
+{
+    if (!vm->chr)
+        return;
+    pthread_mutex_lock(&vm->bus->lock);
+    if (machine_console_flush(vm->machine)) {
+        chr_drain(vm->chr);
+        machine_console_flush(vm->machine);
+    }
+    pthread_mutex_unlock(&vm->bus->lock);
+    chr_close(vm->chr);
+    vm->chr = NULL;
 }
 
 static size_t console_input(void *opaque, const void *data, size_t len)
@@ -112,6 +148,7 @@ static int setup_machine(struct vm *vm, char *error, size_t n)
         .n_initrds = c->initrds.n,
         .append = c->append,
         .console_output = console_output,
+        .console_wait = console_wait,
         .console_opaque = vm,
     };
     int err = machine_create(&vm->machine, &config, error, n);
@@ -209,6 +246,8 @@ static int setup(struct vm *vm, char *error, size_t n)
         err = setup_signals(vm, error, n);
     if (!err)
         err = chr_open(&vm->chr, vm->config->serial ? vm->config->serial : "null", vm->loop, error, n);
+    if (!err && (err = chr_set_space(vm->chr, console_room, vm)))
+        error_sys(error, n, err, "the console cannot be set up");
     if (!err)
         err = life_open(vm, error, n);
     if (!err)
@@ -278,9 +317,7 @@ static void print_stats(struct vm *vm)
 
 static void teardown(struct vm *vm)
 {
-    if (vm->chr)
-        chr_close(vm->chr);
-    vm->chr = NULL;
+    console_close(vm);
     if (vm->config->stats && vm->engine && vm->start_ns)
         print_stats(vm);
     life_ended(vm);
@@ -312,7 +349,11 @@ static void set_up_and_run(struct vm *vm)
 
 enum vm_end vm_run(const struct vm_config *config, struct vm_result *result)
 {
-    struct vm vm = {.config = config, .result = result, .signal_fd = -1, .start_ns = clock_ns()};
+    struct vm vm = {.config = config,
+                    .result = result,
+                    .console_room = PTHREAD_COND_INITIALIZER,
+                    .signal_fd = -1,
+                    .start_ns = clock_ns()};
 
     *result = (struct vm_result){.end = VM_FAILED};
     if (!config->n_cpus || config->n_cpus > VM_MAX_CPUS) {

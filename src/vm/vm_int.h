@@ -33,7 +33,8 @@ struct vm {
     struct bus *bus;
     struct loop *loop;
     struct chr *chr;
-    struct chr *terminal;                /* of a virtio console's port that is stdio; the device's */
+    pthread_cond_t console_room; /* with the bus lock: vCPUs wait here for the console's reader, or for `stop` */
+    struct chr *terminal;        /* of a virtio console's port that is stdio; the device's */
     struct disk *disks[VM_BACKENDS_MAX]; /* the devices' */
     struct net *nets[VM_BACKENDS_MAX];
     unsigned n_disks, n_nets;

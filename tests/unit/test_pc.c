@@ -19,10 +19,11 @@ static struct cpu cpus[2];
 static unsigned kicks[2];
 static int last_event;
 
-static void output(void *opaque, const void *data, size_t len)
+static size_t output(void *opaque, const void *data, size_t len)
 {
     for (size_t i = 0; i < len && console_len < sizeof console; i++)
         console[console_len++] = ((const char *)data)[i];
+    return len;
 }
 
 static void on_event(void *opaque, int event)

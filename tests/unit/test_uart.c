@@ -15,15 +15,35 @@ enum {
 };
 
 static char written[100000];
-static size_t n_written, n_calls;
-static unsigned spaces;
+static size_t n_written, n_calls, room;
+static unsigned spaces, waits;
 
-static void output(void *opaque, const void *data, size_t len)
+static size_t output(void *opaque, const void *data, size_t len)
 {
     n_calls++;
+    len = len < room ? len : room;
+    room -= len;
     if (n_written + len <= sizeof(written))
         memcpy(written + n_written, data, len);
     n_written += len;
+    return len;
+}
+
+/* The second time the reader takes some. */
+static struct board *waiting;
+static bool wait_for_room(void *opaque)
+{
+    if (++waits % 2)
+        return true;
+    room = 1000;
+    uart16550_flush(waiting->device.state);
+    return true;
+}
+
+static bool has_to_go(void *opaque)
+{
+    waits++;
+    return false;
 }
 
 static void on_space(void *opaque)
@@ -31,13 +51,19 @@ static void on_space(void *opaque)
     spaces++;
 }
 
-static struct board *uart_board(void)
+static struct board *uart_board_waiting(bool (*wait)(void *opaque))
 {
-    static const struct uart16550_config config = {0x3f8, 4, output, NULL};
-    n_written = n_calls = spaces = 0;
+    const struct uart16550_config config = {0x3f8, 4, output, wait, NULL};
+    n_written = n_calls = spaces = waits = 0;
+    room = SIZE_MAX;
     struct board *b = board_create(&uart16550_class, &config);
     uart16550_set_space(b->device.state, on_space, NULL);
     return b;
+}
+
+static struct board *uart_board(void)
+{
+    return uart_board_waiting(NULL);
 }
 
 static size_t type(struct board *b, const char *text)
@@ -131,6 +157,70 @@ static void output_goes_out_in_pieces(void **state)
     outb(b, RBR, '?');
     board_destroy(b); /* nothing is lost */
     assert_int_equal(n_written, 10002);
+}
+
+static void say(struct board *b, size_t from, size_t to)
+{
+    for (size_t i = from; i < to; i++)
+        outb(b, RBR, (uint8_t)('a' + i % 26));
+}
+
+static void assert_said(size_t len)
+{
+    assert_int_equal(n_written, len);
+    for (size_t i = 0; i < len; i++)
+        assert_int_equal(written[i], 'a' + i % 26);
+}
+
+/* A driver that works by interrupts sends 16 bytes for each. */
+static void a_slow_reader_keeps_the_transmitter_full(void **state)
+{
+    struct board *b = uart_board_waiting(has_to_go);
+    outb(b, IER, 2);
+    room = 0;
+    say(b, 0, 4080);
+    assert_int_equal(inb(b, LSR) & 0x60, 0x60);
+    assert_int_equal(inb(b, IIR) & 0x0f, 2);
+    say(b, 4080, 4096);
+    assert_int_equal(inb(b, LSR) & 0x60, 0);
+    assert_int_equal(inb(b, IIR) & 0x0f, 1);
+    assert_false(b->level[4]);
+    outb(b, IER, 0), outb(b, IER, 2);
+    assert_false(b->level[4]); /* it is not empty */
+    say(b, 4096, 4100);
+    assert_int_equal(waits, 0);
+    room = 10;
+    assert_int_equal(uart16550_flush(b->device.state), 4090);
+    assert_true(b->level[4]);
+    assert_int_equal(inb(b, LSR) & 0x60, 0x60);
+    assert_int_equal(inb(b, IIR) & 0x0f, 2);
+    b->device.class->reset(&b->device); /* what was said is said */
+    room = SIZE_MAX;
+    assert_int_equal(uart16550_flush(b->device.state), 0);
+    assert_said(4100);
+    board_destroy(b);
+}
+
+static void who_writes_on_is_held_until_there_is_room(void **state)
+{
+    struct board *b = waiting = uart_board_waiting(wait_for_room);
+    room = 500;
+    say(b, 0, 20000);
+    assert_in_range(waits, 20, 40);
+    room = SIZE_MAX;
+    board_destroy(b);
+    assert_said(20000);
+}
+
+static void who_is_held_and_has_to_go_loses_what_it_writes_then(void **state)
+{
+    struct board *b = uart_board_waiting(has_to_go);
+    room = 0;
+    say(b, 0, 5000);
+    assert_int_equal(waits, 5000 - 4160);
+    room = SIZE_MAX;
+    board_destroy(b);
+    assert_said(4160);
 }
 
 static void input_interrupts(void **state)
@@ -263,6 +353,9 @@ int main(void)
         cmocka_unit_test(the_divisor_is_behind_dlab),
         cmocka_unit_test(an_empty_transmitter_interrupts),
         cmocka_unit_test(output_goes_out_in_pieces),
+        cmocka_unit_test(a_slow_reader_keeps_the_transmitter_full),
+        cmocka_unit_test(who_writes_on_is_held_until_there_is_room),
+        cmocka_unit_test(who_is_held_and_has_to_go_loses_what_it_writes_then),
         cmocka_unit_test(input_interrupts),
         cmocka_unit_test(a_full_queue_pushes_back),
         cmocka_unit_test(early_input_is_kept),

@@ -1,8 +1,10 @@
 /* The life of a VM on an engine that only pretends: its "guest" is a C function a test chooses. */
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
+#include <sys/stat.h>
 
 #include "boot_fixture.h"
 #include "bus/bus.h"
@@ -195,6 +197,117 @@ static void a_signal_ends_it(void **state)
     assert_int_equal(result.signal, SIGTERM);
 }
 
+/* --- a console whose reader stops reading -------------------------------------------------------------- */
+
+enum { SAID = 3 << 20, THRE = 0x20 };
+static struct bus *_Atomic talking; /* the guest's, while it talks */
+static _Atomic bool endless;
+
+static enum engine_exit talks(struct engine *e, unsigned i, char *error)
+{
+    talking = e->config.bus;
+    for (size_t n = 0; n < SAID || endless; n++) {
+        bus_write(e->config.bus, BUS_PORT, 0x3f8, 'a' + n % 23, 1);
+        if (atomic_load(&e->cpus[i].request) & REQ_EXIT)
+            return ENGINE_EXIT_REQUEST;
+    }
+    return powers_off(e, i, error);
+}
+
+/* Is the machine free for others, and its transmitter full?  Waits for it. */
+static bool is_full(void)
+{
+    for (unsigned tries = 0; tries < 2000; tries++, usleep(10000)) {
+        struct timespec until;
+        clock_gettime(CLOCK_REALTIME, &until);
+        until.tv_sec += 10;
+        if (!talking)
+            continue;
+        if (pthread_mutex_timedlock(&talking->lock, &until))
+            return false;
+        pthread_mutex_unlock(&talking->lock);
+        if (!(bus_read(talking, BUS_PORT, 0x3fd, 1) & THRE))
+            return true;
+    }
+    return false;
+}
+
+struct listener {
+    int fd;
+    int signal; /* is sent when the guest is held */
+    bool was_full, in_order;
+    size_t heard;
+};
+
+static void *listen_late(void *opaque)
+{
+    struct listener *l = opaque;
+    char piece[4096];
+    sigset_t set;
+    ssize_t n;
+
+    sigemptyset(&set); /* the signal is the machine's */
+    sigaddset(&set, SIGTERM);
+    pthread_sigmask(SIG_BLOCK, &set, NULL);
+    l->was_full = is_full();
+    if (l->signal) {
+        kill(getpid(), l->signal);
+        usleep(100000);
+    }
+    l->in_order = true;
+    while ((n = read(l->fd, piece, sizeof piece)) > 0)
+        for (ssize_t i = 0; i < n; i++, l->heard++)
+            l->in_order &= piece[i] == (char)('a' + l->heard % 23);
+    return NULL;
+}
+
+static enum vm_end talk(struct listener *l, const char *reason)
+{
+    char directory[] = "/tmp/guise-talk-XXXXXX", path[64], spec[80];
+    struct vm_config c = config_of();
+    pthread_t thread;
+
+    assert_non_null(mkdtemp(directory));
+    snprintf(path, sizeof path, "%s/fifo", directory);
+    snprintf(spec, sizeof spec, "file:%s", path);
+    assert_int_equal(mkfifo(path, 0600), 0);
+    l->fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+    fcntl(l->fd, F_SETFL, 0);
+    c.serial = spec;
+    c.timeout_ms = 60000;
+    guest = talks;
+    talking = NULL;
+    assert_int_equal(pthread_create(&thread, NULL, listen_late, l), 0);
+    enum vm_end end = run(&c, reason);
+    pthread_join(thread, NULL);
+    close(l->fd);
+    unlink(path);
+    rmdir(directory);
+    return end;
+}
+
+static void a_reader_that_stops_holds_up_who_prints_and_nobody_else(void **state)
+{
+    struct listener l = {0};
+
+    endless = false;
+    assert_int_equal(talk(&l, "powered off"), VM_POWEROFF);
+    assert_true(l.was_full);
+    assert_true(l.in_order);
+    assert_int_equal(l.heard, SAID);
+}
+
+static void a_guest_that_is_held_by_its_reader_can_be_ended(void **state)
+{
+    struct listener l = {.signal = SIGTERM};
+
+    endless = true;
+    assert_int_equal(talk(&l, "signal"), VM_SIGNAL);
+    assert_true(l.was_full);
+    assert_true(l.in_order);
+    assert_in_range(l.heard, 1 << 20, 2 << 20);
+}
+
 static void set_up_fails_with_a_sentence(void **state)
 {
     struct vm_config c = config_of();
@@ -249,6 +362,8 @@ int main(void)
         cmocka_unit_test(resets_in_place),
         cmocka_unit_test(times_out_and_sleeps_meanwhile),
         cmocka_unit_test(a_signal_ends_it),
+        cmocka_unit_test(a_reader_that_stops_holds_up_who_prints_and_nobody_else),
+        cmocka_unit_test(a_guest_that_is_held_by_its_reader_can_be_ended),
         cmocka_unit_test(set_up_fails_with_a_sentence),
         cmocka_unit_test(device_accesses_are_logged),
         cmocka_unit_test(every_vcpu_count),
