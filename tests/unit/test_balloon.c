@@ -15,11 +15,22 @@
 
 static struct balloon *balloon;
 static uint64_t dirty_bytes;
+static unsigned in_a_row, longest; /* ranges given back between two passes of the loop */
+static struct loop_timer pass;
 
 static void on_dirty(void *opaque, uint64_t gpa, uint64_t len)
 {
-    if (gpa >= FIRST)
-        dirty_bytes += len;
+    if (gpa < FIRST)
+        return;
+    dirty_bytes += len;
+    if (++in_a_row > longest)
+        longest = in_a_row;
+}
+
+static void on_pass(void *opaque)
+{
+    in_a_row = 0;
+    loop_timer_set(fx.loop, &pass, 0);
 }
 
 static int setup(void **state)
@@ -265,6 +276,25 @@ static void many_buffers_are_done_in_turns(void **state)
     assert_int_equal(balloon_returned(balloon), VQ_SIZE * 0x1000);
 }
 
+/* The worst of page numbers: each is a range of its own. */
+static void a_large_chain_is_done_in_turns(void **state)
+{
+    enum { N = 10000 };
+    static uint32_t pages[N];
+    for (unsigned i = 0; i < N; i++)
+        pages[i] = 0x100 + i * 2 % 0x100;
+    vq_start(ALL, 5);
+    longest = in_a_row = 0;
+    loop_timer_init(&pass, on_pass, NULL);
+    loop_timer_set(fx.loop, &pass, 0);
+    give(0, pages, N);
+    loop_timer_cancel(fx.loop, &pass);
+    assert_in_range(longest, 1, 2048);
+    assert_int_equal(balloon_returned(balloon), N * 4096ull);
+    give(0, pages, 2); /* the next one from its beginning */
+    assert_int_equal(balloon_returned(balloon), (N + 2) * 4096ull);
+}
+
 static void save_and_restore(void **state)
 {
     const struct device_class *c = &virtio_balloon_class;
@@ -303,6 +333,7 @@ int main(void)
         T(loops_and_memory_outside),
         T(a_reset_before_the_work_is_done),
         T(many_buffers_are_done_in_turns),
+        T(a_large_chain_is_done_in_turns),
         T(save_and_restore),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

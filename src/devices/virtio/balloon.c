@@ -9,7 +9,8 @@
  * The statistics buffer is read and put back (virtio_unpop): it is the driver's turn only when new ones are wanted
  * (5.5.6.3).  So nothing is in flight when the machine is saved.
  *
- * Pages are given back by the loop's thread, some at a time, so that a large report does not stop the machine.
+ * Pages are given back by the loop's thread, some at a time, so that a large report does not stop the machine.  A chain
+ * of which some is left goes back into its queue; after a restore it is begun anew, which does no harm.
  */
 #include "devices/virtio/balloon.h"
 
@@ -23,7 +24,8 @@
 enum { F_STATS = 1, F_DEFLATE_ON_OOM = 2, F_HINTS = 3, F_REPORTING = 5 };
 enum { QUEUE_INFLATE, QUEUE_DEFLATE, QUEUE_STATS, QUEUE_HINTS, QUEUE_REPORTS, QUEUES };
 #define PAGE_SHIFT 12u
-#define BUDGET 32u        /* chains in one go */
+#define CHAINS_MAX 32u    /* in one go */
+#define RANGES_MAX 1024u  /* given back in one go, each by a system call */
 #define PAGES_MAX 16384u  /* page numbers of one chain; Linux sends 256 */
 #define PAGES_PIECE 1024u /* of them, read at a time */
 #define STAT_SIZE 10u     /* le16 tag, le64 value */
@@ -37,6 +39,8 @@ struct balloon {
     struct virtio_device virtio;
     struct loop *loop;
     struct loop_timer work;
+    unsigned ranges;       /* that may still be given back in this go */
+    uint32_t done[QUEUES]; /* of the chain at the head of a queue: page numbers or buffers that are through */
     struct balloon_stats stats;
     uint64_t stats_ns, returned;
 };
@@ -50,42 +54,56 @@ static struct balloon *of(struct virtio_device *v)
 
 static void give_back(struct balloon *b, uint64_t gpa, uint64_t len)
 {
+    b->ranges--;
     if (dma_discard(b->virtio.bus, gpa, len) == 0)
         b->returned += len;
 }
 
-/* Page numbers that follow each other are one range. */
-static void inflate_pages(struct balloon *b, const uint32_t *pages, unsigned n)
+/* Page numbers that follow each other are one range.  Returns how many are through. */
+static unsigned inflate_pages(struct balloon *b, const uint32_t *pages, unsigned n)
 {
-    for (unsigned i = 0, run; i < n; i += run) {
+    unsigned i = 0;
+
+    for (unsigned run; i < n && b->ranges; i += run) {
         for (run = 1; i + run < n && pages[i + run] == pages[i] + run; run++) {
         }
         give_back(b, (uint64_t)pages[i] << PAGE_SHIFT, (uint64_t)run << PAGE_SHIFT);
     }
+    return i;
 }
 
-static void inflate(struct balloon *b, const struct virtio_chain *chain)
+/* A handler goes on at *done with a chain.  True: all of it is through. */
+typedef bool page_handler(struct balloon *b, const struct virtio_chain *chain, uint32_t *done);
+
+static bool inflate(struct balloon *b, const struct virtio_chain *chain, uint32_t *done)
 {
     uint32_t pages[PAGES_PIECE];
-    size_t n;
+    unsigned n;
 
-    for (size_t at = 0; at < PAGES_MAX; at += n) {
-        n = virtio_chain_read(&b->virtio, chain, at * sizeof *pages, pages, sizeof pages) / sizeof *pages;
-        if (!n)
-            break;
-        inflate_pages(b, pages, (unsigned)n);
+    while (*done < PAGES_MAX) {
+        n = (unsigned)(virtio_chain_read(&b->virtio, chain, *done * sizeof *pages, pages, sizeof pages) /
+                       sizeof *pages);
+        unsigned through = inflate_pages(b, pages, n);
+        *done += through;
+        if (through < n || !n)
+            return !n;
     }
+    return true;
 }
 
-static void deflate(struct balloon *b, const struct virtio_chain *chain) {}
-
-static void report(struct balloon *b, const struct virtio_chain *chain)
+static bool deflate(struct balloon *b, const struct virtio_chain *chain, uint32_t *done)
 {
-    for (unsigned i = 0; i < chain->n_in; i++)
-        give_back(b, chain->buf[chain->n_out + i].gpa, chain->buf[chain->n_out + i].len);
+    return true;
 }
 
-static void (*page_handler(const struct balloon *b, unsigned q))(struct balloon *, const struct virtio_chain *)
+static bool report(struct balloon *b, const struct virtio_chain *chain, uint32_t *done)
+{
+    for (; *done < chain->n_in && b->ranges; ++*done)
+        give_back(b, chain->buf[chain->n_out + *done].gpa, chain->buf[chain->n_out + *done].len);
+    return *done >= chain->n_in;
+}
+
+static page_handler *handler_of(const struct balloon *b, unsigned q)
 {
     bool reports = virtio_has(&b->virtio, F_REPORTING);
 
@@ -98,9 +116,9 @@ static void (*page_handler(const struct balloon *b, unsigned q))(struct balloon 
 
 static bool serve(struct balloon *b, unsigned q)
 {
-    void (*handler)(struct balloon *, const struct virtio_chain *) = page_handler(b, q);
+    page_handler *handler = handler_of(b, q);
     struct virtio_chain chain;
-    unsigned budget = BUDGET;
+    unsigned budget = CHAINS_MAX;
     bool more = true, pushed = false;
 
     while (more && budget--) {
@@ -108,7 +126,11 @@ static bool serve(struct balloon *b, unsigned q)
             more = virtio_rearm(&b->virtio, q);
             continue;
         }
-        handler(b, &chain);
+        if (!handler(b, &chain, &b->done[q])) {
+            virtio_unpop(&b->virtio, &chain);
+            break;
+        }
+        b->done[q] = 0;
         virtio_push(&b->virtio, &chain, 0);
         pushed = true;
     }
@@ -122,6 +144,7 @@ static void work(void *opaque)
     struct balloon *b = opaque;
     bool more = false;
 
+    b->ranges = RANGES_MAX;
     for (unsigned q = 0; q < QUEUES; q++)
         if (q != QUEUE_STATS)
             more |= serve(b, q);
@@ -249,6 +272,7 @@ static void on_reset(struct virtio_device *v)
     struct balloon *b = of(v);
 
     b->saved.actual = 0;
+    memset(b->done, 0, sizeof b->done);
     b->stats_ns = 0;
     memset(&b->stats, 0xff, sizeof b->stats);
 }
@@ -309,6 +333,7 @@ static void balloon_restored(struct device *dev)
 {
     struct balloon *b = dev->state;
 
+    memset(b->done, 0, sizeof b->done);
     virtio_restored(&b->virtio);
     loop_timer_set(b->loop, &b->work, 0);
 }
