@@ -23,6 +23,8 @@
 #define WRITE_MAX 4096
 /* So much is taken before we grant more: few frames, and the guest does not run dry. */
 #define GRANT (CHANNEL_WINDOW / 4)
+/* What an honest guest leaves unread: the request, its input's window, and what a person types meanwhile. */
+#define UNREAD_MAX (REQUEST_MAX + 2 * CHANNEL_WINDOW)
 
 struct output {
     int fd;        /* -1: thrown away, or its reader has gone */
@@ -298,6 +300,9 @@ static int step(struct agent_session *s, char *err, size_t n)
 
     if (r && r != -EAGAIN && r != -EPIPE) /* EPIPE: what came before that is still to be read */
         return client_failed(r, doing, err, n);
+    if (stream_waiting(&s->stream) >
+        UNREAD_MAX) /* each frame of ours is an answer to one of a guest that never reads */
+        return client_failed(-EPROTO, doing, err, n);
     fill_poll(s, p);
     if (poll(p, N_POLLED, -1) < 0)
         return errno == EINTR ? 0 : error_sys(err, n, -errno, "cannot wait for the guest");

@@ -205,6 +205,35 @@ static void a_flood_needs_no_memory(void **state)
     wait(NULL);
 }
 
+/* Takes nothing until its peer has gone. */
+static void say_and_hear_nothing(int fd, const void *data)
+{
+    poll(&(struct pollfd){.fd = fd}, 1, 60000);
+}
+
+static int signal_once_more(void *opaque, struct agent_session *s)
+{
+    agent_session_signal(s, SIGUSR1);
+    return 0;
+}
+
+static void who_never_reads_is_given_up(void **state)
+{
+    static const char *const argv[] = {"true", NULL};
+    struct agent_status status;
+    int wake[2], fd = fake_guest(say_and_hear_nothing, NULL);
+
+    assert_int_equal(pipe2(wake, O_CLOEXEC), 0);
+    assert_int_equal(write(wake[1], "x", 1), 1); /* stays there */
+    const struct agent_exec e = {
+        .argv = argv, .in = -1, .out = -1, .err = -1, .wake = wake[0], .woken = signal_once_more};
+    assert_int_equal(agent_exec(fd, &e, &status, why, sizeof(why)), -EPROTO);
+    close(fd);
+    close(wake[0]);
+    close(wake[1]);
+    wait(NULL);
+}
+
 static void announcements_are_checked(void **state)
 {
     struct agent_hello hello;
@@ -258,7 +287,8 @@ int main(void)
         cmocka_unit_test(broken_frames_are_refused),           cmocka_unit_test(exit_codes_are_bounded),
         cmocka_unit_test(more_output_than_granted_is_refused), cmocka_unit_test(input_is_granted_within_the_window),
         cmocka_unit_test(messages_are_fit_for_a_terminal),     cmocka_unit_test(a_flood_needs_no_memory),
-        cmocka_unit_test(announcements_are_checked),           cmocka_unit_test(a_tunnels_first_bytes_are_not_lost),
+        cmocka_unit_test(who_never_reads_is_given_up),         cmocka_unit_test(announcements_are_checked),
+        cmocka_unit_test(a_tunnels_first_bytes_are_not_lost),
     };
     signal(SIGPIPE, SIG_IGN);
     alarm(50);
