@@ -127,8 +127,8 @@ static int create_or_open(struct call *c, const struct fuse_create_in *in, struc
         fd = err ? err : open_node(c, *node, in->flags, &a->st);
         if (!err && fd < 0)
             node_forget(c->s, *node, 1);
-        else if (!err && (in->flags & O_TRUNC))
-            err = sys(statx(fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS, &a->st));
+        else if (!err && (in->flags & O_TRUNC) && (err = sys(statx(fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS, &a->st))))
+            node_forget(c->s, *node, 1);
     }
     if (fd >= 0 && err)
         close(fd);
