@@ -430,8 +430,14 @@ static int create_named(const struct registry *r, const struct vm_record *record
     failed = fill(r, entry, record, err, n);
     if (!failed)
         failed = publish(r, entry, record->name, err, n);
+    if (!failed && (failed = file_sync_directory(path))) {
+        error_sys(err, n, failed, "cannot write %s to the disk", r->vms);
+        registry_remove(r, record->name, *lock, NULL, 0);
+        *lock = -1;
+        return failed;
+    }
     if (!failed)
-        return file_sync_directory(path) ? error_sys(err, n, -EIO, "cannot write %s to the disk", r->vms) : 0;
+        return 0;
     tree_remove(path);
     close(*lock);
     *lock = -1;
