@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "backends/vsock_host.h"
@@ -53,9 +54,11 @@ static void list_sockets(const struct vm *vm, struct keeper_config *c, struct vs
     }
 }
 
-/* What a shell or a program has left open for us without our knowing is no business of a guest's. */
+/* What a shell or a program has left open for us without our knowing is no business of a guest's.  Whoever means one
+ * for us, as /dev/fd/N, takes no number beyond 1023: those can go at once. */
 static void note_inherited(struct vm *vm)
 {
+    (void)syscall(SYS_close_range, VM_INHERITED_MAX, ~0u, 0);
     for (int fd = 3; fd < VM_INHERITED_MAX; fd++)
         if (fcntl(fd, F_GETFD) >= 0)
             vm->inherited[fd / 64] |= 1ull << fd % 64;

@@ -44,6 +44,7 @@ server=$!
 for _ in $(seq 100); do [ ! -e "$work/loot/port" ] || break; sleep 0.1; done
 port=$(cat "$work/loot/port")
 exec 9<"$work/loot/port" # left open, as by a careless shell
+[ "$(ulimit -n)" -le 2000 ] || exec 2000<"$work/loot/port"
 inode=$(stat -c %i "$work/loot/port")
 
 argument() # ATTEMPT

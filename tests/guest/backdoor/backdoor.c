@@ -80,7 +80,7 @@ static int try_stat(void)
 static int try_descriptors(void) /* is one of them a directory, or something that was not ours? */
 {
     struct stat st;
-    for (int fd = 0; fd < 1024; fd++)
+    for (int fd = 0; fd < 4096; fd++)
         if (fstat(fd, &st) == 0 && (S_ISDIR(st.st_mode) || (fd > 2 && st.st_ino == (ino_t)strtoul(words[1], NULL, 10))))
             return 0;
     errno = EBADF;
