@@ -16,7 +16,7 @@ struct fileio_ops {
     bool (*start)(struct fileio *io);
     /* Hands over what has ended, by fileio_ended.  Returns how many. */
     unsigned (*reap)(struct fileio *io);
-    void (*wait)(struct fileio *io);              /* blocks until reap would find something */
+    void (*wait)(struct fileio *io);              /* blocks until reap would find something, or for a moment */
     void (*quiet)(struct fileio *io, bool quiet); /* no event for what ends now: reap is about to be called */
 };
 

@@ -121,9 +121,13 @@ static unsigned uring_reap(struct fileio *io)
 
 static void uring_wait(struct fileio *io)
 {
+    struct __kernel_timespec moment = {.tv_nsec = 1000000};
     struct io_uring_cqe *cqe;
 
-    (void)submit(io);
+    if (!submit(io)) { /* no memory: what waits may be what the kernel has not got */
+        io_uring_wait_cqe_timeout(&io->ring, &cqe, &moment);
+        return;
+    }
     while (io_uring_wait_cqe(&io->ring, &cqe) == -EINTR)
         ;
 }
