@@ -167,6 +167,7 @@ static int check_image(struct job *j, const char *from, char *err, size_t n)
     struct stat st;
     bool long_mode;
     size_t len;
+    ssize_t got;
 
     job_path(j, "metadata.json", path);
     int failed = info ? file_read(path, IMAGE_METADATA_MAX, &text, &len, err, n) : -ENOMEM;
@@ -181,8 +182,8 @@ static int check_image(struct job *j, const char *from, char *err, size_t n)
         failed = error_set(err, n, -EBADMSG, "the disk in %s has another size than its metadata.json says", from);
     job_path(j, "kernel", path);
     int fd = failed ? -1 : open(path, O_RDONLY | O_CLOEXEC);
-    if (fd >= 0 && bzimage_release(header, (size_t)(pread(fd, header, sizeof header, 0) > 0 ? sizeof header : 0),
-                                   release, &long_mode))
+    if (fd >= 0 &&
+        ((got = pread(fd, header, sizeof header, 0)) < 0 || bzimage_release(header, (size_t)got, release, &long_mode)))
         failed = error_set(err, n, -EBADMSG, "the kernel in %s is none", from);
     if (fd >= 0)
         close(fd);

@@ -50,10 +50,11 @@ static const struct {
 
 #define COUNT(table) (sizeof(table) / sizeof((table)[0]))
 
+/* Of valid UTF-8: U+0080 to U+009F are control characters, too. */
 static bool follows(const char *text, enum text_rule rule)
 {
     for (const unsigned char *c = (const unsigned char *)text; *c; c++)
-        if (*c < 0x20 || *c == 0x7f || (rule == WORD && *c == ' '))
+        if (*c < 0x20 || *c == 0x7f || (*c == 0xc2 && c[1] < 0xa0) || (rule == WORD && *c == ' '))
             return false;
     if (rule == ABSOLUTE)
         return !*text || *text == '/';
@@ -205,11 +206,14 @@ static int take_words(json_t *array, char ***out)
     if (!json_is_array(array) || count > WORDS_MAX)
         return -EBADMSG;
     *out = calloc(count + 1, sizeof **out);
+    if (!*out)
+        return -ENOMEM;
     for (size_t i = 0; i < count; i++) {
         json_t *word = json_array_get(array, i);
         if (!json_is_string(word) || strlen(json_string_value(word)) != json_string_length(word))
             return -EBADMSG;
-        (*out)[i] = strdup(json_string_value(word));
+        if (!((*out)[i] = strdup(json_string_value(word))))
+            return -ENOMEM;
     }
     return 0;
 }
@@ -222,7 +226,7 @@ static int take_word(json_t *value, char **out)
     if (!json_is_string(value) || strlen(json_string_value(value)) != json_string_length(value))
         return -EBADMSG;
     *out = strdup(json_string_value(value));
-    return 0;
+    return *out ? 0 : -ENOMEM;
 }
 
 int metadata_process(const char *text, size_t len, struct image_process *out, char *err, size_t n)
@@ -246,5 +250,6 @@ int metadata_process(const char *text, size_t len, struct image_process *out, ch
     if (!failed)
         return 0;
     image_process_free(out);
-    return error_set(err, n, failed, "its process makes no sense");
+    return failed == -EBADMSG ? error_set(err, n, failed, "its process makes no sense")
+                              : error_sys(err, n, failed, "its process cannot be read");
 }

@@ -14,6 +14,7 @@
 #define TEXT_MAX (16u << 20)
 #define ENTRIES_MAX 100000
 #define MODULE_MAX (64u << 20)
+#define MODULES_MAX (512u << 20) /* of them all, unpacked */
 #define NAME_SIZE 128
 #define DEPTH_MAX 32
 #define SCANS_MAX 2000
@@ -271,8 +272,9 @@ const char *modules_path(const struct modules *m, unsigned i)
 
 /* ---- the archive ---- */
 
+/* *room: bytes that may still be written. */
 static int write_module(struct cpio *c, const struct modules_entry *e, struct extfs *f, const char *directory,
-                        char *err, size_t n)
+                        size_t *room, char *err, size_t n)
 {
     char path[2048], *packed, *module;
     size_t packed_len, len;
@@ -283,13 +285,16 @@ static int write_module(struct cpio *c, const struct modules_entry *e, struct ex
     int failed = extfs_read(f, path, MODULE_MAX, &packed, &packed_len);
     if (failed)
         return error_sys(err, n, failed, "cannot read the kernel module %s", path);
-    failed = archive_unpack(packed, packed_len, MODULE_MAX, &module, &len);
+    failed = archive_unpack(packed, packed_len, MODULE_MAX < *room ? MODULE_MAX : *room, &module, &len);
     free(packed);
+    if (failed == -EFBIG)
+        return error_set(err, n, failed, "the kernel's modules, of which %s is the last, are too large", path);
     if (failed)
         return error_set(err, n, failed, "the kernel module %s is damaged", path);
     snprintf(path, sizeof path, "guise/modules/%s.ko", e->name);
     cpio_file(c, path, 0644, module, len);
     free(module);
+    *room -= len;
     return 0;
 }
 
@@ -322,6 +327,7 @@ static void write_list(struct cpio *c, const struct modules *m, bool with_needs)
 int modules_write(const struct modules *m, struct extfs *f, const char *directory, int fd, char *err, size_t n)
 {
     struct cpio *c = malloc(sizeof *c);
+    size_t room = MODULES_MAX;
     int failed = 0;
 
     if (!c)
@@ -330,7 +336,7 @@ int modules_write(const struct modules *m, struct extfs *f, const char *director
     cpio_directory(c, "guise", 0755);
     cpio_directory(c, "guise/modules", 0755);
     for (unsigned i = 0; m && i < m->n_order && !failed; i++)
-        failed = write_module(c, &m->entries[m->order[i]], f, directory, err, n);
+        failed = write_module(c, &m->entries[m->order[i]], f, directory, &room, err, n);
     write_list(c, m, false);
     write_list(c, m, true);
     int written = cpio_end(c);

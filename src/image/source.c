@@ -4,6 +4,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <search.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -29,7 +30,10 @@ int source_add_file(struct source *s, struct tree_inode *inode, const char *path
         s->files = larger;
         s->room = room;
     }
-    s->files[s->n_files++] = (struct source_file){inode, path ? strdup(path) : NULL};
+    struct source_file file = {inode, path ? strdup(path) : NULL};
+    if (path && !file.path)
+        return -ENOMEM;
+    s->files[s->n_files++] = file;
     return 0;
 }
 
@@ -48,7 +52,7 @@ void source_free(struct source *s)
 struct seen {
     ino_t inode;
     dev_t device;
-    char *path;
+    char path[];
 };
 
 struct scan {
@@ -57,8 +61,7 @@ struct scan {
     dev_t device; /* what is mounted below is left out */
     uid_t self;   /* not root: this user's files become root's, as they are when root makes the same */
     gid_t self_group;
-    struct seen *seen;
-    size_t n_seen;
+    void *seen;              /* a tree of struct seen (tsearch) */
     char path[PATH_LONGEST]; /* where it failed, for the sentence */
 };
 
@@ -97,24 +100,35 @@ static int take_link_target(struct scan *c, struct tree_inode *inode, int direct
     return tree_set_target(c->t, inode, target);
 }
 
+static int compare_seen(const void *a, const void *b)
+{
+    const struct seen *x = a, *y = b;
+
+    if (x->inode != y->inode)
+        return x->inode < y->inode ? -1 : 1;
+    return x->device < y->device ? -1 : x->device > y->device;
+}
+
 /* 1: it is another name of a file that is there already, and has been put. */
 static int take_known(struct scan *c, const struct stat *st, const char *path)
 {
     if (st->st_nlink < 2)
         return 0;
-    for (size_t i = 0; i < c->n_seen; i++) {
-        if (c->seen[i].inode != st->st_ino || c->seen[i].device != st->st_dev)
-            continue;
-        struct tree_node *node = tree_find(c->t, c->seen[i].path, false);
-        int failed = node ? tree_put(c->t, path, node->inode, NULL) : -ENOENT;
-        return failed ? failed : 1;
-    }
-    struct seen *larger = realloc(c->seen, (c->n_seen + 1) * sizeof *larger);
-    if (!larger)
+    struct seen *s = malloc(sizeof *s + strlen(path) + 1), **found;
+    if (!s)
         return -ENOMEM;
-    c->seen = larger;
-    c->seen[c->n_seen++] = (struct seen){st->st_ino, st->st_dev, strdup(path)};
-    return 0;
+    s->inode = st->st_ino;
+    s->device = st->st_dev;
+    memcpy(s->path, path, strlen(path) + 1);
+    found = tsearch(s, &c->seen, compare_seen);
+    if (found && *found == s)
+        return 0;
+    free(s);
+    if (!found)
+        return -ENOMEM;
+    struct tree_node *node = tree_find(c->t, (*found)->path, false);
+    int failed = node ? tree_put(c->t, path, node->inode, NULL) : -ENOENT;
+    return failed ? failed : 1;
 }
 
 static int scan_directory(struct scan *c, int fd, const char *path);
@@ -188,9 +202,7 @@ static int directory_scan(struct source *s, struct tree *t, char *err, size_t n)
         close(fd);
     else
         failed = scan_directory(&c, fd, "");
-    for (size_t i = 0; i < c.n_seen; i++)
-        free(c.seen[i].path);
-    free(c.seen);
+    tdestroy(c.seen, free);
     return failed ? error_sys(err, n, failed, "cannot read %s/%.3000s", s->name, c.path) : 0;
 }
 

@@ -75,6 +75,8 @@ static void what_makes_no_sense_is_refused(void **state)
     assert_int_equal(with(NULL, "disk_bytes", "1e3"), -EBADMSG);
     assert_int_equal(with(NULL, "name", "\"../x\""), -EBADMSG);
     assert_int_equal(with(NULL, "source", "\"a\\u001b[2Jb\""), -EBADMSG);
+    assert_int_equal(with(NULL, "source", "\"a\\u009b2Jb\""), -EBADMSG);
+    assert_int_equal(with(NULL, "source", "\"a\\u00a0b\""), 0);
     assert_int_equal(with(NULL, "architecture", "[]"), -EBADMSG);
     assert_int_equal(with("boot", "root_partition", "129"), -EBADMSG);
     assert_int_equal(with("boot", "root_partition", "\"1\""), -EBADMSG);
