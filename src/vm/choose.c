@@ -29,7 +29,7 @@ enum engine_direct vm_choose_direct(const struct vm_config *config)
     for (size_t i = 0; said && i < sizeof modes / sizeof *modes; i++)
         if (strcmp(said, modes[i].word) == 0)
             return modes[i].direct;
-    return ENGINE_DIRECT_OFF;
+    return ENGINE_DIRECT_ON;
 }
 
 static const struct engine_ops *choose_auto(char *why, size_t size)

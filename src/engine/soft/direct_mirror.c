@@ -118,6 +118,11 @@ static void unmap_page(struct direct *d, struct direct_slot *s, uint64_t gva)
 /* --- code that tells
  * --------------------------------------------------------------------------------------------------- */
 
+static bool xcr0_differs(const struct direct *d)
+{
+    return d->host_xcr0 != d->engine->xcr0;
+}
+
 /* Instructions that would answer with the host's: where the processor cannot be told to trap them, pages that contain
  * their bytes, be it by chance, are not executed here.  (RDTSC and RDTSCP trap.) */
 static bool tells(const struct direct *d, const uint8_t *p, uint8_t before)
@@ -125,12 +130,12 @@ static bool tells(const struct direct *d, const uint8_t *p, uint8_t before)
     switch (p[1]) {
     case 0xa2: /* cpuid */
         return d->cpuid_tells;
-    case 0xc7: /* rdpid */
-        return before == 0xf3 && p[2] >= 0xf8;
+    case 0xc7: /* rdpid; xsavec */
+        return (before == 0xf3 && p[2] >= 0xf8) || ((p[2] & 0x38) == 0x20 && p[2] < 0xc0 && xcr0_differs(d));
     case 0x01: /* xgetbv */
-        return p[2] == 0xd0 && d->host_xcr0 != d->engine->xcr0;
-    case 0xae: /* xsave with a mask of all */
-        return (p[2] >> 3 & 7) == 4 && p[2] < 0xc0 && d->host_xcr0 != d->engine->xcr0;
+        return p[2] == 0xd0 && xcr0_differs(d);
+    case 0xae: /* xsave, xsaveopt: a program may want all that there is to be saved */
+        return (p[2] & 0x28) == 0x20 && p[2] < 0xc0 && xcr0_differs(d);
     default:
         return false;
     }
