@@ -72,6 +72,16 @@ int logfile_write(struct logfile *log, const void *data, size_t len)
     return failed;
 }
 
+int logfile_trim(struct logfile *log)
+{
+    struct stat st;
+
+    if (fstat(log->fd, &st))
+        return -errno;
+    log->size = (uint64_t)st.st_size;
+    return log->size > log->limit ? rotate(log) : 0;
+}
+
 void logfile_close(struct logfile *log)
 {
     if (log->fd >= 0)

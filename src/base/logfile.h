@@ -18,4 +18,6 @@ struct logfile {
 int logfile_open(struct logfile *log, const char *path, uint64_t limit, char *err, size_t n);
 /* Appends a piece, which is cut in two only when it alone is larger than the limit.  0/-errno. */
 int logfile_write(struct logfile *log, const void *data, size_t len);
+/* For a log that others write, too: begins anew if it has grown beyond the limit.  0/-errno. */
+int logfile_trim(struct logfile *log);
 void logfile_close(struct logfile *log);

@@ -9,6 +9,8 @@
 #include "base/utf8.h"
 #include "vm/link.h"
 
+#define TRIM_NS 60000000000ull
+
 static struct vm_life *life_of(struct vm *vm)
 {
     return vm->config->life;
@@ -34,6 +36,15 @@ static void grace_over(void *opaque)
     vm_end(opaque, VM_USER_LEFT, "switched off: the guest did not shut down in time");
 }
 
+/* Now and then: what is said there is for a person to read, and little. */
+static void trim_log(void *opaque)
+{
+    struct vm *vm = opaque;
+
+    logfile_trim(&life_of(vm)->said);
+    loop_timer_set(vm->loop, &life_of(vm)->trim, clock_ns() + TRIM_NS);
+}
+
 int life_open(struct vm *vm, char *err, size_t n)
 {
     struct vm_life *life = life_of(vm);
@@ -47,9 +58,12 @@ int life_open(struct vm *vm, char *err, size_t n)
                                           .opaque = vm,
                                           .client_gone = client_gone};
     loop_timer_init(&life->grace, grace_over, vm);
+    loop_timer_init(&life->trim, trim_log, vm);
     int failed = control_create(&life->control, &config, err, n);
     if (failed)
         return failed;
+    if (life->said.limit)
+        trim_log(vm);
     life->client = -1;
     life->statm = open("/proc/self/statm", O_RDONLY | O_CLOEXEC);
     control_set_console_input(life->control, typed, vm);
@@ -145,6 +159,7 @@ void life_close(struct vm *vm)
     if (!life || !life->control)
         return;
     loop_timer_cancel(vm->loop, &life->grace);
+    loop_timer_cancel(vm->loop, &life->trim);
     control_destroy(life->control);
     close(life->statm);
     life->control = NULL;

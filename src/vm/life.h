@@ -14,6 +14,8 @@
 struct vm_life {
     const struct vm_record *record;
     struct event_log events;
+    struct logfile said; /* guise.log, which is our stderr; its limit is 0: nobody's */
+    struct loop_timer trim;
     struct vm_run run;
     int lock;      /* held */
     int client;    /* a control connection that exists already, or -1; life_open takes it over */

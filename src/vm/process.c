@@ -24,19 +24,14 @@
 
 /* --- the one who starts ------------------------------------------------------------------------------------- */
 
-/* guise.log, what the process has to say: a long one begins anew. */
+/* guise.log, what the process has to say. */
 static int open_log(const struct registry *r, const char *name, char *err, size_t n)
 {
-    char path[PATH_MAX], old[PATH_MAX];
-    struct stat st;
+    char path[PATH_MAX];
     int failed = registry_path(r, name, "guise.log", path, err, n);
 
-    if (!failed)
-        failed = registry_path(r, name, "guise.log.1", old, err, n);
     if (failed)
         return failed;
-    if (stat(path, &st) == 0 && st.st_size > LOG_MOST)
-        rename(path, old);
     int fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600);
     return fd < 0 ? error_sys(err, n, -errno, "cannot write %s", path) : fd;
 }
@@ -99,6 +94,10 @@ static int begin(const struct registry *r, struct vm_record *record, struct vm_l
     if (!failed)
         failed = event_log_open(&life->events, path, record->name, err, n);
     if (!failed)
+        failed = registry_path(r, record->name, "guise.log", path, err, n);
+    if (!failed)
+        failed = logfile_open(&life->said, path, LOG_MOST, err, n);
+    if (!failed)
         failed = registry_socket(r, record->name, "ctl", life->socket, err, n);
     if (!failed)
         failed = registry_path(r, record->name, "serial.log", path, err, n);
@@ -123,7 +122,8 @@ int process_main(const char *name, bool attached)
     struct vm_record record;
     struct prepared prepared = {.n_texts = 0};
     struct vm_result result = {0};
-    struct vm_life life = {.record = &record, .lock = LOCK_FD, .client = CLIENT_FD, .attached = attached};
+    struct vm_life life = {
+        .record = &record, .said = {.fd = -1, .old = -1}, .lock = LOCK_FD, .client = CLIENT_FD, .attached = attached};
     char err[ERROR_SIZE], serial[PATH_MAX + 4];
 
     if (fcntl(CLIENT_FD, F_SETFD, FD_CLOEXEC) || fcntl(LOCK_FD, F_SETFD, FD_CLOEXEC)) {
@@ -152,6 +152,7 @@ int process_main(const char *name, bool attached)
     log_say("%s", err);
     prepare_free(&prepared);
     event_log_close(&life.events);
+    logfile_close(&life.said);
     record_free(&record);
     return failed || result.end == VM_FAILED;
 }

@@ -1,5 +1,6 @@
 /* Small whole files and the directories that guise keeps things in. */
 #include <errno.h>
+#include <fcntl.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -14,6 +15,7 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/logfile.h"
 #include "base/path.h"
 
 static char top[64], path[256], err[ERROR_SIZE];
@@ -91,6 +93,33 @@ static void a_long_runtime_directory_is_not_taken(void **state)
     assert_int_equal(path_runtime(out, sizeof out, err, sizeof err), -ENAMETOOLONG);
 }
 
+/* Standard error, say: its writers know nothing of a limit. */
+static void a_log_that_others_write_begins_anew(void **state)
+{
+    struct logfile log;
+    struct stat st;
+    char *old;
+
+    snprintf(path, sizeof path, "%s/log", top);
+    assert_int_equal(logfile_open(&log, path, 10, err, sizeof err), 0);
+    int other = open(path, O_WRONLY | O_APPEND | O_CLOEXEC);
+    assert_int_equal(write(other, "0123456789", 10), 10);
+    assert_int_equal(logfile_trim(&log), 0);
+    assert_int_equal(fstat(other, &st), 0);
+    assert_int_equal(st.st_size, 10);
+    assert_int_equal(write(other, "ab", 2), 2);
+    assert_int_equal(logfile_trim(&log), 0);
+    assert_int_equal(write(other, "new", 3), 3);
+    assert_int_equal(fstat(other, &st), 0);
+    assert_int_equal(st.st_size, 3);
+    logfile_close(&log);
+    close(other);
+    snprintf(path, sizeof path, "%s/log.1", top);
+    assert_int_equal(file_read(path, 100, &old, NULL, err, sizeof err), 0);
+    assert_string_equal(old, "0123456789ab");
+    free(old);
+}
+
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 int main(void)
 {
@@ -99,6 +128,7 @@ int main(void)
         T(a_failed_write_leaves_what_was_there),
         T(the_data_directory_is_made_and_private),
         T(a_long_runtime_directory_is_not_taken),
+        T(a_log_that_others_write_begins_anew),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
