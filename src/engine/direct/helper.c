@@ -23,7 +23,12 @@
 enum { SOCKET = 3, SHARED = 4, RAM = 5, RAM_HERE = 3 /* in a process for guest code, alone */ };
 enum { SET_CPUID = 0x1012 /* arch_prctl */ };
 
-/* --- what the two threads may do ---------------------------------------------------------------------------------- */
+static uint64_t stub_offset(const char *label)
+{
+    return (uint64_t)((uintptr_t)label - (uintptr_t)direct_stub);
+}
+
+/* --- what the two threads may do --------------------------------------------------------------------------- */
 
 /* A filter is a list of rules: what meets all conditions of one is answered so. */
 struct filter {
@@ -66,7 +71,7 @@ static void call(struct filter *f, uint32_t number, const char *from)
 {
     word(f, FIELD(instruction_pointer) + 4, UINT32_MAX, DIRECT_BASE >> 32);
     if (from)
-        word(f, FIELD(instruction_pointer), UINT32_MAX, (uint32_t)(DIRECT_BASE + (uint64_t)(from - direct_stub)));
+        word(f, FIELD(instruction_pointer), UINT32_MAX, (uint32_t)(DIRECT_BASE + stub_offset(from)));
     word(f, FIELD(arch), UINT32_MAX, AUDIT_ARCH_X86_64);
     word(f, FIELD(nr), UINT32_MAX, number);
 }
@@ -113,28 +118,29 @@ static void mapper_rules(struct filter *f)
     emit(f, BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS);
 }
 
-/* Two struct sock_fprog and their code, where the stub can name them: they are used before guest code can reach them.
- */
-static void place_filters(struct direct_state *state, uint64_t address)
+/* A struct sock_fprog and, from *used on, its code, where the stub can name them: they are used before guest code can
+ * reach them. */
+static void place_filter(struct direct_state *state, unsigned i, size_t *used, void (*rules)(struct filter *))
 {
-    void (*const rules[2])(struct filter *) = {runner_rules, mapper_rules};
-    uint8_t *to = state->filters + 2 * sizeof(struct sock_fprog);
-
-    for (unsigned i = 0; i < 2; i++) {
-        struct filter f = {.n = 0};
-        rules[i](&f);
-        struct sock_fprog program = {
-            .len = f.n,
-            .filter = (struct sock_filter *)(uintptr_t)(address + offsetof(struct direct_state, filters) +
-                                                        (uint64_t)(to - state->filters)),
-        };
-        memcpy(to, f.code, f.n * sizeof f.code[0]);
-        memcpy(state->filters + i * sizeof program, &program, sizeof program);
-        to += f.n * sizeof f.code[0];
-    }
+    struct filter f = {.n = 0};
+    rules(&f);
+    struct sock_fprog program = {
+        .len = f.n,
+        .filter = (struct sock_filter *)(DIRECT_STATE + offsetof(struct direct_state, filters) + *used),
+    };
+    memcpy(state->filters + *used, f.code, f.n * sizeof f.code[0]);
+    memcpy(state->filters + i * sizeof program, &program, sizeof program);
+    *used += f.n * sizeof f.code[0];
 }
 
-/* --- a process for guest code ------------------------------------------------------------------------------------- */
+static void place_filters(struct direct_state *state)
+{
+    size_t used = 2 * sizeof(struct sock_fprog);
+    place_filter(state, 0, &used, runner_rules);
+    place_filter(state, 1, &used, mapper_rules);
+}
+
+/* --- a process for guest code ------------------------------------------------------------------------------ */
 
 /* The kernel's, not the C library's: nothing but the stub is there when a signal comes. */
 struct kernel_sigaction {
@@ -166,7 +172,7 @@ static bool put_code(void)
                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
     if (at != (void *)(uintptr_t)DIRECT_BASE)
         return false;
-    memcpy(at, direct_stub, (size_t)(direct_stub_end - direct_stub));
+    memcpy(at, direct_stub, stub_offset(direct_stub_end));
     return mprotect(at, DIRECT_CODE_SIZE, PROT_READ | PROT_EXEC) == 0;
 }
 
@@ -192,25 +198,24 @@ static int prepare(unsigned slot)
         return -errno;
     memset((void *)(uintptr_t)DIRECT_STATE, 0, DIRECT_STATE_SIZE); /* of whoever was here before */
     memset((void *)(uintptr_t)DIRECT_STACK, 0, DIRECT_STACK_SIZE);
-    place_filters((struct direct_state *)(uintptr_t)DIRECT_STATE, DIRECT_STATE);
+    place_filters((struct direct_state *)(uintptr_t)DIRECT_STATE);
     if (dup2(RAM, RAM_HERE) < 0 || syscall(SYS_close_range, 0, 2, 0) || syscall(SYS_close_range, RAM_HERE + 1, ~0u, 0))
         return -errno;
     if (sigaltstack(&stack, NULL) || prctl(PR_SET_TSC, PR_TSC_SIGSEGV))
         return -errno;
     syscall(SYS_arch_prctl, SET_CPUID, 0); /* where the processor can trap it: else the VM process looks out for it */
     leave_rseq();
-    return set_handlers(DIRECT_BASE + (uint64_t)(direct_stub_handler - direct_stub));
+    return set_handlers(DIRECT_BASE + stub_offset(direct_stub_handler));
 }
 
 static void run(unsigned slot)
 {
     if (prepare(slot))
         _exit(1);
-    ((void (*)(void))(uintptr_t)(DIRECT_BASE + (uint64_t)(direct_stub_start - direct_stub)))();
+    ((void (*)(void))(uintptr_t)(DIRECT_BASE + stub_offset(direct_stub_start)))();
 }
 
-/* --- the process that makes them -----------------------------------------------------------------------------------
- */
+/* --- the process that makes them --------------------------------------------------------------------------- */
 
 static int confine(char *err, size_t n)
 {

@@ -23,8 +23,7 @@
 #define FLAGS_USER (FL_ARITH | FL_DF | FL_TF | FL_AC | FL_NT | FL_ID)
 #define FLAGS_EXTRA (FL_NT | FL_ID)
 
-/* --- life ----------------------------------------------------------------------------------------------------------
- */
+/* --- life -------------------------------------------------------------------------------------------------- */
 
 static uint64_t host_xcr0(void)
 {
@@ -128,8 +127,7 @@ void soft_direct_destroy(struct engine *e)
     e->direct = NULL;
 }
 
-/* --- state ----------------------------------------------------------------------------------------------------------
- */
+/* --- state ------------------------------------------------------------------------------------------------- */
 
 /* What differs from the state of 64-bit user code on a host, as Linux has it, stays in tier 1. */
 static bool suitable(const struct soft_vcpu *v)
@@ -153,14 +151,10 @@ static struct direct_context *context(const struct direct_slot *s)
     return (struct direct_context *)(s->stack + s->frame + FRAME_CONTEXT);
 }
 
-/* The order of the registers in the kernel's frame, by their numbers in instructions. */
-#define FOR_REGISTERS(X)                                                                                               \
-    X(RAX, rax)                                                                                                        \
-    X(RCX, rcx)                                                                                                        \
-    X(RDX, rdx)                                                                                                        \
-    X(RBX, rbx)                                                                                                        \
-    X(RSP, rsp) X(RBP, rbp) X(RSI, rsi) X(RDI, rdi) X(R8, r8) X(R9, r9) X(R10, r10) X(R11, r11) X(R12, r12)            \
-        X(R13, r13) X(R14, r14) X(R15, r15)
+/* Where the kernel's frame has the registers, by their numbers in instructions. */
+#define AT(name) offsetof(struct direct_context, name) / 8
+static const uint8_t register_at[16] = {AT(rax), AT(rcx), AT(rdx), AT(rbx), AT(rsp), AT(rbp), AT(rsi), AT(rdi),
+                                        AT(r8),  AT(r9),  AT(r10), AT(r11), AT(r12), AT(r13), AT(r14), AT(r15)};
 
 enum { XSTATE_BV = 512, XSTATE_HEADER_END = 576, SW_BYTES = 464, XCR0_PKRU = 1 << 9 };
 
@@ -214,8 +208,8 @@ static void state_out(struct soft_vcpu *v, struct direct_slot *s)
     struct direct_context *k = context(s);
     const uint64_t no_mask = 0;
     cpu_copy(s->stack + s->frame + FRAME_UCONTEXT, s->initial, FRAME_CONTEXT - FRAME_UCONTEXT);
-#define OUT(n, name) k->name = c->gpr[n];
-    FOR_REGISTERS(OUT)
+    for (unsigned i = 0; i < 16; i++)
+        ((uint64_t *)k)[register_at[i]] = c->gpr[i];
     k->rip = c->rip;
     k->eflags = (c->rflags & (FL_ARITH | FL_DF)) | FL_ONE | FL_IF;
     k->cs = HOST_CS, k->ss = HOST_SS, k->fs = k->gs = 0;
@@ -251,8 +245,8 @@ static void state_in(struct soft_vcpu *v, const struct direct *d, const struct d
                      const struct direct_context *k)
 {
     struct cpu *c = &v->cpu;
-#define IN(n, name) c->gpr[n] = k->name;
-    FOR_REGISTERS(IN)
+    for (unsigned i = 0; i < 16; i++)
+        c->gpr[i] = ((const uint64_t *)k)[register_at[i]];
     c->rip = k->rip;
     c->rflags = (c->rflags & ~(uint32_t)FLAGS_USER) | ((uint32_t)k->eflags & FLAGS_USER);
     simd_in(v, d, s);
@@ -260,8 +254,7 @@ static void state_in(struct soft_vcpu *v, const struct direct *d, const struct d
     soft_update_mode(v);
 }
 
-/* --- exits
- * ------------------------------------------------------------------------------------------------------------ */
+/* --- exits ------------------------------------------------------------------------------------------------- */
 
 struct stop {
     int signal;
@@ -323,8 +316,7 @@ static enum direct_exit understand(struct soft_vcpu *v, struct direct *d, struct
     }
 }
 
-/* --- a stay
- * ----------------------------------------------------------------------------------------------------------- */
+/* --- a stay ------------------------------------------------------------------------------------------------ */
 
 /* For another address space: one that starts, or has none; a new one; else that which has not run for longest. */
 static struct direct_slot *free_slot(struct direct *d)
@@ -432,8 +424,7 @@ static enum direct_exit stay(struct soft_vcpu *v, struct direct *d, struct direc
     }
 }
 
-/* --- when
- * ----------------------------------------------------------------------------------------------------------------- */
+/* --- when -------------------------------------------------------------------------------------------------- */
 
 #define SEEN_ENOUGH 2u /* ticks in user mode, one after another, until it is tried */
 #define QUIET_US 15u   /* between two things that translated code needs C for, on the way to that */

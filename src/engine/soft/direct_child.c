@@ -36,7 +36,7 @@ static bool moved(uint32_t *from, uint32_t *to)
     return futex(from, FUTEX_CMP_REQUEUE, 0, (void *)1, to) == 1;
 }
 
-/* --- the helper that makes them ----------------------------------------------------------------------------------- */
+/* --- the helper that makes them ---------------------------------------------------------------------------- */
 
 static int map_pages(struct direct *d, int *fd)
 {
@@ -139,8 +139,7 @@ bool direct_slot_ready(struct direct *d, struct direct_slot *s)
     return s->state == SLOT_READY;
 }
 
-/* --- orders ----------------------------------------------------------------------------------------------------------
- */
+/* --- orders ------------------------------------------------------------------------------------------------ */
 
 void direct_call(struct direct_slot *s, int64_t number, uint64_t a, uint64_t b, uint64_t c, uint64_t offset)
 {

@@ -18,8 +18,7 @@
 #define LOWEST 0x10000ull /* where a host lets its processes map */
 #define AROUND 16u        /* pages looked at for a miss: they and the missed one are aligned to so many */
 
-/* --- the table of pieces --------------------------------------------------------------------------------------------
- */
+/* --- the table of pieces ----------------------------------------------------------------------------------- */
 
 static unsigned place(const struct direct_slot *s, uint64_t key)
 {
@@ -115,8 +114,7 @@ static void unmap_page(struct direct *d, struct direct_slot *s, uint64_t gva)
         unmap(d, s, p);
 }
 
-/* --- code that tells
- * --------------------------------------------------------------------------------------------------- */
+/* --- code that tells --------------------------------------------------------------------------------------- */
 
 static bool xcr0_differs(const struct direct *d)
 {
@@ -161,8 +159,7 @@ static bool hides(struct soft_vcpu *v, const struct direct *d, uint64_t gva, uin
     return false;
 }
 
-/* --- mapping
- * --------------------------------------------------------------------------------------------------------------- */
+/* --- mapping ----------------------------------------------------------------------------------------------- */
 
 static bool has_code(const struct engine *e, uint64_t gpa, uint64_t size)
 {
@@ -308,8 +305,7 @@ void mirror_prefill(struct soft_vcpu *v, struct direct *d, struct direct_slot *s
     map_run(d, s, &r);
 }
 
-/* --- flushes
- * ------------------------------------------------------------------------------------------------------------ */
+/* --- flushes ----------------------------------------------------------------------------------------------- */
 
 /* Is a mapping what the tables say?  Less than they allow is fine. */
 static bool still_right(struct soft_vcpu *v, const struct piece *p)
