@@ -16,6 +16,7 @@
 #include "image/rootfs.h"
 
 #define WORDS_MAX 58
+#define ROOT_TAR "root.tar"
 #define LISTING_MAX (1u << 20)
 #define LOG_MAX (16u << 20)
 
@@ -27,7 +28,7 @@ struct command_line {
     const char *words[WORDS_MAX + 1];
     unsigned n;
     char tmpdir[IMAGE_PATH_SIZE + 16], include[4096], upload[4200], epoch[48], sources[RECIPE_SOURCES_MAX][512],
-        mode[32];
+        mode[32], target[IMAGE_PATH_SIZE];
 };
 
 static void add(struct command_line *c, const char *word)
@@ -155,12 +156,21 @@ static char *host_mirrors(struct job *j)
     return file_read(path, LISTING_MAX, &text, NULL, NULL, 0) ? NULL : text;
 }
 
+/* Where the archive goes: as root by its name, because a descriptor of another mount namespace has one that means
+ * nothing in a chroot; users of a user namespace cannot reach the name, but the descriptor. */
+static void add_target(struct job *j, struct command_line *c, const char *mode)
+{
+    if (strcmp(mode, "root") == 0)
+        job_path(j, ROOT_TAR, c->target);
+    else
+        snprintf(c->target, sizeof c->target, "/proc/self/fd/4");
+    add(c, c->target);
+}
+
 static void add_sources(struct job *j, struct command_line *c, const struct image_build *b)
 {
     char *mirrors = b->mirror ? NULL : host_mirrors(j);
 
-    add(c, b->suite);
-    add(c, "/proc/self/fd/4");
     unsigned n = recipe_sources(b->suite, b->mirror, mirrors, c->sources);
     for (unsigned i = 0; i < n; i++)
         add(c, c->sources[i]);
@@ -214,6 +224,8 @@ static int run_mmdebstrap(struct job *j, const struct image_build *b, int tar, c
     add_namespaces(j, c, mode);
     add_options(c, b, mode);
     add_hooks(c, b);
+    add(c, b->suite);
+    add_target(j, c, mode);
     add_sources(j, c, b);
     failed = job_run(j,
                      &(struct job_tool){.argv = c->words,
@@ -236,7 +248,7 @@ static int build(struct job *j, void *context, char *err, size_t n)
     char tar[IMAGE_PATH_SIZE], disk[IMAGE_PATH_SIZE], source[128];
 
     job_stage(j, "preparing");
-    job_path(j, "root.tar", tar);
+    job_path(j, ROOT_TAR, tar);
     job_path(j, "disk.raw", disk);
     int fd = open(tar, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
     if (fd < 0)
