@@ -275,6 +275,7 @@ static const struct call calls[] = {
     {SYS(clone), DIRECT, "such a process, its second thread"},
     {SYS(kill), DIRECT, "such a process is ended"},
     {SYS(wait4), DIRECT, "and has ended"},
+    {SYS(getppid), DIRECT, "it ends with this process, also when that was faster"},
     {SYS(mmap), DIRECT, "guest code is executable"},
     {SYS(mprotect), DIRECT, "so is the stub"},
     {SYS(rt_sigaction), DIRECT, "what stops guest code is a signal"},

@@ -185,12 +185,14 @@ static void leave_rseq(void)
 #endif
 }
 
-static int prepare(unsigned slot)
+static int prepare(unsigned slot, pid_t parent)
 {
     const uint64_t offset = (uint64_t)slot * DIRECT_SLOT_SIZE;
     const stack_t stack = {.ss_sp = (void *)(uintptr_t)DIRECT_STACK, .ss_size = DIRECT_STACK_SIZE};
 
     prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (getppid() != parent) /* it ended before we asked */
+        return -ESRCH;
     prctl(PR_SET_NAME, "guise-direct");
     if (!put_code() || !put(DIRECT_ORDERS, DIRECT_ORDERS_SIZE, PROT_READ, offset) ||
         !put(DIRECT_STATE, DIRECT_STATE_SIZE, PROT_READ | PROT_WRITE, offset + DIRECT_SLOT_STATE) ||
@@ -208,9 +210,9 @@ static int prepare(unsigned slot)
     return set_handlers(DIRECT_BASE + stub_offset(direct_stub_handler));
 }
 
-static void run(unsigned slot)
+static void run(unsigned slot, pid_t parent)
 {
-    if (prepare(slot))
+    if (prepare(slot, parent))
         _exit(1);
     ((void (*)(void))(uintptr_t)(DIRECT_BASE + stub_offset(direct_stub_start)))();
 }
@@ -240,9 +242,10 @@ static bool replace(pid_t *slot, unsigned number)
     }
     if (write(SOCKET, "", 1) != 1)
         return false;
+    pid_t self = getpid();
     *slot = fork();
     if (*slot == 0)
-        run(number);
+        run(number, self);
     return *slot > 0;
 }
 
