@@ -167,7 +167,7 @@ static int take_error(json_t *error, char *err, size_t n)
     for (size_t i = 0; code && i < sizeof codes / sizeof *codes; i++)
         if (strcmp(codes[i].code, code) == 0)
             number = codes[i].number;
-    return error_set(err, n, number, "%s", message ? message : "the VM process gave no reason");
+    return error_set(err, n, number, "%s", message && *message ? message : "the VM process gave no reason");
 }
 
 static int explain(int failed, char *err, size_t n)

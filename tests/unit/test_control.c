@@ -530,6 +530,22 @@ static void what_is_no_object_is_no_event(void **state)
     close(ends[1]);
 }
 
+static void an_error_without_words_is_one(void **state)
+{
+    static const char line[] = "{\"id\":1,\"error\":{\"code\":\"wrong-state\",\"message\":\"\"}}\n";
+    struct client c;
+    int ends[2];
+
+    err[0] = 0;
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, ends), 0);
+    client_adopt(&c, ends[0]);
+    assert_int_equal(send(ends[1], line, strlen(line), 0), (ssize_t)strlen(line));
+    assert_int_equal(client_call(&c, "status", NULL, NULL, err, sizeof err), -EBUSY);
+    assert_string_equal(err, "the VM process gave no reason");
+    client_close(&c);
+    close(ends[1]);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -545,6 +561,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(the_socket_of_a_dead_one_is_replaced, set_up, tear_down),
         cmocka_unit_test_setup_teardown(the_client_finds_its_answer_among_events, set_up, tear_down),
         cmocka_unit_test(what_is_no_object_is_no_event),
+        cmocka_unit_test(an_error_without_words_is_one),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
