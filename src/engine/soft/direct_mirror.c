@@ -394,8 +394,8 @@ void soft_direct_flush_page(struct soft_vcpu *v, uint64_t gva)
     struct direct_slot *s = d ? d->current : NULL;
     if (!s || gva >> 63 || s->stale)
         return;
-    if (s->n_pending == MIRROR_PENDING || (v->large_bloom[0][0] >> (gva >> 21 & 63) & 1) ||
-        (v->large_bloom[0][1] >> (gva >> 30 & 63) & 1))
+    if (s->n_pending == MIRROR_PENDING || (v->large_ever[0][0] >> (gva >> 21 & 63) & 1) ||
+        (v->large_ever[0][1] >> (gva >> 30 & 63) & 1))
         s->stale = true;
     else
         s->pending[s->n_pending++] = gva;

@@ -24,11 +24,14 @@ static void tlb_insert(struct soft_vcpu *v, unsigned mmu, unsigned write, uint64
 
 static void note_large(struct soft_vcpu *v, uint64_t gva, const struct translation *tr)
 {
-    unsigned half = gva >> 63;
-    if (tr->page_size >= 1u << 30)
-        v->large_bloom[half][1] |= 1ull << (gva >> 30 & 63);
-    else if (tr->page_size > 4096)
-        v->large_bloom[half][0] |= 1ull << (gva >> 21 & 63);
+    unsigned half = gva >> 63, huge = tr->page_size >= 1u << 30;
+    uint64_t bit = 1ull << (gva >> (huge ? 30 : 21) & 63);
+    if (tr->page_size <= 4096)
+        return;
+    v->large_bloom[half][huge] |= bit;
+    v->large_ever[half][huge] |= bit;
+    if (tr->global)
+        v->large_global[half][huge] |= bit;
 }
 
 /* Enters a RAM page into the TLBs that its permissions allow.  A page that holds translated code stays
@@ -147,18 +150,27 @@ void soft_tlb_flush(struct soft_vcpu *v, unsigned mmu, bool globals_too)
             v->itlb[mmu][i].tag = tlb_invalid(i);
 }
 
-static void flush_all_here(struct cpu *cpu, bool globals_too)
+static void flush_modes(struct soft_vcpu *v, bool globals_too)
 {
-    struct soft_vcpu *v = vcpu_of(cpu);
-    v->stats.tlb_flush++;
     for (unsigned i = 0; i < MMU_COUNT; i++) {
         soft_tlb_flush(v, i, globals_too);
         ibtc_flush(v, i, globals_too);
     }
+    for (unsigned i = 0; i < 4; i++) {
+        unsigned half = i & 1, huge = i >> 1;
+        if (globals_too)
+            v->large_global[half][huge] = v->large_ever[half][huge] = 0;
+        v->large_bloom[half][huge] = v->large_global[half][huge];
+    }
+}
+
+static void flush_all_here(struct cpu *cpu, bool globals_too)
+{
+    struct soft_vcpu *v = vcpu_of(cpu);
+    v->stats.tlb_flush++;
+    flush_modes(v, globals_too);
     if (globals_too) {
         soft_unchain_cross(v->engine);
-        for (unsigned half = 0; half < 2; half++)
-            v->large_bloom[half][0] = v->large_bloom[half][1] = 0;
         for (unsigned i = 0; i < 64; i++)
             v->exec_bloom[0][0][i] = v->exec_bloom[0][1][i] = v->exec_bloom[1][0][i] = v->exec_bloom[1][1][i] = 0;
     }
@@ -190,6 +202,19 @@ static bool bloom_has(const struct soft_vcpu *v, unsigned which, uint64_t gva)
     return v->exec_bloom[which][gva >> 63][gva >> 18 & 63] >> (gva >> 12 & 63) & 1;
 }
 
+/* Of the region of 2^shift bytes at gva: 4 KiB, 2 MiB, which are eight words, or 1 GiB. */
+static bool bloom_has_any(const struct soft_vcpu *v, unsigned which, uint64_t gva, unsigned shift)
+{
+    const uint64_t *words = v->exec_bloom[which][gva >> 63];
+    unsigned first = shift == 21 ? gva >> 18 & 63 : 0, n = shift == 21 ? 8 : 64;
+    uint64_t any = 0;
+    if (shift == 12)
+        return bloom_has(v, which, gva);
+    for (unsigned i = first; i < first + n; i++)
+        any |= words[i];
+    return any;
+}
+
 static void flush_page(struct cpu *cpu, uint64_t gva)
 {
     struct soft_vcpu *v = vcpu_of(cpu);
@@ -211,13 +236,13 @@ static void flush_page(struct cpu *cpu, uint64_t gva)
     unsigned half = gva >> 63;
     bool large = v->large_bloom[half][0] >> (gva >> 21 & 63) & 1,
          huge = v->large_bloom[half][1] >> (gva >> 30 & 63) & 1;
-    if (huge)
-        flush_region(v, gva, 30);
-    else if (large)
-        flush_region(v, gva, 21);
+    unsigned shift = huge ? 30 : large ? 21 : 12;
+    uint64_t first = gva >> shift << shift;
+    if (shift > 12)
+        flush_region(v, gva, shift);
     /* code that was reached through this page, or straddles into it, in either mode */
     for (unsigned which = 0; which < 2; which++) {
-        if (!large && !huge && !bloom_has(v, which, gva) && !bloom_has(v, which, gva - 4096))
+        if (!bloom_has_any(v, which, first, shift) && !bloom_has(v, which, first - 4096))
             continue;
         if (which == 0) {
             ibtc_flush(v, MMU_USER, true);
@@ -236,10 +261,7 @@ static void address_space_changed(struct cpu *cpu, bool keep)
     struct soft_vcpu *v = vcpu_of(cpu);
     v->stats.cr3_writes++;
     soft_direct_cr3(v, keep);
-    for (unsigned i = 0; i < MMU_COUNT; i++) {
-        soft_tlb_flush(v, i, false);
-        ibtc_flush(v, i, false);
-    }
+    flush_modes(v, false);
 }
 
 static void flush_pcid(struct cpu *cpu, uint16_t pcid)
