@@ -67,9 +67,9 @@ class Results:
     def slower(self, name, a, b):
         """How many times as long as with b the same work takes with a; None when one of them was not measured."""
         x, y = self.median(name, a), self.median(name, b)
-        if self.rate(name):
-            x, y = y, x
-        return x / y if x and y else None
+        if not x or not y:
+            return None
+        return y / x if self.rate(name) else x / y
 
     def names(self, group=None):
         return [n for n in self.unit if group is None or self.group[n] == group]
