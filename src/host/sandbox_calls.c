@@ -86,7 +86,7 @@ static const struct call calls[] = {
     {SYS(rt_sigreturn), ANY, "a signal handler returns"},
     {SYS(rt_sigprocmask), ANY, "pthread_create, pthread_sigmask and abort block signals"},
     {SYS(restart_syscall), ANY, "the kernel continues a sleep after a stop"},
-    {SYS(sched_yield), ANY, "locks of libraries"},
+    {SYS(sched_yield), ANY, "locks of libraries; a halted vCPU that looks for a request before it sleeps"},
     {SYS(set_robust_list), ANY, "a thread begins"},
     {SYS(rseq), ANY, "a thread begins"},
     {SYS(gettid), ANY, "raise, and names of threads"},

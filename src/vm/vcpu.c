@@ -4,6 +4,7 @@
  */
 #include <errno.h>
 #include <linux/futex.h>
+#include <sched.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/prctl.h>
@@ -14,17 +15,52 @@
 #include "vm/confine.h"
 #include "vm/vm_int.h"
 
-/* Sleeps until a request is there.  No wake-up is lost: the kicker sets request, then looks at sleeping; we
+/*
+ * A halted vCPU that is woken within POLL_MOST_NS again and again waits for a device, and waking a thread on an idle
+ * CPU takes as long as the device does.  Such a vCPU looks for its request a little while before it sleeps: twice as
+ * long as last time while that would have helped, not at all once it has slept longer.  It yields to whoever wants the
+ * CPU.
+ */
+#define POLL_LEAST_NS 10000u
+#define POLL_MOST_NS 160000u
+
+static bool vcpu_poll(const struct vcpu *v, uint64_t until)
+{
+    do {
+        for (unsigned i = 0; i < 32; i++) {
+            if (atomic_load(&v->cpu->request))
+                return true;
+            __builtin_ia32_pause();
+        }
+        sched_yield();
+    } while (clock_ns() < until);
+    return false;
+}
+
+static void vcpu_waited(struct vcpu *v, uint64_t ns)
+{
+    if (ns > POLL_MOST_NS)
+        v->poll_ns = 0;
+    else if (ns > v->poll_ns)
+        v->poll_ns = v->poll_ns < POLL_LEAST_NS ? POLL_LEAST_NS : 2 * v->poll_ns;
+    if (v->poll_ns > POLL_MOST_NS)
+        v->poll_ns = POLL_MOST_NS;
+    v->idle_ns += ns;
+}
+
+/* Waits until a request is there.  No wake-up is lost: the kicker sets request, then looks at sleeping; we
  * set sleeping, then the kernel looks at request (both orders sequentially consistent). */
 static void vcpu_wait(struct vcpu *v)
 {
     uint64_t before = clock_ns();
 
-    atomic_store(&v->sleeping, true);
-    while (!atomic_load(&v->cpu->request))
-        syscall(SYS_futex, &v->cpu->request, FUTEX_WAIT_PRIVATE, 0, NULL, NULL, 0);
-    atomic_store(&v->sleeping, false);
-    v->idle_ns += clock_ns() - before;
+    if (!v->poll_ns || !vcpu_poll(v, before + v->poll_ns)) {
+        atomic_store(&v->sleeping, true);
+        while (!atomic_load(&v->cpu->request))
+            syscall(SYS_futex, &v->cpu->request, FUTEX_WAIT_PRIVATE, 0, NULL, NULL, 0);
+        atomic_store(&v->sleeping, false);
+    }
+    vcpu_waited(v, clock_ns() - before);
 }
 
 void vm_kick(void *opaque, unsigned i)

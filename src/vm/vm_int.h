@@ -22,8 +22,10 @@ struct vcpu {
     unsigned index;
     struct cpu *cpu;
     pthread_t thread;
-    _Atomic bool sleeping;   /* in futex_wait, or about to be; pairs with vm_kick: request, then sleeping */
-    uint64_t idle_ns, exits; /* the vCPU thread's own */
+    _Atomic bool sleeping; /* in futex_wait, or about to be; pairs with vm_kick: request, then sleeping */
+    /* the vCPU thread's own: */
+    uint64_t idle_ns, exits;
+    uint64_t poll_ns; /* how long to look for a request before sleeping; 0: not at all */
 };
 
 struct vm {
