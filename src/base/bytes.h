@@ -1,6 +1,8 @@
-/* Numbers in files, of either byte order, at any address. */
+/* Bytes in files: numbers of either byte order, at any address; nothing but zeroes. */
 #pragma once
 #include <endian.h>
+#include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -33,4 +35,11 @@ static inline uint64_t be64_at(const void *p)
     uint64_t v;
     memcpy(&v, p, sizeof v);
     return be64toh(v);
+}
+
+/* True for none, too. */
+static inline bool bytes_all_zero(const void *data, size_t len)
+{
+    const unsigned char *p = data;
+    return len == 0 || (p[0] == 0 && memcmp(p, p + 1, len - 1) == 0);
 }

@@ -11,6 +11,7 @@
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
+#include "base/bytes.h"
 #include "base/error.h"
 #include "image/source.h"
 
@@ -295,16 +296,11 @@ int archive_unpack(const void *data, size_t len, size_t max, char **out, size_t 
     return 0;
 }
 
-static bool all_zero(const char *data, size_t len)
-{
-    return len == 0 || (data[0] == 0 && memcmp(data, data + 1, len - 1) == 0);
-}
-
 static int write_sparse(int fd, const char *data, size_t len, uint64_t offset)
 {
     while (len) {
         size_t part = len < CHUNK ? len : CHUNK;
-        if (!all_zero(data, part)) {
+        if (!bytes_all_zero(data, part)) {
             ssize_t now = pwrite(fd, data, part, (off_t)offset);
             if (now <= 0)
                 return now < 0 ? -errno : -EIO;

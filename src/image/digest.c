@@ -19,6 +19,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/bytes.h"
 #include "base/error.h"
 #include "base/path.h"
 #include "image/image_int.h"
@@ -75,16 +76,11 @@ static ssize_t read_block(int fd, void *buffer, off_t offset)
     return (ssize_t)got;
 }
 
-static bool all_zero(const char *data, size_t len)
-{
-    return len == 0 || (data[0] == 0 && memcmp(data, data + 1, len - 1) == 0);
-}
-
 static int add_block(EVP_MD_CTX *md, const char *data, size_t len, off_t offset)
 {
     uint64_t place = htole64((uint64_t)offset);
 
-    if (all_zero(data, len))
+    if (bytes_all_zero(data, len))
         return 0;
     return EVP_DigestUpdate(md, &place, sizeof place) && EVP_DigestUpdate(md, data, len) ? 0 : -ENOMEM;
 }

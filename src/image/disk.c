@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/bytes.h"
 #include "base/error.h"
 #include "image/import.h"
 #include "image/partition.h"
@@ -36,16 +37,11 @@ static int round_up(int fd)
     return size == 0 ? -ENODATA : ftruncate(fd, size) ? -errno : 0;
 }
 
-static bool all_zero(const char *data, size_t len)
-{
-    return len == 0 || (data[0] == 0 && memcmp(data, data + 1, len - 1) == 0);
-}
-
 static int write_grains(int fd, const char *data, size_t len, off_t at)
 {
     for (size_t done = 0; done < len;) {
         size_t part = len - done < GRAIN ? len - done : GRAIN;
-        if (!all_zero(data + done, part)) {
+        if (!bytes_all_zero(data + done, part)) {
             ssize_t now = pwrite(fd, data + done, part, at + (off_t)done);
             if (now <= 0)
                 return now < 0 ? -errno : -EIO;

@@ -9,6 +9,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/bytes.h"
 #include "base/file.h"
 
 #define BLOCK 512u
@@ -150,11 +151,6 @@ static void put_data(struct tar *t, int from, uint64_t offset, uint64_t len)
 
 /* ---- sparse files ---- */
 
-static bool all_zero(const char *data, size_t len)
-{
-    return len == 0 || (data[0] == 0 && memcmp(data, data + 1, len - 1) == 0);
-}
-
 static int add_extent(struct extent **list, size_t *n, uint64_t offset, uint64_t len)
 {
     struct extent *last = *n ? &(*list)[*n - 1] : NULL;
@@ -189,7 +185,7 @@ static int find_extents(int fd, uint64_t size, struct extent **list, size_t *n)
         ssize_t got = pread(fd, data, (size_t)len, (off_t)at);
         if (got != (ssize_t)len)
             failed = got < 0 ? -errno : -EIO;
-        else if (!all_zero(data, (size_t)len))
+        else if (!bytes_all_zero(data, (size_t)len))
             failed = add_extent(list, n, at, len);
     }
     free(data);

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "backends/disk/disk_int.h"
+#include "base/bytes.h"
 #include "base/error.h"
 #include "base/file.h"
 #include "host/loop.h"
@@ -13,19 +14,14 @@
 #define PIECE (1u << 20)
 #define BLOCK 4096u
 
-static bool is_zero(const uint8_t *data, size_t len)
-{
-    return !data[0] && !memcmp(data, data + 1, len - 1);
-}
-
 /* Writes what is not zero; holes stay. */
 static int write_sparse(int fd, const uint8_t *data, uint64_t offset, uint64_t len)
 {
     for (uint64_t at = 0, n; at < len; at += n) {
         n = len - at < BLOCK ? len - at : BLOCK;
-        if (is_zero(data + at, n))
+        if (bytes_all_zero(data + at, n))
             continue;
-        while (at + n < len && !is_zero(data + at + n, len - at - n < BLOCK ? len - at - n : BLOCK))
+        while (at + n < len && !bytes_all_zero(data + at + n, len - at - n < BLOCK ? len - at - n : BLOCK))
             n += len - at - n < BLOCK ? len - at - n : BLOCK;
         for (uint64_t done = 0; done < n;) {
             ssize_t put = pwrite(fd, data + at + done, n - done, (off_t)(offset + at + done));
