@@ -70,6 +70,7 @@ static const struct rule rules[] = {
     {6, 0, 0, ON_ANY, {0}, {.eax = BIT(2)}}, /* the APIC timer always runs */
     {7, 0, 1, ON_ANY, {0, L7_EBX_KEEP, L7_ECX_KEEP, L7_EDX_KEEP}, {.ebx = BIT(1)}},
     {7, 1, 1, ON_ANY, {L7_1_EAX_KEEP}},
+    {7, 2, 1, ON_INTEL, {0}, {.edx = BIT(4)}}, /* BHI_CTRL: else kernels clear the branch history at each entry */
     {0xd, 1, 1, ON_ANY, {BIT(0) | BIT(1) | BIT(2)}}, /* XSAVEOPT, XSAVEC, XGETBV with ECX = 1 */
     {0x80000000, 0, 0, ON_ANY, {ALL, ALL, ALL, ALL}},
     {0x80000001, 0, 0, ON_ANY, {ALL, ALL, X1_ECX_KEEP, X1_EDX_KEEP}},
@@ -177,7 +178,7 @@ static void add_limits(struct cpuid_table *t)
     uint32_t least = t->amd ? 0xd : 0x16, most = t->amd ? 0x10 : 0x1f;
     basic->eax = basic->eax < least ? least : basic->eax > most ? most : basic->eax;
     extended->eax = t->amd ? 0x80000021 : 0x80000008;
-    find(t, 7, 0)->eax = host_cpuid(7, 0).eax ? 1 : 0; /* the last subleaf shown */
+    find(t, 7, 0)->eax = !t->amd ? 2 : host_cpuid(7, 0).eax ? 1 : 0; /* the last subleaf shown */
     t->phys_bits = sizes->eax & 0xff;
     if (t->phys_bits > 48)
         t->phys_bits = 48; /* what the translator's tables are laid out for */
