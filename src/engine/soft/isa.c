@@ -165,9 +165,13 @@ static const struct need needs[ZYDIS_ISA_SET_MAX_VALUE + 1] = {
 };
 /* clang-format on */
 
+/* Beyond the last leaf Intel's CPUs answer with other data, which is no feature bits. */
 static uint32_t word(const struct cpu *cpu, unsigned w)
 {
     struct cpuid_regs r;
+    cpu_cpuid(cpu, words[w].leaf & 0x80000000, 0, &r);
+    if (words[w].leaf > r.eax)
+        return 0;
     cpu_cpuid(cpu, words[w].leaf, words[w].subleaf, &r);
     return words[w].reg == 0 ? r.eax : words[w].reg == 1 ? r.ebx : words[w].reg == 2 ? r.ecx : r.edx;
 }

@@ -43,6 +43,13 @@ static void correct_base(struct insn *in)
     }
 }
 
+/* movsxd with a 66h prefix reads 16 bits, and AMD's CPUs 32 as the decoder has it. */
+static void narrow_movsxd(struct insn *in)
+{
+    if (in->d.mnemonic == ZYDIS_MNEMONIC_MOVSXD && in->d.operand_width == 16)
+        in->op[1].size = 16;
+}
+
 /* Bytes of 32-bit code that 64-bit code, into which they are copied, reads differently: 82h is 80h, and a
  * register number in an immediate has three bits. */
 static void wide_bytes(const struct insn *in, uint8_t *bytes)
@@ -62,6 +69,8 @@ ZyanStatus decode_insn(const struct translator *t, struct insn *in, uint8_t *byt
     ZyanStatus status = ZydisDecoderDecodeFull(d, in->bytes, available, &in->d, in->op);
     if (ZYAN_SUCCESS(status))
         correct_base(in);
+    if (ZYAN_SUCCESS(status) && !t->amd)
+        narrow_movsxd(in);
     if (ZYAN_SUCCESS(status) && !(t->mode & MODE_64))
         wide_bytes(in, bytes);
     return ZYAN_SUCCESS(status) && !isa_has(t, in) ? ZYDIS_STATUS_DECODING_ERROR : status;
@@ -82,16 +91,23 @@ static void undefined_insn(struct insn *in, ZyanStatus status)
     in->d.length = status == ZYDIS_STATUS_INSTRUCTION_TOO_LONG ? 16 : 1;
 }
 
-/* UD0, UD1 and VIA's instructions have operands, but AMD's CPUs refuse them without looking at those. */
+/* UD0, UD1 and VIA's instructions have operands, but AMD's CPUs refuse them without looking at those; Intel's look
+ * for none of SSE4A's immediates. */
 static bool undefined_already(const struct translator *t, const uint8_t *bytes, unsigned n)
 {
     unsigned i = 0;
+    bool prefixed = false; /* by 66h or F2h */
     while (i < n && (bytes[i] == 0x66 || bytes[i] == 0x67 || bytes[i] == 0xf2 || bytes[i] == 0xf3 || bytes[i] == 0x2e ||
                      bytes[i] == 0x36 || bytes[i] == 0x3e || bytes[i] == 0x26 || bytes[i] == 0x64 || bytes[i] == 0x65 ||
-                     ((t->mode & MODE_64) && (bytes[i] & 0xf0) == 0x40)))
+                     ((t->mode & MODE_64) && (bytes[i] & 0xf0) == 0x40))) {
+        prefixed |= bytes[i] == 0x66 || bytes[i] == 0xf2;
         i++;
-    return t->amd && i + 1 < n && bytes[i] == 0x0f &&
-           (bytes[i + 1] == 0xb9 || bytes[i + 1] == 0xff || bytes[i + 1] == 0xa6 || bytes[i + 1] == 0xa7);
+    }
+    if (i + 1 >= n || bytes[i] != 0x0f)
+        return false;
+    if (!t->amd)
+        return bytes[i + 1] == 0x78 && prefixed && i + 2 < n;
+    return bytes[i + 1] == 0xb9 || bytes[i + 1] == 0xff || bytes[i + 1] == 0xa6 || bytes[i + 1] == 0xa7;
 }
 
 /* Reads the guest's bytes up to the end of the page; the second page only if the first instruction
