@@ -126,6 +126,7 @@ static void emit_no_segment(struct translator *t, const struct insn *in, const Z
 {
     struct site *s = emit_helper(t, in, helper_no_segment, false);
     s->x87 = waits_for_x87(in);
+    s->clears_top = clears_x87_top(t, in, op);
     s->size = (uint16_t)(op->size / 8);
     if (in->d.encoding != ZYDIS_INSTRUCTION_ENCODING_LEGACY)
         masked_access(s, in, op);
@@ -327,13 +328,13 @@ void emit_access(struct translator *t, const struct insn *in, const struct ea *e
     s->address = (uint8_t)t->A;
     s->addr32 = ea->addr32;
     s->gp_align = (uint8_t)gp_alignment(t, in, size);
-    s->halves = size == 10 || in->d.mnemonic == ZYDIS_MNEMONIC_MASKMOVDQU ||
-                in->d.mnemonic == ZYDIS_MNEMONIC_VMASKMOVDQU;
+    s->halves = size == 10 || (t->amd && (in->d.mnemonic == ZYDIS_MNEMONIC_MASKMOVDQU ||
+                                          in->d.mnemonic == ZYDIS_MNEMONIC_VMASKMOVDQU));
     s->x87 = waits_for_x87(in);
     if (in->d.mnemonic == ZYDIS_MNEMONIC_FLDENV || in->d.mnemonic == ZYDIS_MNEMONIC_FRSTOR)
         s->first = size == 14 || size == 94 ? 2 : 4;
     if (t->mode & MODE_ALIGN)
-        s->align = s->gp_align ? 0 : (uint8_t)ac_alignment(in, size);
+        s->align = s->gp_align ? 0 : (uint8_t)ac_alignment(t, in, size);
     if (s->align) {
         e_rex(e, false, 0, 0, t->A); /* test A, align */
         e8(e, 0xf7);

@@ -3,7 +3,7 @@
  *
  * Flags that the manual leaves undefined are those of the addition or subtraction that CPUs are seen to do:
  * one of 8 bits for DAA, DAS and AAD, of the whole of AX for AAA and AAS; AAM is a division, whose flags say
- * nothing.
+ * nothing.  So AMD's; Intel's clear OF in the first four, and AAA and AAS set the others by AL.
  */
 #include "engine/soft/helpers.h"
 
@@ -19,7 +19,7 @@ static uint32_t sum_flags(uint32_t a, uint32_t b, unsigned bits, bool subtract)
            (overflow & sign ? FL_OF : 0);
 }
 
-uint32_t decimal_adjust(unsigned kind, uint16_t *ax, uint8_t imm, uint32_t rflags)
+uint32_t decimal_adjust(unsigned kind, uint16_t *ax, uint8_t imm, uint32_t rflags, bool amd)
 {
     uint8_t al = (uint8_t)*ax, ah = (uint8_t)(*ax >> 8);
     bool cf = rflags & FL_CF, low = (al & 15) > 9 || (rflags & FL_AF), high = al > 0x99 || cf;
@@ -33,14 +33,16 @@ uint32_t decimal_adjust(unsigned kind, uint16_t *ax, uint8_t imm, uint32_t rflag
         /* the carry is that of the first step, or says that the second was due */
         cf = high || (low && subtract && al < 6);
         flags |= (cf ? FL_CF : 0) | (low ? FL_AF : 0);
+        flags &= amd ? ~0u : ~(uint32_t)FL_OF;
         al = (uint8_t)(subtract ? al - by : al + by);
         break;
     case DEC_AAA:
     case DEC_AAS:
         by = low ? 0x106 : 0;
-        flags = (sum_flags(*ax, by, 16, subtract) & ~(uint32_t)(FL_CF | FL_AF)) | (low ? FL_CF | FL_AF : 0);
+        flags = sum_flags(*ax, by, 16, subtract);
         *ax = (uint16_t)(subtract ? *ax - by : *ax + by);
         al = *ax & 15;
+        flags = ((amd ? flags : sum_flags(al, 0, 8, false)) & ~(uint32_t)(FL_CF | FL_AF)) | (low ? FL_CF | FL_AF : 0);
         ah = (uint8_t)(*ax >> 8);
         break;
     case DEC_AAM:

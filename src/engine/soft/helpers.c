@@ -124,9 +124,13 @@ const void *helper_target(struct soft_vcpu *v, const struct site *s)
         return soft_code(v->engine, s->next);
     if (s->arg && !(cpu_canonical(&v->cpu, sp) && cpu_canonical(&v->cpu, sp + s->arg - 1)))
         cpu_raise_error(&v->cpu, EXC_SS, 0);
-    else if (!s->arg ||
-             (!cpu_walk(&v->cpu, sp, ACCESS_WRITE, user_mode(v), &tr) &&
-              ((sp & 4095) + s->arg <= 4096 || !cpu_walk(&v->cpu, (sp | 4095) + 1, ACCESS_WRITE, user_mode(v), &tr))))
+    else if (s->arg && !v->engine->amd) { /* Intel's CPUs have pushed already, but for rsp */
+        uint64_t next = next_pc(v, s);
+        if (!cpu_write(&v->cpu, sp, &next, s->arg, user_mode(v)))
+            cpu_raise_error(&v->cpu, EXC_GP, 0);
+    } else if (!s->arg ||
+               (!cpu_walk(&v->cpu, sp, ACCESS_WRITE, user_mode(v), &tr) &&
+                ((sp & 4095) + s->arg <= 4096 || !cpu_walk(&v->cpu, (sp | 4095) + 1, ACCESS_WRITE, user_mode(v), &tr))))
         cpu_raise_error(&v->cpu, EXC_GP, 0);
     return fault(v);
 }
@@ -168,19 +172,19 @@ const void *helper_pusha(struct soft_vcpu *v, const struct site *s)
 
 const void *helper_bound(struct soft_vcpu *v, const struct site *s)
 {
-    int32_t limits[2];
+    int32_t limits[2] = {0};
     unsigned size = s->arg2;
-    uint8_t raw[8];
-    if (data_read(v, v->helper_ea, raw, size) || data_read(v, linear(v, v->helper_ea + size), raw + size, size))
-        return fault(v);
     int32_t index = (int32_t)v->cpu.gpr[arg_reg(s)];
-    for (unsigned i = 0; i < 2; i++) {
-        int32_t value = 0;
-        cpu_copy(&value, raw + i * size, size);
-        limits[i] = size == 2 ? (int16_t)value : value;
-    }
     if (size == 2)
         index = (int16_t)index;
+    for (unsigned i = 0; i < 2; i++) {
+        int32_t value = 0;
+        if (data_read(v, linear(v, v->helper_ea + i * size), &value, size))
+            return fault(v);
+        limits[i] = size == 2 ? (int16_t)value : value;
+        if (!v->engine->amd && index < limits[0]) /* Intel's CPUs look no further */
+            break;
+    }
     if (index < limits[0] || index > limits[1]) {
         cpu_raise(&v->cpu, EXC_BR);
         return fault(v);
@@ -218,7 +222,7 @@ const void *helper_decimal(struct soft_vcpu *v, const struct site *s)
         return fault(v);
     }
     uint16_t ax = (uint16_t)c->gpr[RAX];
-    c->rflags = decimal_adjust(arg_kind(s), &ax, (uint8_t)s->imm, c->rflags);
+    c->rflags = decimal_adjust(arg_kind(s), &ax, (uint8_t)s->imm, c->rflags, v->engine->amd);
     set_gpr(v, RAX, ax, 2);
     return finish(v, s);
 }

@@ -23,8 +23,8 @@ enum { XS_XSAVE, XS_XSAVEOPT, XS_XSAVEC, XS_XRSTOR, XS_FXSAVE, XS_FXRSTOR, XS_KI
 helper_fn helper_target, helper_clzero, helper_load_far, helper_x87_env, helper_decimal, helper_arpl, helper_vzero,
     helper_no_segment;
 enum { DEC_DAA, DEC_DAS, DEC_AAA, DEC_AAS, DEC_AAM, DEC_AAD, DEC_SALC };
-/* decimal.c: what the instruction makes of *ax and RFLAGS; imm not 0 for AAM */
-uint32_t decimal_adjust(unsigned kind, uint16_t *ax, uint8_t imm, uint32_t rflags);
+/* decimal.c: what the instruction makes of *ax and RFLAGS on a CPU of that vendor; imm not 0 for AAM */
+uint32_t decimal_adjust(unsigned kind, uint16_t *ax, uint8_t imm, uint32_t rflags, bool amd);
 
 /* --- for all of them --------------------------------------------------------------------------------------- */
 
@@ -116,10 +116,12 @@ static inline bool misaligned(const struct soft_vcpu *v, uint64_t gva, unsigned 
     return (v->mode & MODE_ALIGN) && n <= 8 && !(n & (n - 1)) && (gva & (n - 1));
 }
 
-/* Past the end of a flat 32-bit segment. */
-static inline bool wraps(const struct soft_vcpu *v, uint64_t gva, unsigned n)
+/* n bytes at `offset` go past the end of a 32-bit segment without a limit.  Intel's CPUs go on at its beginning where
+ * that is at 0. */
+static inline bool wraps(const struct soft_vcpu *v, unsigned segment, uint64_t offset, unsigned n)
 {
-    return !(v->mode & (MODE_64 | MODE_SEGMENTED)) && gva <= UINT32_MAX && gva + n - 1 > UINT32_MAX;
+    return !(v->mode & (MODE_64 | MODE_SEGMENTED)) && (uint32_t)offset > UINT32_MAX - (n - 1) &&
+           (v->engine->amd || v->cpu.seg[segment].base);
 }
 
 /* Writes a general register as an instruction of that operand size does. */
@@ -142,6 +144,7 @@ static inline void set_gpr(struct soft_vcpu *v, unsigned reg, uint64_t value, un
 }
 
 /* --- operand.c: 0, or CPU_FAULT with the exception recorded --------------------------------------------------- */
+int address_fault(struct soft_vcpu *v, unsigned segment, unsigned vector, uint64_t gva, unsigned n);
 int data_read(struct soft_vcpu *v, uint64_t gva, void *buf, unsigned n);
 int data_write(struct soft_vcpu *v, uint64_t gva, const void *buf, unsigned n);
 int data_push(struct soft_vcpu *v, const void *value, unsigned size);

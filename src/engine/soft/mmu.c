@@ -78,6 +78,17 @@ static bool misaligned_sse(const struct soft_vcpu *v)
     return mxcsr & 1u << 17; /* AMD: packed operands need no alignment */
 }
 
+/* x87 TOP as a store of an MMX register leaves it on Intel's CPUs, even when it faults. */
+void soft_clear_x87_top(struct soft_vcpu *v)
+{
+    uint32_t env[7];
+    if (!v->fpu_live)
+        soft_fpu_unpark(v);
+    __asm__ volatile("fnstenv %0" : "=m"(env));
+    env[1] &= ~0x3800u;
+    __asm__ volatile("fldenv %0" ::"m"(env));
+}
+
 static const void *access_fault(struct soft_vcpu *v, const struct site *s)
 {
     if (s->access & SITE_FLAGS)
@@ -86,6 +97,8 @@ static const void *access_fault(struct soft_vcpu *v, const struct site *s)
     soft_flags_in(v);
     if (s->x87 && soft_x87_pending(v))
         cpu_raise(&v->cpu, EXC_MF);
+    else if (s->clears_top)
+        soft_clear_x87_top(v);
     const void *next = soft_deliver(v);
     soft_flags_out(v);
     return next;
@@ -101,24 +114,46 @@ static bool canonical(const struct soft_vcpu *v, uint64_t gva)
     return !(v->mode & MODE_64) || cpu_canonical(&v->cpu, gva);
 }
 
-/* Byte `at` of an operand.  Operands masked by a vector are seen to wrap where their offset does. */
+/* Byte `at` of an operand.  On AMD's CPUs operands masked by a vector are seen to wrap where their offset does. */
 static uint64_t byte_gva(const struct soft_vcpu *v, const struct site *s, uint64_t gva, unsigned at)
 {
-    if (!s->addr32 || s->mask_kind != MASK_VEC_SIGN)
+    if (!s->addr32 || s->mask_kind != MASK_VEC_SIGN || !v->engine->amd)
         return wrap(v, gva + at);
     uint64_t offset = soft_offset(v, s, gva);
     return wrap(v, gva - offset + (uint32_t)(offset + at));
 }
 
+/* CPUs are seen to go on at 0 behind such an operand: only an element must not wrap. */
+static bool wraps_by_element(const struct soft_vcpu *v, const struct site *s)
+{
+    return s->mask_kind == MASK_VEC_SIGN || (s->mask_kind && !v->engine->amd);
+}
+
 /* An operand at gva that wraps at the end of a flat segment (SDM vol. 3, 5.3), as far as its byte `high`. */
 static bool beyond_limit(const struct soft_vcpu *v, const struct site *s, uint64_t gva, unsigned high)
 {
-    if (s->mask_kind == MASK_VEC_SIGN) { /* CPUs are seen to go on at 0: only an element must not wrap */
+    if (wraps_by_element(v, s)) {
         unsigned last = s->element - 1u;
         gva += high - last;
         high = last;
     }
-    return !(v->mode & (MODE_64 | MODE_SEGMENTED)) && (uint32_t)soft_offset(v, s, gva) > UINT32_MAX - high;
+    bool looks = v->engine->amd || v->cpu.seg[s->segment].base; /* Intel's CPUs go on at 0 in a flat one */
+    return looks && !(v->mode & (MODE_64 | MODE_SEGMENTED)) && (uint32_t)soft_offset(v, s, gva) > UINT32_MAX - high;
+}
+
+/* The exception for an operand whose bytes `low` to `high` are looked at first, or 0.  Intel's CPUs look at the
+ * alignment before they look where it ends. */
+static unsigned bad_operand(const struct soft_vcpu *v, const struct site *s, uint64_t gva, unsigned low, unsigned high)
+{
+    unsigned outside = s->access & SITE_STACK ? EXC_SS : EXC_GP;
+    bool misaligned = gva & s->align;
+    if (!canonical(v, gva + low) || soft_bad_offset(v, s, gva + low))
+        return outside;
+    if (misaligned && !v->engine->amd && !s->mask_kind)
+        return EXC_AC;
+    if (!canonical(v, gva + high) || beyond_limit(v, s, gva, high))
+        return outside;
+    return misaligned ? EXC_AC : 0;
 }
 
 /* Reads (or validates, for a store) [gva, gva+size) into the bounce buffer. */
@@ -148,7 +183,7 @@ static int bounce_fill(struct soft_vcpu *v, const struct site *s, uint64_t gva, 
             skip = first - p[i].offset;
         }
         if (!canonical(v, gva + first) ||
-            (s->mask_kind != MASK_VEC_SIGN &&
+            (!wraps_by_element(v, s) &&
              beyond_limit(v, s, gva, first))) /* of a large operand: the rest was looked at */
             return cpu_raise_error(&v->cpu, s->access & SITE_STACK ? EXC_SS : EXC_GP, 0);
         if (piece_translate(v, byte_gva(v, s, gva, first), access, &p[i], &tr))
@@ -234,20 +269,22 @@ const void *soft_slow(struct soft_vcpu *v)
         cpu_raise_error(&v->cpu, EXC_GP, 0);
         return access_fault(v, s);
     }
-    /* what is looked at first: a store of 64 bytes is two, so are operands of 80 bits and masks by byte */
-    unsigned part = s->first ? s->first : s->size == 64 && !(s->access & SITE_READ) ? 32 : s->halves ? 8 : s->size;
+    /* what is looked at first: operands of 80 bits are two, so are AMD's stores of 64 bytes and masks by byte */
+    unsigned part = s->first                                              ? s->first
+                    : s->size == 64 && !(s->access & SITE_READ) && e->amd ? 32
+                    : s->halves                                           ? 8
+                                                                          : s->size;
     unsigned low = 0, high = part - 1;
     if (s->mask_kind) {
-        low = (unsigned)__builtin_ctzll(soft_active_bytes(s)); /* the first element: the others come one by one */
-        high = low + s->element - 1;
+        uint64_t bytes = soft_active_bytes(s);
+        low = (unsigned)__builtin_ctzll(bytes);
+        high = low + s->element - 1; /* the first element: the others come one by one ... */
+        if (!e->amd && (v->mode & MODE_64))
+            high = 63 - (unsigned)__builtin_clzll(bytes); /* ... but Intel's 64-bit code */
     }
-    if (!canonical(v, gva + low) || !canonical(v, gva + high) || beyond_limit(v, s, gva, high) ||
-        soft_bad_offset(v, s, gva + low)) {
-        cpu_raise_error(&v->cpu, s->access & SITE_STACK ? EXC_SS : EXC_GP, 0);
-        return access_fault(v, s);
-    }
-    if (gva & s->align) {
-        cpu_raise_error(&v->cpu, EXC_AC, 0);
+    unsigned vector = bad_operand(v, s, gva, low, high);
+    if (vector) {
+        cpu_raise_error(&v->cpu, vector, 0);
         return access_fault(v, s);
     }
     uint32_t hits = v->n_watch ? site_hits(v, s, wrap(v, gva)) : 0;

@@ -20,16 +20,25 @@ bool small_stack(struct soft_vcpu *v)
     return is;
 }
 
-/* #GP, or #SS through the stack segment; then #AC. */
+/* What is wrong with an operand of n bytes at gva: `vector` (#GP or #SS) where it cannot be, or #AC.  Intel's CPUs
+ * look at the alignment before they look where it ends. */
+int address_fault(struct soft_vcpu *v, unsigned segment, unsigned vector, uint64_t gva, unsigned n)
+{
+    bool code64 = v->mode & MODE_64, begins = !code64 || cpu_canonical(&v->cpu, gva);
+    bool ends = code64 ? cpu_canonical(&v->cpu, gva + n - 1) : !wraps(v, segment, gva - v->cpu.seg[segment].base, n);
+    if (begins && (ends || !v->engine->amd) && misaligned(v, gva, n))
+        return cpu_raise_error(&v->cpu, EXC_AC, 0);
+    return begins && ends ? 0 : cpu_raise_error(&v->cpu, vector, 0);
+}
+
+/* The operand at the present site. */
 static int bad_address(struct soft_vcpu *v, uint64_t gva, unsigned n)
 {
     const struct site *s = &v->engine->sites[v->site];
-    if ((v->mode & MODE_64) &&
-        (!(cpu_canonical(&v->cpu, gva) && cpu_canonical(&v->cpu, gva + n - 1)) || soft_bad_offset(v, s, gva)))
-        return cpu_raise_error(&v->cpu, s->access & SITE_STACK ? EXC_SS : EXC_GP, 0);
-    if (wraps(v, s->segment ? (uint32_t)soft_offset(v, s, gva) : gva, n))
-        return cpu_raise_error(&v->cpu, s->access & SITE_STACK ? EXC_SS : EXC_GP, 0);
-    return misaligned(v, gva, n) ? cpu_raise_error(&v->cpu, EXC_AC, 0) : 0;
+    unsigned vector = s->access & SITE_STACK ? EXC_SS : EXC_GP;
+    if (soft_bad_offset(v, s, gva))
+        return cpu_raise_error(&v->cpu, vector, 0);
+    return address_fault(v, s->segment, vector, gva, n);
 }
 
 int data_read(struct soft_vcpu *v, uint64_t gva, void *buf, unsigned n)
@@ -64,12 +73,8 @@ static int stack_address(struct soft_vcpu *v, uint64_t sp, unsigned size, bool w
     if (small_stack(v) || segment_fault(v, SS, sp, size, write))
         return CPU_FAULT;
     uint64_t base = v->mode & MODE_64 ? 0 : v->cpu.seg[SS].base;
-    if ((v->mode & MODE_64) && !(cpu_canonical(&v->cpu, sp) && cpu_canonical(&v->cpu, sp + size - 1)))
-        return cpu_raise_error(&v->cpu, EXC_SS, 0);
-    if (wraps(v, sp, size))
-        return cpu_raise_error(&v->cpu, EXC_SS, 0);
-    if (misaligned(v, sp, size))
-        return cpu_raise_error(&v->cpu, EXC_AC, 0);
+    if (address_fault(v, SS, EXC_SS, sp, size))
+        return CPU_FAULT;
     *at = linear(v, sp + base);
     watch_data(v, *at, size, write);
     return 0;

@@ -105,9 +105,10 @@ unsigned gp_alignment(const struct translator *t, const struct insn *in, unsigne
     }
 }
 
-/* Address bits that must be clear with RFLAGS.AC, as CPUs are seen to check: up to 16 bytes, by element
- * where a mask selects, never for the instructions that mask by a vector register. */
-unsigned ac_alignment(const struct insn *in, unsigned size)
+/* Address bits that must be clear with RFLAGS.AC, as CPUs are seen to check.  AMD: up to 16 bytes, by element
+ * where a mask selects.  Intel: up to 8 bytes, whatever the mask.  Both: never for the instructions that mask by a
+ * vector register. */
+unsigned ac_alignment(const struct translator *t, const struct insn *in, unsigned size)
 {
     switch (in->d.mnemonic) {
     case ZYDIS_MNEMONIC_VMASKMOVPS:
@@ -127,7 +128,10 @@ unsigned ac_alignment(const struct insn *in, unsigned size)
         return 3;
     if (in->d.mnemonic == ZYDIS_MNEMONIC_MASKMOVDQU || in->d.mnemonic == ZYDIS_MNEMONIC_VMASKMOVDQU)
         return 7;
-    if (is_masked(in) && !no_fault_suppression(in))
+    if (!t->amd &&
+        (size >= 16 || in->d.mnemonic == ZYDIS_MNEMONIC_VCVTPS2PH || in->d.mnemonic == ZYDIS_MNEMONIC_VCVTPH2PS))
+        return 0;
+    if (t->amd && is_masked(in) && !no_fault_suppression(in))
         for (unsigned i = 0; i < in->d.operand_count; i++)
             if (in->op[i].type == ZYDIS_OPERAND_TYPE_MEMORY && in->op[i].element_size >= 8 &&
                 in->op[i].element_size / 8u < size)
@@ -160,6 +164,12 @@ bool waits_for_x87(const struct insn *in)
             ZydisRegisterGetClass(in->op[i].reg.value) == ZYDIS_REGCLASS_MMX)
             return true;
     return false;
+}
+
+/* Intel's CPUs begin a store of an MMX register with that. */
+bool clears_x87_top(const struct translator *t, const struct insn *in, const ZydisDecodedOperand *mem)
+{
+    return !t->amd && (mem->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE) && waits_for_x87(in) && !is_x87(in);
 }
 
 /* Result elements that one broadcast memory operand feeds. */

@@ -208,6 +208,8 @@ static void put_back(const struct soft_vcpu *v, uint8_t *area, const uint8_t *ol
         memcpy(area + at[6] + 256, old + at[6] + 256, 256);
     if (rfbm & C_HI16_ZMM)
         memcpy(area + at[7], old + at[7], e->xs_size[7]);
+    if ((rfbm & C_HI16_ZMM) && !e->amd) /* where they are, they are never in use */
+        area[XSAVE_HEADER] &= (uint8_t)~C_HI16_ZMM;
 }
 
 /* The first of its checks: an element of 4 bytes at the beginning. */
@@ -217,7 +219,7 @@ static bool fx_bad_address(const struct soft_vcpu *v, const struct site *s)
     if (v->mode & MODE_64)
         return !cpu_canonical(&v->cpu, v->helper_ea) || !cpu_canonical(&v->cpu, area_gva(v, s, 3)) ||
                soft_bad_offset(v, s, v->helper_ea);
-    return !(v->mode & MODE_SEGMENTED) && (uint32_t)offset > UINT32_MAX - 3;
+    return wraps(v, s->segment, offset, 4);
 }
 
 static const void *fx(struct soft_vcpu *v, const struct site *s, unsigned kind, bool wide)
@@ -261,13 +263,23 @@ static const void *fx(struct soft_vcpu *v, const struct site *s, unsigned kind, 
     return finish(v, s);
 }
 
+/* The first byte of the area that components `mask` have.  Intel's CPUs touch nothing in front of it. */
+static unsigned area_begin(const struct soft_vcpu *v, uint64_t mask, bool compact)
+{
+    uint64_t mxcsr = compact ? C_SSE : C_SSE | C_AVX;
+    return (mask & C_X87) || v->engine->amd ? 0 : mask & mxcsr ? 24 : XSAVE_HEADER;
+}
+
 static const void *save(struct soft_vcpu *v, const struct site *s, unsigned kind, bool wide, uint64_t rfbm)
 {
     uint8_t *area = v->bounce_buffer;
     bool compact = kind == XS_XSAVEC;
     unsigned size = compact ? compact_extent(v->engine, rfbm) : standard_extent(v->engine, rfbm);
-    if (probe(v, v->helper_ea, true) || probe(v, area_gva(v, s, size - 1), true) ||
-        access_area(v, s, area, 0, size, false))
+    unsigned begin = area_begin(v, rfbm, compact);
+    /* AMD's CPUs look at the first element and at the last byte, Intel's the other way round */
+    unsigned first = v->engine->amd ? begin : size - 1, second = v->engine->amd ? size - 1 : begin;
+    if (probe(v, area_gva(v, s, first), true) || probe(v, area_gva(v, s, second), true) ||
+        access_area(v, s, area + begin, begin, size - begin, false))
         return soft_deliver(v);
     /* xsaveopt may write everything, and must: what it would leave out is judged by our address */
     void (*insn)(void *, uint64_t) = compact ? (wide ? do_xsavec64 : do_xsavec) : (wide ? do_xsave64 : do_xsave);
@@ -277,21 +289,23 @@ static const void *save(struct soft_vcpu *v, const struct site *s, unsigned kind
         hide_pointers(area);
     if (keeps_high(v))
         put_back(v, area, v->bounce_buffer + 4096, rfbm, compact);
-    return access_area(v, s, area, 0, size, true) ? soft_deliver(v) : finish(v, s);
+    return access_area(v, s, area + begin, begin, size - begin, true) ? soft_deliver(v) : finish(v, s);
 }
 
 static const void *restore(struct soft_vcpu *v, const struct site *s, bool wide, uint64_t rfbm)
 {
     uint8_t *area = v->bounce_buffer;
     uint64_t comp, bv;
-    if (probe(v, v->helper_ea, false) || access_area(v, s, area + XSAVE_HEADER, XSAVE_HEADER, 64, false))
+    if ((v->engine->amd && probe(v, v->helper_ea, false)) ||
+        access_area(v, s, area + XSAVE_HEADER, XSAVE_HEADER, 64, false))
         return soft_deliver(v);
     memcpy(&bv, area + XSAVE_HEADER, 8);
     memcpy(&comp, area + XSAVE_HEADER + 8, 8);
     if (bad_header(v, area, rfbm))
         return raise(v, EXC_GP);
     unsigned size = comp >> 63 ? compact_extent(v->engine, comp & v->engine->xcr0) : standard_extent(v->engine, rfbm);
-    if (probe(v, area_gva(v, s, size - 1), false) || access_area(v, s, area, 0, size, false))
+    unsigned begin = area_begin(v, rfbm & (bv | C_SSE | C_AVX), false);
+    if (probe(v, area_gva(v, s, size - 1), false) || access_area(v, s, area + begin, begin, size - begin, false))
         return soft_deliver(v);
     if (bad_mxcsr_in(v, area, rfbm))
         return raise(v, EXC_GP);
@@ -320,6 +334,8 @@ const void *helper_xstate(struct soft_vcpu *v, const struct site *s)
         return raise(v, EXC_UD);
     if (c->cr0 & CR0_TS)
         return raise(v, EXC_NM);
+    if (!v->engine->amd && address_fault(v, s->segment, stack_site(v) ? EXC_SS : EXC_GP, v->helper_ea, 4))
+        return soft_deliver(v);
     if (v->helper_ea & 63)
         return raise(v, EXC_GP);
     uint64_t rfbm = ((uint32_t)c->gpr[RAX] | c->gpr[RDX] << 32) & c->xcr0;
@@ -340,8 +356,7 @@ const void *helper_x87_env(struct soft_vcpu *v, const struct site *s)
     if ((v->mode & MODE_64) &&
         !(cpu_canonical(&v->cpu, v->helper_ea) && cpu_canonical(&v->cpu, v->helper_ea + element - 1)))
         return raise(v, stack_site(v) ? EXC_SS : EXC_GP);
-    if (!(v->mode & (MODE_64 | MODE_SEGMENTED)) &&
-        (uint32_t)soft_offset(v, s, v->helper_ea) > UINT32_MAX - (element - 1))
+    if (wraps(v, s->segment, soft_offset(v, s, v->helper_ea), element))
         return raise(v, stack_site(v) ? EXC_SS : EXC_GP);
     if ((v->helper_ea & (element - 1)) && (v->mode & MODE_ALIGN)) {
         cpu_raise_error(&v->cpu, EXC_AC, 0);
@@ -461,6 +476,14 @@ static void element_done(struct soft_vcpu *v, const struct site *s, unsigned i, 
         memset(mask + i * element, 0, element);
 }
 
+/* AVX2's mask after a fault on Intel's CPUs: of whole elements, in `bytes` bytes, and nothing above them. */
+static void widen_mask(uint8_t mask[64], unsigned element, unsigned bytes)
+{
+    for (unsigned at = 0; at < bytes; at += element)
+        memset(mask + at, mask[at + element - 1] & 0x80 ? 0xff : 0, element);
+    memset(mask + bytes, 0, 64 - bytes);
+}
+
 const void *helper_gather(struct soft_vcpu *v, const struct site *s)
 {
     unsigned data_reg = s->arg & 0xff, mask_reg = s->arg >> 8 & 0xff, index_reg = s->arg >> 16 & 0xff;
@@ -494,14 +517,13 @@ const void *helper_gather(struct soft_vcpu *v, const struct site *s)
         if (s->arg2 >> 24 & 1)
             gva = (uint32_t)gva;
         if (segment == FS || segment == GS || !(v->mode & MODE_64)) {
-            if ((v->mode & MODE_64) && !cpu_canonical(&v->cpu, gva)) /* the sum will be found so as well */
+            if (v->engine->amd && (v->mode & MODE_64) && !cpu_canonical(&v->cpu, gva)) /* the sum will be found so */
                 gva = (uint64_t)1 << 63;
             else
                 gva += v->cpu.seg[segment].base;
         }
         uint64_t base = segment == FS || segment == GS || !(v->mode & MODE_64) ? v->cpu.seg[segment].base : 0;
-        if (!(v->mode & (MODE_64 | MODE_SEGMENTED)) &&
-            (s->null_segment || (uint32_t)(gva - base) > UINT32_MAX - element + 1)) {
+        if (!(v->mode & (MODE_64 | MODE_SEGMENTED)) && (s->null_segment || wraps(v, segment, gva - base, element))) {
             rc = cpu_raise_error(&v->cpu, stack_site(v) ? EXC_SS : EXC_GP, 0); /* nothing there, or a wrap */
             break;
         }
@@ -517,14 +539,16 @@ const void *helper_gather(struct soft_vcpu *v, const struct site *s)
     if (!scatter) {
         if (!rc) /* the part above the destination's width is zeroed */
             memset(data + width, 0, sizeof(data) - width);
-        else if (any && !avx2)
+        else if (any && (!avx2 || !v->engine->amd))
             memset(data + vector, 0, sizeof(data) - vector);
         vector_copy(v, data_reg, data, v->engine->xcr0 & C_ZMM_HI256 ? 64 : 32, true);
     }
     if (avx2) {
         if (!rc)
             memset(mask, 0, sizeof(mask));
-        vector_copy(v, mask_reg, mask, !rc && (v->engine->xcr0 & C_ZMM_HI256) ? 64 : 32, true);
+        else if (!v->engine->amd)
+            widen_mask(mask, element, vector);
+        vector_copy(v, mask_reg, mask, (!rc || !v->engine->amd) && (v->engine->xcr0 & C_ZMM_HI256) ? 64 : 32, true);
     } else if (!rc) {
         *mask_register(v, mask_reg) = 0;
     }
@@ -540,7 +564,10 @@ const void *helper_no_segment(struct soft_vcpu *v, const struct site *s)
         if (!soft_active_bytes(s))
             return soft_code(v->engine, s->next);
     }
-    if (s->x87 && soft_x87_pending(v))
+    bool pending = s->x87 && soft_x87_pending(v);
+    if (s->clears_top && !pending)
+        soft_clear_x87_top(v);
+    if (pending)
         cpu_raise(&v->cpu, EXC_MF);
     else
         cpu_raise_error(&v->cpu, EXC_GP, 0);

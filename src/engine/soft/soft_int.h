@@ -171,6 +171,7 @@ struct site {
     uint8_t align;     /* address bits that must be zero, with MODE_ALIGN */
     uint8_t gp_align;  /* address bits that must be zero always */
     bool x87;          /* a pending x87 exception comes before a fault */
+    bool clears_top;   /* a fault leaves x87 TOP at 0 */
     uint8_t segment;   /* FS or GS, when the operand is through one; else 0 */
     uint8_t address;   /* host register with its address */
     bool addr32;       /* its offset is cut to 32 bits */
@@ -447,6 +448,7 @@ void soft_timing_print(const struct soft_vcpu *v, FILE *out);
 
 /* --- mmu.c --- */
 bool soft_x87_pending(const struct soft_vcpu *v); /* an unmasked x87 exception waits for the next instruction */
+void soft_clear_x87_top(struct soft_vcpu *v);
 
 /* --- mask.c --- */
 uint64_t soft_active_bytes(const struct site *s); /* of an operand with a mask: bit i for byte i; else all ones */

@@ -9,12 +9,18 @@ static struct ea stack_ea(const struct translator *t, unsigned base, int disp)
     return (struct ea){.base = base, .index = NO_REG, .disp = disp, .segment = SS, .addr32 = !code64(t), .stack = true};
 }
 
-/* The tail stores `size` bytes at A, below rsp: then rsp moves. */
-static void end_push(struct translator *t, const struct insn *in, unsigned size, struct tail *tail)
+/* The tail stores `stored` bytes at A, `size` below rsp: then rsp moves. */
+static void end_push_part(struct translator *t, const struct insn *in, unsigned size, unsigned stored,
+                          struct tail *tail)
 {
     struct ea ea = stack_ea(t, RSP, -(int)size);
     e_lea(&tail->e, code64(t), RSP, RSP, NO_REG, 0, -(int)size);
-    emit_access(t, in, &ea, SITE_WRITE, size, tail);
+    emit_access(t, in, &ea, SITE_WRITE, stored, tail);
+}
+
+static void end_push(struct translator *t, const struct insn *in, unsigned size, struct tail *tail)
+{
+    end_push_part(t, in, size, size, tail);
 }
 
 /* Pushes host register `reg` (2, 4 or 8 bytes). */
@@ -172,10 +178,12 @@ void sp_push(struct translator *t, const struct insn *in)
     struct tail tail;
     begin_access(t, in, 0, &tail);
     e_load(&tail.e, t->B, slot);
-    if (size == 2)
+    /* Intel: 32-bit code stores only the 16 bits of a selector (SDM vol. 2, PUSH) */
+    unsigned stored = is_sreg(op) && size == 4 && !t->amd ? 2 : size;
+    if (stored == 2)
         e8(&tail.e, 0x66);
     e_mem(&tail.e, 0x89, size == 8, t->B, t->A, NO_REG, 0, 0);
-    end_push(t, in, size, &tail);
+    end_push_part(t, in, size, stored, &tail);
 }
 
 void sp_pop(struct translator *t, const struct insn *in)

@@ -6,9 +6,7 @@
 /* An operand of a string instruction at `offset` of `segment`: its limit, or #AC. */
 static int bad_string_address(struct soft_vcpu *v, unsigned segment, uint64_t offset, uint64_t gva, unsigned n)
 {
-    if (v->mode & MODE_64 ? !(cpu_canonical(&v->cpu, gva) && cpu_canonical(&v->cpu, gva + n - 1)) : wraps(v, offset, n))
-        return cpu_raise_error(&v->cpu, segment == SS ? EXC_SS : EXC_GP, 0);
-    return misaligned(v, gva, n) ? cpu_raise_error(&v->cpu, EXC_AC, 0) : 0;
+    return address_fault(v, segment, segment == SS ? EXC_SS : EXC_GP, gva, n);
 }
 
 static uint64_t count_mask(unsigned width)
@@ -247,8 +245,8 @@ static int string_element(struct soft_vcpu *v, const struct string_op *o)
         string_advance(v, o, 1, false, true);
         return 0;
     case STR_CMPS:
-        /* CPUs are seen to read [rdi] first, but not where they compare byte by byte in a fast way */
-        if (o->rep == STR_REPE && o->size == 1 && read_source(v, o, &value))
+        /* CPUs are seen to read [rdi] first, but AMD's not where they compare byte by byte in a fast way */
+        if (v->engine->amd && o->rep == STR_REPE && o->size == 1 && read_source(v, o, &value))
             return CPU_FAULT;
         if (read_destination(v, o, &other) || read_source(v, o, &value))
             return CPU_FAULT;
@@ -272,6 +270,22 @@ static int string_element(struct soft_vcpu *v, const struct string_op *o)
     }
 }
 
+/* Intel's CPUs cut the registers to 32 bits before the first element, even if there is none. */
+static void cut_registers(struct soft_vcpu *v, const struct string_op *o)
+{
+    if (v->engine->amd || !o->rep || o->width != 32)
+        return;
+    string_advance(v, o, 0, o->kind == STR_MOVS, o->kind == STR_MOVS || o->kind == STR_STOS);
+}
+
+/* A fault behind some elements.  Intel: with the flags as before the first of them (SDM vol. 2, REP). */
+static const void *string_fault(struct soft_vcpu *v, uint32_t rflags)
+{
+    if (!v->engine->amd)
+        v->cpu.rflags = rflags;
+    return fault(v);
+}
+
 /* Elements between looks at v->poll: a long rep is interruptible, as the architecture has it. */
 #define STRING_SLICE 65536
 
@@ -286,6 +300,8 @@ const void *helper_string(struct soft_vcpu *v, const struct site *s)
     if (!o.rep)
         return string_element(v, &o) ? fault(v) : finish(v, s);
     uint64_t budget = STRING_SLICE;
+    uint32_t rflags = v->cpu.rflags;
+    cut_registers(v, &o);
     for (;;) {
         uint64_t count = get_wide(v, RCX, o.width);
         if (!count)
@@ -302,7 +318,7 @@ const void *helper_string(struct soft_vcpu *v, const struct site *s)
             continue;
         }
         if (string_element(v, &o))
-            return fault(v);
+            return string_fault(v, rflags);
         budget--;
         if (o.kind == STR_SCAS || o.kind == STR_CMPS) {
             bool equal = v->cpu.rflags & FL_ZF;

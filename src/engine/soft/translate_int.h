@@ -110,9 +110,10 @@ bool has_high8(const struct insn *in);
 
 /* rules.c */
 unsigned gp_alignment(const struct translator *t, const struct insn *in, unsigned size);
-unsigned ac_alignment(const struct insn *in, unsigned size);
+unsigned ac_alignment(const struct translator *t, const struct insn *in, unsigned size);
 bool is_x87(const struct insn *in);
 bool waits_for_x87(const struct insn *in);
+bool clears_x87_top(const struct translator *t, const struct insn *in, const ZydisDecodedOperand *mem);
 void masked_access(struct site *s, const struct insn *in, const ZydisDecodedOperand *mem);
 
 /* isa.c */

@@ -409,7 +409,7 @@ void sp_maskmov(struct translator *t, const struct insn *in)
             mem = &in->op[i];
     flags_spare(t, in, R11);                /* before the first that may fault */
     e_store(&t->hot, RDI, GPR_OFFSET(RDI)); /* a pending x87 exception, met by the movd, leaves it so */
-    if (in->d.mnemonic == M(MASKMOVQ) && t->amd)
+    if (in->d.mnemonic == M(MASKMOVQ))
         e_bytes(&t->hot, "\x41\x0f\x7e\xc2", 4); /* movd r10d, mm0: x87 state becomes MMX state even on a fault */
     struct ea ea;
     insn_ea(t, in, mem, &ea);
