@@ -269,10 +269,17 @@ enum verdict compare(const struct test *t, const struct result *oracle, const st
  * windows (src/engine/soft/window.c) trust those.  `text` says which. */
 bool writes_unlisted(const struct test *t, const ZydisDecoder *d, const struct result *cpu, char *text, size_t size);
 /* ---- known.c --------------------------------------------------------------------------------------- */
-#define N_KNOWN 1
-/* Which known difference (docs/QUIRKS.md) these results show, or -1. */
-int known_difference(const struct test *t, const ZydisDecoder *d, const struct result *cpu, const struct result *other,
-                     bool fast);
+#define N_KNOWN 6
+struct seen { /* a test and what came of it */
+    const struct test *t;
+    const ZydisDecoder *d;
+    const struct result *cpu, *other;
+    unsigned cpl;
+    bool fast;
+    const struct xstate_layout *layout;
+};
+/* Which known difference (docs/QUIRKS.md) it shows, or -1. */
+int known_difference(const struct seen *s);
 const char *known_name(unsigned n);
 
 void disassemble(const ZydisDecoder *d, const struct test *t, char *text, size_t size);

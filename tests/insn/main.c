@@ -309,7 +309,7 @@ static void judge(struct session *s, const struct test *t, const struct result *
             s->no_oracle++; /* it met the process that it ran in, such as its stack */
             break;
         }
-        known = known_difference(t, &s->forms.decoder, cpu, other, s->o.engine->fast);
+        known = known_difference(&(struct seen){t, &s->forms.decoder, cpu, other, cpl, s->o.engine->fast, &s->layout});
         if (known >= 0 && !s->o.strict) {
             s->known[known]++;
             break;
