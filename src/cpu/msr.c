@@ -204,8 +204,8 @@ static const struct msr table[] = {
     {0x3a, 0x3a, INTEL, CONSTANT(1)}, /* feature control: locked, no VMX */
     {0x3b, 0x3b, ANY, STORED(tsc_adjust, write_tsc_adjust)},
     {0x48, 0x48, INTEL, FIELD(spec_ctrl, 0x407)}, /* IBRS STIBP SSBD BHI_DIS_S */
-    {0x49, 0x49, INTEL, .write = write_ignored}, /* prediction barrier: write-only */
-    {0x79, 0x79, INTEL, .write = write_ignored}, /* microcode update trigger */
+    {0x49, 0x49, INTEL, .write = write_ignored},  /* prediction barrier: write-only */
+    {0x79, 0x79, INTEL, .write = write_ignored},  /* microcode update trigger */
     {0x8b, 0x8b, INTEL, .read = read_constant, .write = write_ignored, .value = 0x100000000ull},
     {0x8b, 0x8b, AMD, CONSTANT(0x0a101248)}, /* microcode revision */
     {0xce, 0xce, INTEL, CONSTANT(0)},        /* platform info */

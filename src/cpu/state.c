@@ -56,8 +56,8 @@ void cpu_reset(struct cpu *cpu)
         cpu->mtrr_base[i] = cpu->mtrr_mask[i] = 0;
     cpu->mcg_status = 0;
     cpu->kvmclock_system_time = cpu->kvmclock_wall = 0;
-    /* One origin for all vCPUs: their TSCs are synchronous, which invariant TSC promises. */
-    cpu->tsc_offset = cpu->cpuid ? -(int64_t)cpu->cpuid->tsc_base : 0;
+    /* The host's, as long as the guest does not set it: so programs that run directly may read it. */
+    cpu->tsc_offset = 0;
     atomic_store(&cpu->request, 0);
     wait_for_sipi(cpu);
     cpu_mode_changed(cpu);

@@ -99,6 +99,11 @@ static const struct call calls[] = {
     {SYS(prctl), PROCESS, "a thread's name", {ARG_IS(0, PR_SET_NAME)}},
     {SYS(seccomp), VM, "a thread takes its shorter list", {ARG_IS(0, SECCOMP_SET_MODE_FILTER)}},
     {SYS(sched_getaffinity), ANY, "malloc counts processors"},
+    {SYS(sched_setaffinity),
+     BIT(VM_SOFT) | V_SOFT,
+     "a vCPU stays where the process is that runs its programs",
+     {ARG_IS(0, 0)}},
+    {SYS(sched_setaffinity), DIRECT, "and that process where the vCPU is: its own filter has the numbers"},
 
     /* --- memory: none of it executable --- */
     {SYS(mmap), ANY, "malloc, stacks", {NOT_EXECUTABLE(2)}},

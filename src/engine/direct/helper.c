@@ -108,6 +108,12 @@ static void mapper_rules(struct filter *f)
     futex_call(f, DIRECT_ORDERS + offsetof(struct direct_orders, cell), FUTEX_WAKE, NULL);
     futex_call(f, DIRECT_ORDERS + offsetof(struct direct_orders, door), FUTEX_WAKE, NULL);
     futex_call(f, DIRECT_STATE + offsetof(struct direct_state, stopped), FUTEX_WAKE, NULL);
+    call(f, SYS_sched_setaffinity, NULL);
+    argument(f, 0, 0);
+    then(f, SECCOMP_RET_ALLOW);
+    call(f, SYS_sched_setaffinity, NULL);
+    argument(f, 0, (uint64_t)getpid());
+    then(f, SECCOMP_RET_ALLOW);
     call(f, SYS_tgkill, NULL);
     argument(f, 0, (uint64_t)getpid());
     argument(f, 1, (uint64_t)getpid());
@@ -185,7 +191,7 @@ static void leave_rseq(void)
 #endif
 }
 
-static int prepare(unsigned slot, pid_t parent)
+static int prepare(unsigned slot, bool trap_tsc, pid_t parent)
 {
     const uint64_t offset = (uint64_t)slot * DIRECT_SLOT_SIZE;
     const stack_t stack = {.ss_sp = (void *)(uintptr_t)DIRECT_STACK, .ss_size = DIRECT_STACK_SIZE};
@@ -203,16 +209,16 @@ static int prepare(unsigned slot, pid_t parent)
     place_filters((struct direct_state *)(uintptr_t)DIRECT_STATE);
     if (dup2(RAM, RAM_HERE) < 0 || syscall(SYS_close_range, 0, 2, 0) || syscall(SYS_close_range, RAM_HERE + 1, ~0u, 0))
         return -errno;
-    if (sigaltstack(&stack, NULL) || prctl(PR_SET_TSC, PR_TSC_SIGSEGV))
+    if (sigaltstack(&stack, NULL) || (trap_tsc && prctl(PR_SET_TSC, PR_TSC_SIGSEGV)))
         return -errno;
     syscall(SYS_arch_prctl, SET_CPUID, 0); /* where the processor can trap it: else the VM process looks out for it */
     leave_rseq();
     return set_handlers(DIRECT_BASE + stub_offset(direct_stub_handler));
 }
 
-static void run(unsigned slot, pid_t parent)
+static void run(unsigned slot, bool trap_tsc, pid_t parent)
 {
-    if (prepare(slot, parent))
+    if (prepare(slot, trap_tsc, parent))
         _exit(1);
     ((void (*)(void))(uintptr_t)(DIRECT_BASE + stub_offset(direct_stub_start)))();
 }
@@ -233,7 +239,7 @@ static int confine(char *err, size_t n)
 }
 
 /* Another process for a slot; what ran there before has ended when the answer is sent. */
-static bool replace(pid_t *slot, unsigned number)
+static bool replace(pid_t *slot, unsigned number, bool trap_tsc)
 {
     if (*slot) {
         kill(*slot, SIGKILL);
@@ -245,7 +251,7 @@ static bool replace(pid_t *slot, unsigned number)
     pid_t self = getpid();
     *slot = fork();
     if (*slot == 0)
-        run(number, self);
+        run(number, trap_tsc, self);
     return *slot > 0;
 }
 
@@ -253,14 +259,16 @@ int direct_helper_main(int argc, char **argv)
 {
     pid_t slots[DIRECT_SLOTS] = {0};
     char err[ERROR_SIZE];
-    uint8_t slot;
+    uint8_t order;
 
     if (argc > 1 || confine(err, sizeof err)) {
         log_say("%s", argc > 1 ? "this is for other commands of guise" : err);
         return 1;
     }
-    while (read(SOCKET, &slot, 1) == 1 && slot < DIRECT_SLOTS)
-        if (!replace(&slots[slot], slot))
+    while (read(SOCKET, &order, 1) == 1) {
+        unsigned slot = order & ~DIRECT_TRAP_TSC;
+        if (slot >= DIRECT_SLOTS || !replace(&slots[slot], slot, order & DIRECT_TRAP_TSC))
             return 1;
+    }
     return 0;
 }

@@ -12,6 +12,9 @@
 
 #define DIRECT_SLOTS 4u /* processes of a VM: address spaces that run directly at a time */
 
+/* The helper is asked for one by a byte, its number; with DIRECT_TRAP_TSC where the guest's clock is not the host's. */
+#define DIRECT_TRAP_TSC 0x80u
+
 #define DIRECT_BASE 0x6ffff0000000 /* where no system that we know puts anything */
 #define DIRECT_CODE_SIZE 0x1000
 #define DIRECT_ORDERS (DIRECT_BASE + DIRECT_CODE_SIZE)
@@ -35,6 +38,7 @@ struct direct_call {
     uint64_t unused;
 };
 #define DIRECT_CALLS 1016u
+#define DIRECT_CPUS 1024u
 
 struct direct_orders {
     uint32_t work;  /* futex: the mapper waits for its change */
@@ -44,8 +48,9 @@ struct direct_orders {
     uint32_t door;  /* futex, always 0: the runner waits here ... */
     uint32_t cell;  /* ... until the VM process moves it to this one, and so knows that it stands still */
     uint64_t fs_base, gs_base;
-    uint64_t flags; /* those that a return from a signal handler does not set */
-    uint64_t frame; /* of the signal to return from, behind its return address */
+    uint64_t flags;                /* those that a return from a signal handler does not set */
+    uint64_t frame;                /* of the signal to return from, behind its return address */
+    uint8_t cpus[DIRECT_CPUS / 8]; /* a set of the host's, for a call */
     struct direct_call calls[DIRECT_CALLS];
 };
 
@@ -55,6 +60,7 @@ struct direct_state {
     uint64_t fs_base, gs_base;
     uint64_t frame;          /* the stack pointer that its handler began with */
     uint32_t ds, es, fs, gs; /* selectors */
+    uint32_t process;        /* its number, read before there is a guest */
     uint8_t filters[0xf00];  /* used before there is a guest */
 };
 

@@ -55,6 +55,7 @@ __attribute__((naked, used)) void direct_stub_code(void)
         "direct_stub_start:\n" PAGES
         "xor %%edi, %%edi\n movabs %[base], %%rsi\n mov $11, %%eax\n syscall\n"
         "movabs %[end], %%rdi\n movabs %[above], %%rsi\n mov $11, %%eax\n syscall\n"
+        "mov $39, %%eax\n syscall\n mov %%eax, %c[s_process](%%r13)\n"
         "mov $0x50f00, %%edi\n movabs %[end], %%rsi\n xor %%edx, %%edx\n xor %%r10d, %%r10d\n xor %%r8d, %%r8d\n"
         "mov $56, %%eax\n syscall\n test %%eax, %%eax\n jz 2f\n js 9f\n"
         /* the runner: gives up system calls, stops for the first time */
@@ -89,7 +90,8 @@ __attribute__((naked, used)) void direct_stub_code(void)
         "direct_stub_end:\n"
         ::ORDER(work), ORDER(kick), ORDER(batch), ORDER(go), ORDER(frame), ORDER(door), ORDER(cell), ORDER(fs_base),
         ORDER(gs_base), ORDER(flags), ORDER(calls), STATE(stopped), STATE(failed), STATE(fs_base), STATE(gs_base),
-        STATE(frame), STATE(ds), STATE(es), STATE(fs), STATE(gs), STATE(filters), [orders] "i"(DIRECT_ORDERS),
+        STATE(frame), STATE(ds), STATE(es), STATE(fs), STATE(gs), STATE(process),
+        STATE(filters), [orders] "i"(DIRECT_ORDERS),
         [state] "i"(DIRECT_STATE), [base] "i"(DIRECT_BASE), [end] "i"(DIRECT_END), [above] "i"(DIRECT_TOP - DIRECT_END));
 }
 /* clang-format on */

@@ -32,6 +32,12 @@ static uint64_t host_xcr0(void)
     return (uint64_t)d << 32 | a;
 }
 
+static bool host_has_rdpid(void)
+{
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (c >> 22 & 1);
+}
+
 static uint32_t host_mxcsr_mask(void)
 {
     uint8_t area[512] __attribute__((aligned(16)));
@@ -92,7 +98,11 @@ static int start(struct direct *d)
     d->host_xcr0 = host_xcr0();
     d->cpuid_traps = syscall(SYS_arch_prctl, SET_CPUID, 1) == 0; /* 1: as it is; a host that cannot says so */
     d->cpuid_tells = !d->cpuid_traps && (d->host_xcr0 != d->engine->xcr0 || !shows_the_same(&d->engine->vcpus[0]->cpu));
+    d->has_rdpid = host_has_rdpid();
     d->mxcsr_mask = host_mxcsr_mask();
+    d->cpu = -1;
+    if (syscall(SYS_sched_getaffinity, 0, sizeof d->cpus, d->cpus) < 0)
+        memset(d->cpus, 0xff, sizeof d->cpus);
     d->random = 1;
     return direct_child_start(d, d->why, sizeof d->why);
 }
@@ -135,8 +145,8 @@ static bool suitable(const struct soft_vcpu *v)
     const struct cpu *c = &v->cpu;
     static const uint8_t empty[] = {DS, ES, FS, GS};
     const uint32_t plain = MMU_USER | MODE_64 | MODE_FSGSBASE;
-    if (c->cpl != 3 || (v->mode & ~(uint32_t)MODE_TSD) != plain || (c->rflags & (FL_AC | FL_TF)) || v->n_watch ||
-        !(c->rflags & FL_IF) || !(c->cr0 & CR0_AM) || (c->cr4 & CR4_LA57))
+    if (c->cpl != 3 || v->mode != plain || (c->rflags & (FL_AC | FL_TF)) || v->n_watch || !(c->rflags & FL_IF) ||
+        !(c->cr0 & CR0_AM) || (c->cr4 & CR4_LA57))
         return false;
     if (c->seg[CS].selector != HOST_CS || c->seg[SS].selector != HOST_SS || c->rip >= DIRECT_TOP)
         return false;
@@ -379,6 +389,17 @@ static void lose(struct soft_vcpu *v, struct direct *d, struct direct_slot *s)
     direct_slot_replace(d, s);
 }
 
+/* Processes that read the host's clock, or such that do not. */
+static void follow_clock(struct soft_vcpu *v, struct direct *d)
+{
+    if (d->trap_tsc == (v->cpu.tsc_offset != 0))
+        return;
+    d->trap_tsc = !d->trap_tsc;
+    for (unsigned i = 0; i < DIRECT_SLOTS; i++)
+        if (d->slots[i].state != SLOT_NONE)
+            lose(v, d, &d->slots[i]);
+}
+
 /* Until something is to be done that only tier 1 can do. */
 static enum direct_exit stay(struct soft_vcpu *v, struct direct *d, struct direct_slot *s)
 {
@@ -429,8 +450,9 @@ static enum direct_exit stay(struct soft_vcpu *v, struct direct *d, struct direc
 #define SEEN_ENOUGH 2u /* ticks in user mode, one after another, until it is tried */
 #define QUIET_US 15u   /* between two things that translated code needs C for, on the way to that */
 #define MISSES 256u    /* of pages that are not counted: first they have to come */
-#define JUDGE 8u       /* exits that are judged together */
-#define WORTH_US 60u   /* that it has to run between two exits */
+#define JUDGE 32u      /* exits that are judged together */
+#define WORTH_US 20u   /* that it has to run between two exits */
+#define PIECES 32u     /* of translated code in a page that cannot be executed, before it stays there */
 #define WAIT_MOST 10u  /* log2 of the ticks until it is tried again */
 
 static uint64_t us_ticks(const struct direct *d, uint64_t us)
@@ -494,6 +516,9 @@ void soft_direct_tick(struct soft_vcpu *v)
     struct direct *d = v->engine->direct;
     if (!v->cpu.request || d->mode != ENGINE_DIRECT_ON)
         return;
+    if (d->entries == d->stats.entries)
+        direct_child_release(d);
+    d->entries = d->stats.entries;
     bool computes = quiet(v, d) && v->cpu.cpl == 3;
     struct space *sp = space_at(d, root_of(v));
     if (sp->root != root_of(v))
@@ -534,9 +559,16 @@ static bool wanted(struct soft_vcpu *v, struct direct *d)
 enum direct_next soft_direct_run(struct soft_vcpu *v)
 {
     struct direct *d = v->engine->direct;
-    struct direct_slot *s = wanted(v, d) ? choose(v, d) : NULL;
+    if (!wanted(v, d))
+        return DIRECT_NEXT_CODE;
+    follow_clock(v, d);
+    struct direct_slot *s = choose(v, d);
     if (!s)
         return DIRECT_NEXT_CODE;
+    mirror_refresh(v, d, s);
+    if (mirror_hidden(s, v->cpu.rip))
+        return d->pieces++ < PIECES ? DIRECT_NEXT_PIECE : DIRECT_NEXT_CODE;
+    d->pieces = 0;
     struct space *sp = space_at(d, root_of(v));
     uint64_t misses = d->stats.misses, ticks = d->stats.ticks;
     enum direct_exit exit = stay(v, d, s);
@@ -559,6 +591,8 @@ enum direct_next soft_direct_run(struct soft_vcpu *v)
     case DIRECT_EXCEPTION:
     case DIRECT_CODE:
         return DIRECT_NEXT_INSTRUCTION;
+    case DIRECT_HIDDEN:
+        return DIRECT_NEXT_PIECE;
     default:
         return DIRECT_NEXT_CODE;
     }

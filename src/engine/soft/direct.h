@@ -50,6 +50,8 @@ struct direct_slot {
     uint8_t *initial; /* the first frame's struct ucontext up to its registers, and SIMD state; no guest has seen it */
     uint32_t stopped; /* last seen */
     unsigned n_calls; /* in the orders */
+    int cpu;          /* the host's that it runs on; -1: any */
+    pid_t process;    /* by its own count */
 
     /* the mirror */
     uint64_t root, used; /* CR3's address; when it ran last */
@@ -58,6 +60,7 @@ struct direct_slot {
     bool clear; /* unmap everything */
     uint64_t pending[MIRROR_PENDING], code[MIRROR_PENDING];
     unsigned n_pending, n_code; /* pages that lose their mapping; physical pages that hold translated code now */
+    uint64_t fault;             /* of the guest's, here: its kernel has mapped that page when it comes back */
     unsigned n_pieces, n_places;
     struct piece *pieces; /* n_places, a power of 2: found by hash of gva */
 };
@@ -90,8 +93,16 @@ struct direct {
     uint8_t *writable;                   /* by physical page: the slots where it can be written */
     uint64_t clock;
     bool cpuid_traps, cpuid_tells; /* in programs; and what the guest's would not */
+    bool has_rdpid;
+    bool trap_tsc;   /* the guest has set its own: what programs read is not the host's */
+    unsigned pieces; /* of translated code, since it has run directly */
     uint64_t host_xcr0;
     uint32_t mxcsr_mask;
+    uint8_t cpus[DIRECT_CPUS / 8]; /* where the vCPU may run */
+    int cpu;                       /* where it has to; -1: it may move */
+    unsigned moves;                /* chances that it had to */
+    uint64_t since;                /* TSC */
+    uint64_t entries;              /* at the last tick */
     struct space spaces[SPACES];
     const struct space *last;      /* that a tick found, */
     uint64_t last_tick, last_work; /* and when; and how often translated code had called C then */
@@ -111,6 +122,8 @@ static inline bool direct_calls_full(const struct direct_slot *s)
 {
     return s->n_calls >= DIRECT_CALLS - 4;
 }
+/* The vCPU may run where it could at first: it does not run programs any more, or has not for a while. */
+void direct_child_release(struct direct *d);
 /* Does the calls, lets guest code go on and waits until it has stopped: 0; or -ECANCELED: it has not run since the
  * vCPU is wanted; -ENOMEM: nor since a call failed; -ESRCH: it is lost. */
 int direct_child_run(struct soft_vcpu *v, struct direct *d, struct direct_slot *s);
@@ -122,5 +135,7 @@ void mirror_forget(struct direct *d, struct direct_slot *s);
 /* The page at gva was missed: maps it and some around.  DIRECT_MAPPED, or why not. */
 enum direct_exit mirror_miss(struct soft_vcpu *v, struct direct *d, struct direct_slot *s, uint64_t gva,
                              unsigned access);
+/* Is this page known as one that cannot be executed there? */
+bool mirror_hidden(const struct direct_slot *s, uint64_t gva);
 /* What translated code has used last: to begin with. */
 void mirror_prefill(struct soft_vcpu *v, struct direct *d, struct direct_slot *s);

@@ -12,6 +12,7 @@
 
 #include <errno.h>
 #include <linux/futex.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -107,6 +108,7 @@ static bool find_frame(struct direct *d, struct direct_slot *s)
     if (size > DIRECT_STACK_SIZE - fpstate - 4)
         return false;
     s->frame = frame, s->fpstate = fpstate, s->fpstate_size = size + 4;
+    s->process = s->shared->process;
     free(s->initial);
     s->initial = malloc(FRAME_CONTEXT - FRAME_UCONTEXT + s->fpstate_size);
     if (!s->initial)
@@ -120,8 +122,11 @@ static bool find_frame(struct direct *d, struct direct_slot *s)
 void direct_slot_replace(struct direct *d, struct direct_slot *s)
 {
     uint8_t number = (uint8_t)(s - d->slots), answer;
+    if (d->trap_tsc)
+        number |= DIRECT_TRAP_TSC;
     memset(s->orders, 0, sizeof *s->orders);
     s->n_calls = 0;
+    s->cpu = -1;
     bool done = write(d->socket, &number, 1) == 1 && read(d->socket, &answer, 1) == 1;
     s->state = done ? SLOT_STARTING : SLOT_LOST;
     d->stats.started++;
@@ -152,6 +157,58 @@ static void order(struct direct_slot *s, uint32_t *what)
     __atomic_fetch_add(what, 1, __ATOMIC_SEQ_CST);
     __atomic_fetch_add(&s->orders->work, 1, __ATOMIC_SEQ_CST);
     futex(&s->orders->work, FUTEX_WAKE, 1, NULL, NULL);
+}
+
+/* --- on one CPU -------------------------------------------------------------------------------------------- */
+
+/*
+ * The vCPU's thread, the runner and the mapper take turns.  A scheduler that sees them wake one another spreads them
+ * over idle CPUs, and pays for that with interrupts to those, most dearly where the host is a virtual machine itself:
+ * an exit costs half as much on one CPU.  Now and then the vCPU is free to be moved, where a CPU is idle and its own is
+ * not, and the others follow it.
+ */
+#define PINNED_MS 50u
+#define MOVES 4u
+
+static void set_cpu(uint8_t *set, int cpu)
+{
+    memset(set, 0, DIRECT_CPUS / 8);
+    set[cpu / 8] = (uint8_t)(1u << cpu % 8);
+}
+
+void direct_child_release(struct direct *d)
+{
+    if (d->cpu >= 0)
+        syscall(SYS_sched_setaffinity, 0, sizeof d->cpus, d->cpus);
+    d->cpu = -1;
+    d->moves = 0;
+}
+
+static void stay_here(struct direct *d)
+{
+    uint8_t set[DIRECT_CPUS / 8];
+    int cpu = sched_getcpu();
+    if (cpu < 0 || cpu >= (int)DIRECT_CPUS)
+        return;
+    set_cpu(set, cpu);
+    if (syscall(SYS_sched_setaffinity, 0, sizeof set, set) == 0)
+        d->cpu = cpu;
+    d->since = __builtin_ia32_rdtsc();
+}
+
+static void share_cpu(struct direct *d, struct direct_slot *s)
+{
+    if (d->cpu >= 0 && __builtin_ia32_rdtsc() - d->since > (uint64_t)PINNED_MS * d->engine->tsc_khz)
+        direct_child_release(d);
+    if (d->cpu < 0 && ++d->moves > MOVES)
+        stay_here(d);
+    if (d->cpu < 0 || s->cpu == d->cpu)
+        return;
+    set_cpu(s->orders->cpus, d->cpu);
+    const uint64_t set = DIRECT_ORDERS + offsetof(struct direct_orders, cpus);
+    direct_call(s, SYS_sched_setaffinity, (uint64_t)s->process, DIRECT_CPUS / 8, set, 0);
+    direct_call(s, SYS_sched_setaffinity, 0, DIRECT_CPUS / 8, set, 0);
+    s->cpu = d->cpu;
 }
 
 void soft_direct_kick(struct engine *e)
@@ -221,6 +278,7 @@ static int wait_stopped(struct soft_vcpu *v, struct direct_slot *s)
 int direct_child_run(struct soft_vcpu *v, struct direct *d, struct direct_slot *s)
 {
     s->shared->failed = 0;
+    share_cpu(d, s);
     atomic_store(&d->running, s);
     if (atomic_load(&v->poll)) { /* whoever set it before has not seen that there is somebody to kick */
         atomic_store(&d->running, NULL);

@@ -116,24 +116,40 @@ static void unmap_page(struct direct *d, struct direct_slot *s, uint64_t gva)
 
 /* --- code that tells --------------------------------------------------------------------------------------- */
 
-static bool xcr0_differs(const struct direct *d)
+static uint64_t xcr0_differs(const struct direct *d)
 {
-    return d->host_xcr0 != d->engine->xcr0;
+    return d->host_xcr0 ^ d->engine->xcr0;
+}
+
+/* Is what an XSAVE saves said just before it (mov eax, MASK; xor edx, edx), and the same by either XCR0?  Then it does
+ * not tell.  The C library's do so, where the dynamic linker looks up a function: no program could be without. */
+static bool saves_the_same(const struct direct *d, const uint8_t *page, const uint8_t *p)
+{
+    enum { FARTHEST = 80 };
+    for (const uint8_t *q = p - 7; q >= page && p - q <= FARTHEST; q--) {
+        uint32_t mask;
+        if (q[0] != 0xb8 || q[5] != 0x31 || q[6] != 0xd2)
+            continue;
+        cpu_copy(&mask, q + 1, 4);
+        return !(mask & xcr0_differs(d));
+    }
+    return false;
 }
 
 /* Instructions that would answer with the host's: where the processor cannot be told to trap them, pages that contain
  * their bytes, be it by chance, are not executed here.  (RDTSC and RDTSCP trap.) */
-static bool tells(const struct direct *d, const uint8_t *p, uint8_t before)
+static bool tells(const struct direct *d, const uint8_t *page, const uint8_t *p)
 {
     switch (p[1]) {
     case 0xa2: /* cpuid */
         return d->cpuid_tells;
     case 0xc7: /* rdpid; xsavec */
-        return (before == 0xf3 && p[2] >= 0xf8) || ((p[2] & 0x38) == 0x20 && p[2] < 0xc0 && xcr0_differs(d));
-    case 0x01: /* xgetbv */
-        return p[2] == 0xd0 && xcr0_differs(d);
+        return (p > page && p[-1] == 0xf3 && p[2] >= 0xf8 && d->has_rdpid) ||
+               ((p[2] & 0x38) == 0x20 && p[2] < 0xc0 && xcr0_differs(d) && !saves_the_same(d, page, p));
+    case 0x01: /* xgetbv: a bit more is of no use where CPUID does not announce what it is for */
+        return p[2] == 0xd0 && d->cpuid_tells && xcr0_differs(d);
     case 0xae: /* xsave, xsaveopt: a program may want all that there is to be saved */
-        return (p[2] & 0x28) == 0x20 && p[2] < 0xc0 && xcr0_differs(d);
+        return (p[2] & 0x28) == 0x20 && p[2] < 0xc0 && xcr0_differs(d) && !saves_the_same(d, page, p);
     default:
         return false;
     }
@@ -146,6 +162,12 @@ static uint8_t byte_at(struct soft_vcpu *v, uint64_t gva)
     return p ? *p : 0;
 }
 
+bool mirror_hidden(const struct direct_slot *s, uint64_t gva)
+{
+    const struct piece *p = find(s, gva & -PAGE);
+    return p && !(p->gpa & PROT_EXEC);
+}
+
 static bool hides(struct soft_vcpu *v, const struct direct *d, uint64_t gva, uint64_t gpa)
 {
     uint8_t bytes[4096 + 4]; /* one of the page before, three of the next */
@@ -154,7 +176,7 @@ static bool hides(struct soft_vcpu *v, const struct direct *d, uint64_t gva, uin
     for (unsigned i = 0; i < 3; i++)
         bytes[4097 + i] = byte_at(v, gva + 4096 + i);
     for (unsigned i = 0; i < 4097; i++)
-        if (bytes[i] == 0x0f && tells(d, bytes + i, i ? bytes[i - 1] : 0))
+        if (bytes[i] == 0x0f && tells(d, bytes, bytes + i))
             return true;
     return false;
 }
@@ -261,8 +283,12 @@ enum direct_exit mirror_miss(struct soft_vcpu *v, struct direct *d, struct direc
     struct run r = {0};
     if (!cpu_canonical(&v->cpu, gva))
         return DIRECT_EXCEPTION;
-    if (cpu_walk(&v->cpu, gva, access, true, &tr))
+    if (cpu_walk(&v->cpu, gva, access, true, &tr)) {
+        s->fault = gva;
         return DIRECT_FAULT;
+    }
+    if (access == ACCESS_WRITE && memory_is_ram(d->engine->config.memory, tr.gpa & -PAGE, PAGE))
+        soft_invalidate(d->engine, tr.gpa & -PAGE, PAGE); /* code of before it ran here, which it can do without */
     struct piece *old = find(s, gva & -PAGE), *large = find(s, (gva & -LARGE) | MIRROR_LARGE);
     if (large) /* what it was missed for is not there, whatever we thought */
         erase(s, large);
@@ -385,6 +411,9 @@ void mirror_refresh(struct soft_vcpu *v, struct direct *d, struct direct_slot *s
     s->n_pending = s->n_code = 0;
     if (s->clear)
         mirror_forget(d, s);
+    if (s->fault && make_room(s))
+        map_around(v, d, s, s->fault);
+    s->fault = 0;
 }
 
 /* Called while the guest's SIMD state is in the registers: what is noted here is done later. */

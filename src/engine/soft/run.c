@@ -478,7 +478,7 @@ enum engine_exit soft_run(struct engine *e, unsigned i, char *error)
                                                       : first_block(v, single || how == DIRECT_NEXT_INSTRUCTION);
         if (!next)
             continue;
-        if (how == DIRECT_NEXT_INSTRUCTION)
+        if (how == DIRECT_NEXT_INSTRUCTION || how == DIRECT_NEXT_PIECE)
             atomic_store(&v->poll, 1);
         v->next = next;
         soft_flags_out(v);

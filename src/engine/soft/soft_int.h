@@ -521,6 +521,7 @@ void soft_direct_tick(struct soft_vcpu *v);        /* the vCPU is wanted */
 bool soft_direct_armed(const struct soft_vcpu *v); /* does user code run so, in this address space? */
 enum direct_next {
     DIRECT_NEXT_CODE,        /* on with translated code */
+    DIRECT_NEXT_PIECE,       /* with as little of it as may be, then again */
     DIRECT_NEXT_INSTRUCTION, /* with one instruction of it, then again */
     DIRECT_NEXT_LOOP,        /* to what has come up */
     DIRECT_NEXT_DELIVER,     /* cpu.exc is recorded */
