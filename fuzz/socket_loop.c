@@ -23,6 +23,7 @@ struct loop {
     struct loop_timer *timers[TIMERS];
     uint32_t generation;
     bool in_pass, stop;
+    struct loop_mailbox *mailboxes;
 };
 
 static uint64_t now = 1000000000;
@@ -65,6 +66,16 @@ void loop_set_sandbox(struct loop *loop, const struct sandbox *sandbox) {}
 const struct sandbox *loop_sandbox(struct loop *loop)
 {
     return NULL;
+}
+
+pthread_mutex_t *loop_lock(struct loop *loop)
+{
+    return loop->lock;
+}
+
+struct loop_mailbox **loop_mailboxes(struct loop *loop)
+{
+    return &loop->mailboxes;
 }
 
 /* --- timers ---------------------------------------------------------------------------------------------------- */

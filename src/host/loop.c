@@ -37,6 +37,7 @@ struct loop {
     struct watch *watches;               /* indexed by descriptor */
     int n_watches;
     uint32_t generation;
+    struct loop_mailbox *mailboxes; /* read without the lock: changed only while one thread is there */
 };
 
 uint64_t clock_ns(void)
@@ -274,6 +275,16 @@ void loop_set_sandbox(struct loop *loop, const struct sandbox *sandbox)
 const struct sandbox *loop_sandbox(struct loop *loop)
 {
     return atomic_load(&loop->sandbox);
+}
+
+pthread_mutex_t *loop_lock(struct loop *loop)
+{
+    return loop->lock;
+}
+
+struct loop_mailbox **loop_mailboxes(struct loop *loop)
+{
+    return &loop->mailboxes;
 }
 
 int loop_create(struct loop **out, pthread_mutex_t *lock)

@@ -10,6 +10,7 @@
 #include <stdint.h>
 
 struct loop;
+struct loop_mailbox;
 struct sandbox;
 
 struct loop_timer {
@@ -37,5 +38,9 @@ void loop_fd_del(struct loop *loop, int fd);
  * list of system calls before it works on.  Any thread; NULL before. */
 void loop_set_sandbox(struct loop *loop, const struct sandbox *sandbox);
 const struct sandbox *loop_sandbox(struct loop *loop);
+
+/* For loop_mailbox.c: the lock, and its list. */
+pthread_mutex_t *loop_lock(struct loop *loop);
+struct loop_mailbox **loop_mailboxes(struct loop *loop);
 
 uint64_t clock_ns(void); /* CLOCK_MONOTONIC now */

@@ -4,48 +4,34 @@
  */
 #include <errno.h>
 #include <linux/futex.h>
-#include <sched.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "host/loop_mailbox.h"
 #include "host/sandbox.h"
 #include "vm/confine.h"
 #include "vm/vm_int.h"
 
-/*
- * A halted vCPU that is woken within POLL_MOST_NS again and again waits for a device, and waking a thread on an idle
- * CPU takes as long as the device does.  Such a vCPU looks for its request a little while before it sleeps: twice as
- * long as last time while that would have helped, not at all once it has slept longer.  It yields to whoever wants the
- * CPU.
- */
-#define POLL_LEAST_NS 10000u
-#define POLL_MOST_NS 160000u
-
-static bool vcpu_poll(const struct vcpu *v, uint64_t until)
+/* A halted vCPU mostly waits for a device: it looks for what backends have for it, too. */
+static bool vcpu_look(void *opaque)
 {
-    do {
-        for (unsigned i = 0; i < 32; i++) {
-            if (atomic_load(&v->cpu->request))
-                return true;
-            __builtin_ia32_pause();
-        }
-        sched_yield();
-    } while (clock_ns() < until);
-    return false;
+    struct vcpu *v = opaque;
+
+    loop_look(v->vm->loop);
+    return atomic_load(&v->cpu->request);
 }
 
-static void vcpu_waited(struct vcpu *v, uint64_t ns)
+static bool vcpu_look_a_while(struct vcpu *v, uint64_t since_ns)
 {
-    if (ns > POLL_MOST_NS)
-        v->poll_ns = 0;
-    else if (ns > v->poll_ns)
-        v->poll_ns = v->poll_ns < POLL_LEAST_NS ? POLL_LEAST_NS : 2 * v->poll_ns;
-    if (v->poll_ns > POLL_MOST_NS)
-        v->poll_ns = POLL_MOST_NS;
-    v->idle_ns += ns;
+    if (!v->patience.ns)
+        return false;
+    loop_look_begin(v->vm->loop);
+    bool there = patience_look(&v->patience, since_ns, vcpu_look, v);
+    loop_look_end(v->vm->loop);
+    return there;
 }
 
 /* Waits until a request is there.  No wake-up is lost: the kicker sets request, then looks at sleeping; we
@@ -54,13 +40,15 @@ static void vcpu_wait(struct vcpu *v)
 {
     uint64_t before = clock_ns();
 
-    if (!v->poll_ns || !vcpu_poll(v, before + v->poll_ns)) {
+    if (!vcpu_look_a_while(v, before)) {
         atomic_store(&v->sleeping, true);
         while (!atomic_load(&v->cpu->request))
             syscall(SYS_futex, &v->cpu->request, FUTEX_WAIT_PRIVATE, 0, NULL, NULL, 0);
         atomic_store(&v->sleeping, false);
     }
-    vcpu_waited(v, clock_ns() - before);
+    uint64_t waited = clock_ns() - before;
+    patience_waited(&v->patience, waited);
+    v->idle_ns += waited;
 }
 
 void vm_kick(void *opaque, unsigned i)

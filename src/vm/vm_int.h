@@ -8,6 +8,7 @@
 #include "backends/chr.h"
 #include "engine/engine.h"
 #include "host/loop.h"
+#include "host/patience.h"
 #include "machine/machine.h"
 #include "vm/vm.h"
 
@@ -25,7 +26,7 @@ struct vcpu {
     _Atomic bool sleeping; /* in futex_wait, or about to be; pairs with vm_kick: request, then sleeping */
     /* the vCPU thread's own: */
     uint64_t idle_ns, exits;
-    uint64_t poll_ns; /* how long to look for a request before sleeping; 0: not at all */
+    struct patience patience; /* before it sleeps when halted */
 };
 
 struct vm {
