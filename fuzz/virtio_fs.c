@@ -20,13 +20,24 @@
 #define DATA 0x20000ull
 #define STEPS_MAX 200u
 
-enum { STEP_REQUEST, STEP_RAW, STEP_SERVER, STEP_ANSWER, STEP_REGISTER, STEP_MEMORY, STEP_RESET, STEP_SAVE, STEPS };
+enum {
+    STEP_REQUEST,
+    STEP_RAW,
+    STEP_SERVER,
+    STEP_ANSWER,
+    STEP_REGISTER,
+    STEP_MEMORY,
+    STEP_RESET,
+    STEP_SAVE,
+    STEP_RING,
+    STEPS
+};
 
 struct target {
     struct fuzz_machine m;
     struct device dev;
     uint64_t regs;
-    int server;
+    struct mailbox server;
     uint16_t avail[2];
     uint32_t last_index;
     uint64_t last_unique;
@@ -108,7 +119,7 @@ static void drain(struct target *t)
         uint8_t bytes[SHARE_INLINE];
     } p;
 
-    while (recv(t->server, &p, sizeof p, MSG_DONTWAIT) > 0)
+    while (mailbox_receive(&t->server, &p, sizeof p) > 0)
         if (p.head.kind == SHARE_FUSE && p.head.reply_max) {
             t->last_index = p.head.index;
             memcpy(&t->last_unique, p.bytes + 8, 8);
@@ -129,7 +140,24 @@ static void step_answer(struct target *t, struct fuzz_input *in, bool honest)
     p.out.len = honest ? p.head.length : fuzz_u32(in);
     p.out.unique = honest ? t->last_unique : fuzz_u8(in);
     size_t here = honest ? p.head.length : 1 + fuzz_u16(in) % (sizeof p - 1);
-    (void)!send(t->server, &p, honest ? sizeof p.head + here : here, MSG_DONTWAIT);
+    const struct iovec piece = {&p, honest ? sizeof p.head + here : here};
+    mailbox_send(&t->server, &piece, 1);
+    loop_run(t->m.loop);
+}
+
+/* The other end writes what it likes where the counters are, or into a message. */
+static void step_ring(struct target *t, struct fuzz_input *in)
+{
+    uint8_t how = fuzz_u8(in);
+    struct mailbox_ring *r = how & 1 ? t->server.out : t->server.in;
+    _Atomic uint32_t *words[] = {&r->written, &r->wants_room, &r->read, &r->asleep};
+    uint32_t value = fuzz_u16(in);
+
+    if (how & 2)
+        atomic_fetch_add(words[how >> 2 & 3], value - 0x8000);
+    else
+        r->bytes[value] = how;
+    mailbox_wake(&t->server);
     loop_run(t->m.loop);
 }
 
@@ -174,18 +202,25 @@ static void step(struct target *t, struct fuzz_input *in)
     case STEP_SAVE:
         step_save(t, in);
         break;
+    case STEP_RING:
+        step_ring(t, in);
+        break;
     }
 }
 
 /* One file for all inputs, empty for each. */
-static int ready_arena(void)
+static int ready_arena(uint8_t **mapped)
 {
     static int fd = -1;
+    static uint8_t *arena;
 
     if (fd < 0) {
         fd = memfd_create("arena", MFD_CLOEXEC);
         assert_true(fd >= 0 && ftruncate(fd, SHARE_ARENA_SIZE) == 0);
+        arena = mmap(NULL, SHARE_ARENA_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+        assert_true(arena != MAP_FAILED);
     }
+    *mapped = arena;
     assert_true(!fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, SHARE_ARENA_SIZE));
     return dup(fd);
 }
@@ -195,12 +230,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     static struct target t;
     struct fuzz_input in = {data, size};
     struct share *share;
+    uint8_t *arena;
     int pair[2];
 
     fuzz_machine_ready(&t.m);
     assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair), 0);
-    t.server = pair[1];
-    assert_int_equal(share_adopt(&share, pair[0], ready_arena(), t.m.loop), 0);
+    assert_int_equal(share_adopt(&share, pair[0], ready_arena(&arena), t.m.loop), 0);
+    mailbox_init(&t.server, arena + SHARE_MAILBOX, pair[1], 1);
     const struct virtio_fs_config config = {.share = share, .tag = "share0"};
     t.dev = (struct device){.name = "share", .class = &virtio_fs_class};
     assert_int_equal(virtio_fs_class.create(&t.dev, &t.m.env, &config), 0);
@@ -208,7 +244,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     for (unsigned i = 0; i < STEPS_MAX && in.left; i++)
         step(&t, &in);
     virtio_fs_class.destroy(&t.dev);
-    close(t.server);
+    close(t.server.fd);
     assert_true(!sockets_open());
     return 0;
 }

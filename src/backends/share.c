@@ -6,7 +6,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/epoll.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -16,17 +15,22 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "host/child.h"
-#include "host/loop.h"
+#include "host/loop_mailbox.h"
 
 #define REPLY_HEAD sizeof(struct fuse_out_header)
 #define GRACE_MS 1000
-#define SOCKET_BUFFER (1 << 20)
+/* Most of what a server does that looks for requests takes less time than the guest takes to go to sleep and to wake up
+ * again. */
+#define ANSWER_NS 5000
+#define ANSWER_LOOKS 1000u
+#define VAIN_MAX 63u
 
 struct share {
     char *directory; /* for messages; NULL: adopted */
     struct child child;
     struct loop *loop;
-    int fd; /* -1: the server is gone */
+    struct mailbox mailbox; /* fd -1: the server is gone */
+    struct loop_mailbox watch;
     int arena_fd;
     uint8_t *arena;
     uint32_t session;
@@ -34,7 +38,8 @@ struct share {
     struct share_call *in_flight[SHARE_CALLS_MAX];
     uint32_t free_index[SHARE_CALLS_MAX], n_free_index;
     struct share_call *waiting, **waiting_end; /* not sent yet, in order */
-    bool full;                                 /* the socket's buffer: EPOLLOUT is watched */
+    bool full;                                 /* the mailbox: the server will say when there is room */
+    unsigned vain, skips;                      /* share_await: how often not to wait after one in vain; now */
     const struct share_user *user;
     void *opaque;
 };
@@ -154,9 +159,8 @@ static void server_gone(struct share *s)
 {
     struct share_call *call, *next;
 
-    loop_fd_del(s->loop, s->fd);
-    close(s->fd);
-    s->fd = -1;
+    close(s->mailbox.fd);
+    s->mailbox.fd = -1;
     child_stop(&s->child, 0);
     if (s->directory)
         log_say("the file server of the shared folder %s has ended: the guest gets I/O errors from it until guise is "
@@ -182,7 +186,7 @@ static void *slot_at(struct share *s, uint32_t slot)
     return s->arena + (size_t)slot * SHARE_SLOT_SIZE;
 }
 
-enum sent { SENT, WAIT, DROP, GONE };
+enum sent { SENT, WAIT, DROP };
 
 static bool needs_slot(const struct share_call *call)
 {
@@ -205,15 +209,10 @@ static enum sent prepare(struct share *s, struct share_call *call)
 
 static enum sent transmit(struct share *s, const void *packet, size_t size)
 {
-    ssize_t n = send(s->fd, packet, size, MSG_NOSIGNAL | MSG_DONTWAIT);
+    const struct iovec piece = {(void *)(uintptr_t)packet, size};
 
-    if (n == (ssize_t)size)
-        return SENT;
-    if (n < 0 && errno != EAGAIN && errno != ENOBUFS)
-        return GONE;
-    s->full = true;
-    loop_fd_mod(s->loop, s->fd, EPOLLIN | EPOLLOUT);
-    return WAIT;
+    s->full = mailbox_send(&s->mailbox, &piece, 1) != 0;
+    return s->full ? WAIT : SENT;
 }
 
 static enum sent send_call(struct share *s, struct share_call *call)
@@ -244,12 +243,8 @@ static void send_waiting(struct share *s)
 {
     struct share_call **p = &s->waiting, *call;
 
-    while ((call = *p) && !s->full && s->fd >= 0) {
+    while ((call = *p) && !s->full && s->mailbox.fd >= 0) {
         enum sent r = send_call(s, call);
-        if (r == GONE) {
-            server_gone(s);
-            return;
-        }
         if (r == WAIT) {
             p = &call->next;
             continue;
@@ -273,7 +268,7 @@ void share_submit(struct share *s, struct share_call *call, uint32_t length, uin
     call->reply_max = reply_max;
     call->slot = SHARE_NO_SLOT;
     call->index = 0;
-    if (s->fd < 0 || (!reply_max && length > SHARE_INLINE)) {
+    if (s->mailbox.fd < 0 || (!reply_max && length > SHARE_INLINE)) {
         fail(s, call);
         return;
     }
@@ -293,7 +288,7 @@ void share_reset(struct share *s)
         release_slot(s, call);
         give_back(s, call);
     }
-    if (s->fd >= 0) /* if there is no room for it, the next message brings the new session */
+    if (s->mailbox.fd >= 0) /* if there is no room for it, the next message brings the new session */
         transmit(s, &head, sizeof head);
 }
 
@@ -339,32 +334,47 @@ static void on_reply(struct share *s, const struct reply_packet *p, size_t got)
         s->free_slots[s->n_free_slots++] = slot;
 }
 
-static void on_socket(void *opaque, uint32_t events)
+/* On the event loop's thread, or a vCPU's that looks for replies; `gone` on the former only. */
+static void on_mail(void *opaque, bool gone)
 {
     struct share *s = opaque;
     struct reply_packet p;
+    ssize_t got = 0;
 
-    /* Where nothing is expected nothing is looked for: a closed socket announces itself.  And not more in one go than
-     * there can be calls, for a server that sends without end would keep the bus lock. */
-    for (unsigned n = 0; n < SHARE_CALLS_MAX && (!n || s->n_free_index < SHARE_CALLS_MAX); n++) {
-        ssize_t got = recv(s->fd, &p, sizeof p, MSG_DONTWAIT);
-        if (got < 0 && errno == EINTR)
-            continue;
-        if (got == 0 || (got < 0 && errno != EAGAIN)) {
-            server_gone(s);
-            return;
-        }
-        if (got < 0)
-            break;
+    if (s->mailbox.fd < 0)
+        return;
+    if (gone) {
+        server_gone(s);
+        return;
+    }
+    /* Not more in one go than there can be calls: a server that sends without end would keep the bus lock. */
+    for (unsigned n = 0; n < SHARE_CALLS_MAX && (got = mailbox_receive(&s->mailbox, &p, sizeof p)) >= 0; n++)
         on_reply(s, &p, (size_t)got);
+    if (got == -EPROTO) { /* the event loop sees the end then; a vCPU's thread could not end the process */
+        shutdown(s->mailbox.fd, SHUT_RDWR);
+        return;
     }
-    if (s->full && (events & EPOLLOUT)) {
-        s->full = false;
-        loop_fd_mod(s->loop, s->fd, EPOLLIN);
-    }
+    s->full = false;
     send_waiting(s);
-    if (s->fd >= 0)
-        s->user->idle(s->opaque);
+    s->user->idle(s->opaque);
+}
+
+void share_await(struct share *s)
+{
+    if (s->n_free_index == SHARE_CALLS_MAX || !mailbox_is_watched(&s->mailbox))
+        return;
+    if (s->skips) {
+        s->skips--;
+        return;
+    }
+    uint64_t end = clock_ns() + ANSWER_NS;
+    for (unsigned i = 0; i < ANSWER_LOOKS && !mailbox_ready(&s->mailbox) && clock_ns() < end; i++)
+        __builtin_ia32_pause();
+    bool there = mailbox_ready(&s->mailbox);
+    s->vain = there ? 0 : s->vain < VAIN_MAX ? 2 * s->vain + 1 : VAIN_MAX;
+    s->skips = s->vain;
+    if (there)
+        on_mail(s, false);
 }
 
 /* --- beginning and end --------------------------------------------------------------------------------------- */
@@ -381,21 +391,21 @@ static int map_arena(struct share *s)
 int share_adopt(struct share **out, int fd, int arena, struct loop *loop)
 {
     struct share *s = calloc(1, sizeof *s);
-    int size = SOCKET_BUFFER;
 
     if (!s)
         return -ENOMEM;
-    *s = (struct share){.child.pidfd = -1, .loop = loop, .fd = fd, .arena_fd = arena, .waiting_end = &s->waiting};
+    *s = (struct share){.child.pidfd = -1, .loop = loop, .arena_fd = arena, .waiting_end = &s->waiting};
     for (uint32_t i = 0; i < SHARE_SLOTS; i++)
         s->free_slots[s->n_free_slots++] = SHARE_SLOTS - 1 - i;
     for (uint32_t i = 0; i < SHARE_CALLS_MAX; i++)
         s->free_index[s->n_free_index++] = SHARE_CALLS_MAX - 1 - i;
-    setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof size);
     int r = map_arena(s);
     if (r) {
         free(s);
         return r;
     }
+    mailbox_init(&s->mailbox, s->arena + SHARE_MAILBOX, fd, 0);
+    s->watch = (struct loop_mailbox){.mailbox = &s->mailbox, .fn = on_mail, .opaque = s};
     *out = s;
     return 0;
 }
@@ -419,7 +429,7 @@ static int start_server(struct share *s, const struct share_words *w, int fd, ch
 {
     const char *argv[6] = {NULL, "helper-share"};
     unsigned argc = 2;
-    int size = SOCKET_BUFFER, directory = open_directory(w->directory, err, n);
+    int directory = open_directory(w->directory, err, n);
 
     if (directory < 0)
         return directory;
@@ -429,7 +439,6 @@ static int start_server(struct share *s, const struct share_words *w, int fd, ch
         argv[argc++] = "--cross-mounts";
     if (w->locks)
         argv[argc++] = "--locks";
-    setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof size);
     int r = child_start(&s->child, argv, (int[]){fd, s->arena_fd, directory}, 3, err, n);
     close(directory);
     return r;
@@ -472,18 +481,17 @@ void share_set_user(struct share *s, const struct share_user *user, void *opaque
 {
     s->user = user;
     s->opaque = opaque;
-    loop_fd_add(s->loop, s->fd, EPOLLIN, on_socket, s);
+    loop_mailbox_add(s->loop, &s->watch);
 }
 
 void share_close(struct share *s)
 {
     if (!s)
         return;
-    if (s->fd >= 0) {
-        if (s->user)
-            loop_fd_del(s->loop, s->fd);
-        close(s->fd);
-    }
+    if (s->user)
+        loop_mailbox_del(s->loop, &s->watch);
+    if (s->mailbox.fd >= 0)
+        close(s->mailbox.fd);
     child_stop(&s->child, GRACE_MS);
     if (s->arena)
         munmap(s->arena, SHARE_ARENA_SIZE);

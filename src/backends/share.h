@@ -68,5 +68,9 @@ void share_set_user(struct share *s, const struct share_user *user, void *opaque
  * each call is answered with EIO.  Not more than SHARE_CALLS_MAX at a time. */
 void share_submit(struct share *s, struct share_call *call, uint32_t length, uint32_t reply_max);
 
+/* Waits some microseconds for a reply, if the server is likely to have one by then, and calls back: for after a submit,
+ * on behalf of a guest that is likely to wait for it. */
+void share_await(struct share *s);
+
 /* The device was reset: the server forgets everything.  Calls come back without a reply, some only later. */
 void share_reset(struct share *s);

@@ -1,27 +1,36 @@
-/* The socket's end of the file server: packets of share/wire.h to calls and back, by a few threads. */
+/* The mailbox's end of the file server: packets of share/wire.h to calls and back, by a few threads. */
 #include <errno.h>
 #include <linux/fuse.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
 #include <sys/uio.h>
-#include <unistd.h>
+#include <time.h>
 
 #include "base/error.h"
+#include "host/loop.h"
+#include "host/patience.h"
 #include "share/server.h"
 #include "share/wire.h"
 
 #define THREADS_MAX 16u
+#define FULL_NS 1000000             /* the VM process takes no replies just now */
+#define OWED_NS 20000               /* a guest that waits for its reply has halted by then, and its vCPU looks for it */
 #define LONG_MAX_BYTES (128u << 10) /* a long request that is not a write: an attribute's value, many FORGETs */
 
 struct service {
-    int fd;
+    struct mailbox mailbox;
+    struct patience patience; /* these three are of who has the lead */
+    bool owed;                /* a reply has been put there of which the VM process has not been told */
+    uint64_t owed_ns;         /* since when */
     uint8_t *arena;
     struct server *server;
-    pthread_mutex_t lock;   /* guards what follows */
-    pthread_cond_t no_lead; /* has_lead became false */
-    bool has_lead, ended;
+    pthread_mutex_t sending; /* one at a time; taken last */
+    pthread_mutex_t lock;    /* guards what follows */
+    pthread_cond_t no_lead;  /* has_lead became false */
+    bool has_lead;
+    _Atomic pthread_t leader; /* who has it; only its own number means anything to a thread */
+    _Atomic bool ended;       /* set under lock, read by senders without */
     uint32_t session;
 };
 
@@ -40,15 +49,46 @@ struct packet {
     _Alignas(uint64_t) uint8_t bytes[SHARE_INLINE];
 };
 
+/* --- replies ------------------------------------------------------------------------------------------------- */
+
+static int put_reply(struct service *v, const struct iovec *pieces)
+{
+    pthread_mutex_lock(&v->sending);
+    int r = mailbox_put(&v->mailbox, pieces, 2);
+    pthread_mutex_unlock(&v->sending);
+    return r;
+}
+
+/* Who has the lead, and looks for messages anyway, looks first whether the reply is taken without a wake-up. */
+static void tell(struct service *v)
+{
+    if (!pthread_equal(v->leader, pthread_self()) || !v->patience.ns) {
+        mailbox_wake(&v->mailbox);
+    } else if (!v->owed) {
+        v->owed = true;
+        v->owed_ns = clock_ns();
+    }
+}
+
+/* The wake-up that says there is room may be taken by whoever has the lead: so this looks again and again. */
 static void send_reply(void *opaque, uint32_t index, const void *head, size_t head_length, size_t rest_length)
 {
     struct service *v = opaque;
     struct share_reply_head h = {.index = index, .length = (uint32_t)(head_length + rest_length)};
-    struct iovec pieces[2] = {{&h, sizeof h}, {(void *)(uintptr_t)head, head_length}};
-    struct msghdr m = {.msg_iov = pieces, .msg_iovlen = 2};
+    const struct iovec pieces[2] = {{&h, sizeof h}, {(void *)(uintptr_t)head, head_length}};
 
-    while (sendmsg(v->fd, &m, MSG_NOSIGNAL) < 0 && errno == EINTR)
-        ;
+    while (put_reply(v, pieces) == -EAGAIN && !v->ended) {
+        mailbox_wake(&v->mailbox);
+        nanosleep(&(struct timespec){.tv_nsec = FULL_NS}, NULL);
+    }
+    tell(v);
+}
+
+static void settle(struct service *v)
+{
+    if (v->owed && !mailbox_taken(&v->mailbox))
+        mailbox_wake(&v->mailbox);
+    v->owed = false;
 }
 
 static void refuse(struct service *v, const struct packet *p, int error)
@@ -131,8 +171,10 @@ static void lose_lead(void *caller)
 
     if (!w->leads)
         return;
+    settle(v);
     w->leads = false;
     pthread_mutex_lock(&v->lock);
+    v->leader = 0;
     v->has_lead = false;
     pthread_cond_signal(&v->no_lead);
     pthread_mutex_unlock(&v->lock);
@@ -147,6 +189,8 @@ static bool take_lead(struct worker *w)
     while (v->has_lead && !v->ended)
         pthread_cond_wait(&v->no_lead, &v->lock);
     w->leads = v->has_lead = !v->ended;
+    if (w->leads)
+        v->leader = pthread_self();
     pthread_mutex_unlock(&v->lock);
     return w->leads;
 }
@@ -174,28 +218,62 @@ static void handle(struct worker *w, const struct packet *p, size_t got)
         refuse(v, p, -ECANCELED);
 }
 
+static bool is_ready(void *mailbox)
+{
+    return mailbox_ready(mailbox);
+}
+
+static bool is_ready_or_taken(void *mailbox)
+{
+    return mailbox_ready(mailbox) || mailbox_taken(mailbox);
+}
+
+/* Waits for a message.  false: the VM process is gone. */
+static bool wait_for_message(struct service *v)
+{
+    const struct patience owed = {v->owed ? OWED_NS : 0};
+    uint64_t before = clock_ns();
+
+    patience_look(&owed, v->owed_ns, is_ready_or_taken, &v->mailbox);
+    if (mailbox_ready(&v->mailbox))
+        return true;
+    settle(v);
+    bool there = patience_look(&v->patience, before, is_ready, &v->mailbox);
+    while (!there) {
+        there = !mailbox_rest(&v->mailbox);
+        if (!there && !mailbox_sleep(&v->mailbox))
+            return false;
+    }
+    mailbox_look(&v->mailbox);
+    patience_waited(&v->patience, clock_ns() - before);
+    return true;
+}
+
 static void *serve(void *opaque)
 {
     struct worker w = {.service = opaque};
     struct packet p;
 
     while (w.leads || take_lead(&w)) {
-        ssize_t got = recv(w.service->fd, &p, sizeof p, 0);
-        if (got < 0 && errno == EINTR)
-            continue;
-        if (got <= 0) {
+        ssize_t got = mailbox_receive(&w.service->mailbox, &p, sizeof p);
+        if (w.service->owed && clock_ns() - w.service->owed_ns > OWED_NS)
+            settle(w.service);
+        if (got >= 0) {
+            handle(&w, &p, (size_t)got);
+        } else if (got != -EAGAIN || !wait_for_message(w.service)) {
             end(w.service);
             return NULL;
         }
-        handle(&w, &p, (size_t)got);
     }
     return NULL;
 }
 
 int server_run(int fd, void *arena, const struct server_config *config, unsigned threads, char *err, size_t n)
 {
-    struct service v = {
-        .fd = fd, .arena = arena, .lock = PTHREAD_MUTEX_INITIALIZER, .no_lead = PTHREAD_COND_INITIALIZER};
+    struct service v = {.arena = arena,
+                        .sending = PTHREAD_MUTEX_INITIALIZER,
+                        .lock = PTHREAD_MUTEX_INITIALIZER,
+                        .no_lead = PTHREAD_COND_INITIALIZER};
     struct server_config c = *config;
     pthread_t thread[THREADS_MAX];
     unsigned started = 0;
@@ -203,6 +281,7 @@ int server_run(int fd, void *arena, const struct server_config *config, unsigned
     c.reply = send_reply;
     c.slow = lose_lead;
     c.opaque = &v;
+    mailbox_init(&v.mailbox, v.arena + SHARE_MAILBOX, fd, 1);
     int r = server_create(&v.server, &c, err, n);
     if (r)
         return r;

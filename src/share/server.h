@@ -46,8 +46,8 @@ void server_call(struct server *s, const struct server_message *m);
 /* Forgets all files and locks, and answers what waits.  Any thread. */
 void server_reset(struct server *s);
 
-/* Serves `fd` (SOCK_SEQPACKET, share/wire.h) with `threads` threads until it is closed.  `arena`: SHARE_ARENA_SIZE
- * bytes.  Creates its server from config, whose reply and opaque it sets.  0, or -errno with one sentence. */
+/* Serves the mailbox of `arena` (SHARE_ARENA_SIZE bytes, share/wire.h) with `threads` threads until `fd` is closed.
+ * Creates its server from config, whose reply and opaque it sets.  0, or -errno with one sentence. */
 int server_run(int fd, void *arena, const struct server_config *config, unsigned threads, char *err, size_t n);
 
 /* guise helper-share [--read-only] [--cross-mounts] [--locks]: descriptors 3 the socket, 4 the arena, 5 the directory.

@@ -1,25 +1,30 @@
 /*
  * What a VM process and its file server say to each other.
  *
- * They share a SOCK_SEQPACKET socket and an arena of SHARE_SLOTS slots (a sealed memfd).  A message is one packet: a
- * head, then FUSE bytes (linux/fuse.h).  Whatever is small travels in the packet; bulk lies in the slot that the VM
- * process lent to the request:
+ * They share a SOCK_SEQPACKET socket and an arena (a sealed memfd): SHARE_SLOTS slots, then the memory of a mailbox
+ * (host/mailbox.h; end 0 is the VM process).  A message of the mailbox is a packet: a head, then FUSE bytes
+ * (linux/fuse.h).  Whatever is small travels in the packet; bulk lies in the slot that the VM process lent to the
+ * request:
  *
  *   request of `length` bytes   packet: all of it, or its first SHARE_HEAD bytes    slot: the rest, from offset 0
  *   reply of `length` bytes     packet: all of it, or its first SHARE_REPLY_HEAD    slot: the rest, from offset 0
  *
  * so that data is copied twice on its way, guest memory to slot to file, and neither side looks at anything in the
- * slot that the other could change meanwhile: headers are in packets.  The server never sees guest memory.
+ * slot that the other could change meanwhile: headers are in packets, which are copied out first.  The server never
+ * sees guest memory.
  *
  * Neither side trusts the other: each checks every number of a head against its own.
  */
 #pragma once
 #include <stdint.h>
 
+#include "host/mailbox.h"
+
 #define SHARE_SLOTS 16u
-#define SHARE_DATA_MAX (1u << 20)                /* bytes of file data in one request or reply */
-#define SHARE_SLOT_SIZE (SHARE_DATA_MAX + 4096u) /* and what goes with them */
-#define SHARE_ARENA_SIZE ((uint64_t)SHARE_SLOTS * SHARE_SLOT_SIZE)
+#define SHARE_DATA_MAX (1u << 20)                               /* bytes of file data in one request or reply */
+#define SHARE_SLOT_SIZE (SHARE_DATA_MAX + 4096u)                /* and what goes with them */
+#define SHARE_MAILBOX ((uint64_t)SHARE_SLOTS * SHARE_SLOT_SIZE) /* where it is in the arena */
+#define SHARE_ARENA_SIZE (SHARE_MAILBOX + MAILBOX_MEMORY)
 #define SHARE_NO_SLOT UINT32_MAX
 
 #define SHARE_INLINE 4096u   /* a message of at most so many FUSE bytes needs no slot */

@@ -17,7 +17,8 @@ enum { HIPRIO, REQUESTS };
 #define BIG 0x300000ull
 #define STEP 0x4000ull
 
-static int server, arena;
+static struct mailbox server;
+static int arena;
 static uint8_t *slots;
 static struct {
     struct share_request_head head;
@@ -32,16 +33,16 @@ static int setup(void **state)
 
     fixture_open(&fx);
     assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair), 0);
-    server = pair[1];
     arena = memfd_create("arena", MFD_CLOEXEC);
     assert_int_equal(ftruncate(arena, SHARE_ARENA_SIZE), 0);
     slots = mmap(NULL, SHARE_ARENA_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, arena, 0);
+    mailbox_init(&server, slots + SHARE_MAILBOX, pair[1], 1);
     assert_int_equal(share_adopt(&share, pair[0], arena, fx.loop), 0);
     const struct virtio_fs_config config = {.share = share, .tag = "share0"};
     assert_int_equal(virtio_fs_class.create(&dev, &fx.env, &config), 0);
     driver_find(&drv, &fx, 1);
     vq_start(FEATURES_ALL, 2);
-    while (recv(server, &got, sizeof got, MSG_DONTWAIT) > 0) /* resets */
+    while (mailbox_receive(&server, &got, sizeof got) > 0) /* resets */
         ;
     return 0;
 }
@@ -51,8 +52,8 @@ static int teardown(void **state)
     virtio_fs_class.destroy(&dev);
     assert_null(dev.state);
     munmap(slots, SHARE_ARENA_SIZE);
-    if (server >= 0)
-        close(server);
+    if (server.fd >= 0)
+        close(server.fd);
     fixture_close(&fx);
     return 0;
 }
@@ -93,7 +94,7 @@ static struct fuse_out_header result(uint64_t at)
 
 static bool take(void)
 {
-    ssize_t n = recv(server, &got, sizeof got, MSG_DONTWAIT);
+    ssize_t n = mailbox_receive(&server, &got, sizeof got);
     got_size = n > 0 ? (size_t)n : 0;
     return n > 0;
 }
@@ -113,7 +114,8 @@ static void answer_raw(uint32_t index, uint32_t length, uint32_t claimed, uint64
 
     memset(out.bytes, 0x5a, sizeof out.bytes);
     memcpy(out.bytes, &h, sizeof h);
-    assert_int_equal(send(server, &out, sizeof out.head + here, 0), sizeof out.head + here);
+    const struct iovec piece = {&out, sizeof out.head + here};
+    assert_int_equal(mailbox_send(&server, &piece, 1), 0);
 }
 
 static void answer(uint32_t length)
@@ -253,17 +255,14 @@ static void forget_and_interrupt_have_no_reply(void **state)
 static void the_server_takes_no_more_and_then_does(void **state)
 {
     unsigned sent = 0, n = 0;
-    int size = 4096;
     struct share_request_head h;
 
-    /* a small buffer, so that it is soon full */
-    setsockopt(server, SOL_SOCKET, SO_RCVBUF, &size, sizeof size);
     for (uint16_t i = 0; i < VQ_SIZE; i += 2) {
-        request(REQUESTS, i, FUSE_SETXATTR, i, 4000, 64);
+        request(REQUESTS, i, FUSE_SETXATTR, i, SHARE_INLINE, 64); /* together more than fits */
         sent++;
     }
     for (unsigned round = 0; round < 100 && n < sent; round++) {
-        while (recv(server, &got, sizeof got, MSG_DONTWAIT) > 0) {
+        while (mailbox_receive(&server, &got, sizeof got) > 0) {
             assert_int_equal(got_unique(), 2 * n);
             h = got.head;
             answer_raw(h.index, 16, 16, got_unique(), 0, 16);
@@ -517,8 +516,8 @@ static void a_dead_server_is_an_io_error(void **state)
     request(REQUESTS, 0, FUSE_GETATTR, 7, 56, 4096);
     for (uint16_t i = 1; i < SHARE_SLOTS + 5; i++)
         request(REQUESTS, (uint16_t)(2 * i), FUSE_READ, i, 80, 0x3000);
-    close(server);
-    server = -1;
+    close(server.fd);
+    server.fd = -1;
     spin();
     assert_int_equal(vq_used(REQUESTS), SHARE_SLOTS + 5);
     assert_int_equal(result(IN).error, -EIO);

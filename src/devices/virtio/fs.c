@@ -134,6 +134,8 @@ static void fs_notify(struct virtio_device *v, unsigned q)
     struct fs *fs = fs_of(v);
 
     serve_queue(fs, q);
+    if (q == REQUESTS)
+        share_await(fs->share);
     virtio_signal(v, q);
 }
 
