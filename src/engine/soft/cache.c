@@ -279,7 +279,7 @@ void soft_block_kill(struct engine *e, struct block *b)
     for (unsigned i = 0; i < e->n_cpus && b->entry_indirect; i++) {
         const void **entries = e->vcpus[i]->ibtc[b->mode & MODE_MMU].entry, *entry = soft_code(e, b->entry_indirect);
         /* every gva that maps to it ends in the same 12 bits */
-        for (unsigned k = b->gpa & 4095; k < IBTC_SIZE; k += 4096)
+        for (unsigned k = ibtc_index(b->gpa & 4095); k < IBTC_SIZE; k += 4096 >> IBTC_SHIFT)
             if (entries[k] == entry)
                 entries[k] = soft_glue_ibtc_miss;
     }

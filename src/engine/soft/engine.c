@@ -94,10 +94,33 @@ static void fpu_initial(struct soft_vcpu *v)
     v->xsave[25] = 0x1f;
 }
 
+#define HUGE_PAGE (2ull << 20)
+
+/* All of it is in use all the time, here and there: in huge pages, where the host has some. */
+static struct soft_vcpu *vcpu_alloc(void)
+{
+    uint64_t size = (sizeof(struct soft_vcpu) + HUGE_PAGE - 1) & ~(HUGE_PAGE - 1), want = size + HUGE_PAGE;
+    uint8_t *p = mmap(NULL, want, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (p == MAP_FAILED)
+        return NULL;
+    uint64_t head = -(uintptr_t)p & (HUGE_PAGE - 1);
+    if (head)
+        munmap(p, head);
+    if (want - head - size)
+        munmap(p + head + size, want - head - size);
+    (void)madvise(p + head, size, MADV_HUGEPAGE);
+    return (struct soft_vcpu *)(p + head);
+}
+
+static void vcpu_free(struct soft_vcpu *v)
+{
+    munmap(v, (sizeof(*v) + HUGE_PAGE - 1) & ~(HUGE_PAGE - 1));
+}
+
 static int vcpu_create(struct engine *e, unsigned i)
 {
-    struct soft_vcpu *v = mmap(NULL, sizeof(*v), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (v == MAP_FAILED)
+    struct soft_vcpu *v = vcpu_alloc();
+    if (!v)
         return -ENOMEM;
     e->vcpus[i] = v;
     v->engine = e;
@@ -125,7 +148,7 @@ static void soft_destroy(struct engine *e)
     for (unsigned i = 0; i < e->n_cpus; i++)
         if (e->vcpus && e->vcpus[i]) {
             soft_translator_destroy(e->vcpus[i]->translator);
-            munmap(e->vcpus[i], sizeof(*e->vcpus[i]));
+            vcpu_free(e->vcpus[i]);
         }
     soft_direct_destroy(e);
     soft_cache_destroy(e);

@@ -163,7 +163,7 @@ const void *soft_next_single(struct soft_vcpu *v)
 static const void *known_target(struct soft_vcpu *v)
 {
     const struct ibtc *t = &v->ibtc[soft_mmu(v)];
-    unsigned i = v->cpu.rip & (IBTC_SIZE - 1);
+    unsigned i = ibtc_index(v->cpu.rip);
     if (v->engine->config.stress && chance(v->engine, 8))
         return NULL;
     if (t->tag[i] != v->cpu.rip || t->entry[i] == soft_glue_ibtc_miss || (v->mode & MODE_BY_C))

@@ -23,7 +23,7 @@
  * One direct-mapped TLB for reads and one for writes per MMU index.  An entry hits when
  * gva - tag <= 4096 - size; host + (gva - tag) is then the address. */
 enum mmu_index { MMU_USER, MMU_KERNEL, MMU_KERNEL_AC /* SMAP off or RFLAGS.AC: user pages too */, MMU_COUNT };
-#define TLB_BITS 11
+#define TLB_BITS 13
 #define TLB_SIZE (1u << TLB_BITS)
 #define TLB_MASK ((TLB_SIZE - 1) << 4)    /* of gva >> 8: byte offset of the entry */
 #define TLB_INVALID 0x8000000000000000ull /* no canonical gva is within a page of it */
@@ -60,10 +60,15 @@ struct itlb_entry {
 
 /* Indirect branch target cache: jumped through without a compare; the target block checks the tag. */
 #define IBTC_SIZE 65536
+#define IBTC_SHIFT 2 /* call instructions are longer: two return addresses never share an entry for nearness */
 struct ibtc {
     const void *entry[IBTC_SIZE]; /* a block's indirect entry, or the miss routine */
     uint64_t tag[IBTC_SIZE];      /* the target's gva; blocks that are bound to theirs compare with that */
 };
+static inline unsigned ibtc_index(uint64_t gva)
+{
+    return gva >> IBTC_SHIFT & (IBTC_SIZE - 1);
+}
 
 /* --- blocks ------------------------------------------------------------------------------------ */
 /* What selects a translation besides its address; v->mode is the current value. */
@@ -329,7 +334,7 @@ struct engine {
     struct block **page_blocks; /* by gpa >> 12 up to memory->end: blocks with code in the page */
     uint64_t n_pages;
     uint64_t *code_granules; /* by page: 64 bits, one for each 64 bytes that hold translated code */
-    uint64_t *written;       /* by page, one bit: a write TLB has had it since it last became one with code */
+    uint64_t *written;       /* by page, one bit: a write TLB may have had it since it last became one with code */
     struct site *sites;
     uint32_t n_sites, max_sites;
     struct exit *exits;

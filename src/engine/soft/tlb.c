@@ -83,7 +83,7 @@ int soft_translate_exec(struct soft_vcpu *v, uint64_t gva, uint64_t *gpa, bool *
 
 void soft_ibtc_insert(struct soft_vcpu *v, uint64_t gva, struct block *b)
 {
-    unsigned mmu = soft_mmu(v), i = gva & (IBTC_SIZE - 1);
+    unsigned mmu = soft_mmu(v), i = ibtc_index(gva);
     uint32_t entry = soft_way_in(v->engine, b, WAY_INDIRECT);
     if (!entry)
         return;
@@ -164,12 +164,22 @@ static void flush_modes(struct soft_vcpu *v, bool globals_too)
     }
 }
 
+/* The write TLBs are empty: a page that becomes one with code need not be looked for there. */
+static void forget_written(struct engine *e)
+{
+    if (e->n_cpus > 1)
+        return;
+    for (uint64_t i = 0; i <= e->n_pages / 64; i++)
+        e->written[i] = 0;
+}
+
 static void flush_all_here(struct cpu *cpu, bool globals_too)
 {
     struct soft_vcpu *v = vcpu_of(cpu);
     v->stats.tlb_flush++;
     flush_modes(v, globals_too);
     if (globals_too) {
+        forget_written(v->engine);
         soft_unchain_cross(v->engine);
         for (unsigned i = 0; i < 64; i++)
             v->exec_bloom[0][0][i] = v->exec_bloom[0][1][i] = v->exec_bloom[1][0][i] = v->exec_bloom[1][1][i] = 0;
@@ -182,10 +192,13 @@ static void flush_all(struct cpu *cpu, bool globals_too)
     flush_all_here(cpu, globals_too);
 }
 
+/* Of 2 MB, or 1 GB, which can be anywhere in the TLBs. */
 static void flush_region(struct soft_vcpu *v, uint64_t gva, unsigned shift)
 {
+    unsigned pages = 1u << (shift - 12), first = gva >> shift << (shift - 12) & (TLB_SIZE - 1);
+    unsigned end = pages < TLB_SIZE ? first + pages : TLB_SIZE;
     for (unsigned mmu = 0; mmu < MMU_COUNT; mmu++)
-        for (unsigned i = 0; i < TLB_SIZE; i++) {
+        for (unsigned i = pages < TLB_SIZE ? first : 0; i < end; i++) {
             if (v->tlb[mmu][0][i].tag >> shift == gva >> shift)
                 v->tlb[mmu][0][i].tag = tlb_invalid(i);
             if (v->tlb[mmu][1][i].tag >> shift == gva >> shift)

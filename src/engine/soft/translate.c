@@ -174,7 +174,8 @@ void emit_indirect(struct translator *t)
     if (t->insns[t->n_insns - 1].live_after)
         flags_to_memory(t, R10);
     t->flags = place;
-    e_movzx16(e, R10, R11);
+    e_rorx(e, R10, R11, IBTC_SHIFT); /* ibtc_index() */
+    e_movzx16(e, R10, R10);
     e_gs_index8(e, 0xff, false, 4, R10, ibtc_offset(t->mode, entry));
 }
 
