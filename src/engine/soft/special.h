@@ -54,6 +54,10 @@ void load_operand_into(struct translator *t, const struct insn *in, const ZydisD
 /* privileged.c */
 special_fn sp_cld, sp_std, sp_cli, sp_sti, sp_stac, sp_swapgs, sp_rdtsc, sp_port, sp_query, sp_fsgsbase, sp_undefined;
 
+/* rep.c: a string instruction that may run as it stands, with helper_string (whose site it is) for when it may not */
+bool rep_serves(const struct translator *t, const struct insn *in, unsigned kind, unsigned segment);
+struct site *sp_rep(struct translator *t, const struct insn *in, bool move, unsigned size);
+
 /* unusual.c */
 special_fn sp_nop, sp_pause, sp_lea, sp_xlat, sp_bt, sp_mov, sp_incdec, sp_string, sp_gather, sp_clzero, sp_x87_env,
     sp_maskmov, sp_vzero, sp_pcmpestr;

@@ -307,7 +307,8 @@ void sp_string(struct translator *t, const struct insn *in)
             default:
                 break;
             }
-    struct site *s = emit_helper(t, in, helper_string, false);
+    struct site *s = rep_serves(t, in, kinds[i].kind, segment) ? sp_rep(t, in, kinds[i].kind == STR_MOVS, kinds[i].size)
+                                                               : emit_helper(t, in, helper_string, false);
     s->arg = kinds[i].kind | (uint32_t)kinds[i].size << 8 | rep << 16;
     s->arg2 = segment | (uint32_t)in->d.address_width << 8;
 }
