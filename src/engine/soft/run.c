@@ -314,7 +314,9 @@ const void *soft_ibtc_miss(struct soft_vcpu *v)
     if (v->poll) {
         next = soft_next(v);
     } else {
+        v->computed = true;
         struct block *b = block_at_rip(v);
+        v->computed = false;
         if (b) {
             soft_ibtc_insert(v, v->cpu.rip, b);
             next = enter_block(v, b);

@@ -285,6 +285,7 @@ struct soft_vcpu {
     struct tlb_entry slot[MMU_COUNT][2][SLOT_COUNT]; /* what single places in the code used last */
     int32_t heat[HEAT_COUNT];   /* executions left in this tick until a block counts as hot; same */
     unsigned promote_left;      /* blocks after a hot one that are promoted with it */
+    bool computed;              /* a computed branch wants a block: others will come to it so (ways.c) */
     int32_t budget[SLOT_COUNT]; /* slot misses left until the place is demoted; renewed by the run loop */
     struct dirty_list dirty[MMU_COUNT][2];
     struct itlb_entry itlb[MMU_COUNT][ITLB_SIZE];

@@ -8,7 +8,10 @@
  *     indirect:  is this the block for the wanted gva (the IBTC's entry may be another's)?  Set code_base when
  *                position independent
  *     poll:      leave when something waits for this vCPU; count, so that a block that runs often is translated again,
- *                better: with these ways in front of its body (emit_ways)
+ *                better
+ *
+ * A block that runs often, or that a computed branch is the first to want, as what is behind a call, has these ways in
+ * front of its body (emit_ways): control goes straight on.
  *
  * Of a way out, a block only has what is its own, a number in a scratch register: the rest is here once for all.
  */
@@ -102,7 +105,7 @@ void emit_ways(struct translator *t)
 {
     struct block *b = t->b;
     uint32_t out = 0, hot = 0;
-    if (!b->hot || (b->mode & MODE_BY_C))
+    if (!(b->hot || t->v->computed) || (b->mode & MODE_BY_C))
         return;
     b->entry_indirect = e_offset(&t->hot);
     emit_check_target(t->engine, &t->hot, b);
@@ -110,6 +113,10 @@ void emit_ways(struct translator *t)
     emit_poll(t->engine, &t->hot, b, &out, &hot);
     e_patch(&t->hot, out, e_offset(&t->cold));
     emit_way_out(t->engine, &t->cold, R9, block_number(t->engine, b), OUT_POLL);
+    if (!hot)
+        return;
+    e_patch(&t->hot, hot, e_offset(&t->cold));
+    emit_way_out(t->engine, &t->cold, R9, block_number(t->engine, b), OUT_HOT);
 }
 
 #define WAY_IN_MAX 160 /* bytes */
