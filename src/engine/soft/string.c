@@ -326,8 +326,8 @@ const void *helper_string(struct soft_vcpu *v, const struct site *s)
                 return finish(v, s);
         }
         if (((v->mode & MODE_TF) || v->debug_hits) && get_wide(v, RCX, o.width)) { /* a step is one element */
-            if (v->mode & MODE_BREAK)
-                v->cpu.rflags |= FL_RF; /* a breakpoint on it has been passed */
+            if ((v->mode & MODE_BREAK) || !v->engine->amd) /* Intel: in any case (SDM vol. 3, 17.3.1.1) */
+                v->cpu.rflags |= FL_RF;                    /* a breakpoint on it has been passed */
             return soft_step_done(v);
         }
     }
