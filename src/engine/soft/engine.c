@@ -52,6 +52,24 @@ static uint64_t host_xcr0(void)
     return ((uint64_t)d << 32 | a) & 0xe7; /* x87, SSE, AVX, AVX-512 */
 }
 
+/* The clock and the TSC at the same moment: of several tries the one in which least time went by between reading
+ * the two, for on a busy host that can be milliseconds. */
+static void read_clocks(uint64_t *ns, uint64_t *tsc)
+{
+    uint64_t least = UINT64_MAX;
+    for (unsigned i = 0; i < 16; i++) {
+        struct timespec t;
+        uint64_t before = __builtin_ia32_rdtsc();
+        clock_gettime(CLOCK_MONOTONIC_RAW, &t);
+        uint64_t took = __builtin_ia32_rdtsc() - before;
+        if (took >= least)
+            continue;
+        least = took;
+        *ns = (uint64_t)t.tv_sec * 1000000000ull + (uint64_t)t.tv_nsec;
+        *tsc = before + took / 2;
+    }
+}
+
 /* The host's TSC frequency: as the hypervisor below says, or measured against the clock. */
 static uint64_t measure_tsc_khz(void)
 {
@@ -62,14 +80,12 @@ static uint64_t measure_tsc_khz(void)
         if (a > 100000)
             return a;
     }
-    struct timespec t0, t1;
-    clock_gettime(CLOCK_MONOTONIC_RAW, &t0);
-    uint64_t tsc0 = __builtin_ia32_rdtsc(), ns;
-    do {
-        clock_gettime(CLOCK_MONOTONIC_RAW, &t1);
-        ns = (uint64_t)(t1.tv_sec - t0.tv_sec) * 1000000000ull + (uint64_t)(t1.tv_nsec - t0.tv_nsec);
-    } while (ns < 20000000);
-    return (__builtin_ia32_rdtsc() - tsc0) * 1000000 / ns;
+    uint64_t ns0, tsc0, ns, tsc;
+    read_clocks(&ns0, &tsc0);
+    do
+        read_clocks(&ns, &tsc);
+    while (ns - ns0 < 20000000);
+    return (tsc - tsc0) * 1000000 / (ns - ns0);
 }
 
 static void vcpu_glue(struct soft_vcpu *v)
