@@ -131,7 +131,7 @@ void soft_direct_destroy(struct engine *e)
         return;
     direct_child_stop(d);
     for (unsigned i = 0; i < DIRECT_SLOTS; i++)
-        free(d->slots[i].pieces), free(d->slots[i].initial);
+        pages_free(&d->slots[i]), free(d->slots[i].initial);
     free(d->writable);
     free(d);
     e->direct = NULL;
@@ -381,9 +381,7 @@ static void lose(struct soft_vcpu *v, struct direct *d, struct direct_slot *s)
 {
     for (uint64_t page = 0; page < v->engine->n_pages; page++)
         d->writable[page] &= (uint8_t) ~(1u << (s - d->slots));
-    free(s->pieces);
-    s->pieces = NULL;
-    s->n_pieces = s->n_places = 0;
+    pages_free(s);
     s->root = 0;
     d->current = NULL;
     direct_slot_replace(d, s);

@@ -3,6 +3,7 @@
  *
  *      direct.c         when: measured for each address space; and between the vCPU's state and that process's
  *      direct_mirror.c  which of the guest's pages are mapped there, and for how long that is right
+ *      direct_pages.c   the table of these
  *      direct_child.c   the process: orders to it, and that it stands still
  *
  * All of it is called on the vCPU's thread, but for soft_direct_kick.
@@ -28,15 +29,21 @@ enum direct_exit {
 };
 
 #define MIRROR_PENDING 64u
-#define MIRROR_PIECES_MAX 32768u           /* of 65530 mappings that a process may have */
-#define MIRROR_ROOM (TLB_SIZE + ITLB_SIZE) /* pieces that come at a time, at most */
+#define MIRROR_PAGES_MAX 32768u /* of 65530 mappings that a process may have */
+#define MIRROR_REGIONS 1024u
+#define MIRROR_LARGE 0x200000ull
+#define PAGE_INDEX(gva) ((gva) >> 12 & 511)
+#define REGION_PATH 3
 
-/* Pages that are mapped: one, or 512 that are one large page to the guest. */
-struct piece {
-    uint64_t gva; /* 0: none; with MIRROR_LARGE in its low bits for 512 pages */
-    uint64_t gpa; /* with PROT_* in its low bits */
+/* 2 MiB of an address space.  What is mapped has its physical address with PROT_* in the low bits, else 0. */
+struct region {
+    uint64_t base;
+    bool known;                 /* path */
+    uint64_t path[REGION_PATH]; /* the guest's entries above those of its pages, as they were */
+    uint64_t large;             /* mapped as one page */
+    uint64_t page[512];
+    uint64_t entry[512]; /* the guest's, as it was, for each page that is mapped */
 };
-#define MIRROR_LARGE 1ull
 
 enum slot_state { SLOT_NONE, SLOT_STARTING, SLOT_READY, SLOT_LOST };
 
@@ -61,8 +68,8 @@ struct direct_slot {
     uint64_t pending[MIRROR_PENDING], code[MIRROR_PENDING];
     unsigned n_pending, n_code; /* pages that lose their mapping; physical pages that hold translated code now */
     uint64_t fault;             /* of the guest's, here: its kernel has mapped that page when it comes back */
-    unsigned n_pieces, n_places;
-    struct piece *pieces; /* n_places, a power of 2: found by hash of gva */
+    unsigned n_pages, n_regions;
+    struct region **regions; /* by hash */
 };
 
 #define SPACES 256u
@@ -127,6 +134,19 @@ void direct_child_release(struct direct *d);
 /* Does the calls, lets guest code go on and waits until it has stopped: 0; or -ECANCELED: it has not run since the
  * vCPU is wanted; -ENOMEM: nor since a call failed; -ESRCH: it is lost. */
 int direct_child_run(struct soft_vcpu *v, struct direct *d, struct direct_slot *s);
+
+/* --- direct_pages.c --- */
+struct region *pages_region(const struct direct_slot *s, uint64_t gva); /* NULL: nothing is mapped there */
+struct region *pages_new_region(struct direct_slot *s, uint64_t gva);   /* or the one that there is; NULL: no room */
+struct region *pages_next(const struct direct_slot *s, unsigned *i);    /* each of them, *i from 0; NULL: no more */
+uint64_t pages_find(const struct direct_slot *s, uint64_t gva);         /* what is mapped */
+void pages_set(struct direct_slot *s, uint64_t *page, uint64_t value);  /* page or large of a region */
+void pages_free(struct direct_slot *s);
+/* The guest's entries for a page that has just been mapped; and whether they are the same now, but for marks that have
+ * been added: those above the pages of a region, and, with these the same, that of its page i. */
+void pages_remember(struct soft_vcpu *v, struct region *g, uint64_t gva);
+bool pages_same_path(struct soft_vcpu *v, struct region *g);
+bool pages_same(struct soft_vcpu *v, const struct region *g, unsigned i);
 
 /* --- direct_mirror.c --- */
 /* Makes what is mapped right again, as far as flushes and translated code ask for it. */

@@ -9,82 +9,16 @@
  */
 #include "engine/soft/direct.h"
 
-#include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 
 #define PAGE 4096ull
-#define LARGE (512 * PAGE)
+#define LARGE MIRROR_LARGE
 #define LOWEST 0x10000ull /* where a host lets its processes map */
 #define AROUND 16u        /* pages looked at for a miss: they and the missed one are aligned to so many */
 
-/* --- the table of pieces ----------------------------------------------------------------------------------- */
-
-static unsigned place(const struct direct_slot *s, uint64_t key)
-{
-    return (unsigned)(key * 0x9e3779b97f4a7c15ull >> 40) & (s->n_places - 1);
-}
-
-static unsigned next_place(const struct direct_slot *s, unsigned i)
-{
-    return (i + 1) & (s->n_places - 1);
-}
-
-static struct piece *find(const struct direct_slot *s, uint64_t key)
-{
-    for (unsigned i = place(s, key); s->n_places && s->pieces[i].gva; i = next_place(s, i))
-        if (s->pieces[i].gva == key)
-            return &s->pieces[i];
-    return NULL;
-}
-
-static void insert(struct direct_slot *s, uint64_t key, uint64_t gpa)
-{
-    unsigned i = place(s, key);
-    while (s->pieces[i].gva && s->pieces[i].gva != key)
-        i = next_place(s, i);
-    s->n_pieces += !s->pieces[i].gva;
-    s->pieces[i] = (struct piece){key, gpa};
-}
-
-/* What was put behind it for want of room moves up. */
-static void erase(struct direct_slot *s, struct piece *p)
-{
-    unsigned hole = (unsigned)(p - s->pieces), mask = s->n_places - 1;
-    s->n_pieces--;
-    for (unsigned i = next_place(s, hole); s->pieces[i].gva; i = next_place(s, i)) {
-        unsigned home = place(s, s->pieces[i].gva);
-        if (((i - home) & mask) >= ((i - hole) & mask)) {
-            s->pieces[hole] = s->pieces[i];
-            hole = i;
-        }
-    }
-    s->pieces[hole].gva = 0;
-}
-
-/* Room for the pieces of one miss or prefill; at most half of the places are taken. */
-static bool make_room(struct direct_slot *s)
-{
-    unsigned n = s->n_places, old = n;
-    while (n < 2 * (s->n_pieces + MIRROR_ROOM))
-        n = n ? 2 * n : 1024;
-    if (n == old)
-        return true;
-    struct piece *from = s->pieces, *to = calloc(n, sizeof *to);
-    if (!to)
-        return false;
-    s->pieces = to, s->n_places = n, s->n_pieces = 0;
-    for (unsigned i = 0; i < old; i++)
-        if (from[i].gva)
-            insert(s, from[i].gva, from[i].gpa);
-    free(from);
-    return true;
-}
-
-static uint64_t size_of(uint64_t key)
-{
-    return key & MIRROR_LARGE ? LARGE : PAGE;
-}
+/* --- unmapping --------------------------------------------------------------------------------------------- */
 
 static void mark_writable(struct direct *d, const struct direct_slot *s, uint64_t gpa, uint64_t size)
 {
@@ -93,25 +27,36 @@ static void mark_writable(struct direct *d, const struct direct_slot *s, uint64_
         d->writable[page] |= bit;
 }
 
-static void unmap(struct direct *d, struct direct_slot *s, struct piece *p)
+/* Neighbours go by one call. */
+static void order_unmap(struct direct_slot *s, uint64_t gva, uint64_t size)
 {
+    struct direct_call *last = s->n_calls ? &s->orders->calls[s->n_calls - 1] : NULL;
+    if (last && last->number == SYS_munmap && last->args[0] + last->args[1] == gva)
+        last->args[1] += size;
+    else
+        direct_call(s, SYS_munmap, gva, size, 0, 0);
+}
+
+static void unmap(struct direct *d, struct direct_slot *s, uint64_t *page, uint64_t gva, uint64_t size)
+{
+    if (!*page)
+        return;
     if (direct_calls_full(s)) {
         s->clear = true;
         return;
     }
-    direct_call(s, SYS_munmap, p->gva & -PAGE, size_of(p->gva), 0, 0);
+    order_unmap(s, gva, size);
+    pages_set(s, page, 0);
     d->stats.unmapped++;
-    erase(s, p);
 }
 
 static void unmap_page(struct direct *d, struct direct_slot *s, uint64_t gva)
 {
-    struct piece *p = find(s, gva & -PAGE);
-    if (p)
-        unmap(d, s, p);
-    p = find(s, (gva & -LARGE) | MIRROR_LARGE);
-    if (p)
-        unmap(d, s, p);
+    struct region *g = pages_region(s, gva);
+    if (!g)
+        return;
+    unmap(d, s, &g->page[PAGE_INDEX(gva)], gva & -PAGE, PAGE);
+    unmap(d, s, &g->large, g->base, LARGE);
 }
 
 /* --- code that tells --------------------------------------------------------------------------------------- */
@@ -164,8 +109,8 @@ static uint8_t byte_at(struct soft_vcpu *v, uint64_t gva)
 
 bool mirror_hidden(const struct direct_slot *s, uint64_t gva)
 {
-    const struct piece *p = find(s, gva & -PAGE);
-    return p && !(p->gpa & PROT_EXEC);
+    uint64_t page = pages_find(s, gva);
+    return page && !(page & PROT_EXEC);
 }
 
 static bool hides(struct soft_vcpu *v, const struct direct *d, uint64_t gva, uint64_t gpa)
@@ -175,9 +120,12 @@ static bool hides(struct soft_vcpu *v, const struct direct *d, uint64_t gva, uin
     cpu_copy(bytes + 1, d->engine->config.memory->base + gpa, 4096);
     for (unsigned i = 0; i < 3; i++)
         bytes[4097 + i] = byte_at(v, gva + 4096 + i);
-    for (unsigned i = 0; i < 4097; i++)
-        if (bytes[i] == 0x0f && tells(d, bytes, bytes + i))
+    const uint8_t *end = bytes + 4097, *p = bytes;
+    while ((p = memchr(p, 0x0f, (size_t)(end - p)))) {
+        if (tells(d, bytes, p))
             return true;
+        p++;
+    }
     return false;
 }
 
@@ -235,15 +183,19 @@ static bool map(struct soft_vcpu *v, struct direct *d, struct direct_slot *s, ui
     if (tr->page_size >= LARGE && tr->no_exec && memory_is_ram(m, gpa & -LARGE, LARGE) && gva >= LARGE &&
         !has_code(d->engine, gpa & -LARGE, LARGE))
         size = LARGE, gva &= -LARGE, gpa &= -LARGE;
-    if (!memory_is_ram(m, gpa, size) || outside(gva, size) || tr->global || s->n_pieces >= MIRROR_PIECES_MAX)
+    if (!memory_is_ram(m, gpa, size) || outside(gva, size) || tr->global || s->n_pages >= MIRROR_PAGES_MAX)
         return false;
-    unsigned prot = protection(v, d, tr, gva, gpa, size);
-    uint64_t key = gva | (size == LARGE ? MIRROR_LARGE : 0);
-    if (size == PAGE && find(s, (gva & -LARGE) | MIRROR_LARGE))
+    struct region *g = pages_new_region(s, gva);
+    if (!g)
+        return false;
+    if (size == PAGE && g->large)
         return true; /* was one page, is many, and nobody has flushed it yet */
-    struct piece *old = find(s, key);
-    if (old && old->gpa == (gpa | prot))
+    unsigned prot = protection(v, d, tr, gva, gpa, size);
+    uint64_t *page = size == LARGE ? &g->large : &g->page[PAGE_INDEX(gva)];
+    if (*page == (gpa | prot)) {
+        pages_remember(v, g, gva);
         return true;
+    }
     if (direct_calls_full(s))
         return false;
     if (r->size && (r->gva + r->size != gva || r->gpa + r->size != gpa || r->prot != prot))
@@ -251,7 +203,8 @@ static bool map(struct soft_vcpu *v, struct direct *d, struct direct_slot *s, ui
     if (!r->size)
         *r = (struct run){gva, gpa, 0, prot};
     r->size += size;
-    insert(s, key, gpa | prot);
+    pages_set(s, page, gpa | prot);
+    pages_remember(v, g, gva);
     if (prot & PROT_WRITE)
         mark_writable(d, s, gpa, size);
     d->stats.mapped++;
@@ -289,23 +242,21 @@ enum direct_exit mirror_miss(struct soft_vcpu *v, struct direct *d, struct direc
     }
     if (access == ACCESS_WRITE && memory_is_ram(d->engine->config.memory, tr.gpa & -PAGE, PAGE))
         soft_invalidate(d->engine, tr.gpa & -PAGE, PAGE); /* code of before it ran here, which it can do without */
-    struct piece *old = find(s, gva & -PAGE), *large = find(s, (gva & -LARGE) | MIRROR_LARGE);
-    if (large) /* what it was missed for is not there, whatever we thought */
-        erase(s, large);
-    if (old)
-        erase(s, find(s, gva & -PAGE));
-    if (!make_room(s) || !map(v, d, s, gva, &tr, &r)) {
+    struct region *g = pages_region(s, gva);
+    if (g) { /* what it was missed for is not there, whatever we thought */
+        pages_set(s, &g->page[PAGE_INDEX(gva)], 0);
+        pages_set(s, &g->large, 0);
+    }
+    if (!map(v, d, s, gva, &tr, &r)) {
         map_run(d, s, &r);
-        s->clear |= s->n_pieces >= MIRROR_PIECES_MAX;
+        s->clear |= s->n_pages >= MIRROR_PAGES_MAX || s->n_regions >= MIRROR_REGIONS;
         return DIRECT_REFUSED;
     }
     map_run(d, s, &r);
-    const struct piece *p = find(s, gva & -PAGE);
-    if (!p)
-        p = find(s, (gva & -LARGE) | MIRROR_LARGE);
-    if (access == ACCESS_EXEC && !(p->gpa & PROT_EXEC))
+    uint64_t page = pages_find(s, gva);
+    if (access == ACCESS_EXEC && !(page & PROT_EXEC))
         return DIRECT_HIDDEN;
-    if (access == ACCESS_WRITE && !(p->gpa & PROT_WRITE))
+    if (access == ACCESS_WRITE && !(page & PROT_WRITE))
         return DIRECT_CODE;
     d->stats.misses++;
     map_around(v, d, s, gva);
@@ -316,8 +267,6 @@ void mirror_prefill(struct soft_vcpu *v, struct direct *d, struct direct_slot *s
 {
     struct run r = {0};
     struct translation tr;
-    if (!make_room(s))
-        return;
     for (unsigned i = 0; i < TLB_SIZE && s->n_calls < DIRECT_CALLS / 2; i++) {
         const struct tlb_entry *t = &v->tlb[MMU_USER][0][i];
         if (t->tag >> 47 == 0 && look(v, t->tag, &tr))
@@ -334,61 +283,90 @@ void mirror_prefill(struct soft_vcpu *v, struct direct *d, struct direct_slot *s
 /* --- flushes ----------------------------------------------------------------------------------------------- */
 
 /* Is a mapping what the tables say?  Less than they allow is fine. */
-static bool still_right(struct soft_vcpu *v, const struct piece *p)
+static bool still_right(struct soft_vcpu *v, uint64_t page, uint64_t gva, uint64_t size)
 {
     struct translation tr;
-    uint64_t prot = p->gpa & (PAGE - 1);
-    if (!look(v, p->gva & -PAGE, &tr) || (tr.gpa & -PAGE) != (p->gpa & -PAGE))
+    if (!look(v, gva, &tr) || (tr.gpa & -PAGE) != (page & -PAGE) || tr.page_size < size)
         return false;
-    if ((p->gva & MIRROR_LARGE) && tr.page_size < LARGE)
-        return false;
-    return !((prot & PROT_EXEC) && tr.no_exec) && (!(prot & PROT_WRITE) || (tr.writable && tr.dirty));
+    return !((page & PROT_EXEC) && tr.no_exec) && (!(page & PROT_WRITE) || (tr.writable && tr.dirty));
+}
+
+static void check_page(struct soft_vcpu *v, struct direct *d, struct direct_slot *s, struct region *g, uint64_t *page,
+                       uint64_t gva, uint64_t size)
+{
+    if (still_right(v, *page, gva, size))
+        pages_remember(v, g, gva);
+    else
+        unmap(d, s, page, gva, size);
+}
+
+/* One after another, in the order of addresses: what goes, goes by few calls. */
+static void check_region(struct soft_vcpu *v, struct direct *d, struct direct_slot *s, struct region *g)
+{
+    bool same = pages_same_path(v, g);
+    g->known &= same;
+    if (g->large && !same)
+        check_page(v, d, s, g, &g->large, g->base, LARGE);
+    for (unsigned i = 0; i < 512 && !s->clear; i++) {
+        if (!g->page[i])
+            continue;
+        d->stats.checked++;
+        if (!same || !pages_same(v, g, i))
+            check_page(v, d, s, g, &g->page[i], g->base + i * PAGE, PAGE);
+    }
 }
 
 static void check_all(struct soft_vcpu *v, struct direct *d, struct direct_slot *s)
 {
-    for (unsigned i = 0; i < s->n_places && !s->clear; i++)
-        while (s->pieces[i].gva && !s->clear) {
-            d->stats.checked++;
-            if (still_right(v, &s->pieces[i]))
-                break;
-            unmap(d, s, &s->pieces[i]); /* another may move up to its place */
+    struct region *g;
+    for (unsigned i = 0; (g = pages_next(s, &i)) && !s->clear;)
+        check_region(v, d, s, g);
+}
+
+/* A page that may be written and holds translated code since it was mapped. */
+static void protect(struct direct *d, struct direct_slot *s, uint64_t *page, uint64_t gva, uint64_t size)
+{
+    uint64_t first = *page & -PAGE;
+    if (!(*page & PROT_WRITE))
+        return;
+    for (unsigned i = 0; i < s->n_code; i++)
+        if (s->code[i] >= first && s->code[i] < first + size) {
+            unmap(d, s, page, gva, size);
+            return;
         }
 }
 
-/* Pages that hold translated code since they were mapped. */
 static void protect_code(struct direct *d, struct direct_slot *s)
 {
-    for (unsigned i = 0; i < s->n_places && !s->clear; i++) {
-        while (s->pieces[i].gva && !s->clear && (s->pieces[i].gpa & PROT_WRITE)) {
-            uint64_t first = s->pieces[i].gpa & -PAGE, end = first + size_of(s->pieces[i].gva);
-            bool hit = false;
-            for (unsigned k = 0; k < s->n_code; k++)
-                hit |= s->code[k] >= first && s->code[k] < end;
-            if (!hit)
-                break;
-            unmap(d, s, &s->pieces[i]);
-        }
+    struct region *g;
+    for (unsigned i = 0; (g = pages_next(s, &i));) {
+        protect(d, s, &g->large, g->base, LARGE);
+        for (unsigned k = 0; k < 512; k++)
+            protect(d, s, &g->page[k], g->base + k * PAGE, PAGE);
     }
 }
 
-static void forget_pieces(struct direct *d, struct direct_slot *s)
+static void not_writable(struct direct *d, const struct direct_slot *s, uint64_t page, uint64_t size)
 {
     uint8_t bit = (uint8_t)(1u << (s - d->slots));
-    for (unsigned i = 0; i < s->n_places && s->n_pieces; i++) {
-        if (!s->pieces[i].gva)
-            continue;
-        uint64_t gpa = s->pieces[i].gpa & -PAGE, end = gpa + size_of(s->pieces[i].gva);
-        for (uint64_t page = gpa >> 12; page < end >> 12; page++)
-            d->writable[page] &= (uint8_t)~bit;
-        s->pieces[i].gva = 0;
-        s->n_pieces--;
+    for (uint64_t at = page >> 12, end = at + (size >> 12); (page & PROT_WRITE) && at < end; at++)
+        d->writable[at] &= (uint8_t)~bit;
+}
+
+static void forget_pages(struct direct *d, struct direct_slot *s)
+{
+    const struct region *g;
+    for (unsigned i = 0; (g = pages_next(s, &i));) {
+        not_writable(d, s, g->large, LARGE);
+        for (unsigned k = 0; k < 512; k++)
+            not_writable(d, s, g->page[k], PAGE);
     }
+    pages_free(s);
 }
 
 void mirror_forget(struct direct *d, struct direct_slot *s)
 {
-    forget_pieces(d, s);
+    forget_pages(d, s);
     s->n_calls = 0;
     direct_call(s, SYS_munmap, 0, DIRECT_BASE, 0, 0);
     direct_call(s, SYS_munmap, DIRECT_END, DIRECT_TOP - DIRECT_END, 0, 0);
@@ -411,7 +389,7 @@ void mirror_refresh(struct soft_vcpu *v, struct direct *d, struct direct_slot *s
     s->n_pending = s->n_code = 0;
     if (s->clear)
         mirror_forget(d, s);
-    if (s->fault && make_room(s))
+    if (s->fault)
         map_around(v, d, s, s->fault);
     s->fault = 0;
 }

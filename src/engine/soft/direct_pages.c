@@ -1,0 +1,148 @@
+/*
+ * The table of what is mapped in a process for guest code: by regions of 2 MiB, as the guest's lowest tables are, each
+ * with the guest's entries as they were.  So a flush of everything, which asks whether all that is still right, is a
+ * comparison of tables.
+ */
+#include "engine/soft/direct.h"
+
+#include <stdlib.h>
+
+#define PLACES (2 * MIRROR_REGIONS)
+
+static unsigned place(uint64_t base)
+{
+    return (unsigned)((base >> 21) * 0x9e3779b97f4a7c15ull >> 40) % PLACES;
+}
+
+static struct region **find(const struct direct_slot *s, uint64_t base)
+{
+    unsigned i = place(base);
+    while (s->regions[i] && s->regions[i]->base != base)
+        i = (i + 1) % PLACES;
+    return &s->regions[i];
+}
+
+struct region *pages_region(const struct direct_slot *s, uint64_t gva)
+{
+    return s->regions ? *find(s, gva & -MIRROR_LARGE) : NULL;
+}
+
+struct region *pages_new_region(struct direct_slot *s, uint64_t gva)
+{
+    if (!s->regions)
+        s->regions = calloc(PLACES, sizeof *s->regions);
+    if (!s->regions)
+        return NULL;
+    struct region **at = find(s, gva & -MIRROR_LARGE);
+    if (!*at && s->n_regions < MIRROR_REGIONS) {
+        *at = calloc(1, sizeof **at);
+        if (*at) {
+            (*at)->base = gva & -MIRROR_LARGE;
+            s->n_regions++;
+        }
+    }
+    return *at;
+}
+
+struct region *pages_next(const struct direct_slot *s, unsigned *i)
+{
+    while (s->regions && *i < PLACES)
+        if (s->regions[(*i)++])
+            return s->regions[*i - 1];
+    return NULL;
+}
+
+void pages_free(struct direct_slot *s)
+{
+    for (unsigned i = 0; s->regions && i < PLACES; i++)
+        free(s->regions[i]);
+    free(s->regions);
+    s->regions = NULL;
+    s->n_regions = s->n_pages = 0;
+}
+
+uint64_t pages_find(const struct direct_slot *s, uint64_t gva)
+{
+    const struct region *g = pages_region(s, gva);
+    return !g ? 0 : g->large ? g->large : g->page[PAGE_INDEX(gva)];
+}
+
+void pages_set(struct direct_slot *s, uint64_t *page, uint64_t value)
+{
+    s->n_pages += !!value - !!*page;
+    *page = value;
+}
+
+/* --- the guest's entries ----------------------------------------------------------------------------------- */
+
+enum { PRESENT = 1, PAGE_SIZE = 0x80, MARKS = 0x60 /* accessed, dirty */ };
+#define ADDRESS 0x000ffffffffff000ull
+
+static const volatile uint64_t *table_at(struct soft_vcpu *v, uint64_t entry)
+{
+    return memory_hva(v->engine->config.memory, entry & ADDRESS, 4096);
+}
+
+/* Those above the lowest table; none below that of a large page. */
+static bool path_to(struct soft_vcpu *v, uint64_t gva, uint64_t path[REGION_PATH])
+{
+    uint64_t entry = v->cpu.cr3;
+    for (unsigned i = 0; i < REGION_PATH; i++)
+        path[i] = 0;
+    for (unsigned i = 0; i < REGION_PATH; i++) {
+        const volatile uint64_t *table = table_at(v, entry);
+        if (!table)
+            return false;
+        entry = path[i] = table[gva >> (39 - 9 * i) & 511];
+        if (!(entry & PRESENT))
+            return false;
+        if (i && (entry & PAGE_SIZE))
+            break;
+    }
+    return true;
+}
+
+/* Marks may have been added. */
+static bool alike(uint64_t then, uint64_t now)
+{
+    return !((then ^ now) & ~(uint64_t)MARKS) && !(then & ~now & MARKS);
+}
+
+static bool path_alike(const struct region *g, const uint64_t now[REGION_PATH])
+{
+    bool is = true;
+    for (unsigned i = 0; i < REGION_PATH; i++)
+        is &= alike(g->path[i], now[i]);
+    return is;
+}
+
+/* NULL: its pages are part of a large one. */
+static const volatile uint64_t *lowest_table(struct soft_vcpu *v, const uint64_t path[REGION_PATH])
+{
+    uint64_t last = path[REGION_PATH - 1];
+    return last && !(last & PAGE_SIZE) ? table_at(v, last) : NULL;
+}
+
+void pages_remember(struct soft_vcpu *v, struct region *g, uint64_t gva)
+{
+    uint64_t path[REGION_PATH];
+    if (!path_to(v, gva, path) || (g->known && !path_alike(g, path)))
+        path[0] = 0; /* of others in the region, too, it is not known any more: that is like nothing */
+    for (unsigned i = 0; i < REGION_PATH; i++)
+        g->path[i] = path[i];
+    g->known = true;
+    const volatile uint64_t *table = lowest_table(v, path);
+    g->entry[PAGE_INDEX(gva)] = table ? table[PAGE_INDEX(gva)] : 0;
+}
+
+bool pages_same_path(struct soft_vcpu *v, struct region *g)
+{
+    uint64_t path[REGION_PATH];
+    return path_to(v, g->base, path) && path_alike(g, path);
+}
+
+bool pages_same(struct soft_vcpu *v, const struct region *g, unsigned i)
+{
+    const volatile uint64_t *table = lowest_table(v, g->path);
+    return !table || alike(g->entry[i], table[i]);
+}
