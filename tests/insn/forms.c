@@ -16,6 +16,7 @@ const char *const left_out_reason[OUT_REASONS] = {
     [OUT_SEGMENT] = "loads a segment register, the descriptor tables differ",
     [OUT_FAR] = "far transfer, the descriptor tables differ",
     [OUT_NOT_OFFERED] = "hidden from guests by CPUID",
+    [OUT_OFFERED] = "shown to guests on every CPU",
     [OUT_HOST_LACKS] = "this CPU has no such instruction (#UD there and here was compared)",
 };
 
@@ -98,6 +99,7 @@ static const struct {
     {ZYDIS_MNEMONIC_MWAITX, OUT_NONDETERMINISTIC},
     {ZYDIS_MNEMONIC_MONITORX, OUT_NONDETERMINISTIC},
     {ZYDIS_MNEMONIC_MCOMMIT, OUT_NONDETERMINISTIC},
+    {ZYDIS_MNEMONIC_SERIALIZE, OUT_OFFERED},
     {ZYDIS_MNEMONIC_CLZERO, OUT_NOT_OFFERED},
     {ZYDIS_MNEMONIC_XBEGIN, OUT_NOT_OFFERED},
     {ZYDIS_MNEMONIC_XEND, OUT_NOT_OFFERED},

@@ -187,6 +187,7 @@ enum left_out {
     OUT_SEGMENT,
     OUT_FAR,
     OUT_NOT_OFFERED,
+    OUT_OFFERED,
     OUT_HOST_LACKS,
     OUT_REASONS,
 };

@@ -290,12 +290,12 @@ static void tsc_moves(void **state)
 static void cpuid_is_within_the_host(void **state)
 {
     struct fixture *f = *state;
-    /* What guise gives by itself: hypervisor, x2APIC, TSC deadline; TSC_ADJUST; CmpLegacy; HTT */
+    /* What guise gives by itself: hypervisor, x2APIC, TSC deadline; TSC_ADJUST, SERIALIZE; CmpLegacy; HTT */
     static const struct {
         uint32_t leaf, subleaf, ebx, ecx, edx;
     } rows[] = {
         {1, 0, 0xffffffff, 1u << 31 | 1 << 24 | 1 << 21, 1 << 28},
-        {7, 0, 1 << 1, 0, 1u << 26 | 1 << 29},
+        {7, 0, 1 << 1, 0, 1u << 26 | 1 << 29 | 1 << 14},
         {7, 1, 0, 0, 0},
         {0x80000001, 0, 0, 1 << 1, 0},
     };

@@ -142,6 +142,7 @@ static const struct special specials[ZYDIS_MNEMONIC_MAX_VALUE + 1] = {
     /* no effect that a guest could see */
     SOME(NOP, sp_nop),
     SOME(PAUSE, sp_pause),
+    SOME(SERIALIZE, sp_serialize),
     SOME(PREFETCH, sp_nop),
     SOME(PREFETCHW, sp_nop),
     SOME(PREFETCHWT1, sp_nop),

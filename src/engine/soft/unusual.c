@@ -13,6 +13,14 @@ void sp_pause(struct translator *t, const struct insn *in)
     copy_insn_plain(&t->hot, in);
 }
 
+/* Shown on CPUs without it, too: kernels that are patching themselves are spared an IRET each time.  What it is for, fetching
+ * again what has been written, is done anyway. */
+void sp_serialize(struct translator *t, const struct insn *in)
+{
+    static const uint8_t mfence_lfence[] = {0x0f, 0xae, 0xf0, 0x0f, 0xae, 0xe8};
+    e_bytes(&t->hot, mfence_lfence, sizeof mfence_lfence);
+}
+
 void sp_lea(struct translator *t, const struct insn *in)
 {
     const ZydisDecodedOperand *mem = &in->op[1];
