@@ -17,7 +17,8 @@ say "host to guest, Mbit/s" "$(rate -R)"
 say "4 streams to host, Mbit/s" "$(rate -P 4)"
 say "4 streams to guest, Mbit/s" "$(rate -P 4 -R)"
 say "datagrams to host, 1/s" "$(datagrams -b 0)"
-say "datagrams to guest, 1/s" "$(datagrams -b 20M -R)"
+# At the best of some rates: a slow sender would be what is measured, a flood leaves the receiver no time to receive.
+say "datagrams to guest, 1/s" "$(for rate in 20M 40M 80M; do datagrams -b $rate -R; done | sort -n | tail -n 1)"
 start=$(cut -d' ' -f1 /proc/uptime)
 i=0
 while [ $i -lt 100 ]; do

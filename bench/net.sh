@@ -4,7 +4,8 @@
 #   bench/net.sh [--rounds N] [--quick] [--seconds N] [--peers LIST] [--guise FILE]
 #
 # Peers: guise qemu (backports', q35).  The guest's iperf3 talks to one on this host's loopback, in both directions; datagrams
-# carry 100 bytes; requests are transfers of 1 byte over new connections, one after the other.
+# carry 100 bytes, those to the guest at that of several rates at which most arrive; requests are transfers of 1 byte over new
+# connections, one after the other.
 # shellcheck disable=SC2046,SC2086 # lists of words
 suite=net
 # shellcheck source=bench/lib.sh
@@ -40,7 +41,7 @@ read -r http _ <"$work/http/servers"
 
 network() # PEER
 {
-    watch_guest $((60 + 8 * seconds)) "$1" "$kernel" "$initrd" \
+    watch_guest $((60 + 10 * seconds)) "$1" "$kernel" "$initrd" \
         "$(module_commands $modules) net-guest up && net-work 10.0.2.2 $port $http $seconds" --net user
 }
 
