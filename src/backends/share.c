@@ -21,9 +21,9 @@
 #define GRACE_MS 1000
 /* Most of what a server does that looks for requests takes less time than the guest takes to go to sleep and to wake up
  * again. */
-#define ANSWER_NS 5000
+#define ANSWER_NS 8000
 #define ANSWER_LOOKS 1000u
-#define VAIN_MAX 63u
+#define VAIN_MAX 3u
 
 struct share {
     char *directory; /* for messages; NULL: adopted */
