@@ -191,9 +191,38 @@ void soft_block_insert(struct engine *e, struct block *b)
 
 /* --- chaining -------------------------------------------------------------------------------------- */
 
+enum { JMP = 0xe9, NOP = 0x0f /* 5 bytes of it, where a jmp was */ };
+
+/* Code that does nothing, in as few instructions as may be. */
+static void fill(uint8_t *p, unsigned n)
+{
+    static const uint8_t nop[8][8] = {{0x90},
+                                      {0x66, 0x90},
+                                      {0x0f, 0x1f, 0x00},
+                                      {0x0f, 0x1f, 0x40, 0x00},
+                                      {0x0f, 0x1f, 0x44, 0x00, 0x00},
+                                      {0x66, 0x0f, 0x1f, 0x44, 0x00, 0x00},
+                                      {0x0f, 0x1f, 0x80, 0x00, 0x00, 0x00, 0x00},
+                                      {0x0f, 0x1f, 0x84, 0x00, 0x00, 0x00, 0x00, 0x00}};
+    for (unsigned some; n; p += some, n -= some) {
+        some = n < 8 ? n : 8;
+        memcpy(p, nop[some - 1], some);
+    }
+}
+
+/* A jump, conditional or not, goes to `target`.  To the next block, for which only what its beginning is aligned by is
+ * jumped over, control goes straight on: most blocks are translated in the order that they first run in. */
 static void patch(struct engine *e, uint32_t at, uint32_t target)
 {
     uint32_t rel = target - (at + 4);
+    uint8_t *p = e->cache.rw + at - 1;
+    if ((*p == JMP || *p == NOP) && rel < BLOCK_ALIGN && target % BLOCK_ALIGN == 0) {
+        fill(p, 5);
+        fill(p + 5, rel);
+        return;
+    }
+    if (*p == NOP)
+        *p = JMP;
     memcpy(e->cache.rw + at, &rel, 4);
 }
 

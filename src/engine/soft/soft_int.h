@@ -218,6 +218,8 @@ static inline unsigned out_slow(unsigned address, unsigned site)
     return OUT_SLOW + 3 * (address - R9) + (site - R9);
 }
 
+#define BLOCK_ALIGN 16u /* of a block's hot half */
+
 /* --- code cache --------------------------------------------------------------------------------- */
 struct code_cache {
     int fd;

@@ -360,7 +360,7 @@ struct block *soft_translate(struct soft_vcpu *v, uint64_t gva, uint64_t gpa, ui
     b->cold_end = e_offset(&t->cold);
     b->n_exits = (uint8_t)(e->n_exits - b->first_exit);
     b->n_map = (uint16_t)(e->n_maps - b->first_map);
-    e->cache.hot = (b->hot_end + 15) & ~15u;
+    e->cache.hot = (b->hot_end + BLOCK_ALIGN - 1) & ~(BLOCK_ALIGN - 1);
     e->cache.cold = b->cold_end;
     v->stats.blocks++;
     v->stats.insns += t->n_insns;
