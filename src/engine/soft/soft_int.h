@@ -52,11 +52,15 @@ struct dirty_list {
 };
 
 /* Executable translations, used by block lookup in C only. */
-#define ITLB_SIZE 256
+#define ITLB_SIZE 1024
 struct itlb_entry {
     uint64_t tag, gpa;
     bool global;
 };
+static inline unsigned itlb_index(uint64_t gva)
+{
+    return gva >> 12 & (ITLB_SIZE - 1);
+}
 
 /* Indirect branch target cache: jumped through without a compare; the target block checks the tag. */
 #define IBTC_SIZE 65536
@@ -291,6 +295,8 @@ struct soft_vcpu {
     int32_t budget[SLOT_COUNT]; /* slot misses left until the place is demoted; renewed by the run loop */
     struct dirty_list dirty[MMU_COUNT][2];
     struct itlb_entry itlb[MMU_COUNT][ITLB_SIZE];
+    struct dirty_list itlb_dirty[MMU_COUNT];
+    bool user_code_lost; /* a page has left the user's ITLB for another, and may be one that an IBTC entry is from */
     struct ibtc ibtc[MMU_COUNT];
     struct dirty_list ibtc_dirty[MMU_COUNT];
     uint64_t exec_bloom[2][2][64]; /* pages with IBTC entries: of user code, the kernel's; by half of the address space,

@@ -64,7 +64,7 @@ bool soft_holds_code(const struct engine *e, uint64_t gpa, uint64_t len)
 
 int soft_translate_exec(struct soft_vcpu *v, uint64_t gva, uint64_t *gpa, bool *global)
 {
-    struct itlb_entry *t = &v->itlb[soft_mmu(v)][gva >> 12 & (ITLB_SIZE - 1)];
+    struct itlb_entry *t = &v->itlb[soft_mmu(v)][itlb_index(gva)];
     if (t->tag != (gva & ~4095ull)) {
         struct translation tr;
         if ((v->mode & MODE_64) && !cpu_canonical(&v->cpu, gva))
@@ -73,12 +73,21 @@ int soft_translate_exec(struct soft_vcpu *v, uint64_t gva, uint64_t *gpa, bool *
             return CPU_FAULT;
         v->stats.walks++;
         note_large(v, gva, &tr);
+        unsigned mmu = soft_mmu(v), i = itlb_index(gva);
+        v->user_code_lost |= mmu == MMU_USER && t->tag != tlb_invalid(i);
+        if (!tr.global || mmu == MMU_USER)
+            dirty_add(&v->itlb_dirty[mmu], i);
         *t = (struct itlb_entry){.tag = gva & ~4095ull, .gpa = tr.gpa & ~4095ull, .global = tr.global};
     }
     *gpa = t->gpa | (gva & 4095);
     if (global)
         *global = t->global;
     return 0;
+}
+
+static void bloom_add(struct soft_vcpu *v, unsigned which, uint64_t gva)
+{
+    v->exec_bloom[which][gva >> 63][gva >> 18 & 63] |= 1ull << (gva >> 12 & 63);
 }
 
 void soft_ibtc_insert(struct soft_vcpu *v, uint64_t gva, struct block *b)
@@ -89,9 +98,9 @@ void soft_ibtc_insert(struct soft_vcpu *v, uint64_t gva, struct block *b)
         return;
     v->ibtc[mmu].tag[i] = gva;
     v->ibtc[mmu].entry[i] = soft_code(v->engine, entry);
-    if (mmu == MMU_USER || !v->itlb[mmu][gva >> 12 & (ITLB_SIZE - 1)].global)
+    if (mmu == MMU_USER || !v->itlb[mmu][itlb_index(gva)].global)
         dirty_add(&v->ibtc_dirty[mmu], i);
-    v->exec_bloom[mmu != MMU_USER][gva >> 63][gva >> 18 & 63] |= 1ull << (gva >> 12 & 63);
+    bloom_add(v, mmu != MMU_USER, gva);
     v->stats.ibtc_insert++;
 }
 
@@ -145,15 +154,122 @@ void soft_tlb_flush(struct soft_vcpu *v, unsigned mmu, bool globals_too)
         }
         d->n = 0;
     }
-    for (unsigned i = 0; i < ITLB_SIZE; i++)
-        if (globals_too || !v->itlb[mmu][i].global)
-            v->itlb[mmu][i].tag = tlb_invalid(i);
+}
+
+static void itlb_flush(struct soft_vcpu *v, unsigned mmu, bool globals_too)
+{
+    struct dirty_list *d = &v->itlb_dirty[mmu];
+    struct itlb_entry *t = v->itlb[mmu];
+    if (globals_too || d->n > DIRTY_MAX) {
+        for (unsigned i = 0; i < ITLB_SIZE; i++)
+            if (globals_too || !t[i].global)
+                t[i].tag = tlb_invalid(i);
+    } else {
+        for (unsigned k = 0; k < d->n; k++)
+            if (!t[d->index[k]].global)
+                t[d->index[k]].tag = tlb_invalid(d->index[k]);
+    }
+    d->n = 0;
+}
+
+/* --- user code through a flush ---------------------------------------------------------------------------------
+ * The tables nearly always say of the pages of user code what they said before: of a parent's and a child's, or when
+ * a program's turn comes again.  A walk for each page is cheaper than the look-ups that would bring its targets
+ * back.  It is as if the pages had been used again just behind the flush.
+ *
+ * A page that is not what it was leaves its address in the gpa of its empty entry. */
+
+static bool still_there(struct soft_vcpu *v, const struct itlb_entry *t, struct translation *tr)
+{
+    return cpu_walk_probe(&v->cpu, t->tag, tr) && tr->user && !tr->no_exec && tr->accessed &&
+           (tr->gpa & ~4095ull) == t->gpa;
+}
+
+static void user_pages_keep(struct soft_vcpu *v)
+{
+    struct dirty_list *d = &v->itlb_dirty[MMU_USER];
+    unsigned n = d->n;
+    d->n = 0;
+    for (unsigned k = 0; k < n; k++) {
+        unsigned i = d->index[k];
+        struct itlb_entry *t = &v->itlb[MMU_USER][i];
+        struct translation tr;
+        if (t->tag == tlb_invalid(i))
+            continue;
+        if (still_there(v, t, &tr)) {
+            note_large(v, t->tag, &tr);
+            dirty_add(d, i);
+        } else {
+            *t = (struct itlb_entry){.tag = tlb_invalid(i), .gpa = t->tag};
+        }
+    }
+}
+
+/* Targets in pages that are still there, unless they may go on in one that is not.  Every page that a target's code
+ * is in has been in the ITLB since the last flush of all, or user_code_lost is set. */
+static void user_targets_keep(struct soft_vcpu *v)
+{
+    const struct itlb_entry *pages = v->itlb[MMU_USER];
+    struct dirty_list *d = &v->ibtc_dirty[MMU_USER];
+    struct ibtc *t = &v->ibtc[MMU_USER];
+    unsigned n = d->n;
+    d->n = 0;
+    for (unsigned i = 0; i < 64; i++)
+        v->exec_bloom[0][0][i] = v->exec_bloom[0][1][i] = 0;
+    for (unsigned k = 0; k < n; k++) {
+        unsigned i = d->index[k];
+        uint64_t page = t->tag[i] & ~4095ull, next = page + 4096;
+        if (t->entry[i] == soft_glue_ibtc_miss)
+            continue;
+        if (pages[itlb_index(page)].tag == page && pages[itlb_index(next)].gpa != next) {
+            dirty_add(d, i);
+            bloom_add(v, 0, page);
+        } else {
+            t->entry[i] = soft_glue_ibtc_miss;
+        }
+    }
+}
+
+/* Targets in the pages at [first, first+size), or that may go on there: a program that writes to its data has such a
+ * page flushed every few microseconds, and its targets are not many. */
+static void user_targets_drop(struct soft_vcpu *v, uint64_t first, uint64_t size)
+{
+    struct dirty_list *d = &v->ibtc_dirty[MMU_USER];
+    struct ibtc *t = &v->ibtc[MMU_USER];
+    unsigned n = d->n;
+    if (n > DIRTY_MAX) {
+        ibtc_flush(v, MMU_USER, true);
+        return;
+    }
+    d->n = 0;
+    for (unsigned k = 0; k < n; k++) {
+        unsigned i = d->index[k];
+        if (t->tag[i] - (first - 4096) < size + 4096)
+            t->entry[i] = soft_glue_ibtc_miss;
+        else if (t->entry[i] != soft_glue_ibtc_miss)
+            dirty_add(d, i);
+    }
+}
+
+static void user_code_flush(struct soft_vcpu *v)
+{
+    if (v->user_code_lost || v->itlb_dirty[MMU_USER].n > DIRTY_MAX || v->ibtc_dirty[MMU_USER].n > DIRTY_MAX ||
+        !cpu_long_mode(&v->cpu)) {
+        v->user_code_lost = false;
+        itlb_flush(v, MMU_USER, true);
+        ibtc_flush(v, MMU_USER, true);
+        return;
+    }
+    user_pages_keep(v);
+    user_targets_keep(v);
 }
 
 static void flush_modes(struct soft_vcpu *v, bool globals_too)
 {
-    for (unsigned i = 0; i < MMU_COUNT; i++) {
+    for (unsigned i = 0; i < MMU_COUNT; i++)
         soft_tlb_flush(v, i, globals_too);
+    for (unsigned i = globals_too ? MMU_USER : MMU_KERNEL; i < MMU_COUNT; i++) {
+        itlb_flush(v, i, globals_too);
         ibtc_flush(v, i, globals_too);
     }
     for (unsigned i = 0; i < 4; i++) {
@@ -162,6 +278,8 @@ static void flush_modes(struct soft_vcpu *v, bool globals_too)
             v->large_global[half][huge] = v->large_ever[half][huge] = 0;
         v->large_bloom[half][huge] = v->large_global[half][huge];
     }
+    if (!globals_too)
+        user_code_flush(v);
 }
 
 /* The write TLBs are empty: a page that becomes one with code need not be looked for there. */
@@ -233,7 +351,7 @@ static void flush_page(struct cpu *cpu, uint64_t gva)
     struct soft_vcpu *v = vcpu_of(cpu);
     v->stats.tlb_flush_page++;
     soft_direct_flush_page(v, gva);
-    unsigned i = gva >> 12 & (TLB_SIZE - 1), x = gva >> 12 & (ITLB_SIZE - 1);
+    unsigned i = gva >> 12 & (TLB_SIZE - 1), x = itlb_index(gva);
     uint64_t page = gva & ~4095ull;
     for (unsigned mmu = 0; mmu < MMU_COUNT; mmu++) {
         for (unsigned write = 0; write < 2; write++) {
@@ -258,7 +376,7 @@ static void flush_page(struct cpu *cpu, uint64_t gva)
         if (!bloom_has_any(v, which, first, shift) && !bloom_has(v, which, first - 4096))
             continue;
         if (which == 0) {
-            ibtc_flush(v, MMU_USER, true);
+            user_targets_drop(v, first, 1ull << shift);
             continue; /* only code in global pages is chained across pages: the kernel's */
         }
         ibtc_flush(v, MMU_KERNEL, true);
