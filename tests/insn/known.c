@@ -35,7 +35,8 @@ static const ZydisDecodedOperand *faulting_on_intel(const struct seen *s, struct
 
 static bool is_x87(const struct insn *i)
 {
-    return i->i.meta.isa_ext == ZYDIS_ISA_EXT_X87 || i->i.meta.isa_set == ZYDIS_ISA_SET_SSE3X87;
+    return i->i.encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY && i->i.opcode_map == ZYDIS_OPCODE_MAP_DEFAULT &&
+           (i->i.opcode & 0xf8) == 0xd8;
 }
 
 static bool canonical(uint64_t a)

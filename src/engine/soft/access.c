@@ -129,7 +129,7 @@ static void emit_no_segment(struct translator *t, const struct insn *in, const Z
     s->clears_top = clears_x87_top(t, in, op);
     s->size = (uint16_t)(op->size / 8);
     if (in->d.encoding != ZYDIS_INSTRUCTION_ENCODING_LEGACY)
-        masked_access(s, in, op);
+        masked_access(t, s, in, op);
 }
 
 void insn_ea(struct translator *t, const struct insn *in, const ZydisDecodedOperand *op, struct ea *out)

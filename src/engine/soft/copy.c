@@ -218,7 +218,7 @@ void generic_insn(struct translator *t, const struct insn *in)
         access |= SITE_READ;
     uint32_t first = t->engine->n_sites;
     emit_access(t, in, &ea, access ? access : SITE_READ, size ? size : 1, &tail);
-    masked_access(&t->engine->sites[first], in, mem);
+    masked_access(t, &t->engine->sites[first], in, mem);
     t->engine->sites[first].clears_top = clears_x87_top(t, in, mem);
     t->engine->sites[first].lent = in->d.encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY && has_high8(in);
 }

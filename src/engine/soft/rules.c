@@ -24,10 +24,10 @@ static bool packs_elements(ZydisMnemonic m)
     }
 }
 
-/* Accessed by element under a mask register; compressing stores are without one, too. */
-static bool is_masked(const struct insn *in)
+/* Accessed by element under a mask register; AMD's compressing stores are without one, too. */
+static bool is_masked(const struct translator *t, const struct insn *in)
 {
-    if (packs_elements(in->d.mnemonic) && in->op[0].type == ZYDIS_OPERAND_TYPE_MEMORY)
+    if (t->amd && packs_elements(in->d.mnemonic) && in->op[0].type == ZYDIS_OPERAND_TYPE_MEMORY)
         return true;
     return in->d.encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX && in->d.avx.mask.reg != ZYDIS_REGISTER_NONE &&
            in->d.avx.mask.reg != ZYDIS_REGISTER_K0;
@@ -131,7 +131,7 @@ unsigned ac_alignment(const struct translator *t, const struct insn *in, unsigne
     if (!t->amd &&
         (size >= 16 || in->d.mnemonic == ZYDIS_MNEMONIC_VCVTPS2PH || in->d.mnemonic == ZYDIS_MNEMONIC_VCVTPH2PS))
         return 0;
-    if (t->amd && is_masked(in) && !no_fault_suppression(in))
+    if (t->amd && is_masked(t, in) && !no_fault_suppression(in))
         for (unsigned i = 0; i < in->d.operand_count; i++)
             if (in->op[i].type == ZYDIS_OPERAND_TYPE_MEMORY && in->op[i].element_size >= 8 &&
                 in->op[i].element_size / 8u < size)
@@ -194,9 +194,9 @@ static unsigned broadcast_elements(ZydisBroadcastMode mode)
     }
 }
 
-void masked_access(struct site *s, const struct insn *in, const ZydisDecodedOperand *mem)
+void masked_access(const struct translator *t, struct site *s, const struct insn *in, const ZydisDecodedOperand *mem)
 {
-    if (is_masked(in)) {
+    if (is_masked(t, in)) {
         const struct ZydisDecodedInstructionAvx_ *avx = &in->d.avx;
         if (no_fault_suppression(in)) {
             if (s->access & SITE_WRITE)

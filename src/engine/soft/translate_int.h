@@ -114,7 +114,7 @@ unsigned ac_alignment(const struct translator *t, const struct insn *in, unsigne
 bool is_x87(const struct insn *in);
 bool waits_for_x87(const struct insn *in);
 bool clears_x87_top(const struct translator *t, const struct insn *in, const ZydisDecodedOperand *mem);
-void masked_access(struct site *s, const struct insn *in, const ZydisDecodedOperand *mem);
+void masked_access(const struct translator *t, struct site *s, const struct insn *in, const ZydisDecodedOperand *mem);
 
 /* isa.c */
 void isa_init(struct translator *t, const struct cpu *cpu);
