@@ -21,6 +21,8 @@ struct loop {
     unsigned n_timers;
     uint64_t now;
     const struct sandbox *sandbox;
+    pthread_mutex_t *lock;
+    struct loop_mailbox *mailboxes;
     struct fuzz_watch {
         void (*fn)(void *opaque, uint32_t events);
         void *opaque;
@@ -31,6 +33,7 @@ static struct loop fuzz_loop;
 
 int loop_create(struct loop **out, pthread_mutex_t *lock)
 {
+    fuzz_loop.lock = lock;
     *out = &fuzz_loop;
     return 0;
 }
@@ -44,6 +47,14 @@ void loop_set_sandbox(struct loop *loop, const struct sandbox *sandbox)
 const struct sandbox *loop_sandbox(struct loop *loop)
 {
     return loop->sandbox;
+}
+pthread_mutex_t *loop_lock(struct loop *loop)
+{
+    return loop->lock;
+}
+struct loop_mailbox **loop_mailboxes(struct loop *loop)
+{
+    return &loop->mailboxes;
 }
 
 uint64_t clock_ns(void)
