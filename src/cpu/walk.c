@@ -268,6 +268,8 @@ bool cpu_walk_probe(struct cpu *cpu, uint64_t gva, struct translation *out)
         identity(gva, out);
         return true;
     }
+    if ((cpu->efer & EFER_LMA) && !(cpu->cr4 & CR4_LA57) && walk_fast(cpu, gva, ACCESS_READ, true, out))
+        return true; /* a user page that has been used, as nearly all that are asked for */
     if (walk_tables(cpu, &w, gva) != WALK_OK)
         return false;
     walk_result(cpu, &w, out);

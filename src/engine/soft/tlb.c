@@ -185,8 +185,10 @@ static bool still_there(struct soft_vcpu *v, const struct itlb_entry *t, struct 
            (tr->gpa & ~4095ull) == t->gpa;
 }
 
-static void user_pages_keep(struct soft_vcpu *v)
+/* false: some are gone */
+static bool user_pages_keep(struct soft_vcpu *v)
 {
+    bool all = true;
     struct dirty_list *d = &v->itlb_dirty[MMU_USER];
     unsigned n = d->n;
     d->n = 0;
@@ -201,8 +203,10 @@ static void user_pages_keep(struct soft_vcpu *v)
             dirty_add(d, i);
         } else {
             *t = (struct itlb_entry){.tag = tlb_invalid(i), .gpa = t->tag};
+            all = false;
         }
     }
+    return all;
 }
 
 /* Targets in pages that are still there, unless they may go on in one that is not.  Every page that a target's code
@@ -260,8 +264,8 @@ static void user_code_flush(struct soft_vcpu *v)
         ibtc_flush(v, MMU_USER, true);
         return;
     }
-    user_pages_keep(v);
-    user_targets_keep(v);
+    if (!user_pages_keep(v))
+        user_targets_keep(v);
 }
 
 static void flush_modes(struct soft_vcpu *v, bool globals_too)
