@@ -24,8 +24,10 @@
 #include "base/error.h"
 #include "host/child.h"
 
-#define PATIENCE_S 5u /* until a process that does not stop is given up */
-#define TRIES 100000u /* to find asleep who has said so */
+#define LOOK_MS 20u     /* from one look at what does not stop to the next */
+#define PATIENCE_MS 50u /* of CPU time that it may have from the first of them on */
+#define SLEEP_MS 2000u  /* or of time, without that */
+#define TRIES 100000u   /* to find asleep who has said so, 32 times each */
 
 static long futex(uint32_t *word, int operation, uint32_t value, const void *timeout_or_count, uint32_t *other)
 {
@@ -238,41 +240,66 @@ static bool call_failed(struct direct_slot *s)
     return moved(&s->orders->door, &s->orders->cell);
 }
 
+/* What its process has had: it may have to wait for a CPU, or be stopped as a whole, and is not to blame. */
+static uint64_t cpu_time_ms(const struct direct_slot *s)
+{
+    const clockid_t clock = (clockid_t)(~(unsigned)s->process << 3 | 2); /* clock_getcpuclockid, less its check */
+    struct timespec t = {0, 0};
+    clock_gettime(clock, &t);
+    return (uint64_t)t.tv_sec * 1000 + (uint64_t)t.tv_nsec / 1000000;
+}
+
+/* Has it gone on for too long since it was first asked for?  Or slept, with signals blocked. */
+static bool impatient(const struct direct_slot *s, uint64_t *asked, unsigned *looks)
+{
+    uint64_t used = cpu_time_ms(s);
+    if (!*looks)
+        *asked = used;
+    return ++*looks > SLEEP_MS / LOOK_MS || used > *asked + PATIENCE_MS;
+}
+
+/* It has said that it stops. */
+static int find_asleep(struct direct_slot *s)
+{
+    const uint64_t begun = cpu_time_ms(s);
+    for (unsigned i = 1;; i++) {
+        if (moved(&s->orders->door, &s->orders->cell)) {
+            s->stopped = __atomic_load_n(&s->shared->stopped, __ATOMIC_ACQUIRE);
+            return 0;
+        }
+        if (i % 32)
+            continue;
+        if (cpu_time_ms(s) > begun + PATIENCE_MS || i / 32 > TRIES)
+            return -ESRCH;
+        syscall(SYS_sched_yield);
+    }
+}
+
 static int wait_stopped(struct soft_vcpu *v, struct direct_slot *s)
 {
-    const struct timespec second = {1, 0};
-    unsigned lies = 0, seconds = 0;
+    const struct timespec a_while = {0, LOOK_MS * 1000000};
+    uint64_t asked = 0;
+    unsigned looks = 0;
 
     for (;;) {
         uint32_t now = __atomic_load_n(&s->shared->stopped, __ATOMIC_ACQUIRE);
-        if (now == s->stopped) {
-            if (futex(&s->shared->stopped, FUTEX_WAIT, now, &second, NULL) == 0 || errno != ETIMEDOUT)
-                continue;
-            if (atomic_load(&v->poll)) {
-                if (++seconds > PATIENCE_S)
-                    return -ESRCH;
-                order(s, &s->orders->kick);
-            }
+        if (now != s->stopped)
+            break;
+        if (futex(&s->shared->stopped, FUTEX_WAIT, now, &a_while, NULL) == 0 || errno != ETIMEDOUT)
             continue;
-        }
-        if (call_failed(s)) {
-            s->stopped = __atomic_load_n(&s->shared->stopped, __ATOMIC_ACQUIRE);
-            s->orders->go = 0;
-            return -ENOMEM;
-        }
-        __atomic_store_n(&s->orders->go, 0, __ATOMIC_SEQ_CST); /* it has gone, to say what it says now */
-        for (unsigned i = 0; i < TRIES; i++) {
-            if (moved(&s->orders->door, &s->orders->cell)) {
-                s->stopped = __atomic_load_n(&s->shared->stopped, __ATOMIC_ACQUIRE);
-                return 0;
-            }
-            if (i > 32)
-                syscall(SYS_sched_yield);
-        }
-        s->stopped = now;
-        if (++lies > 2)
+        if (!atomic_load(&v->poll))
+            continue;
+        if (impatient(s, &asked, &looks))
             return -ESRCH;
+        order(s, &s->orders->kick);
     }
+    if (call_failed(s)) {
+        s->stopped = __atomic_load_n(&s->shared->stopped, __ATOMIC_ACQUIRE);
+        s->orders->go = 0;
+        return -ENOMEM;
+    }
+    __atomic_store_n(&s->orders->go, 0, __ATOMIC_SEQ_CST); /* it has gone, to say what it says now */
+    return find_asleep(s);
 }
 
 int direct_child_run(struct soft_vcpu *v, struct direct *d, struct direct_slot *s)
