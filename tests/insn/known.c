@@ -85,13 +85,12 @@ static bool hidden_component(const struct seen *s)
  * the address first, as AMD's CPUs do. */
 static bool x87_store_unmasked(const struct seen *s)
 {
-    uint16_t cpu_fsw, other_fsw;
+    enum { INVALID = 1, OVERFLOW = 8, UNDERFLOW = 16 };
     struct insn i;
     const ZydisDecodedOperand *mem = faulting_on_intel(s, &i);
-    memcpy(&cpu_fsw, s->cpu->out.xstate + 2, 2);
-    memcpy(&other_fsw, s->other->out.xstate + 2, 2);
-    return mem && is_x87(&i) && (mem->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE) && (cpu_fsw & 0x80) &&
-           !(other_fsw & 0x80);
+    bool masked = !(~s->other->out.xstate[0] & (INVALID | OVERFLOW | UNDERFLOW)); /* FCW */
+    return mem && is_x87(&i) && (mem->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE) && !masked &&
+           (s->cpu->out.rip != s->other->out.rip || s->cpu->vector != s->other->vector);
 }
 
 /* Intel: the first 8 bytes of an x87 store of 80 bits are written before the others fault in the next page. */
