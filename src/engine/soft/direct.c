@@ -449,7 +449,9 @@ static enum direct_exit stay(struct soft_vcpu *v, struct direct *d, struct direc
 #define QUIET_US 15u   /* between two things that translated code needs C for, on the way to that */
 #define MISSES 256u    /* of pages that are not counted: first they have to come */
 #define JUDGE 32u      /* exits that are judged together */
-#define WORTH_US 20u   /* that it has to run between two exits */
+#define WORTH_NS 8000u /* that it has to run between two exits, */
+#define EXIT_NS 5000u  /* which cost its process this, */
+#define BATCH_NS 9000u /* and this if pages are mapped or unmapped */
 #define PIECES 32u     /* of translated code in a page that cannot be executed, before it stays there */
 #define WAIT_MOST 10u  /* log2 of the ticks until it is tried again */
 
@@ -479,10 +481,25 @@ static void give_up(struct direct *d, struct space *sp, bool for_long)
     sp->direct = false;
 }
 
-/* Has it run long enough at a time? */
-static void judge(struct direct *d, struct space *sp, enum direct_exit exit, unsigned misses, uint64_t ticks)
+static void begin_window(struct direct *d, const struct direct_slot *s, struct space *sp)
 {
-    sp->ticks += ticks;
+    sp->exits = 0;
+    sp->began = direct_child_cpu_ns(s);
+    sp->entries = d->stats.entries;
+    sp->batches = d->stats.batches;
+}
+
+/* Has it run long enough at a time?  By CPU time: it may have had to wait for a CPU.  What its process does for an exit
+ * and for the mapper's work is not the program's. */
+static bool has_paid(const struct direct *d, const struct direct_slot *s, const struct space *sp)
+{
+    uint64_t price = (d->stats.entries - sp->entries) * EXIT_NS + (d->stats.batches - sp->batches) * BATCH_NS;
+    return direct_child_cpu_ns(s) - sp->began >= price + (uint64_t)sp->exits * WORTH_NS;
+}
+
+static void judge(struct direct *d, const struct direct_slot *s, struct space *sp, enum direct_exit exit,
+                  unsigned misses)
+{
     sp->misses += misses;
     if (sp->misses > MISSES)
         sp->exits += misses;
@@ -490,12 +507,11 @@ static void judge(struct direct *d, struct space *sp, enum direct_exit exit, uns
         sp->exits++;
     if (sp->exits < JUDGE)
         return;
-    if (sp->ticks >= us_ticks(d, WORTH_US) * sp->exits)
+    if (has_paid(d, s, sp))
         sp->fail = 0;
     else if (d->mode == ENGINE_DIRECT_ON)
         give_up(d, sp, false);
-    sp->exits = 0;
-    sp->ticks = 0;
+    sp->began = 0;
 }
 
 /* Does the guest do little between ticks but compute? */
@@ -532,8 +548,8 @@ void soft_direct_tick(struct soft_vcpu *v)
     if (sp->seen < SEEN_ENOUGH || !suitable(v))
         return;
     sp->direct = true;
-    sp->misses = sp->exits = 0;
-    sp->ticks = 0;
+    sp->misses = 0;
+    sp->began = 0;
     d->stats.tried++;
 }
 
@@ -568,9 +584,11 @@ enum direct_next soft_direct_run(struct soft_vcpu *v)
         return d->pieces++ < PIECES ? DIRECT_NEXT_PIECE : DIRECT_NEXT_CODE;
     d->pieces = 0;
     struct space *sp = space_at(d, root_of(v));
-    uint64_t misses = d->stats.misses, ticks = d->stats.ticks;
+    uint64_t misses = d->stats.misses;
+    if (!sp->began)
+        begin_window(d, s, sp);
     enum direct_exit exit = stay(v, d, s);
-    judge(d, sp, exit, (unsigned)(d->stats.misses - misses), d->stats.ticks - ticks);
+    judge(d, s, sp, exit, (unsigned)(d->stats.misses - misses));
     switch (exit) {
     case DIRECT_KICK:
         return DIRECT_NEXT_LOOP;

@@ -76,16 +76,18 @@ struct direct_slot {
 /* What is known of an address space. */
 struct space {
     uint64_t root;
-    bool direct;         /* it runs so, until that does not pay */
-    uint32_t seen;       /* ticks that found it in user mode, one after another */
-    uint32_t wait, fail; /* ticks until it may try again; log2 of what the next failure costs */
-    uint32_t misses;     /* of pages: the first ones have to be */
-    uint32_t exits;      /* that count: there is a price to them */
-    uint64_t ticks;      /* it ran before those */
+    bool direct;               /* it runs so, until that does not pay */
+    uint32_t seen;             /* ticks that found it in user mode, one after another */
+    uint32_t wait, fail;       /* ticks until it may try again; log2 of what the next failure costs */
+    uint32_t misses;           /* of pages: the first ones have to be */
+    uint32_t exits;            /* that count: there is a price to them */
+    uint64_t began;            /* CPU time of its process before those, ns; */
+    uint64_t entries, batches; /* and how often any program had been let go then, and pages been mapped before that */
 };
 
 struct direct_stats {
-    uint64_t entries, exits[DIRECT_EXITS], ticks, misses, mapped, unmapped, checked, cleared, tried, given_up, started;
+    uint64_t entries, batches, exits[DIRECT_EXITS], ticks, misses, mapped, unmapped, checked, cleared, tried, given_up,
+        started;
 };
 
 struct direct {
@@ -134,6 +136,7 @@ void direct_child_release(struct direct *d);
 /* Does the calls, lets guest code go on and waits until it has stopped: 0; or -ECANCELED: it has not run since the
  * vCPU is wanted; -ENOMEM: nor since a call failed; -ESRCH: it is lost. */
 int direct_child_run(struct soft_vcpu *v, struct direct *d, struct direct_slot *s);
+uint64_t direct_child_cpu_ns(const struct direct_slot *s); /* CPU time that the process has had */
 
 /* --- direct_pages.c --- */
 struct region *pages_region(const struct direct_slot *s, uint64_t gva); /* NULL: nothing is mapped there */

@@ -24,10 +24,10 @@
 #include "base/error.h"
 #include "host/child.h"
 
-#define LOOK_MS 20u     /* from one look at what does not stop to the next */
-#define PATIENCE_MS 50u /* of CPU time that it may have from the first of them on */
-#define SLEEP_MS 2000u  /* or of time, without that */
-#define TRIES 100000u   /* to find asleep who has said so, 32 times each */
+#define LOOK_MS 20u           /* from one look at what does not stop to the next */
+#define PATIENCE_NS 50000000u /* of CPU time that it may have from the first of them on */
+#define SLEEP_MS 2000u        /* or of time, without that */
+#define TRIES 100000u         /* to find asleep who has said so, 32 times each */
 
 static long futex(uint32_t *word, int operation, uint32_t value, const void *timeout_or_count, uint32_t *other)
 {
@@ -241,27 +241,27 @@ static bool call_failed(struct direct_slot *s)
 }
 
 /* What its process has had: it may have to wait for a CPU, or be stopped as a whole, and is not to blame. */
-static uint64_t cpu_time_ms(const struct direct_slot *s)
+uint64_t direct_child_cpu_ns(const struct direct_slot *s)
 {
     const clockid_t clock = (clockid_t)(~(unsigned)s->process << 3 | 2); /* clock_getcpuclockid, less its check */
     struct timespec t = {0, 0};
     clock_gettime(clock, &t);
-    return (uint64_t)t.tv_sec * 1000 + (uint64_t)t.tv_nsec / 1000000;
+    return (uint64_t)t.tv_sec * 1000000000 + (uint64_t)t.tv_nsec;
 }
 
 /* Has it gone on for too long since it was first asked for?  Or slept, with signals blocked. */
 static bool impatient(const struct direct_slot *s, uint64_t *asked, unsigned *looks)
 {
-    uint64_t used = cpu_time_ms(s);
+    uint64_t used = direct_child_cpu_ns(s);
     if (!*looks)
         *asked = used;
-    return ++*looks > SLEEP_MS / LOOK_MS || used > *asked + PATIENCE_MS;
+    return ++*looks > SLEEP_MS / LOOK_MS || used > *asked + PATIENCE_NS;
 }
 
 /* It has said that it stops. */
 static int find_asleep(struct direct_slot *s)
 {
-    const uint64_t begun = cpu_time_ms(s);
+    const uint64_t begun = direct_child_cpu_ns(s);
     for (unsigned i = 1;; i++) {
         if (moved(&s->orders->door, &s->orders->cell)) {
             s->stopped = __atomic_load_n(&s->shared->stopped, __ATOMIC_ACQUIRE);
@@ -269,7 +269,7 @@ static int find_asleep(struct direct_slot *s)
         }
         if (i % 32)
             continue;
-        if (cpu_time_ms(s) > begun + PATIENCE_MS || i / 32 > TRIES)
+        if (direct_child_cpu_ns(s) > begun + PATIENCE_NS || i / 32 > TRIES)
             return -ESRCH;
         syscall(SYS_sched_yield);
     }
@@ -306,6 +306,7 @@ int direct_child_run(struct soft_vcpu *v, struct direct *d, struct direct_slot *
 {
     s->shared->failed = 0;
     share_cpu(d, s);
+    d->stats.batches += s->n_calls != 0;
     atomic_store(&d->running, s);
     if (atomic_load(&v->poll)) { /* whoever set it before has not seen that there is somebody to kick */
         atomic_store(&d->running, NULL);
