@@ -30,42 +30,6 @@ void tail_begin(struct tail *t)
     t->e.p = t->e.start = t->bytes;
 }
 
-/* Guest register number of a Zydis general register, or NO_REG. */
-unsigned gpr_of(ZydisRegister r)
-{
-    switch (ZydisRegisterGetClass(r)) {
-    case ZYDIS_REGCLASS_GPR8:
-        if (r >= ZYDIS_REGISTER_AH && r <= ZYDIS_REGISTER_BH)
-            return (unsigned)(r - ZYDIS_REGISTER_AH);
-        return r >= ZYDIS_REGISTER_SPL ? (unsigned)(r - ZYDIS_REGISTER_SPL) + RSP : (unsigned)(r - ZYDIS_REGISTER_AL);
-    case ZYDIS_REGCLASS_GPR16:
-        return (unsigned)(r - ZYDIS_REGISTER_AX);
-    case ZYDIS_REGCLASS_GPR32:
-        return (unsigned)(r - ZYDIS_REGISTER_EAX);
-    case ZYDIS_REGCLASS_GPR64:
-        return (unsigned)(r - ZYDIS_REGISTER_RAX);
-    default:
-        return NO_REG;
-    }
-}
-
-bool is_high8(ZydisRegister r)
-{
-    return r >= ZYDIS_REGISTER_AH && r <= ZYDIS_REGISTER_BH;
-}
-
-uint32_t gpr_mask_of(const struct insn *in)
-{
-    uint32_t mask = 0;
-    for (unsigned i = 0; i < in->d.operand_count; i++)
-        if (in->op[i].type == ZYDIS_OPERAND_TYPE_REGISTER) {
-            unsigned r = gpr_of(in->op[i].reg.value);
-            if (r != NO_REG)
-                mask |= 1u << r;
-        }
-    return mask;
-}
-
 void choose_scratch(struct translator *t, uint32_t used)
 {
     static const uint8_t pool[3] = {R11, R10, R9};
@@ -115,8 +79,8 @@ static unsigned sreg_of(ZydisRegister r)
 static bool forbidden_segment(const struct translator *t, const struct insn *in, unsigned segment,
                               const ZydisDecodedOperand *op)
 {
-    bool write = (op->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE) && in->d.mnemonic != ZYDIS_MNEMONIC_ARPL &&
-                 in->d.mnemonic != ZYDIS_MNEMONIC_FXSAVE;
+    bool write = (op->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE) && in->shape->mnemonic != ZYDIS_MNEMONIC_ARPL &&
+                 in->shape->mnemonic != ZYDIS_MNEMONIC_FXSAVE;
     return (segment == FS && (t->mode & MODE_NULL_FS)) || (segment == GS && (t->mode & MODE_NULL_GS)) ||
            (segment == CS && (t->v->cpu.cr0 & CR0_PE) && write);
 }
@@ -125,35 +89,44 @@ static bool forbidden_segment(const struct translator *t, const struct insn *in,
 static void emit_no_segment(struct translator *t, const struct insn *in, const ZydisDecodedOperand *op)
 {
     struct site *s = emit_helper(t, in, helper_no_segment, false);
-    s->x87 = waits_for_x87(in);
-    s->clears_top = clears_x87_top(t, in, op);
+    s->x87 = in->shape->x87;
+    s->clears_top = in->shape->clears_top;
     s->size = (uint16_t)(op->size / 8);
-    if (in->d.encoding != ZYDIS_INSTRUCTION_ENCODING_LEGACY)
+    if (in->d->encoding != ZYDIS_INSTRUCTION_ENCODING_LEGACY)
         masked_access(t, s, in, op);
+}
+
+void operand_place(const ZydisDecodedOperand *op, struct place *p)
+{
+    const struct ZydisDecodedOperandMem_ *m = &op->mem;
+    bool pc_relative = m->base == ZYDIS_REGISTER_RIP || m->base == ZYDIS_REGISTER_EIP;
+    *p = (struct place){.base = (uint8_t)gpr_of(m->base),
+                        .index = (uint8_t)gpr_of(m->index),
+                        .scale = (uint8_t)__builtin_ctz(m->scale ? m->scale : 1),
+                        .segment = (uint8_t)sreg_of(m->segment),
+                        .pc_relative = pc_relative,
+                        .displaced = m->disp.has_displacement};
 }
 
 void insn_ea(struct translator *t, const struct insn *in, const ZydisDecodedOperand *op, struct ea *out)
 {
-    const struct ZydisDecodedOperandMem_ *m = &op->mem;
-    *out = (struct ea){.base = NO_REG,
-                       .index = NO_REG,
-                       .disp = m->disp.has_displacement ? m->disp.value : 0,
-                       .segment = sreg_of(m->segment)};
-    if (!(t->mode & MODE_64) && in->d.mnemonic != ZYDIS_MNEMONIC_LEA && forbidden_segment(t, in, out->segment, op))
+    struct place p = in->shape->place;
+    if (op != in->op + in->shape->memory)
+        operand_place(op, &p);
+    *out = (struct ea){.base = p.base,
+                       .index = p.index,
+                       .scale = p.index == NO_REG ? 0 : p.scale,
+                       .disp = p.displaced ? in->disp : 0,
+                       .pc_relative = p.pc_relative,
+                       .segment = p.segment,
+                       .stack = p.segment == SS};
+    if (!(t->mode & MODE_64) && in->shape->mnemonic != ZYDIS_MNEMONIC_LEA && forbidden_segment(t, in, p.segment, op))
         emit_no_segment(t, in, op);
-    out->addr32 = in->d.address_width == 32;
-    out->addr16 = in->d.address_width == 16;
-    if (m->base == ZYDIS_REGISTER_RIP || m->base == ZYDIS_REGISTER_EIP) {
-        out->pc_relative = true;
-        out->disp += in->pc + in->d.length;
-    } else if (m->base != ZYDIS_REGISTER_NONE) {
-        out->base = gpr_of(m->base);
-    }
-    if (m->index != ZYDIS_REGISTER_NONE) {
-        out->index = gpr_of(m->index);
-        out->scale = (unsigned)__builtin_ctz(m->scale ? m->scale : 1);
-    }
-    out->stack = out->segment == SS;
+    unsigned width = in->shape->address_width;
+    out->addr32 = width == 32;
+    out->addr16 = width == 16;
+    if (p.pc_relative)
+        out->disp += in->pc + in->length;
 }
 
 /* The gva of block start + offset into a register. */
@@ -233,7 +206,7 @@ struct site *new_site(struct translator *t, const struct insn *in, uint32_t *ind
     struct engine *e = t->engine;
     *index = e->n_sites++;
     struct site *s = &e->sites[*index];
-    *s = (struct site){.block = t->b, .pc = in->pc, .len = in->d.length, .mnemonic = (uint16_t)in->d.mnemonic};
+    *s = (struct site){.block = t->b, .pc = in->pc, .len = in->length, .mnemonic = (uint16_t)in->shape->mnemonic};
     return s;
 }
 
@@ -309,7 +282,7 @@ void emit_access(struct translator *t, const struct insn *in, const struct ea *e
     uint32_t index;
     struct site *s = new_site(t, in, &index);
     uint32_t tlb = tlb_offset(t, (access & SITE_WRITE) != 0);
-    bool flags = flags_in_memory(t, in), stay = flags && !flags_needed(in) && !flags_written(in);
+    bool flags = flags_in_memory(t, in), stay = flags && !flags_needed(in) && !in->shape->flags_written;
     s->access = (uint8_t)(access | (flags ? SITE_FLAGS : 0) | (stay ? SITE_FLAGS_AFTER : 0) |
                           (ea->stack ? SITE_STACK : 0));
     s->size = (uint16_t)size;
@@ -327,11 +300,11 @@ void emit_access(struct translator *t, const struct insn *in, const struct ea *e
     s->segment = ea->segment == FS || ea->segment == GS ? (uint8_t)ea->segment : 0;
     s->address = (uint8_t)t->A;
     s->addr32 = ea->addr32;
-    s->gp_align = (uint8_t)gp_alignment(t, in, size);
-    s->halves = size == 10 || (t->amd && (in->d.mnemonic == ZYDIS_MNEMONIC_MASKMOVDQU ||
-                                          in->d.mnemonic == ZYDIS_MNEMONIC_VMASKMOVDQU));
-    s->x87 = waits_for_x87(in);
-    if (in->d.mnemonic == ZYDIS_MNEMONIC_FLDENV || in->d.mnemonic == ZYDIS_MNEMONIC_FRSTOR)
+    s->gp_align = in->shape->gp_align;
+    s->halves = size == 10 || (t->amd && (in->shape->mnemonic == ZYDIS_MNEMONIC_MASKMOVDQU ||
+                                          in->shape->mnemonic == ZYDIS_MNEMONIC_VMASKMOVDQU));
+    s->x87 = in->shape->x87;
+    if (in->shape->mnemonic == ZYDIS_MNEMONIC_FLDENV || in->shape->mnemonic == ZYDIS_MNEMONIC_FRSTOR)
         s->first = size == 14 || size == 94 ? 2 : 4;
     if (t->mode & MODE_ALIGN)
         s->align = s->gp_align ? 0 : (uint8_t)ac_alignment(t, in, size);

@@ -35,15 +35,15 @@ static void end_direct(struct translator *t, const struct insn *in, int64_t targ
 static unsigned branch_size(const struct translator *t, const struct insn *in)
 {
     if (code64(t))
-        return t->amd && (in->d.attributes & ZYDIS_ATTRIB_HAS_OPERANDSIZE) && !in->d.raw.rex.W ? 2 : 8;
-    return in->d.operand_width / 8;
+        return t->amd && (in->d->attributes & ZYDIS_ATTRIB_HAS_OPERANDSIZE) && !in->d->raw.rex.W ? 2 : 8;
+    return in->d->operand_width / 8;
 }
 
 /* A relative branch whose target is cut to 16 bits: no distance from here. */
 static void end_short(struct translator *t, const struct insn *in, int cc)
 {
     uint32_t skip = cc >= 0 ? e_jcc(&t->hot, (unsigned)cc ^ 1, 0) : 0;
-    emit_pc(t, R11, in->pc + in->d.length + in->op[0].imm.value.s);
+    emit_pc(t, R11, in->pc + in->length + in->op[0].imm.value.s);
     e_movzx16(&t->hot, R11, R11);
     end_indirect(t);
     if (cc >= 0)
@@ -52,21 +52,21 @@ static void end_short(struct translator *t, const struct insn *in, int cc)
 
 static int64_t branch_target(const struct translator *t, const struct insn *in)
 {
-    int64_t target = in->pc + in->d.length + in->op[0].imm.value.s;
-    if (!code64(t) && in->d.operand_width == 16)
+    int64_t target = in->pc + in->length + in->imm[0];
+    if (!code64(t) && in->d->operand_width == 16)
         target = (int64_t)(uint16_t)(t->gva + (uint64_t)target) - (int64_t)t->gva;
     return target;
 }
 
 void sp_jcc(struct translator *t, const struct insn *in)
 {
-    unsigned cc = in->bytes[in->d.raw.imm[0].offset - 1] & 15;
+    unsigned cc = in->bytes[in->d->raw.imm[0].offset - 1] & 15;
     flags_before(t, in);
     if (code64(t) && branch_size(t, in) == 2)
         end_short(t, in, (int)cc);
     else
         end_direct(t, in, branch_target(t, in), (int)cc);
-    end_direct(t, in, in->pc + in->d.length, -1);
+    end_direct(t, in, in->pc + in->length, -1);
     t->ended = true;
 }
 
@@ -81,9 +81,9 @@ static void merge_count(struct emit *e)
 /* AMD: a REP prefix says which of loope and loopne it is. */
 static uint8_t loop_opcode(const struct translator *t, const struct insn *in)
 {
-    uint8_t opcode = in->bytes[in->d.raw.imm[0].offset - 1];
-    for (unsigned i = 0; t->amd && opcode <= 0xe1 && i < in->d.raw.prefix_count; i++) {
-        uint8_t p = in->d.raw.prefixes[i].value;
+    uint8_t opcode = in->bytes[in->d->raw.imm[0].offset - 1];
+    for (unsigned i = 0; t->amd && opcode <= 0xe1 && i < in->d->raw.prefix_count; i++) {
+        uint8_t p = in->d->raw.prefixes[i].value;
         opcode = p == 0xf2 ? 0xe0 : p == 0xf3 ? 0xe1 : opcode;
     }
     return opcode;
@@ -105,7 +105,7 @@ void sp_loop(struct translator *t, const struct insn *in)
     e8(e, 0);
     if (addr16(in))
         merge_count(e);
-    end_direct(t, in, in->pc + in->d.length, -1);
+    end_direct(t, in, in->pc + in->length, -1);
     *rel = (uint8_t)(e->p - rel - 1);
     if (addr16(in))
         merge_count(e);
@@ -137,8 +137,8 @@ static void sp_far(struct translator *t, const struct insn *in)
     struct site *s = emit_helper(t, in, helper_far, true);
     if (op->type == ZYDIS_OPERAND_TYPE_MEMORY)
         site_segment(t, s, op);
-    s->arg = (in->d.mnemonic == M(CALL)) | (uint32_t)(op->type == ZYDIS_OPERAND_TYPE_MEMORY) << 24;
-    s->arg2 = in->d.operand_width / 8;
+    s->arg = (in->d->mnemonic == M(CALL)) | (uint32_t)(op->type == ZYDIS_OPERAND_TYPE_MEMORY) << 24;
+    s->arg2 = in->d->operand_width / 8;
     if (op->type == ZYDIS_OPERAND_TYPE_POINTER)
         s->imm = (uint64_t)op->ptr.segment << 32 | op->ptr.offset;
 }
@@ -146,7 +146,7 @@ static void sp_far(struct translator *t, const struct insn *in)
 void sp_call(struct translator *t, const struct insn *in)
 {
     const ZydisDecodedOperand *op = &in->op[0];
-    if (in->d.meta.branch_type == ZYDIS_BRANCH_TYPE_FAR) {
+    if (in->d->meta.branch_type == ZYDIS_BRANCH_TYPE_FAR) {
         sp_far(t, in);
         return;
     }
@@ -171,7 +171,7 @@ void sp_call(struct translator *t, const struct insn *in)
 void sp_jmp(struct translator *t, const struct insn *in)
 {
     const ZydisDecodedOperand *op = &in->op[0];
-    if (in->d.meta.branch_type == ZYDIS_BRANCH_TYPE_FAR) {
+    if (in->d->meta.branch_type == ZYDIS_BRANCH_TYPE_FAR) {
         sp_far(t, in);
         return;
     }
@@ -190,12 +190,12 @@ void sp_jmp(struct translator *t, const struct insn *in)
 
 void sp_ret(struct translator *t, const struct insn *in)
 {
-    if (in->d.meta.branch_type == ZYDIS_BRANCH_TYPE_FAR) {
+    if (in->d->meta.branch_type == ZYDIS_BRANCH_TYPE_FAR) {
         sp_helper(t, in);
         return;
     }
     unsigned size = branch_size(t, in);
-    unsigned extra = in->op[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE ? (unsigned)in->op[0].imm.value.u : 0;
+    unsigned extra = in->op[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE ? (unsigned)in->imm[0] : 0;
     if (size == 8 && window_serves(t, in)) {
         e_mem(&t->hot, 0x8b, true, R11, RSP, R9, 0, 0);
         e_lea(&t->hot, true, RSP, RSP, NO_REG, 0, (int)(size + extra));

@@ -13,9 +13,7 @@
 
 bool flags_needed(const struct insn *in)
 {
-    if (in->d.mnemonic == ZYDIS_MNEMONIC_PUSHFQ) /* reads them in memory */
-        return false;
-    return flags_tested(in) || (flags_written(in) && (in->live_after & (uint8_t)~flags_killed(in)));
+    return in->shape->wants_flags || (in->shape->flags_written && (in->live_after & (uint8_t)~flags_killed(in)));
 }
 
 void flags_to_memory(struct translator *t, unsigned temp)
@@ -51,16 +49,8 @@ void flags_before(struct translator *t, const struct insn *in)
 
 void flags_after(struct translator *t, const struct insn *in)
 {
-    if (flags_written(in))
+    if (in->shape->flags_written)
         t->flags = FLAGS_HOST;
-}
-
-static bool has_memory_operand(const struct insn *in)
-{
-    for (unsigned i = 0; i < in->d.operand_count; i++)
-        if (in->op[i].type == ZYDIS_OPERAND_TYPE_MEMORY && in->op[i].mem.type != ZYDIS_MEMOP_TYPE_AGEN)
-            return true;
-    return false;
 }
 
 void flags_place_at_entry(struct translator *t)
@@ -68,9 +58,9 @@ void flags_place_at_entry(struct translator *t)
     t->flags = FLAGS_HOST;
     for (unsigned i = 0; i < t->n_insns; i++) {
         const struct insn *in = &t->insns[i];
-        if (!in->live_before || flags_needed(in) || flags_written(in))
+        if (!in->live_before || flags_needed(in) || in->shape->flags_written)
             return;
-        if (has_memory_operand(in)) { /* they would go there now */
+        if (in->shape->memory >= 0) { /* they would go there now */
             t->flags = FLAGS_MEMORY;
             return;
         }

@@ -207,11 +207,11 @@ void isa_init(struct translator *t, const struct cpu *cpu)
     decoder_modes(&t->decoder32, w, t->amd);
 }
 
-bool isa_has(const struct translator *t, const struct insn *in)
+bool isa_has(const struct translator *t, const ZydisDecodedInstruction *d)
 {
-    if (in->d.mnemonic == ZYDIS_MNEMONIC_MOVDIR64B) /* stores through an address in a register: never copied */
+    if (d->mnemonic == ZYDIS_MNEMONIC_MOVDIR64B) /* stores through an address in a register: never copied */
         return false;
-    if (in->d.opcode_map == ZYDIS_OPCODE_MAP_0F && in->d.opcode == 0x0d && in->d.raw.modrm.mod == 3)
+    if (d->opcode_map == ZYDIS_OPCODE_MAP_0F && d->opcode == 0x0d && d->raw.modrm.mod == 3)
         return !t->amd; /* PREFETCH of a register: a no-op elsewhere */
-    return t->isa[in->d.meta.isa_set];
+    return t->isa[d->meta.isa_set];
 }

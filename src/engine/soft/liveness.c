@@ -8,8 +8,6 @@
  */
 #include "engine/soft/translate_int.h"
 
-#define PEEK_INSNS 8u
-
 static uint8_t flag_bits(ZydisAccessedFlagsMask f)
 {
     return (f & ZYDIS_CPUFLAG_CF ? F_CF : 0) | (f & ZYDIS_CPUFLAG_PF ? F_PF : 0) | (f & ZYDIS_CPUFLAG_AF ? F_AF : 0) |
@@ -18,13 +16,13 @@ static uint8_t flag_bits(ZydisAccessedFlagsMask f)
 
 /* Flags that the instruction surely overwrites.  "Undefined" counts only where real CPUs are known to
  * write; shifts and repeated comparisons by a count that may be zero write nothing. */
-uint8_t flags_killed(const struct insn *in)
+static uint8_t killed(const struct shape *s)
 {
-    const ZydisAccessedFlags *f = in->d.cpu_flags;
+    const ZydisAccessedFlags *f = s->what->d.cpu_flags;
     if (!f)
         return 0;
     uint8_t sure = flag_bits(f->modified | f->set_0 | f->set_1);
-    switch (in->d.mnemonic) {
+    switch (s->mnemonic) {
     case ZYDIS_MNEMONIC_AND:
     case ZYDIS_MNEMONIC_OR:
     case ZYDIS_MNEMONIC_XOR:
@@ -37,9 +35,7 @@ uint8_t flags_killed(const struct insn *in)
     case ZYDIS_MNEMONIC_SHL:
     case ZYDIS_MNEMONIC_SHR:
     case ZYDIS_MNEMONIC_SAR:
-        if (in->op[1].type == ZYDIS_OPERAND_TYPE_IMMEDIATE && (in->op[1].imm.value.u & 31))
-            return in->op[0].size >= 32 ? F_ALL : 0;
-        return 0;
+        return s->counted && s->what->op[0].size >= 32 ? F_ALL : 0;
     case ZYDIS_MNEMONIC_FCOMI: /* nothing when they meet an unmasked exception, which waits for the next instruction */
     case ZYDIS_MNEMONIC_FCOMIP:
     case ZYDIS_MNEMONIC_FUCOMI:
@@ -64,23 +60,17 @@ uint8_t flags_killed(const struct insn *in)
     }
 }
 
-uint8_t flags_tested(const struct insn *in)
+static bool is_shift(ZydisMnemonic m)
 {
-    return in->d.cpu_flags ? flag_bits(in->d.cpu_flags->tested) : 0;
-}
-
-uint8_t flags_written(const struct insn *in)
-{
-    const ZydisAccessedFlags *f = in->d.cpu_flags;
-    return f ? flag_bits(f->modified | f->set_0 | f->set_1 | f->undefined) : 0;
+    return m == ZYDIS_MNEMONIC_SHL || m == ZYDIS_MNEMONIC_SHR || m == ZYDIS_MNEMONIC_SAR;
 }
 
 /* Code that goes on with the next instruction, and of which the tables know what it does to flags. */
-static bool transparent(const struct insn *in)
+static bool transparent(const struct shape *s)
 {
-    switch (in->d.mnemonic) {
+    switch (s->mnemonic) {
     case ZYDIS_MNEMONIC_MOV:
-        return is_plain_mov(in);
+        return is_plain_mov(s);
     case ZYDIS_MNEMONIC_PUSH:
     case ZYDIS_MNEMONIC_POP:
     case ZYDIS_MNEMONIC_LEA:
@@ -90,10 +80,26 @@ static bool transparent(const struct insn *in)
     case ZYDIS_MNEMONIC_DEC:
     case ZYDIS_MNEMONIC_BT:
     case ZYDIS_MNEMONIC_LEAVE:
-        return !insn_ends_block(in);
+        return !s->ends;
     default:
-        return !special_for(in);
+        return !s->special;
     }
+}
+
+void flag_facts(struct shape *s)
+{
+    const ZydisAccessedFlags *f = s->what->d.cpu_flags;
+    s->counted = is_shift(s->mnemonic) && s->what->op[1].type == ZYDIS_OPERAND_TYPE_IMMEDIATE;
+    s->flags_killed = killed(s);
+    s->flags_tested = f ? flag_bits(f->tested) : 0;
+    s->flags_written = f ? flag_bits(f->modified | f->set_0 | f->set_1 | f->undefined) : 0;
+    s->wants_flags = s->flags_tested && s->mnemonic != ZYDIS_MNEMONIC_PUSHFQ; /* that reads them in memory */
+    s->transparent = transparent(s);
+}
+
+uint8_t flags_killed(const struct insn *in)
+{
+    return in->shape->counted && !(in->imm[0] & 31) ? 0 : in->shape->flags_killed;
 }
 
 /* The flags that the code at block start + target reads before it writes them; all when it cannot be known. */
@@ -109,16 +115,15 @@ static uint8_t peek(struct translator *t, int64_t target)
     const uint8_t *ram = memory_hva(t->engine->config.memory, (t->b->gpa & ~4095ull) + (uint64_t)offset, room);
     if (!ram)
         return F_ALL;
-    if (room > sizeof t->peek_code)
-        room = sizeof t->peek_code;
-    memcpy(t->peek_code, ram, room);
     for (unsigned i = 0; i < PEEK_INSNS && written != F_ALL; i++) {
         struct insn *in = &t->peek_insn;
-        if (ZYAN_FAILED(decode_insn(t, in, t->peek_code + pc, room - pc > 15 ? 15 : room - pc)) || !transparent(in))
+        unsigned n = room - pc > 15 ? 15 : room - pc;
+        memcpy(t->peek_code, ram + pc, n);
+        if (ZYAN_FAILED(decode_insn(t, in, t->peek_code, n)) || !in->shape->transparent)
             break;
-        live |= flags_tested(in) & (uint8_t)~written;
+        live |= in->shape->flags_tested & (uint8_t)~written;
         written |= flags_killed(in);
-        pc += in->d.length;
+        pc += in->length;
     }
     live |= F_ALL & (uint8_t)~written;
     if (live != F_ALL)
@@ -129,23 +134,23 @@ static uint8_t peek(struct translator *t, int64_t target)
 /* Ends its block and needs none of the flags. */
 static bool goes_on(const struct insn *in)
 {
-    return in->d.mnemonic == ZYDIS_MNEMONIC_STAC || in->d.mnemonic == ZYDIS_MNEMONIC_CLAC;
+    return in->shape->mnemonic == ZYDIS_MNEMONIC_STAC || in->shape->mnemonic == ZYDIS_MNEMONIC_CLAC;
 }
 
 /* What is alive behind the block's last instruction. */
 static uint8_t live_at_end(struct translator *t)
 {
     const struct insn *last = &t->insns[t->n_insns - 1];
-    int64_t next = last->pc + last->d.length;
+    int64_t next = last->pc + last->length;
     /* who steps or sets breakpoints looks at the flags; a second page may be another's neighbour tomorrow */
     if (!(t->mode & MODE_64) || (t->mode & MODE_BY_C) || t->engine->config.precise_flags || t->b->gpa2 != UINT64_MAX)
         return F_ALL;
-    if (last->d.meta.branch_type == ZYDIS_BRANCH_TYPE_NONE)
-        return special_for(last) && insn_ends_block(last) && !goes_on(last) ? F_ALL : peek(t, next);
-    if (last->d.meta.branch_type == ZYDIS_BRANCH_TYPE_FAR || last->op[0].type != ZYDIS_OPERAND_TYPE_IMMEDIATE)
+    if (last->d->meta.branch_type == ZYDIS_BRANCH_TYPE_NONE)
+        return last->shape->special && last->shape->ends && !goes_on(last) ? F_ALL : peek(t, next);
+    if (last->d->meta.branch_type == ZYDIS_BRANCH_TYPE_FAR || last->op[0].type != ZYDIS_OPERAND_TYPE_IMMEDIATE)
         return F_ALL;
-    int64_t target = next + last->op[0].imm.value.s;
-    if (last->d.meta.category == ZYDIS_CATEGORY_COND_BR)
+    int64_t target = next + last->imm[0];
+    if (last->d->meta.category == ZYDIS_CATEGORY_COND_BR)
         return peek(t, next) | peek(t, target);
     return peek(t, target);
 }
@@ -157,7 +162,7 @@ void flag_liveness(struct translator *t)
         struct insn *in = &t->insns[i];
         in->live_after = live;
         live &= (uint8_t)~flags_killed(in);
-        live |= flags_tested(in);
+        live |= in->shape->flags_tested;
         if (t->engine->config.precise_flags) /* nearly any may fault, be it by an x87 exception that was pending */
             live = F_ALL;
         in->live_before = live;

@@ -56,7 +56,7 @@ void sp_sti(struct translator *t, const struct insn *in)
 /* RFLAGS.AC decides which TLB the kernel uses: what follows is another mode's. */
 void sp_stac(struct translator *t, const struct insn *in)
 {
-    bool set = in->d.mnemonic == M(STAC);
+    bool set = in->d->mnemonic == M(STAC);
     uint32_t mode = t->mode, open = set || !(mode & MODE_SMAP) ? MMU_KERNEL_AC : MMU_KERNEL;
     if (!(mode & MODE_CPL0) || (mode & MODE_BY_C)) {
         sp_helper(t, in);
@@ -65,7 +65,7 @@ void sp_stac(struct translator *t, const struct insn *in)
     rflags_op(t, in, set ? 1 : 4, set ? FL_AC : ~(uint32_t)FL_AC);
     t->mode = (mode & ~(uint32_t)(MODE_MMU | MODE_UNGROUPED)) | open;
     e_store_imm32(&t->hot, VOFF(mode), t->mode);
-    emit_exit(t, in->pc + in->d.length, CC_NONE);
+    emit_exit(t, in->pc + in->length, CC_NONE);
     t->mode = mode;
     t->ended = true;
 }
@@ -88,7 +88,7 @@ void sp_swapgs(struct translator *t, const struct insn *in)
 void sp_rdtsc(struct translator *t, const struct insn *in)
 {
     struct emit *e = &t->hot;
-    bool rdtscp = in->d.mnemonic == M(RDTSCP);
+    bool rdtscp = in->d->mnemonic == M(RDTSCP);
     if (t->mode & MODE_TSD) {
         sp_helper(t, in);
         return;
@@ -108,12 +108,12 @@ void sp_rdtsc(struct translator *t, const struct insn *in)
 /* in and out: the port is dx or an immediate byte */
 void sp_port(struct translator *t, const struct insn *in)
 {
-    bool input = in->d.mnemonic == M(IN);
+    bool input = in->d->mnemonic == M(IN);
     const ZydisDecodedOperand *data = &in->op[input ? 0 : 1], *port = &in->op[input ? 1 : 0];
     struct site *s = emit_helper(t, in, input ? helper_in : helper_out, false);
     s->size = data->size / 8;
     s->element = port->type == ZYDIS_OPERAND_TYPE_REGISTER;
-    s->imm = port->type == ZYDIS_OPERAND_TYPE_IMMEDIATE ? port->imm.value.u : 0;
+    s->imm = port->type == ZYDIS_OPERAND_TYPE_IMMEDIATE ? (uint64_t)in->imm[0] : 0;
 }
 
 void sp_query(struct translator *t, const struct insn *in)
@@ -159,12 +159,12 @@ static void write_base(struct translator *t, const struct insn *in, unsigned sre
 void sp_fsgsbase(struct translator *t, const struct insn *in)
 {
     struct emit *e = &t->hot;
-    bool gs = in->d.mnemonic == M(RDGSBASE) || in->d.mnemonic == M(WRGSBASE);
+    bool gs = in->d->mnemonic == M(RDGSBASE) || in->d->mnemonic == M(WRGSBASE);
     unsigned reg = op_gpr(&in->op[0]), sreg = gs ? GS : FS;
     if (!code64(t) || !(t->mode & MODE_FSGSBASE)) {
         sp_helper(t, in);
         t->engine->sites[t->engine->n_sites - 1].arg2 = in->op[0].size / 8;
-    } else if (in->d.mnemonic == M(WRFSBASE) || in->d.mnemonic == M(WRGSBASE)) {
+    } else if (in->d->mnemonic == M(WRFSBASE) || in->d->mnemonic == M(WRGSBASE)) {
         write_base(t, in, sreg);
     } else {
         e_gs(e, 0x8b, in->op[0].size == 64, reg, seg_base_offset(sreg));
@@ -175,5 +175,5 @@ void sp_fsgsbase(struct translator *t, const struct insn *in)
 
 void sp_undefined(struct translator *t, const struct insn *in)
 {
-    emit_helper(t, in, helper_undefined, true)->arg = in->d.length == 16;
+    emit_helper(t, in, helper_undefined, true)->arg = in->length == 16;
 }

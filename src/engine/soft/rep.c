@@ -80,8 +80,8 @@ static void emit_store(struct translator *t, struct rep *r)
 
 bool rep_serves(const struct translator *t, const struct insn *in, unsigned kind, unsigned segment)
 {
-    return code64(t) && in->d.address_width == 64 && !(t->mode & (MODE_ALIGN | MODE_BY_C)) &&
-           (in->d.attributes & ZYDIS_ATTRIB_HAS_REP) && (kind == STR_STOS || kind == STR_MOVS) && segment != FS &&
+    return code64(t) && in->d->address_width == 64 && !(t->mode & (MODE_ALIGN | MODE_BY_C)) &&
+           (in->d->attributes & ZYDIS_ATTRIB_HAS_REP) && (kind == STR_STOS || kind == STR_MOVS) && segment != FS &&
            segment != GS;
 }
 

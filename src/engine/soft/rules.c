@@ -25,7 +25,7 @@ static bool packs_elements(ZydisMnemonic m)
 }
 
 /* Accessed by element under a mask register; AMD's compressing stores are without one, too. */
-static bool is_masked(const struct translator *t, const struct insn *in)
+static bool is_masked(const struct translator *t, const struct decoded *in)
 {
     if (t->amd && packs_elements(in->d.mnemonic) && in->op[0].type == ZYDIS_OPERAND_TYPE_MEMORY)
         return true;
@@ -34,7 +34,7 @@ static bool is_masked(const struct translator *t, const struct insn *in)
 }
 
 /* AVX-512 exception types "NF": the memory operand is accessed whole, whatever the mask says. */
-static bool no_fault_suppression(const struct insn *in)
+static bool no_fault_suppression(const struct decoded *in)
 {
     switch (in->d.mnemonic) { /* where the table has another type than the manual */
     case ZYDIS_MNEMONIC_VGF2P8AFFINEQB:
@@ -63,7 +63,7 @@ static bool no_fault_suppression(const struct insn *in)
 
 /* Address bits that must be clear or #GP is raised, before anything else about the address is looked at
  * (SDM vol. 2, 2.4: types 1, 2 and 4).  On a TLB hit the host's own instruction raises it. */
-unsigned gp_alignment(const struct translator *t, const struct insn *in, unsigned size)
+static unsigned gp_alignment(const struct translator *t, const struct decoded *in, unsigned size)
 {
     switch (in->d.mnemonic) {
     case ZYDIS_MNEMONIC_MOVUPS:
@@ -110,7 +110,7 @@ unsigned gp_alignment(const struct translator *t, const struct insn *in, unsigne
  * vector register. */
 unsigned ac_alignment(const struct translator *t, const struct insn *in, unsigned size)
 {
-    switch (in->d.mnemonic) {
+    switch (in->d->mnemonic) {
     case ZYDIS_MNEMONIC_VMASKMOVPS:
     case ZYDIS_MNEMONIC_VMASKMOVPD:
     case ZYDIS_MNEMONIC_VPMASKMOVD:
@@ -126,27 +126,27 @@ unsigned ac_alignment(const struct translator *t, const struct insn *in, unsigne
         return 1;
     if (size == 28 || size == 108)
         return 3;
-    if (in->d.mnemonic == ZYDIS_MNEMONIC_MASKMOVDQU || in->d.mnemonic == ZYDIS_MNEMONIC_VMASKMOVDQU)
+    if (in->d->mnemonic == ZYDIS_MNEMONIC_MASKMOVDQU || in->d->mnemonic == ZYDIS_MNEMONIC_VMASKMOVDQU)
         return 7;
     if (!t->amd &&
-        (size >= 16 || in->d.mnemonic == ZYDIS_MNEMONIC_VCVTPS2PH || in->d.mnemonic == ZYDIS_MNEMONIC_VCVTPH2PS))
+        (size >= 16 || in->d->mnemonic == ZYDIS_MNEMONIC_VCVTPS2PH || in->d->mnemonic == ZYDIS_MNEMONIC_VCVTPH2PS))
         return 0;
-    if (t->amd && is_masked(t, in) && !no_fault_suppression(in))
-        for (unsigned i = 0; i < in->d.operand_count; i++)
+    if (t->amd && is_masked(t, in->shape->what) && !no_fault_suppression(in->shape->what))
+        for (unsigned i = 0; i < in->d->operand_count; i++)
             if (in->op[i].type == ZYDIS_OPERAND_TYPE_MEMORY && in->op[i].element_size >= 8 &&
                 in->op[i].element_size / 8u < size)
                 size = in->op[i].element_size / 8u;
     return size >= 16 ? 15 : size >= 8 ? 7 : size >= 4 ? 3 : size - 1;
 }
 
-bool is_x87(const struct insn *in)
+static bool is_x87(const struct decoded *in)
 {
     return in->d.encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY && in->d.opcode_map == ZYDIS_OPCODE_MAP_DEFAULT &&
            (in->d.opcode & 0xf8) == 0xd8;
 }
 
 /* x87 and MMX instructions that report a pending x87 exception before they touch memory. */
-bool waits_for_x87(const struct insn *in)
+static bool waits_for_x87(const struct decoded *in)
 {
     switch (in->d.mnemonic) {
     case ZYDIS_MNEMONIC_FNSTCW:
@@ -166,10 +166,60 @@ bool waits_for_x87(const struct insn *in)
     return false;
 }
 
-/* Intel's CPUs begin a store of an MMX register with that. */
-bool clears_x87_top(const struct translator *t, const struct insn *in, const ZydisDecodedOperand *mem)
+static bool masks_by_vector(ZydisMnemonic m)
 {
-    return !t->amd && (mem->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE) && waits_for_x87(in) && !is_x87(in);
+    return m == ZYDIS_MNEMONIC_VMASKMOVPS || m == ZYDIS_MNEMONIC_VMASKMOVPD || m == ZYDIS_MNEMONIC_VPMASKMOVD ||
+           m == ZYDIS_MNEMONIC_VPMASKMOVQ;
+}
+
+static bool is_simd(const struct decoded *in)
+{
+    for (unsigned i = 0; i < in->d.operand_count; i++) {
+        if (in->op[i].type != ZYDIS_OPERAND_TYPE_REGISTER)
+            continue;
+        switch (ZydisRegisterGetClass(in->op[i].reg.value)) {
+        case ZYDIS_REGCLASS_X87:
+        case ZYDIS_REGCLASS_MMX:
+        case ZYDIS_REGCLASS_XMM:
+        case ZYDIS_REGCLASS_YMM:
+        case ZYDIS_REGCLASS_ZMM:
+        case ZYDIS_REGCLASS_MASK:
+            return true;
+        default:
+            break;
+        }
+    }
+    return in->d.meta.isa_set == ZYDIS_ISA_SET_X87 || in->d.mnemonic == ZYDIS_MNEMONIC_LDMXCSR ||
+           in->d.mnemonic == ZYDIS_MNEMONIC_STMXCSR || in->d.mnemonic == ZYDIS_MNEMONIC_EMMS;
+}
+
+void operand_rules(const struct translator *t, struct shape *s)
+{
+    const struct decoded *in = s->what;
+    s->simd = is_simd(in);
+    s->x87 = waits_for_x87(in);
+    s->masked = is_masked(t, in) || masks_by_vector(in->d.mnemonic);
+    if (s->memory < 0)
+        return;
+    const ZydisDecodedOperand *mem = &in->op[s->memory];
+    s->access = (uint8_t)((mem->actions & ZYDIS_OPERAND_ACTION_MASK_READ ? SITE_READ : 0) |
+                          (mem->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE ? SITE_WRITE : 0));
+    s->size = (uint16_t)(mem->size / 8);
+    switch (in->d.mnemonic) {
+    case ZYDIS_MNEMONIC_CLFLUSH: /* of a line, but checked as a byte read */
+    case ZYDIS_MNEMONIC_CLFLUSHOPT:
+    case ZYDIS_MNEMONIC_CLWB:
+        s->access = SITE_READ;
+        s->size = 1;
+        break;
+    default:
+        if (s->access == SITE_WRITE && is_x87(in)) /* stores nothing when it meets an unmasked exception */
+            s->access |= SITE_READ;
+    }
+    s->clears_top = !t->amd && (s->access & SITE_WRITE) && s->x87 && !is_x87(in);
+    s->access = s->access ? s->access : SITE_READ;
+    s->size = s->size ? s->size : 1;
+    s->gp_align = (uint8_t)gp_alignment(t, in, s->size);
 }
 
 /* Result elements that one broadcast memory operand feeds. */
@@ -196,25 +246,27 @@ static unsigned broadcast_elements(ZydisBroadcastMode mode)
 
 void masked_access(const struct translator *t, struct site *s, const struct insn *in, const ZydisDecodedOperand *mem)
 {
-    if (is_masked(t, in)) {
-        const struct ZydisDecodedInstructionAvx_ *avx = &in->d.avx;
-        if (no_fault_suppression(in)) {
+    if (!in->shape->masked)
+        return;
+    if (is_masked(t, in->shape->what)) {
+        const struct ZydisDecodedInstructionAvx_ *avx = &in->d->avx;
+        if (no_fault_suppression(in->shape->what)) {
             if (s->access & SITE_WRITE)
                 s->access |= SITE_READ; /* a bounce buffer keeps what the mask spares */
             return;
         }
         s->mask_kind = MASK_K;
-        s->mask_reg = (uint8_t)(in->d.avx.mask.reg - ZYDIS_REGISTER_K0);
+        s->mask_reg = (uint8_t)(in->d->avx.mask.reg - ZYDIS_REGISTER_K0);
         s->element = (uint8_t)(mem->element_size / 8);
         if (avx->broadcast.mode != ZYDIS_BROADCAST_MODE_INVALID) {
             s->arg = 1;
             s->arg2 = broadcast_elements(avx->broadcast.mode);
-        } else if (packs_elements(in->d.mnemonic)) {
+        } else if (packs_elements(in->d->mnemonic)) {
             s->arg = 2;
         }
         return;
     }
-    switch (in->d.mnemonic) {
+    switch (in->d->mnemonic) {
     case ZYDIS_MNEMONIC_VMASKMOVPS:
     case ZYDIS_MNEMONIC_VMASKMOVPD:
     case ZYDIS_MNEMONIC_VPMASKMOVD:
@@ -222,7 +274,7 @@ void masked_access(const struct translator *t, struct site *s, const struct insn
         ZydisRegister r = in->op[1].reg.value;
         s->mask_kind = MASK_VEC_SIGN;
         s->mask_reg = (uint8_t)ZydisRegisterGetId(r);
-        bool quad = in->d.mnemonic == ZYDIS_MNEMONIC_VMASKMOVPD || in->d.mnemonic == ZYDIS_MNEMONIC_VPMASKMOVQ;
+        bool quad = in->d->mnemonic == ZYDIS_MNEMONIC_VMASKMOVPD || in->d->mnemonic == ZYDIS_MNEMONIC_VPMASKMOVQ;
         s->element = quad ? 8 : 4;
         return;
     }

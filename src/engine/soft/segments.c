@@ -7,10 +7,10 @@
 /* The stack operand that is not written out. */
 static bool stack_operand(const struct insn *in, struct ea *ea, bool *write)
 {
-    int size = in->d.operand_width / 8;
-    bool far = in->d.meta.branch_type == ZYDIS_BRANCH_TYPE_FAR;
+    int size = in->d->operand_width / 8;
+    bool far = in->d->meta.branch_type == ZYDIS_BRANCH_TYPE_FAR;
     *ea = (struct ea){.base = RSP, .index = NO_REG, .segment = SS, .addr32 = true};
-    switch (in->d.mnemonic) {
+    switch (in->d->mnemonic) {
     case M(PUSH):
     case M(CALL):
         ea->disp = -size;
@@ -51,7 +51,7 @@ static void check_operand(struct translator *t, const struct insn *in, const Zyd
     struct ea ea;
     insn_ea(t, in, op, &ea);
     unsigned size = op->size ? op->size / 8 : 1, kind = SEGMENT_PLAIN, reg = 0;
-    switch (in->d.mnemonic) {
+    switch (in->d->mnemonic) {
     case M(CLFLUSH):
     case M(CLFLUSHOPT):
     case M(CLWB):
@@ -77,7 +77,7 @@ static void check_operand(struct translator *t, const struct insn *in, const Zyd
     default:
         break;
     }
-    bool write = (op->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE) && in->d.mnemonic != M(ARPL);
+    bool write = (op->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE) && in->d->mnemonic != M(ARPL);
     struct site *s = emit_segment_check(t, in, &ea, write, size);
     s->arg2 = kind;
     s->element = (uint8_t)reg;
@@ -87,16 +87,16 @@ static void check_operand(struct translator *t, const struct insn *in, const Zyd
  * gathers and what uses the stack in C look themselves. */
 void emit_segment_checks(struct translator *t, const struct insn *in)
 {
-    special_fn *fn = special_for(in);
-    bool legacy = in->d.encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY && in->d.opcode_map == ZYDIS_OPCODE_MAP_DEFAULT;
+    special_fn *fn = in->shape->special;
+    bool legacy = in->d->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY && in->d->opcode_map == ZYDIS_OPCODE_MAP_DEFAULT;
     if ((fn == sp_string && legacy) || fn == sp_nop || fn == sp_gather || fn == sp_undefined ||
-        in->d.mnemonic == M(INVLPG))
+        in->d->mnemonic == M(INVLPG))
         return;
     struct ea ea;
     bool write = false;
     if (stack_operand(in, &ea, &write))
-        emit_segment_check(t, in, &ea, write, in->d.operand_width / 8)->arg2 = SEGMENT_STACK;
-    for (unsigned i = 0; i < in->d.operand_count; i++) {
+        emit_segment_check(t, in, &ea, write, in->d->operand_width / 8)->arg2 = SEGMENT_STACK;
+    for (unsigned i = 0; i < in->d->operand_count; i++) {
         const ZydisDecodedOperand *op = &in->op[i];
         bool hidden_stack = op->visibility == ZYDIS_OPERAND_VISIBILITY_HIDDEN &&
                             (gpr_of(op->mem.base) == RSP || gpr_of(op->mem.base) == RBP);

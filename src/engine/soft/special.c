@@ -35,11 +35,11 @@ void site_segment(struct translator *t, struct site *s, const ZydisDecodedOperan
 /* arg: table's own | register << 8 | operand bytes << 16 | memory << 24 */
 void sp_helper(struct translator *t, const struct insn *in)
 {
-    const struct special *sp = &specials[in->d.mnemonic];
-    unsigned reg = NO_REG, size = in->d.operand_width / 8;
+    const struct special *sp = &specials[in->d->mnemonic];
+    unsigned reg = NO_REG, size = in->d->operand_width / 8;
     const ZydisDecodedOperand *memory = NULL;
     uint64_t imm = 0;
-    for (unsigned i = 0; i < in->d.operand_count_visible; i++) {
+    for (unsigned i = 0; i < in->d->operand_count_visible; i++) {
         const ZydisDecodedOperand *op = &in->op[i];
         if (op->type == ZYDIS_OPERAND_TYPE_MEMORY) {
             store_helper_ea(t, in, op);
@@ -49,7 +49,7 @@ void sp_helper(struct translator *t, const struct insn *in)
         } else if (op->type == ZYDIS_OPERAND_TYPE_REGISTER && reg == NO_REG) {
             reg = op_gpr(op);
         } else if (op->type == ZYDIS_OPERAND_TYPE_IMMEDIATE) {
-            imm = op->imm.value.u;
+            imm = (uint64_t)in->imm[0];
         } else if (op->type == ZYDIS_OPERAND_TYPE_POINTER) {
             imm = (uint64_t)op->ptr.segment << 32 | op->ptr.offset;
         }
@@ -58,11 +58,11 @@ void sp_helper(struct translator *t, const struct insn *in)
     if (memory)
         site_segment(t, s, memory);
     s->addr32 = addr32(in);
-    s->null_segment = in->d.mnemonic == M(FXSAVE) && !code64(t) && memory->mem.segment == ZYDIS_REGISTER_CS;
+    s->null_segment = in->d->mnemonic == M(FXSAVE) && !code64(t) && memory->mem.segment == ZYDIS_REGISTER_CS;
     if (sp->helper == helper_pusha)
         s->access |= SITE_STACK;
     s->arg = sp->arg | reg << 8 | (size & 0xff) << 16 | (uint32_t)(memory != NULL) << 24;
-    s->arg2 = in->d.operand_width / 8;
+    s->arg2 = in->d->operand_width / 8;
     s->imm = imm;
 }
 
@@ -341,12 +341,12 @@ static const struct special specials[ZYDIS_MNEMONIC_MAX_VALUE + 1] = {
 
 /* clang-format on */
 
-bool is_plain_mov(const struct insn *in)
+bool is_plain_mov(const struct shape *s)
 {
     for (unsigned i = 0; i < 2; i++) {
-        if (in->op[i].type != ZYDIS_OPERAND_TYPE_REGISTER)
+        if (s->what->op[i].type != ZYDIS_OPERAND_TYPE_REGISTER)
             continue;
-        switch (ZydisRegisterGetClass(in->op[i].reg.value)) {
+        switch (ZydisRegisterGetClass(s->what->op[i].reg.value)) {
         case ZYDIS_REGCLASS_CONTROL:
         case ZYDIS_REGCLASS_DEBUG:
         case ZYDIS_REGCLASS_SEGMENT:
@@ -355,26 +355,28 @@ bool is_plain_mov(const struct insn *in)
             break;
         }
     }
-    bool memory = in->op[0].type == ZYDIS_OPERAND_TYPE_MEMORY || in->op[1].type == ZYDIS_OPERAND_TYPE_MEMORY;
-    return !memory || in->d.raw.modrm.offset; /* moffs has none */
+    bool memory = s->what->op[0].type == ZYDIS_OPERAND_TYPE_MEMORY || s->what->op[1].type == ZYDIS_OPERAND_TYPE_MEMORY;
+    return !memory || s->what->d.raw.modrm.offset; /* moffs has none */
 }
 
-special_fn *special_for(const struct insn *in)
+static bool ends_block(const struct shape *s)
 {
-    for (unsigned i = 0; i < in->d.operand_count; i++)
-        if (in->op[i].type == ZYDIS_OPERAND_TYPE_MEMORY && in->op[i].mem.type == ZYDIS_MEMOP_TYPE_VSIB)
-            return sp_gather;
-    return specials[in->d.mnemonic].fn;
-}
-
-bool insn_ends_block(const struct insn *in)
-{
-    if (in->d.mnemonic == M(MOV) || in->d.mnemonic == M(POP)) {
-        const ZydisDecodedOperand *to = &in->op[0];
+    if (s->mnemonic == M(MOV) || s->mnemonic == M(POP)) {
+        const ZydisDecodedOperand *to = &s->what->op[0];
         if (to->type != ZYDIS_OPERAND_TYPE_REGISTER)
             return false;
         ZydisRegisterClass c = ZydisRegisterGetClass(to->reg.value);
         return c == ZYDIS_REGCLASS_CONTROL || c == ZYDIS_REGCLASS_DEBUG || c == ZYDIS_REGCLASS_SEGMENT;
     }
-    return specials[in->d.mnemonic].ends;
+    return specials[s->mnemonic].ends;
+}
+
+void special_facts(struct shape *s)
+{
+    bool plain = s->mnemonic == M(MOV) && is_plain_mov(s);
+    s->special = plain ? NULL : specials[s->mnemonic].fn;
+    for (unsigned i = 0; i < s->what->d.operand_count; i++)
+        if (s->what->op[i].type == ZYDIS_OPERAND_TYPE_MEMORY && s->what->op[i].mem.type == ZYDIS_MEMOP_TYPE_VSIB)
+            s->special = sp_gather;
+    s->ends = ends_block(s);
 }

@@ -6,21 +6,7 @@
 
 static inline unsigned op_gpr(const ZydisDecodedOperand *op)
 {
-    ZydisRegister r = op->reg.value;
-    switch (ZydisRegisterGetClass(r)) {
-    case ZYDIS_REGCLASS_GPR8:
-        return r < ZYDIS_REGISTER_AH    ? (unsigned)(r - ZYDIS_REGISTER_AL)
-               : r < ZYDIS_REGISTER_SPL ? (unsigned)(r - ZYDIS_REGISTER_AH)
-                                        : (unsigned)(r - ZYDIS_REGISTER_SPL) + RSP;
-    case ZYDIS_REGCLASS_GPR16:
-        return (unsigned)(r - ZYDIS_REGISTER_AX);
-    case ZYDIS_REGCLASS_GPR32:
-        return (unsigned)(r - ZYDIS_REGISTER_EAX);
-    case ZYDIS_REGCLASS_GPR64:
-        return (unsigned)(r - ZYDIS_REGISTER_RAX);
-    default:
-        return NO_REG;
-    }
+    return gpr_of(op->reg.value);
 }
 static inline bool code64(const struct translator *t)
 {
@@ -28,11 +14,11 @@ static inline bool code64(const struct translator *t)
 }
 static inline bool addr32(const struct insn *in)
 {
-    return in->d.address_width == 32;
+    return in->d->address_width == 32;
 }
 static inline bool addr16(const struct insn *in)
 {
-    return in->d.address_width == 16;
+    return in->d->address_width == 16;
 }
 
 /* special.c */

@@ -54,21 +54,21 @@ void emit_stack_load(struct translator *t, const struct insn *in, unsigned reg, 
 void emit_push_pc(struct translator *t, const struct insn *in, unsigned size)
 {
     if (size == 8 && window_serves(t, in)) {
-        emit_pc(t, R10, in->pc + in->d.length);
+        emit_pc(t, R10, in->pc + in->length);
         e_mem(&t->hot, 0x89, true, R10, RSP, R9, 0, -8);
         e_lea(&t->hot, true, RSP, RSP, NO_REG, 0, -8);
         return;
     }
     struct tail tail;
     begin_access(t, in, 0, &tail);
-    uint64_t pc = t->gva + in->pc + in->d.length;
+    uint64_t pc = t->gva + in->pc + in->length;
     if (size == 8 && (t->mode & MODE_FIXED_PC) && (int64_t)pc == (int32_t)pc) {
         e_mem(&tail.e, 0xc7, true, 0, t->A, NO_REG, 0, 0);
         e32(&tail.e, (uint32_t)pc);
     } else {
         struct emit hot = t->hot;
         t->hot = tail.e;
-        emit_pc(t, t->B, in->pc + in->d.length);
+        emit_pc(t, t->B, in->pc + in->length);
         tail.e = t->hot;
         t->hot = hot;
         if (size == 2)
@@ -120,8 +120,7 @@ static void window_push(struct translator *t, const struct insn *in)
     const ZydisDecodedOperand *op = &in->op[0];
     if (op->type == ZYDIS_OPERAND_TYPE_IMMEDIATE) {
         e_mem(&t->hot, 0xc7, true, 0, RSP, R9, 0, -8);
-        e32(&t->hot,
-            (uint32_t)(in->d.raw.imm[0].is_signed ? in->d.raw.imm[0].value.s : (int64_t)in->d.raw.imm[0].value.u));
+        e32(&t->hot, (uint32_t)in->imm[0]);
     } else {
         unsigned reg = op_gpr(op);
         if (is_stolen(reg))
@@ -143,13 +142,13 @@ static void window_pop(struct translator *t, const struct insn *in)
 void sp_push(struct translator *t, const struct insn *in)
 {
     const ZydisDecodedOperand *op = &in->op[0];
-    unsigned size = in->d.operand_width / 8;
+    unsigned size = in->d->operand_width / 8;
     if (window_serves(t, in)) {
         window_push(t, in);
         return;
     }
     if (op->type == ZYDIS_OPERAND_TYPE_IMMEDIATE) {
-        int64_t value = in->d.raw.imm[0].is_signed ? in->d.raw.imm[0].value.s : (int64_t)in->d.raw.imm[0].value.u;
+        int64_t value = in->imm[0];
         struct tail tail;
         begin_access(t, in, 0, &tail);
         if (size == 2)
@@ -189,7 +188,7 @@ void sp_push(struct translator *t, const struct insn *in)
 void sp_pop(struct translator *t, const struct insn *in)
 {
     const ZydisDecodedOperand *op = &in->op[0];
-    unsigned size = in->d.operand_width / 8;
+    unsigned size = in->d->operand_width / 8;
     if (window_serves(t, in)) {
         window_pop(t, in);
         return;
@@ -242,7 +241,7 @@ void sp_pop(struct translator *t, const struct insn *in)
 void sp_pushf(struct translator *t, const struct insn *in)
 {
     struct emit *e = &t->hot;
-    if (!code64(t) || in->d.operand_width != 64) {
+    if (!code64(t) || in->d->operand_width != 64) {
         sp_helper(t, in);
         return;
     }
@@ -268,7 +267,7 @@ void sp_pushf(struct translator *t, const struct insn *in)
 
 void sp_leave(struct translator *t, const struct insn *in)
 {
-    unsigned size = in->d.operand_width / 8;
+    unsigned size = in->d->operand_width / 8;
     struct tail tail;
     begin_access(t, in, 0, &tail);
     if (size == 2)
@@ -285,7 +284,7 @@ void sp_leave(struct translator *t, const struct insn *in)
 void sp_enter(struct translator *t, const struct insn *in)
 {
     struct site *s = emit_helper(t, in, helper_enter, false);
-    s->arg2 = in->d.operand_width / 8;
-    s->imm = in->op[0].imm.value.u;
-    s->element = (uint8_t)in->op[1].imm.value.u;
+    s->arg2 = in->d->operand_width / 8;
+    s->imm = (uint64_t)in->imm[0];
+    s->element = (uint8_t)in->imm[1];
 }

@@ -18,77 +18,29 @@ struct translator *soft_translator_create(const struct cpu *cpu)
     ZydisDecoderInit(&t->decoder64, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64);
     ZydisDecoderInit(&t->decoder32, ZYDIS_MACHINE_MODE_LONG_COMPAT_32, ZYDIS_STACK_WIDTH_32);
     isa_init(t, cpu);
+    t->shapes = shapes_create();
+    if (!t->shapes) {
+        free(t);
+        return NULL;
+    }
     return t;
 }
 
 void soft_translator_destroy(struct translator *t)
 {
+    if (t)
+        shapes_destroy(t->shapes);
     free(t);
 }
 
+#define FETCH_BYTES 64
+
 /* --- decoding ------------------------------------------------------------------------------------ */
-
-/* Zydis takes [r13d + index] with mod 0 for a base register; it is a displacement without a base. */
-static void correct_base(struct insn *in)
-{
-    if (!in->d.raw.modrm.offset || in->d.raw.modrm.mod != 0 || in->d.raw.modrm.rm != 4 || in->d.raw.sib.base != 5)
-        return;
-    for (unsigned i = 0; i < in->d.operand_count; i++) {
-        ZydisDecodedOperand *op = &in->op[i];
-        if (op->type != ZYDIS_OPERAND_TYPE_MEMORY || op->mem.base != ZYDIS_REGISTER_R13D)
-            continue;
-        op->mem.base = ZYDIS_REGISTER_NONE;
-        op->mem.disp.has_displacement = true;
-        op->mem.disp.value = in->d.raw.disp.value;
-    }
-}
-
-/* movsxd with a 66h prefix reads 16 bits, and AMD's CPUs 32 as the decoder has it. */
-static void narrow_movsxd(struct insn *in)
-{
-    if (in->d.mnemonic == ZYDIS_MNEMONIC_MOVSXD && in->d.operand_width == 16)
-        in->op[1].size = 16;
-}
-
-/* Bytes of 32-bit code that 64-bit code, into which they are copied, reads differently: 82h is 80h, and a
- * register number in an immediate has three bits. */
-static void wide_bytes(const struct insn *in, uint8_t *bytes)
-{
-    if (in->d.encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY && in->d.opcode_map == ZYDIS_OPCODE_MAP_DEFAULT &&
-        in->d.opcode == 0x82)
-        bytes[in->d.raw.modrm.offset - 1] = 0x80;
-    for (unsigned i = 0; i < in->d.operand_count_visible; i++)
-        if (in->op[i].encoding == ZYDIS_OPERAND_ENCODING_IS4)
-            bytes[in->d.length - 1] &= 0x7f;
-}
-
-ZyanStatus decode_insn(const struct translator *t, struct insn *in, uint8_t *bytes, unsigned available)
-{
-    const ZydisDecoder *d = t->mode & MODE_64 ? &t->decoder64 : &t->decoder32;
-    in->bytes = bytes;
-    ZyanStatus status = ZydisDecoderDecodeFull(d, in->bytes, available, &in->d, in->op);
-    if (ZYAN_SUCCESS(status))
-        correct_base(in);
-    if (ZYAN_SUCCESS(status) && !t->amd)
-        narrow_movsxd(in);
-    if (ZYAN_SUCCESS(status) && !(t->mode & MODE_64))
-        wide_bytes(in, bytes);
-    return ZYAN_SUCCESS(status) && !isa_has(t, in) ? ZYDIS_STATUS_DECODING_ERROR : status;
-}
 
 static ZyanStatus decode_at(struct translator *t, struct insn *in, unsigned pc, unsigned available)
 {
     in->pc = (uint16_t)pc;
     return decode_insn(t, in, t->code + pc, available);
-}
-
-/* What the CPU makes of bytes that are no instruction: #UD, or #GP(0) when longer than 15 bytes.  It is
- * decoded as one that ends the block; helper_undefined raises it. */
-static void undefined_insn(struct insn *in, ZyanStatus status)
-{
-    memset(&in->d, 0, sizeof(in->d));
-    in->d.mnemonic = ZYDIS_MNEMONIC_INVALID;
-    in->d.length = status == ZYDIS_STATUS_INSTRUCTION_TOO_LONG ? 16 : 1;
 }
 
 /* UD0, UD1 and VIA's instructions have operands, but AMD's CPUs refuse them without looking at those; Intel's look
@@ -110,6 +62,19 @@ static bool undefined_already(const struct translator *t, const uint8_t *bytes, 
     return bytes[i + 1] == 0xb9 || bytes[i + 1] == 0xff || bytes[i + 1] == 0xa6 || bytes[i + 1] == 0xa7;
 }
 
+/* Reads the block's bytes up to `end`, or the page's: each of them once, for the guest may change them meanwhile. */
+static void fetch(struct translator *t, const uint8_t *ram, unsigned end, unsigned room)
+{
+    while (t->fetched < end && t->fetched < room) {
+        unsigned n = room - t->fetched < FETCH_BYTES ? room - t->fetched : FETCH_BYTES;
+        if (ram)
+            memcpy(t->code + t->fetched, ram + t->fetched, n);
+        else
+            memset(t->code + t->fetched, 0xff, n);
+        t->fetched += n;
+    }
+}
+
 /* Reads the guest's bytes up to the end of the page; the second page only if the first instruction
  * needs it.  false: a fetch fault is recorded. */
 static bool decode_block(struct translator *t, uint64_t gpa, unsigned max_insns)
@@ -117,19 +82,15 @@ static bool decode_block(struct translator *t, uint64_t gpa, unsigned max_insns)
     struct engine *e = t->engine;
     unsigned room = 4096 - t->page_offset;
     const uint8_t *ram = memory_hva(e->config.memory, gpa, room);
-    unsigned want = room < CODE_MAX ? room : CODE_MAX;
-    if (ram)
-        memcpy(t->code, ram, want);
-    else
-        memset(t->code, 0xff, want);
-    memset(t->code + want, 0, 16);
-    t->n_insns = 0;
+    decode_begin(t);
+    t->n_insns = t->fetched = 0;
     t->straddles = false;
     unsigned pc = 0;
     while (t->n_insns < max_insns && pc < room) {
         struct insn *in = &t->insns[t->n_insns];
+        fetch(t, ram, pc + 15, room);
         ZyanStatus status = decode_at(t, in, pc, room - pc > 15 ? 15 : room - pc);
-        if (status == ZYDIS_STATUS_NO_MORE_DATA && undefined_already(t, in->bytes, room - pc))
+        if (status == ZYDIS_STATUS_NO_MORE_DATA && undefined_already(t, t->code + pc, room - pc))
             status = ZYDIS_STATUS_DECODING_ERROR;
         if (status == ZYDIS_STATUS_NO_MORE_DATA) {
             t->straddles = t->n_insns > 0;
@@ -150,10 +111,10 @@ static bool decode_block(struct translator *t, uint64_t gpa, unsigned max_insns)
             status = decode_at(t, in, 0, 15);
         }
         if (ZYAN_FAILED(status))
-            undefined_insn(in, status);
+            undefined_insn(t, in, t->code + pc, status);
         t->n_insns++;
-        pc += in->d.length;
-        if (ZYAN_FAILED(status) || insn_ends_block(in))
+        pc += in->length;
+        if (ZYAN_FAILED(status) || in->shape->ends)
             break;
     }
     return true;
@@ -164,7 +125,7 @@ static bool decode_block(struct translator *t, uint64_t gpa, unsigned max_insns)
 void add_map(struct translator *t, uint32_t host, const struct insn *in)
 {
     struct engine *e = t->engine;
-    e->maps[e->n_maps++] = (struct pc_map){.host = host, .guest = in->pc, .insn_len = in->d.length};
+    e->maps[e->n_maps++] = (struct pc_map){.host = host, .guest = in->pc, .insn_len = in->length};
 }
 
 void emit_indirect(struct translator *t)
@@ -236,41 +197,20 @@ static void emit_entries(struct translator *t)
     b->flags_live = live;
 }
 
-static bool is_simd(const struct insn *in)
-{
-    for (unsigned i = 0; i < in->d.operand_count; i++) {
-        if (in->op[i].type != ZYDIS_OPERAND_TYPE_REGISTER)
-            continue;
-        switch (ZydisRegisterGetClass(in->op[i].reg.value)) {
-        case ZYDIS_REGCLASS_X87:
-        case ZYDIS_REGCLASS_MMX:
-        case ZYDIS_REGCLASS_XMM:
-        case ZYDIS_REGCLASS_YMM:
-        case ZYDIS_REGCLASS_ZMM:
-        case ZYDIS_REGCLASS_MASK:
-            return true;
-        default:
-            break;
-        }
-    }
-    return in->d.meta.isa_set == ZYDIS_ISA_SET_X87 || in->d.mnemonic == ZYDIS_MNEMONIC_LDMXCSR ||
-           in->d.mnemonic == ZYDIS_MNEMONIC_STMXCSR || in->d.mnemonic == ZYDIS_MNEMONIC_EMMS;
-}
-
 /* Which rule of "device not available" an instruction falls under. */
 static uint32_t simd_kind(const struct insn *in)
 {
-    if (in->d.encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX)
+    if (in->d->encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX)
         return 4;
-    if (in->d.encoding == ZYDIS_INSTRUCTION_ENCODING_VEX)
+    if (in->d->encoding == ZYDIS_INSTRUCTION_ENCODING_VEX)
         return 3;
-    if (in->d.meta.isa_set == ZYDIS_ISA_SET_X87)
-        return in->d.mnemonic == ZYDIS_MNEMONIC_FWAIT ? 5 : 0;
-    for (unsigned i = 0; i < in->d.operand_count; i++)
+    if (in->d->meta.isa_set == ZYDIS_ISA_SET_X87)
+        return in->d->mnemonic == ZYDIS_MNEMONIC_FWAIT ? 5 : 0;
+    for (unsigned i = 0; i < in->d->operand_count; i++)
         if (in->op[i].type == ZYDIS_OPERAND_TYPE_REGISTER &&
             ZydisRegisterGetClass(in->op[i].reg.value) == ZYDIS_REGCLASS_XMM)
             return 2;
-    return in->d.mnemonic == ZYDIS_MNEMONIC_LDMXCSR || in->d.mnemonic == ZYDIS_MNEMONIC_STMXCSR ? 2 : 1;
+    return in->d->mnemonic == ZYDIS_MNEMONIC_LDMXCSR || in->d->mnemonic == ZYDIS_MNEMONIC_STMXCSR ? 2 : 1;
 }
 
 static void translate_insn(struct translator *t, const struct insn *in)
@@ -282,13 +222,13 @@ static void translate_insn(struct translator *t, const struct insn *in)
     window_hoist(t, in);
     if (t->mode & MODE_BREAK)
         emit_helper(t, in, helper_break, false);
-    if ((t->mode & MODE_FPU_TRAP) && is_simd(in)) {
+    if ((t->mode & MODE_FPU_TRAP) && in->shape->simd) {
         struct site *s = emit_helper(t, in, helper_fpu_check, false);
         s->arg = simd_kind(in);
     }
     if ((t->mode & MODE_SEGMENTED) && !(t->mode & MODE_64))
         emit_segment_checks(t, in);
-    special_fn *fn = special_for(in);
+    special_fn *fn = in->shape->special;
     if (fn)
         fn(t, in);
     else
@@ -314,7 +254,7 @@ static void translate_body(struct translator *t)
         if (t->mode & MODE_BY_C)
             emit_helper(t, last, helper_single_step, true);
         else
-            emit_exit(t, last->pc + last->d.length, CC_NONE);
+            emit_exit(t, last->pc + last->length, CC_NONE);
     }
 }
 
@@ -344,7 +284,7 @@ struct block *soft_translate(struct soft_vcpu *v, uint64_t gva, uint64_t gpa, ui
     flag_liveness(t);
     struct insn *last = &t->insns[t->n_insns - 1];
     b->n_insns = (uint16_t)t->n_insns;
-    b->length = (uint16_t)(last->pc + last->d.length);
+    b->length = (uint16_t)(last->pc + last->length);
     b->first_map = e->n_maps;
     b->first_exit = e->n_exits;
     t->hot = (struct emit){.p = e->cache.rw + e->cache.hot, .start = e->cache.rw};

@@ -9,13 +9,73 @@
 
 #define BLOCK_MAX_INSNS 48
 #define TAIL_MAX 160
-#define PEEK_BYTES 128
+#define PEEK_INSNS 8u /* of a successor, to know which flags are alive: liveness.c */
 #define CODE_MAX (BLOCK_MAX_INSNS * 15)
 
-struct insn {
+struct insn;
+struct translator;
+typedef void special_fn(struct translator *t, const struct insn *in);
+
+/* What Zydis makes of an instruction.  The numbers in it are those of the first that had its shape. */
+struct decoded {
     ZydisDecodedInstruction d;
     ZydisDecodedOperand op[ZYDIS_MAX_OPERAND_COUNT];
+};
+
+/* An operand's registers, in the guest's numbers, or NO_REG. */
+struct place {
+    uint8_t base, index, scale /* shift count */, segment;
+    bool pc_relative, displaced;
+};
+
+/* A number in an instruction, and how it is read; without bits, which it always is. */
+struct number {
+    uint8_t at, bits;
+};
+
+/* What is known of an instruction whatever the numbers in it are, its displacement and immediates (decode.c): one cache
+ * line, and for most instructions all that is looked at. */
+struct shape {
+    uint64_t key; /* 0: none */
+    const struct decoded *what;
+    special_fn *special;    /* how it is translated; NULL: generic_insn */
+    uint16_t gprs, written; /* general registers among its operands; those of them that it writes */
+    uint16_t mnemonic;
+    uint16_t size;                                     /* bytes of the operand in memory */
+    uint8_t flags_tested, flags_written, flags_killed; /* read, perhaps overwritten, surely overwritten: F_* */
+    uint8_t length, address_width;
+    uint8_t opcode, modrm, operand_end; /* offsets: of 0F or what there is instead, of ModRM, behind the displacement */
+    int8_t memory;                      /* the operand in memory that it accesses, or -1 */
+    struct place place;                 /* of that operand */
+    uint8_t access;                     /* what it does to it: SITE_READ, SITE_WRITE */
+    uint8_t gp_align;                   /* address bits that must be clear */
+    struct number disp, imm[2];
+    /* window.c: what push, pop and call add to rsp; 1, -1: an addition or subtraction of its immediate */
+    int8_t moves_rsp, adds;
+    bool imm_signed : 1;
+    bool counted : 1;     /* no flag is overwritten when its immediate count is 0 */
+    bool wants_flags : 1; /* in the host's: it reads them there */
+    bool ends : 1;        /* nothing after it belongs to the block */
+    bool high8 : 1;       /* names AH, CH, DH or BH */
+    bool transparent : 1; /* control goes on behind it, and the tables know what it does to flags */
+    bool regular : 1;     /* its numbers are as they stand in the bytes; else they are what Zydis says */
+    bool legacy : 1;      /* neither VEX nor EVEX nor XOP */
+    bool simd : 1;        /* x87, MMX, SSE and after */
+    bool x87 : 1;         /* a pending x87 exception comes before its access */
+    bool clears_top : 1;  /* and a fault leaves x87 TOP at 0: how Intel's CPUs begin a store of an MMX register */
+    bool masked : 1;      /* by mask.c's rules */
+    bool safe : 1;        /* a window stays open: leaves r9 alone, and can do with r10 and r11 */
+    bool served : 1;      /* a window can serve its access */
+} __attribute__((aligned(64)));
+_Static_assert(sizeof(struct shape) == 64, "one cache line");
+
+struct insn {
+    const struct shape *shape;
+    const ZydisDecodedInstruction *d; /* the shape's, but for the numbers in it */
+    const ZydisDecodedOperand *op;
     const uint8_t *bytes;
+    int64_t disp, imm[2]; /* of the operand in memory; the values of the immediate operands, in order */
+    uint8_t length;
     uint16_t pc;         /* offset in the block */
     uint8_t live_before; /* FLAG_* needed at its start: by it or later */
     uint8_t live_after;
@@ -38,22 +98,24 @@ struct ea {
  * the bounce buffer: so nothing in them is relative to their own place. */
 struct tail {
     struct emit e;
-    uint8_t bytes[TAIL_MAX];
+    uint8_t bytes[TAIL_MAX + 16];
 };
 
 struct translator {
     ZydisDecoder decoder64, decoder32;
+    struct shapes *shapes;
     bool isa[ZYDIS_ISA_SET_MAX_VALUE + 1]; /* what the guest's CPU has: isa.c */
     bool amd;
     struct soft_vcpu *v;
     struct engine *engine;
     struct block *b;
     struct emit hot, cold;
-    uint8_t code[CODE_MAX + 64]; /* guest bytes of the block */
+    uint8_t code[CODE_MAX + 128]; /* guest bytes of the block */
+    unsigned fetched;             /* of them, so far */
     struct insn insns[BLOCK_MAX_INSNS];
     unsigned n_insns;
     struct insn peek_insn; /* liveness.c */
-    uint8_t peek_code[PEEK_BYTES];
+    uint8_t peek_code[32];
     uint32_t mode;
     uint64_t gva;
     unsigned page_offset;
@@ -72,6 +134,7 @@ struct translator {
 #define VOFF(field) ((uint32_t)offsetof(struct soft_vcpu, field))
 #define CPUOFF(field) ((uint32_t)offsetof(struct cpu, field))
 
+#define STOLEN (1u << R9 | 1u << R10 | 1u << R11)
 static inline bool is_stolen(unsigned reg)
 {
     return reg >= R9 && reg <= R11;
@@ -79,6 +142,7 @@ static inline bool is_stolen(unsigned reg)
 #define SCRATCH_SLOT GPR_OFFSET(16) /* cpu.rip */
 
 /* access.c */
+void operand_place(const ZydisDecodedOperand *op, struct place *p);
 void tail_begin(struct tail *t);
 void insn_ea(struct translator *t, const struct insn *in, const ZydisDecodedOperand *op, struct ea *out);
 void emit_ea(struct translator *t, const struct ea *ea, unsigned to, unsigned temp);
@@ -88,7 +152,6 @@ void emit_access(struct translator *t, const struct insn *in, const struct ea *e
 /* The usual beginning: scratch registers beside those in `used`, flags kept, a tail that brings back those that the
  * instruction needs. */
 void begin_access(struct translator *t, const struct insn *in, uint32_t used, struct tail *tail);
-uint32_t gpr_mask_of(const struct insn *in);
 struct site *new_site(struct translator *t, const struct insn *in, uint32_t *index);
 void emit_load_selector(struct translator *t, unsigned reg, ZydisRegister sreg); /* zero-extended */
 uint32_t seg_base_offset(unsigned sreg);                                         /* in struct soft_vcpu */
@@ -106,22 +169,35 @@ void copy_insn_with_address(struct emit *e, const struct insn *in, unsigned addr
 void copy_insn_plain(struct emit *e, const struct insn *in);
 void copy_insn_in_window(struct emit *e, const struct insn *in, unsigned base, int32_t disp);
 void generic_insn(struct translator *t, const struct insn *in); /* anything without privilege */
-bool has_high8(const struct insn *in);
 
 /* rules.c */
-unsigned gp_alignment(const struct translator *t, const struct insn *in, unsigned size);
+void operand_rules(const struct translator *t, struct shape *s);
 unsigned ac_alignment(const struct translator *t, const struct insn *in, unsigned size);
-bool is_x87(const struct insn *in);
-bool waits_for_x87(const struct insn *in);
-bool clears_x87_top(const struct translator *t, const struct insn *in, const ZydisDecodedOperand *mem);
 void masked_access(const struct translator *t, struct site *s, const struct insn *in, const ZydisDecodedOperand *mem);
 
 /* isa.c */
 void isa_init(struct translator *t, const struct cpu *cpu);
-bool isa_has(const struct translator *t, const struct insn *in);
+bool isa_has(const struct translator *t, const ZydisDecodedInstruction *d);
 
-unsigned gpr_of(ZydisRegister r); /* guest register number of a Zydis general register, or NO_REG */
-bool is_high8(ZydisRegister r);
+static inline bool is_high8(ZydisRegister r)
+{
+    return r >= ZYDIS_REGISTER_AH && r <= ZYDIS_REGISTER_BH;
+}
+/* Guest register number of a Zydis general register, or NO_REG. */
+static inline unsigned gpr_of(ZydisRegister r)
+{
+    if (r >= ZYDIS_REGISTER_RAX && r <= ZYDIS_REGISTER_R15)
+        return (unsigned)(r - ZYDIS_REGISTER_RAX);
+    if (r >= ZYDIS_REGISTER_EAX && r <= ZYDIS_REGISTER_R15D)
+        return (unsigned)(r - ZYDIS_REGISTER_EAX);
+    if (r >= ZYDIS_REGISTER_AX && r <= ZYDIS_REGISTER_R15W)
+        return (unsigned)(r - ZYDIS_REGISTER_AX);
+    if (is_high8(r))
+        return (unsigned)(r - ZYDIS_REGISTER_AH);
+    if (r >= ZYDIS_REGISTER_SPL && r <= ZYDIS_REGISTER_R15B)
+        return (unsigned)(r - ZYDIS_REGISTER_SPL) + RSP;
+    return r >= ZYDIS_REGISTER_AL && r <= ZYDIS_REGISTER_BL ? (unsigned)(r - ZYDIS_REGISTER_AL) : NO_REG;
+}
 uint32_t tlb_offset(const struct translator *t, bool write);
 void emit_budget(struct translator *t, const struct site *s);
 uint32_t slot_offset(const struct translator *t, bool write, uint32_t site);
@@ -129,9 +205,8 @@ uint32_t slot_offset(const struct translator *t, bool write, uint32_t site);
 /* liveness.c: fills live_before and live_after; arithmetic flags are FLAG_* */
 enum { F_CF = 1, F_PF = 2, F_AF = 4, F_ZF = 8, F_SF = 16, F_OF = 32, F_ALL = 63 };
 void flag_liveness(struct translator *t);
-uint8_t flags_tested(const struct insn *in);  /* read */
-uint8_t flags_written(const struct insn *in); /* perhaps overwritten */
-uint8_t flags_killed(const struct insn *in);  /* surely overwritten */
+void flag_facts(struct shape *s);
+uint8_t flags_killed(const struct insn *in);
 
 /* flags.c; `temp` is a scratch register with nothing in it, which is lost */
 bool flags_needed(const struct insn *in); /* it wants the flags in the host's: reads them, or keeps some */
@@ -148,21 +223,27 @@ void flags_place_at_entry(struct translator *t);                /* where the blo
 /* Opens a window before an instruction that overwrites flags which the accesses after it would have to save. */
 void window_hoist(struct translator *t, const struct insn *in);
 bool window_serves(struct translator *t, const struct insn *in);
+void window_facts(struct shape *s);
+
+/* decode.c */
+struct shapes *shapes_create(void); /* NULL: no memory */
+void shapes_destroy(struct shapes *s);
+void decode_begin(struct translator *t); /* a block: what was decoded for the one before is gone */
+/* One instruction of the block's mode from `bytes`, of which there are `available` and room for 32; what the guest's
+ * CPU does not have is an error. */
+ZyanStatus decode_insn(const struct translator *t, struct insn *in, uint8_t *bytes, unsigned available);
+void undefined_insn(struct translator *t, struct insn *in, const uint8_t *bytes, ZyanStatus status);
 
 /* translate.c */
-/* One instruction of the block's mode from `bytes`; what the guest's CPU does not have is an error. */
-ZyanStatus decode_insn(const struct translator *t, struct insn *in, uint8_t *bytes, unsigned available);
 enum { CC_NONE = -1 };
 void emit_exit(struct translator *t, int64_t target, int cc); /* cc: CC_NONE for always */
 void emit_indirect(struct translator *t);                     /* target gva in r11 */
 void add_map(struct translator *t, uint32_t host, const struct insn *in);
 
 /* special.c: a translator for each mnemonic that is not simply copied; NULL: generic_insn */
-typedef void special_fn(struct translator *t, const struct insn *in);
-special_fn *special_for(const struct insn *in);
+void special_facts(struct shape *s);
 void emit_segment_checks(struct translator *t, const struct insn *in);
-bool is_plain_mov(const struct insn *in); /* a mov that generic_insn translates */
-bool insn_ends_block(const struct insn *in);
+bool is_plain_mov(const struct shape *s); /* a mov that generic_insn translates */
 
 /* helpers.c, control.c, system.c, string.c, simd.c */
 helper_fn helper_undefined, helper_string, helper_hlt, helper_in, helper_out, helper_cpuid, helper_rdtsc, helper_msr,

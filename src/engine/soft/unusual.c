@@ -90,7 +90,7 @@ void sp_xlat(struct translator *t, const struct insn *in)
         e_movzx16(e, t->B, t->B);
     e_mov(e, true, t->A, t->B);
     const ZydisDecodedOperand *mem = NULL;
-    for (unsigned i = 0; i < in->d.operand_count; i++)
+    for (unsigned i = 0; i < in->d->operand_count; i++)
         if (in->op[i].type == ZYDIS_OPERAND_TYPE_MEMORY)
             mem = &in->op[i];
     struct ea ea = {.base = NO_REG, .index = NO_REG, .segment = DS};
@@ -115,7 +115,7 @@ void sp_bt(struct translator *t, const struct insn *in)
     }
     struct ea ea;
     insn_ea(t, in, mem, &ea);
-    unsigned size = in->d.operand_width / 8, segment = ea.segment, reg = op_gpr(&in->op[1]);
+    unsigned size = in->d->operand_width / 8, segment = ea.segment, reg = op_gpr(&in->op[1]);
     struct emit *e = &t->hot;
     choose_scratch(t, 0);
     flags_spare(t, in, t->B);
@@ -157,16 +157,16 @@ void sp_bt(struct translator *t, const struct insn *in)
     e_alu_imm(&tail.e, false, 4, t->B, size * 8 - 1);
     if (flags_in_memory(t, in) && flags_needed(in))
         e_restore_flags(&tail.e, VOFF(slow_flags), t->C);
-    if (in->d.attributes & ZYDIS_ATTRIB_HAS_LOCK)
+    if (in->d->attributes & ZYDIS_ATTRIB_HAS_LOCK)
         e8(&tail.e, 0xf0);
     if (size == 2)
         e8(&tail.e, 0x66);
     e_rex(&tail.e, size == 8, t->B, 0, t->A);
     e8(&tail.e, 0x0f);
-    e8(&tail.e, in->d.opcode);
+    e8(&tail.e, in->d->opcode);
     e8(&tail.e, (t->B & 7) << 3 | (t->A & 7));
     struct ea at = {.base = EA_SLOT, .index = NO_REG, .segment = segment, .stack = ea.stack};
-    emit_access(t, in, &at, in->d.mnemonic == M(BT) ? SITE_READ : SITE_READ | SITE_WRITE, size, &tail);
+    emit_access(t, in, &at, in->d->mnemonic == M(BT) ? SITE_READ : SITE_READ | SITE_WRITE, size, &tail);
 }
 
 /* CR0, CR2, CR3 and CR4 are plain values in struct cpu; each page fault reads one.  false: not here. */
@@ -231,9 +231,9 @@ void sp_mov(struct translator *t, const struct insn *in)
         store_helper_ea(t, in, to);
         s = emit_helper(t, in, helper_store_system, false);
         site_segment(t, s, to);
-        s->arg = SYS_SELECTOR | (uint32_t)NO_REG << 8 | (uint32_t)(in->d.operand_width / 8) << 16;
+        s->arg = SYS_SELECTOR | (uint32_t)NO_REG << 8 | (uint32_t)(in->d->operand_width / 8) << 16;
         s->arg2 = (uint32_t)(from->reg.value - ZYDIS_REGISTER_ES);
-    } else if (in->d.raw.modrm.offset == 0 &&
+    } else if (in->d->raw.modrm.offset == 0 &&
                (to->type == ZYDIS_OPERAND_TYPE_MEMORY || from->type == ZYDIS_OPERAND_TYPE_MEMORY)) {
         /* moffs: A0-A3 */
         bool write = to->type == ZYDIS_OPERAND_TYPE_MEMORY;
@@ -255,10 +255,10 @@ void sp_mov(struct translator *t, const struct insn *in)
 /* inc/dec 40-4F of 32-bit code are REX prefixes here */
 void sp_incdec(struct translator *t, const struct insn *in)
 {
-    uint8_t op = in->bytes[in->d.length - 1];
-    if (!code64(t) && in->d.raw.modrm.offset == 0 && (op & 0xf0) == 0x40) {
+    uint8_t op = in->bytes[in->length - 1];
+    if (!code64(t) && in->d->raw.modrm.offset == 0 && (op & 0xf0) == 0x40) {
         flags_before(t, in);
-        if (in->d.operand_width == 16)
+        if (in->d->operand_width == 16)
             e8(&t->hot, 0x66);
         e8(&t->hot, 0xff);
         e8(&t->hot, 0xc0 | (op & 8) | (op & 7));
@@ -281,18 +281,18 @@ void sp_string(struct translator *t, const struct insn *in)
         {M(INSB), STR_INS, 1},   {M(INSW), STR_INS, 2},   {M(INSD), STR_INS, 4},   {M(OUTSB), STR_OUTS, 1},
         {M(OUTSW), STR_OUTS, 2}, {M(OUTSD), STR_OUTS, 4},
     };
-    if (in->d.encoding != ZYDIS_INSTRUCTION_ENCODING_LEGACY || in->d.opcode_map != ZYDIS_OPCODE_MAP_DEFAULT) {
+    if (in->d->encoding != ZYDIS_INSTRUCTION_ENCODING_LEGACY || in->d->opcode_map != ZYDIS_OPCODE_MAP_DEFAULT) {
         generic_insn(t, in); /* movsd and cmpsd of SSE */
         return;
     }
     unsigned i = 0;
-    while (kinds[i].mnemonic != in->d.mnemonic)
+    while (kinds[i].mnemonic != in->d->mnemonic)
         i++;
-    unsigned rep = in->d.attributes & ZYDIS_ATTRIB_HAS_REPNE                           ? STR_REPNE
-                   : in->d.attributes & (ZYDIS_ATTRIB_HAS_REP | ZYDIS_ATTRIB_HAS_REPE) ? STR_REPE
+    unsigned rep = in->d->attributes & ZYDIS_ATTRIB_HAS_REPNE                           ? STR_REPNE
+                   : in->d->attributes & (ZYDIS_ATTRIB_HAS_REP | ZYDIS_ATTRIB_HAS_REPE) ? STR_REPE
                                                                                        : 0;
     unsigned segment = DS;
-    for (unsigned k = 0; k < in->d.operand_count; k++)
+    for (unsigned k = 0; k < in->d->operand_count; k++)
         if (in->op[k].type == ZYDIS_OPERAND_TYPE_MEMORY && in->op[k].mem.base != ZYDIS_REGISTER_NONE &&
             (in->op[k].mem.base == ZYDIS_REGISTER_RSI || in->op[k].mem.base == ZYDIS_REGISTER_ESI ||
              in->op[k].mem.base == ZYDIS_REGISTER_SI))
@@ -318,14 +318,14 @@ void sp_string(struct translator *t, const struct insn *in)
     struct site *s = rep_serves(t, in, kinds[i].kind, segment) ? sp_rep(t, in, kinds[i].kind == STR_MOVS, kinds[i].size)
                                                                : emit_helper(t, in, helper_string, false);
     s->arg = kinds[i].kind | (uint32_t)kinds[i].size << 8 | rep << 16;
-    s->arg2 = segment | (uint32_t)in->d.address_width << 8;
+    s->arg2 = segment | (uint32_t)in->d->address_width << 8;
 }
 
 /* Gathers and scatters: element by element in simd.c. */
 void sp_gather(struct translator *t, const struct insn *in)
 {
     const ZydisDecodedOperand *mem = NULL, *data = NULL, *mask = NULL;
-    for (unsigned i = 0; i < in->d.operand_count_visible; i++) {
+    for (unsigned i = 0; i < in->d->operand_count_visible; i++) {
         const ZydisDecodedOperand *op = &in->op[i];
         if (op->type == ZYDIS_OPERAND_TYPE_MEMORY)
             mem = op;
@@ -349,25 +349,25 @@ void sp_gather(struct translator *t, const struct insn *in)
     e_store(&t->hot, R11, VOFF(helper_ea));
     struct site *s = emit_helper(t, in, helper_gather, false);
     unsigned element = data->element_size / 8;
-    bool quad_index = in->d.mnemonic == M(VGATHERQPD) || in->d.mnemonic == M(VGATHERQPS) ||
-                      in->d.mnemonic == M(VPGATHERQD) || in->d.mnemonic == M(VPGATHERQQ) ||
-                      in->d.mnemonic == M(VSCATTERQPD) || in->d.mnemonic == M(VSCATTERQPS) ||
-                      in->d.mnemonic == M(VPSCATTERQD) || in->d.mnemonic == M(VPSCATTERQQ);
-    bool quad_data = in->d.mnemonic == M(VGATHERQPD) || in->d.mnemonic == M(VPGATHERQQ) ||
-                     in->d.mnemonic == M(VGATHERDPD) || in->d.mnemonic == M(VPGATHERDQ) ||
-                     in->d.mnemonic == M(VSCATTERQPD) || in->d.mnemonic == M(VPSCATTERQQ) ||
-                     in->d.mnemonic == M(VSCATTERDPD) || in->d.mnemonic == M(VPSCATTERDQ);
+    bool quad_index = in->d->mnemonic == M(VGATHERQPD) || in->d->mnemonic == M(VGATHERQPS) ||
+                      in->d->mnemonic == M(VPGATHERQD) || in->d->mnemonic == M(VPGATHERQQ) ||
+                      in->d->mnemonic == M(VSCATTERQPD) || in->d->mnemonic == M(VSCATTERQPS) ||
+                      in->d->mnemonic == M(VPSCATTERQD) || in->d->mnemonic == M(VPSCATTERQQ);
+    bool quad_data = in->d->mnemonic == M(VGATHERQPD) || in->d->mnemonic == M(VPGATHERQQ) ||
+                     in->d->mnemonic == M(VGATHERDPD) || in->d->mnemonic == M(VPGATHERDQ) ||
+                     in->d->mnemonic == M(VSCATTERQPD) || in->d->mnemonic == M(VPSCATTERQQ) ||
+                     in->d->mnemonic == M(VSCATTERDPD) || in->d->mnemonic == M(VPSCATTERDQ);
     element = quad_data ? 8 : 4;
-    unsigned index_size = quad_index ? 8 : 4, vector = in->d.avx.vector_length / 8;
+    unsigned index_size = quad_index ? 8 : 4, vector = in->d->avx.vector_length / 8;
     unsigned widest = element > index_size ? element : index_size, count = vector / widest;
     s->arg = (uint32_t)ZydisRegisterGetId(data->reg.value) | (uint32_t)ZydisRegisterGetId(mask->reg.value) << 8 |
              (uint32_t)ZydisRegisterGetId(m->index) << 16;
     s->arg2 = element | index_size << 8 | (uint32_t)(m->scale ? m->scale : 1) << 16 | (uint32_t)addr32(in) << 24 |
               segment << 28;
-    s->imm = m->disp.has_displacement ? (uint64_t)m->disp.value : 0;
+    s->imm = m->disp.has_displacement ? (uint64_t)in->disp : 0;
     s->size = (uint16_t)count;
     s->element = (uint8_t)(count * element);
-    s->mask_kind = in->d.encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX ? MASK_K : MASK_VEC_SIGN;
+    s->mask_kind = in->d->encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX ? MASK_K : MASK_VEC_SIGN;
     s->null_segment = !code64(t) &&
                       ((segment == FS && (t->mode & MODE_NULL_FS)) || (segment == GS && (t->mode & MODE_NULL_GS)) ||
                        (segment == CS && !(data->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE)));
@@ -379,7 +379,7 @@ void sp_gather(struct translator *t, const struct insn *in)
 void sp_clzero(struct translator *t, const struct insn *in)
 {
     struct ea ea = {.base = RAX, .index = NO_REG, .segment = DS, .addr32 = addr32(in)};
-    for (unsigned i = 0; i < in->d.operand_count; i++)
+    for (unsigned i = 0; i < in->d->operand_count; i++)
         if (in->op[i].type == ZYDIS_OPERAND_TYPE_MEMORY)
             insn_ea(t, in, &in->op[i], &ea);
     emit_ea(t, &ea, R11, R10);
@@ -396,16 +396,16 @@ void sp_x87_env(struct translator *t, const struct insn *in)
 /* Its address size and segment are spent; a REX prefix in front of such a prefix means nothing. */
 static void copy_without_segment(struct emit *e, const struct insn *in)
 {
-    unsigned at = in->d.raw.modrm.offset - 2;
-    if (in->d.encoding == ZYDIS_INSTRUCTION_ENCODING_VEX) {
-        at = in->d.raw.vex.offset;
+    unsigned at = in->d->raw.modrm.offset - 2;
+    if (in->d->encoding == ZYDIS_INSTRUCTION_ENCODING_VEX) {
+        at = in->d->raw.vex.offset;
     } else {
-        if (in->d.mnemonic == M(MASKMOVDQU))
+        if (in->d->mnemonic == M(MASKMOVDQU))
             e8(e, 0x66);
-        if (in->d.attributes & ZYDIS_ATTRIB_HAS_REX)
-            e8(e, 0x40 | in->d.raw.rex.W << 3 | in->d.raw.rex.R << 2 | in->d.raw.rex.B);
+        if (in->d->attributes & ZYDIS_ATTRIB_HAS_REX)
+            e8(e, 0x40 | in->d->raw.rex.W << 3 | in->d->raw.rex.R << 2 | in->d->raw.rex.B);
     }
-    e_bytes(e, in->bytes + at, in->d.length - at);
+    e_bytes(e, in->bytes + at, in->length - at);
 }
 
 /* maskmovq, maskmovdqu: rdi is lent to the host address.  The whole operand must be writable, whatever the
@@ -413,12 +413,12 @@ static void copy_without_segment(struct emit *e, const struct insn *in)
 void sp_maskmov(struct translator *t, const struct insn *in)
 {
     const ZydisDecodedOperand *mem = NULL;
-    for (unsigned i = 0; i < in->d.operand_count; i++)
+    for (unsigned i = 0; i < in->d->operand_count; i++)
         if (in->op[i].type == ZYDIS_OPERAND_TYPE_MEMORY)
             mem = &in->op[i];
     flags_spare(t, in, R11);                /* before the first that may fault */
     e_store(&t->hot, RDI, GPR_OFFSET(RDI)); /* a pending x87 exception, met by the movd, leaves it so */
-    if (in->d.mnemonic == M(MASKMOVQ))
+    if (in->d->mnemonic == M(MASKMOVQ))
         e_bytes(&t->hot, "\x41\x0f\x7e\xc2", 4); /* movd r10d, mm0: x87 state becomes MMX state even on a fault */
     struct ea ea;
     insn_ea(t, in, mem, &ea);
@@ -429,7 +429,7 @@ void sp_maskmov(struct translator *t, const struct insn *in)
     copy_without_segment(&tail.e, in);
     e_load(&tail.e, RDI, GPR_OFFSET(RDI));
     uint32_t first = t->engine->n_sites;
-    emit_access(t, in, &ea, SITE_READ | SITE_WRITE, in->d.mnemonic == M(MASKMOVQ) ? 8 : 16, &tail);
+    emit_access(t, in, &ea, SITE_READ | SITE_WRITE, in->d->mnemonic == M(MASKMOVQ) ? 8 : 16, &tail);
     t->engine->sites[first].lent = true;
 }
 
@@ -447,10 +447,10 @@ void sp_pcmpestr(struct translator *t, const struct insn *in)
 {
     uint8_t bytes[16];
     struct insn narrow = *in;
-    if (!code64(t) && in->d.encoding == ZYDIS_INSTRUCTION_ENCODING_VEX && in->bytes[in->d.raw.vex.offset] == 0xc4) {
-        for (unsigned i = 0; i < in->d.length; i++)
+    if (!code64(t) && in->d->encoding == ZYDIS_INSTRUCTION_ENCODING_VEX && in->bytes[in->d->raw.vex.offset] == 0xc4) {
+        for (unsigned i = 0; i < in->length; i++)
             bytes[i] = in->bytes[i];
-        bytes[in->d.raw.vex.offset + 2] &= 0x7f;
+        bytes[in->d->raw.vex.offset + 2] &= 0x7f;
         narrow.bytes = bytes;
     }
     generic_insn(t, &narrow);

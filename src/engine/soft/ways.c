@@ -119,7 +119,7 @@ void emit_ways(struct translator *t)
     emit_way_out(t->engine, &t->cold, R9, block_number(t->engine, b), OUT_HOT);
 }
 
-#define WAY_IN_MAX 160 /* bytes */
+#define WAY_IN_MAX 176 /* bytes, with what emitting may overwrite */
 
 /* A way in with the flags in memory, where the poll and all behind it want them. */
 static void make_poll_memory(struct engine *e, struct emit *c, struct block *b)

@@ -18,12 +18,6 @@
 
 #define WINDOW_SPAN 1024 /* bytes between the lowest and the highest access: a longer one crosses pages more often */
 
-struct reference {
-    unsigned base, size;
-    int64_t disp;
-    bool write;
-};
-
 static unsigned gpr64(const ZydisDecodedOperand *op)
 {
     if (op->type != ZYDIS_OPERAND_TYPE_REGISTER || ZydisRegisterGetClass(op->reg.value) != ZYDIS_REGCLASS_GPR64)
@@ -31,47 +25,28 @@ static unsigned gpr64(const ZydisDecodedOperand *op)
     return (unsigned)(op->reg.value - ZYDIS_REGISTER_RAX);
 }
 
-static bool is_push(const struct insn *in)
+static bool near_call(const struct shape *s)
 {
-    return in->d.mnemonic == ZYDIS_MNEMONIC_PUSH;
-}
-static bool is_pop(const struct insn *in)
-{
-    return in->d.mnemonic == ZYDIS_MNEMONIC_POP;
+    return s->mnemonic == ZYDIS_MNEMONIC_CALL && s->what->op[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE;
 }
 
-static bool near_call(const struct insn *in)
+static bool near_ret(const struct shape *s)
 {
-    return in->d.mnemonic == ZYDIS_MNEMONIC_CALL && in->op[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE;
+    return s->mnemonic == ZYDIS_MNEMONIC_RET && s->what->d.meta.branch_type != ZYDIS_BRANCH_TYPE_FAR;
 }
 
-static bool near_ret(const struct insn *in)
+static bool is_safe(const struct shape *s)
 {
-    return in->d.mnemonic == ZYDIS_MNEMONIC_RET && in->d.meta.branch_type != ZYDIS_BRANCH_TYPE_FAR;
-}
-
-static const ZydisDecodedOperand *memory_operand(const struct insn *in)
-{
-    for (unsigned i = 0; i < in->d.operand_count; i++)
-        if (in->op[i].type == ZYDIS_OPERAND_TYPE_MEMORY && in->op[i].mem.type != ZYDIS_MEMOP_TYPE_AGEN)
-            return &in->op[i];
-    return NULL;
-}
-
-/* Instructions that leave r9 alone while a window is open, and can do with r10 and r11. */
-static bool safe(const struct insn *in)
-{
-    uint32_t mask = gpr_mask_of(in);
-    if (mask >> R9 & 1)
+    if (s->gprs >> R9 & 1)
         return false;
-    switch (in->d.mnemonic) {
+    switch (s->mnemonic) {
     case ZYDIS_MNEMONIC_PUSH:
     case ZYDIS_MNEMONIC_POP:
-        return in->op[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE || gpr64(&in->op[0]) != NO_REG;
+        return s->what->op[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE || gpr64(&s->what->op[0]) != NO_REG;
     case ZYDIS_MNEMONIC_CALL:
-        return near_call(in);
+        return near_call(s);
     case ZYDIS_MNEMONIC_RET:
-        return near_ret(in);
+        return near_ret(s);
     case ZYDIS_MNEMONIC_LEA:
     case ZYDIS_MNEMONIC_NOP:
     case ZYDIS_MNEMONIC_ENDBR64:
@@ -79,34 +54,29 @@ static bool safe(const struct insn *in)
     case ZYDIS_MNEMONIC_DEC:
         break;
     case ZYDIS_MNEMONIC_MOV:
-        if (!is_plain_mov(in))
+        if (!is_plain_mov(s))
             return false;
         break;
     default:
-        if (special_for(in))
+        if (s->special)
             return false;
     }
-    return !(memory_operand(in) && (mask >> R10 & 1) && (mask >> R11 & 1));
+    return !(s->memory >= 0 && (s->gprs >> R10 & 1) && (s->gprs >> R11 & 1));
 }
 
-/* The reference that an instruction makes, if it can be served by a window. */
-static bool reference_of(const struct insn *in, struct reference *r)
+/* Of an instruction with a written-out operand: can a window serve it? */
+static bool is_servable(const struct shape *s)
 {
-    bool push = is_push(in) || near_call(in), pop = is_pop(in) || near_ret(in);
-    if (push || pop) {
-        if (in->d.operand_width != 64)
-            return false;
-        *r = (struct reference){.base = RSP, .size = 8, .disp = push ? -8 : 0, .write = push};
-        return !(is_pop(in) && gpr64(&in->op[0]) == RSP);
-    }
-    const ZydisDecodedOperand *op = memory_operand(in);
-    if (!op || op->size == 0 || op->size > 512 || op->mem.index != ZYDIS_REGISTER_NONE || in->d.address_width != 64 ||
-        op->mem.segment == ZYDIS_REGISTER_FS || op->mem.segment == ZYDIS_REGISTER_GS || !in->d.raw.modrm.offset ||
-        has_high8(in) || (in->d.avx.mask.reg != ZYDIS_REGISTER_NONE && in->d.avx.mask.reg != ZYDIS_REGISTER_K0))
+    if (s->memory < 0)
+        return false;
+    const ZydisDecodedOperand *op = &s->what->op[s->memory];
+    if (op->size == 0 || op->size > 512 || op->mem.index != ZYDIS_REGISTER_NONE || s->what->d.address_width != 64 ||
+        op->mem.segment == ZYDIS_REGISTER_FS || op->mem.segment == ZYDIS_REGISTER_GS || !s->what->d.raw.modrm.offset ||
+        s->high8 || (s->what->d.avx.mask.reg != ZYDIS_REGISTER_NONE && s->what->d.avx.mask.reg != ZYDIS_REGISTER_K0))
         return false;
     if (ZydisRegisterGetClass(op->mem.base) != ZYDIS_REGCLASS_GPR64)
         return false;
-    switch (in->d.mnemonic) {
+    switch (s->mnemonic) {
     case ZYDIS_MNEMONIC_VMASKMOVPS:
     case ZYDIS_MNEMONIC_VMASKMOVPD:
     case ZYDIS_MNEMONIC_VPMASKMOVD:
@@ -115,13 +85,45 @@ static bool reference_of(const struct insn *in, struct reference *r)
     case ZYDIS_MNEMONIC_NOP:
         return false;
     default:
-        break;
+        return !is_stolen(gpr_of(op->mem.base));
     }
-    *r = (struct reference){.base = (unsigned)(op->mem.base - ZYDIS_REGISTER_RAX),
-                            .size = op->size / 8u,
-                            .disp = op->mem.disp.has_displacement ? op->mem.disp.value : 0,
-                            .write = op->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE};
-    return !is_stolen(r->base);
+}
+
+static void push_facts(struct shape *s, bool push)
+{
+    bool pops_rsp = s->mnemonic == ZYDIS_MNEMONIC_POP && gpr64(&s->what->op[0]) == RSP;
+    s->served = s->what->d.operand_width == 64 && !pops_rsp;
+    if (!near_ret(s) && !pops_rsp)
+        s->moves_rsp = (int8_t)((push ? -1 : 1) * s->what->d.operand_width / 8);
+}
+
+void window_facts(struct shape *s)
+{
+    bool push = s->mnemonic == ZYDIS_MNEMONIC_PUSH || near_call(s);
+    bool add = s->mnemonic == ZYDIS_MNEMONIC_ADD, sub = s->mnemonic == ZYDIS_MNEMONIC_SUB;
+    s->safe = is_safe(s);
+    if (push || s->mnemonic == ZYDIS_MNEMONIC_POP || near_ret(s))
+        push_facts(s, push);
+    else
+        s->served = is_servable(s);
+    if ((add || sub) && gpr64(&s->what->op[0]) != NO_REG && s->what->op[1].type == ZYDIS_OPERAND_TYPE_IMMEDIATE)
+        s->adds = add ? 1 : -1;
+}
+
+/* The reference that a window serves: of push, pop, call and ret the stack's, else the operand's. */
+struct reference {
+    unsigned base, size;
+    int64_t disp;
+    bool write;
+};
+
+static struct reference reference_of(const struct insn *in)
+{
+    const struct shape *s = in->shape;
+    bool stack = s->moves_rsp || s->mnemonic == ZYDIS_MNEMONIC_RET;
+    if (stack)
+        return (struct reference){RSP, 8, s->moves_rsp < 0 ? -8 : 0, s->moves_rsp < 0};
+    return (struct reference){s->place.base, s->size, s->place.displaced ? in->disp : 0, s->access & SITE_WRITE};
 }
 
 /* What an instruction does to a base register: unchanged, moved by a constant, or lost. */
@@ -129,25 +131,15 @@ enum effect { KEPT, MOVED, LOST };
 
 static enum effect effect_on(const struct insn *in, unsigned base, int64_t *by)
 {
-    if (base == RSP) {
-        if (is_push(in) || near_call(in))
-            return *by = -8, MOVED;
-        if (is_pop(in) && gpr64(&in->op[0]) != RSP)
-            return *by = 8, MOVED;
-    }
-    bool written = false;
-    for (unsigned i = 0; i < in->d.operand_count; i++)
-        if (in->op[i].type == ZYDIS_OPERAND_TYPE_REGISTER && (in->op[i].actions & ZYDIS_OPERAND_ACTION_MASK_WRITE) &&
-            (gpr_of(in->op[i].reg.value) == base))
-            written = true;
-    if (!written)
+    const struct shape *s = in->shape;
+    if (base == RSP && s->moves_rsp)
+        return *by = s->moves_rsp, MOVED;
+    if (!(s->written >> base & 1))
         return KEPT;
-    bool add = in->d.mnemonic == ZYDIS_MNEMONIC_ADD, sub = in->d.mnemonic == ZYDIS_MNEMONIC_SUB;
-    if ((add || sub) && gpr64(&in->op[0]) == base && in->op[1].type == ZYDIS_OPERAND_TYPE_IMMEDIATE) {
-        *by = add ? in->op[1].imm.value.s : -in->op[1].imm.value.s;
-        return MOVED;
-    }
-    return LOST;
+    if (!s->adds)
+        return LOST;
+    *by = s->adds * in->imm[0];
+    return MOVED;
 }
 
 struct window_plan {
@@ -162,11 +154,12 @@ static void plan(struct translator *t, unsigned first, unsigned base, struct win
     *w = (struct window_plan){.low = INT64_MAX, .high = INT64_MIN};
     for (unsigned i = first; i < t->n_insns; i++) {
         const struct insn *in = &t->insns[i];
-        struct reference r;
+        const struct shape *s = in->shape;
         int64_t by = 0;
-        if (!safe(in))
+        if (!s->safe)
             return;
-        if (reference_of(in, &r) && r.base == base) {
+        struct reference r = reference_of(in);
+        if (s->served && r.base == base) {
             int64_t low = offset + r.disp, high = low + r.size;
             low = low < w->low ? low : w->low;
             high = high > w->high ? high : w->high;
@@ -268,17 +261,18 @@ void window_hoist(struct translator *t, const struct insn *in)
     if (t->window_open || in->live_before || !in->live_after || !windows_allowed(t))
         return;
     for (unsigned i = first; i < t->n_insns; i++) {
-        struct reference r;
+        const struct shape *s = t->insns[i].shape;
         struct window_plan w;
-        if (!safe(&t->insns[i]) || (i > first && !t->insns[i].live_before))
+        if (!s->safe || (i > first && !t->insns[i].live_before))
             return;
-        if (!reference_of(&t->insns[i], &r))
+        if (!s->served)
             continue;
         if (i == first) /* its own check comes before it, and is free */
             return;
-        plan(t, first, r.base, &w);
+        unsigned base = reference_of(&t->insns[i]).base;
+        plan(t, first, base, &w);
         if (w.count && w.end > i)
-            open_window(t, in, r.base, &w);
+            open_window(t, in, base, &w);
         return;
     }
 }
@@ -286,16 +280,17 @@ void window_hoist(struct translator *t, const struct insn *in)
 /* Is instruction `in` served by the open window?  Opens one here when that pays. */
 bool window_serves(struct translator *t, const struct insn *in)
 {
-    struct reference r;
+    const struct shape *s = in->shape;
     unsigned i = (unsigned)(in - t->insns);
-    if (!windows_allowed(t) || !reference_of(in, &r))
+    if (!windows_allowed(t) || !s->served)
         return false;
+    unsigned base = reference_of(in).base;
     if (t->window_open)
-        return r.base == t->window_base;
+        return base == t->window_base;
     struct window_plan w;
-    plan(t, i, r.base, &w);
+    plan(t, i, base, &w);
     if (w.count < 2)
         return false;
-    open_window(t, in, r.base, &w);
+    open_window(t, in, base, &w);
     return true;
 }

@@ -1,0 +1,410 @@
+/*
+ * Decoding.
+ *
+ * Zydis knows every instruction, but takes a quarter of a microsecond for one.  Now there are few *shapes* of
+ * instruction, an instruction without the numbers in it, displacement and immediates: a kernel or a program has some
+ * hundred.  So each shape is decoded once, and kept with what else is found out about it (struct shape); of the next
+ * instruction of that shape only the numbers are read.
+ *
+ * A shape is known by its head, the bytes in front of the numbers: prefixes, opcode, ModRM and SIB.  How many those
+ * are head_length guesses with two small tables.  A wrong guess does no harm, for only a shape is kept of which Zydis
+ * has found that the numbers are all that is behind the head (is_regular).
+ */
+#include "engine/soft/translate_int.h"
+
+#include <sys/mman.h>
+
+#define HEAD_MAX 7 /* bytes; longer ones are rare */
+#define INDEX_SIZE 8192
+#define SHAPES_MAX 5000
+#define BLOCK_SHAPES (BLOCK_MAX_INSNS + 4 + BLOCK_PEEKS * PEEK_INSNS) /* no block asks for more */
+#define ARENA_SIZE (4u << 20)
+
+struct shapes {
+    struct shape index[INDEX_SIZE];
+    unsigned kept, spare;
+    uint32_t used; /* bytes of the arena */
+    uint8_t arena[ARENA_SIZE] __attribute__((aligned(64)));
+    /* those of a block that are not kept */
+    struct shape spare_shape[BLOCK_SHAPES];
+    struct decoded spare_decoded[BLOCK_SHAPES];
+};
+
+struct shapes *shapes_create(void)
+{
+    void *p = mmap(NULL, sizeof(struct shapes), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    return p == MAP_FAILED ? NULL : p;
+}
+
+void shapes_destroy(struct shapes *s)
+{
+    if (s)
+        munmap(s, sizeof(*s));
+}
+
+/* A block's instructions point to shapes; between blocks they may go. */
+void decode_begin(struct translator *t)
+{
+    struct shapes *s = t->shapes;
+    s->spare = 0;
+    if (s->kept + BLOCK_SHAPES <= SHAPES_MAX && s->used + BLOCK_SHAPES * sizeof(struct decoded) <= ARENA_SIZE)
+        return;
+    memset(s->index, 0, sizeof(s->index));
+    s->kept = s->used = 0;
+}
+
+/* --- the head -------------------------------------------------------------------------------------------- */
+
+/* Which opcodes have a ModRM byte, a bit each: in the map of one byte, and in that behind 0F. */
+static const uint32_t modrm_1[8] = {0x0f0f0f0f, 0x0f0f0f0f, 0x00000000, 0x00000a0c,
+                                    0x0000ffff, 0x00000000, 0xff0f00f3, 0xc0c00000};
+static const uint32_t modrm_0f[8] = {0xffffa00f, 0x0000ff0f, 0xffffffff, 0xff7fffff,
+                                     0xffff0000, 0xfffff8f8, 0xffff00ff, 0xffffffff};
+
+static bool has_bit(const uint32_t *map, unsigned opcode)
+{
+    return map[opcode / 32] >> opcode % 32 & 1;
+}
+
+static bool is_prefix(uint8_t b)
+{
+    switch (b) {
+    case 0x66:
+    case 0x67:
+    case 0xf0:
+    case 0xf2:
+    case 0xf3:
+    case 0x26:
+    case 0x2e:
+    case 0x36:
+    case 0x3e:
+    case 0x64:
+    case 0x65:
+        return true;
+    default:
+        return false;
+    }
+}
+
+/* VEX and EVEX: the opcode's offset behind the first byte; 0: neither. */
+static unsigned vector_prefix(uint8_t b)
+{
+    return b == 0xc5 ? 2 : b == 0xc4 ? 3 : b == 0x62 ? 4 : 0;
+}
+
+/* 0: not one to keep. */
+static unsigned head_length(const uint8_t *b, unsigned available, bool code64)
+{
+    unsigned i = 0, vector;
+    bool modrm;
+    while (i < HEAD_MAX && is_prefix(b[i]))
+        i++;
+    if (code64 && (b[i] & 0xf0) == 0x40)
+        i++;
+    if (code64 && (vector = vector_prefix(b[i]))) {
+        i += vector;
+        modrm = b[i++] != 0x77; /* vzeroupper */
+    } else if (b[i++] != 0x0f) {
+        modrm = has_bit(modrm_1, b[i - 1]);
+    } else {
+        uint8_t opcode = b[i++];
+        modrm = opcode == 0x38 || opcode == 0x3a || has_bit(modrm_0f, opcode);
+        i += opcode == 0x38 || opcode == 0x3a;
+    }
+    if (modrm) {
+        uint8_t m = b[i++];
+        i += m < 0xc0 && (m & 7) == 4; /* SIB */
+    }
+    return i <= HEAD_MAX && i <= available ? i : 0;
+}
+
+/* The head, its length and the decoder's mode; never 0. */
+static uint64_t key_of(const uint8_t *head, unsigned length, bool code64)
+{
+    uint64_t key;
+    memcpy(&key, head, 8);
+    return (key & ~(~0ull << 8 * length)) | (uint64_t)(0x10 | code64 << 3 | length) << 56;
+}
+
+/* --- a new shape --------------------------------------------------------------------------------------------- */
+
+/* Zydis takes [r13d + index] with mod 0 for a base register; it is a displacement without a base. */
+static void correct_base(struct decoded *w)
+{
+    if (!w->d.raw.modrm.offset || w->d.raw.modrm.mod != 0 || w->d.raw.modrm.rm != 4 || w->d.raw.sib.base != 5)
+        return;
+    for (unsigned i = 0; i < w->d.operand_count; i++) {
+        ZydisDecodedOperand *op = &w->op[i];
+        if (op->type != ZYDIS_OPERAND_TYPE_MEMORY || op->mem.base != ZYDIS_REGISTER_R13D)
+            continue;
+        op->mem.base = ZYDIS_REGISTER_NONE;
+        op->mem.disp.has_displacement = true;
+        op->mem.disp.value = w->d.raw.disp.value;
+    }
+}
+
+/* movsxd with a 66h prefix reads 16 bits, and AMD's CPUs 32 as the decoder has it. */
+static void narrow_movsxd(struct decoded *w)
+{
+    if (w->d.mnemonic == ZYDIS_MNEMONIC_MOVSXD && w->d.operand_width == 16)
+        w->op[1].size = 16;
+}
+
+/* Do the operands have the numbers as they are behind the head, and is nothing else there? */
+static bool is_regular(const struct decoded *w, unsigned head)
+{
+    const ZydisDecodedInstruction *d = &w->d;
+    unsigned end = head, n = 0;
+    if (d->raw.disp.size && d->raw.disp.offset != end)
+        return false;
+    end += d->raw.disp.size / 8;
+    for (unsigned i = 0; i < 2 && d->raw.imm[i].size; i++) {
+        if (d->raw.imm[i].offset != end)
+            return false;
+        end += d->raw.imm[i].size / 8;
+    }
+    if (!head || end != d->length)
+        return false;
+    if (d->encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX && d->raw.disp.size == 8) /* it counts in larger units */
+        return false;
+    for (unsigned i = 0; i < d->operand_count; i++) {
+        const ZydisDecodedOperand *op = &w->op[i];
+        if (op->encoding == ZYDIS_OPERAND_ENCODING_IS4 || op->type == ZYDIS_OPERAND_TYPE_POINTER)
+            return false;
+        if (op->type == ZYDIS_OPERAND_TYPE_MEMORY && op->mem.disp.has_displacement &&
+            op->mem.disp.value != d->raw.disp.value)
+            return false;
+        if (op->type != ZYDIS_OPERAND_TYPE_IMMEDIATE)
+            continue;
+        if (n == 2 || (n == 1 && d->raw.imm[0].is_signed != d->raw.imm[1].is_signed) ||
+            (d->raw.imm[n].size ? op->imm.value.u != d->raw.imm[n].value.u : op->imm.value.u > UINT8_MAX))
+            return false;
+        n++;
+    }
+    return true;
+}
+
+/* Where an instruction of this shape has its numbers. */
+static void number_facts(struct shape *s)
+{
+    const ZydisDecodedInstruction *d = &s->what->d;
+    unsigned n = 0;
+    s->disp = (struct number){.at = d->raw.disp.offset, .bits = d->raw.disp.size};
+    for (unsigned i = 0; i < d->operand_count; i++) {
+        const ZydisDecodedOperand *op = &s->what->op[i];
+        if (op->type != ZYDIS_OPERAND_TYPE_IMMEDIATE)
+            continue;
+        if (d->raw.imm[n].size)
+            s->imm[n] = (struct number){d->raw.imm[n].offset, d->raw.imm[n].size};
+        else
+            s->imm[n] = (struct number){.at = (uint8_t)op->imm.value.u};
+        n++;
+    }
+    s->imm_signed = d->raw.imm[0].is_signed; /* of both, if there are two */
+}
+
+static unsigned opcode_length(const ZydisDecodedInstruction *d)
+{
+    switch (d->opcode_map) {
+    case ZYDIS_OPCODE_MAP_DEFAULT:
+        return 1;
+    case ZYDIS_OPCODE_MAP_0F:
+    case ZYDIS_OPCODE_MAP_0F0F:
+        return 2;
+    default:
+        return 3;
+    }
+}
+
+static void layout_facts(struct shape *s)
+{
+    const ZydisDecodedInstruction *d = &s->what->d;
+    s->length = d->length;
+    s->mnemonic = (uint16_t)d->mnemonic;
+    s->address_width = d->address_width;
+    s->legacy = d->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY || d->encoding == ZYDIS_INSTRUCTION_ENCODING_3DNOW;
+    if (!d->raw.modrm.offset)
+        return;
+    s->modrm = d->raw.modrm.offset;
+    s->opcode = (uint8_t)(s->modrm - opcode_length(d));
+    bool sib = d->address_width != 16 && d->raw.modrm.mod != 3 && d->raw.modrm.rm == 4;
+    s->operand_end = (uint8_t)(s->modrm + 1 + sib + d->raw.disp.size / 8);
+}
+
+static bool accesses_memory(const ZydisDecodedOperand *op)
+{
+    return op->type == ZYDIS_OPERAND_TYPE_MEMORY && op->mem.type != ZYDIS_MEMOP_TYPE_AGEN;
+}
+
+static void operand_facts(struct shape *s)
+{
+    s->memory = -1;
+    for (unsigned i = s->what->d.operand_count; i-- > 0;) {
+        const ZydisDecodedOperand *op = &s->what->op[i];
+        if (accesses_memory(op)) {
+            s->memory = (int8_t)i;
+            operand_place(op, &s->place);
+        }
+        if (op->type != ZYDIS_OPERAND_TYPE_REGISTER)
+            continue;
+        unsigned r = gpr_of(op->reg.value);
+        if (r == NO_REG)
+            continue;
+        s->gprs |= (uint16_t)(1u << r);
+        s->high8 |= is_high8(op->reg.value);
+        if (op->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE)
+            s->written |= (uint16_t)(1u << r);
+    }
+}
+
+static void shape_facts(const struct translator *t, struct shape *s)
+{
+    layout_facts(s);
+    operand_facts(s);
+    operand_rules(t, s);
+    special_facts(s);
+    flag_facts(s);
+    window_facts(s);
+    if (s->regular)
+        number_facts(s);
+}
+
+/* --- an instruction of a known shape ----------------------------------------------------------------------- */
+
+static int64_t number(const uint8_t *bytes, const struct number *n, bool is_signed)
+{
+    uint64_t v;
+    unsigned unused = 64u - n->bits;
+    if (!n->bits)
+        return n->at;
+    memcpy(&v, bytes + n->at, 8);
+    return is_signed ? (int64_t)(v << unused) >> unused : (int64_t)(v << unused >> unused);
+}
+
+/* Of an irregular shape, which is this instruction's alone. */
+static void decoded_numbers(struct insn *in)
+{
+    unsigned n = 0;
+    in->disp = in->imm[0] = in->imm[1] = 0;
+    for (unsigned i = 0; i < in->d->operand_count; i++) {
+        const ZydisDecodedOperand *op = &in->op[i];
+        if (op->type == ZYDIS_OPERAND_TYPE_MEMORY && op->mem.disp.has_displacement && !in->disp)
+            in->disp = op->mem.disp.value;
+        if (op->type == ZYDIS_OPERAND_TYPE_IMMEDIATE && n < 2)
+            in->imm[n++] = op->imm.value.s;
+    }
+}
+
+static void instance(struct insn *in, const struct shape *s, const uint8_t *bytes)
+{
+    in->shape = s;
+    in->d = &s->what->d;
+    in->op = s->what->op;
+    in->bytes = bytes;
+    in->length = s->length;
+    if (!s->regular) {
+        decoded_numbers(in);
+        return;
+    }
+    in->disp = number(bytes, &s->disp, true);
+    in->imm[0] = number(bytes, &s->imm[0], s->imm_signed);
+    in->imm[1] = number(bytes, &s->imm[1], s->imm_signed);
+}
+
+/* Bytes of 32-bit code that 64-bit code, into which they are copied, reads differently: 82h is 80h, and a
+ * register number in an immediate has three bits. */
+static void wide_bytes(const struct insn *in, uint8_t *bytes)
+{
+    if (in->d->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY && in->d->opcode_map == ZYDIS_OPCODE_MAP_DEFAULT &&
+        in->d->opcode == 0x82)
+        bytes[in->d->raw.modrm.offset - 1] = 0x80;
+    for (unsigned i = 0; i < in->d->operand_count_visible; i++)
+        if (in->op[i].encoding == ZYDIS_OPERAND_ENCODING_IS4)
+            bytes[in->length - 1] &= 0x7f;
+}
+
+/* The shape's place in the index, or where it is to be. */
+static struct shape *find_shape(struct shapes *shapes, uint64_t key)
+{
+    unsigned i = (unsigned)(key * 0x9e3779b97f4a7c15ull >> 40) % INDEX_SIZE;
+    while (shapes->index[i].key && shapes->index[i].key != key)
+        i = (i + 1) % INDEX_SIZE;
+    return &shapes->index[i];
+}
+
+static struct shape *spare_shape(struct shapes *s, struct decoded **what)
+{
+    struct shape *shape = &s->spare_shape[s->spare];
+    *what = &s->spare_decoded[s->spare++];
+    *shape = (struct shape){.what = *what};
+    return shape;
+}
+
+/* A regular one goes into the index, at `to`. */
+static const struct shape *keep(struct shapes *s, struct shape *to, uint64_t key, const struct shape *shape)
+{
+    struct decoded *what = (struct decoded *)(s->arena + s->used);
+    unsigned bytes = (unsigned)(sizeof(what->d) + shape->what->d.operand_count * sizeof(what->op[0]));
+    memcpy(what, shape->what, bytes);
+    *to = *shape;
+    to->key = key;
+    to->what = what;
+    s->used += (bytes + 63) & ~63u;
+    s->kept++;
+    s->spare--;
+    return to;
+}
+
+static ZyanStatus decode_shape(const struct translator *t, const uint8_t *bytes, unsigned available, unsigned head,
+                               struct shape **out)
+{
+    struct decoded *what;
+    struct shape *s = spare_shape(t->shapes, &what);
+    ZyanStatus status = ZydisDecoderDecodeFull(t->mode & MODE_64 ? &t->decoder64 : &t->decoder32, bytes, available,
+                                               &what->d, what->op);
+    if (ZYAN_FAILED(status))
+        return status;
+    correct_base(what);
+    if (!t->amd)
+        narrow_movsxd(what);
+    if (!isa_has(t, &what->d))
+        return ZYDIS_STATUS_DECODING_ERROR;
+    s->regular = is_regular(what, head);
+    shape_facts(t, s);
+    *out = s;
+    return status;
+}
+
+ZyanStatus decode_insn(const struct translator *t, struct insn *in, uint8_t *bytes, unsigned available)
+{
+    bool code64 = t->mode & MODE_64;
+    unsigned head = head_length(bytes, available, code64);
+    uint64_t key = key_of(bytes, head, code64);
+    struct shape *place = find_shape(t->shapes, key), *made;
+    const struct shape *s = place;
+    if (!place->key) {
+        ZyanStatus status = decode_shape(t, bytes, available, head, &made);
+        if (ZYAN_FAILED(status))
+            return status;
+        s = made->regular ? keep(t->shapes, place, key, made) : made;
+    }
+    if (s->length > available)
+        return ZYDIS_STATUS_NO_MORE_DATA;
+    instance(in, s, bytes);
+    if (!code64)
+        wide_bytes(in, bytes);
+    return ZYAN_STATUS_SUCCESS;
+}
+
+/* What the CPU makes of bytes that are no instruction: #UD, or #GP(0) when longer than 15 bytes.  It is
+ * decoded as one that ends the block; helper_undefined raises it. */
+void undefined_insn(struct translator *t, struct insn *in, const uint8_t *bytes, ZyanStatus status)
+{
+    struct decoded *what;
+    struct shape *s = spare_shape(t->shapes, &what);
+    memset(what, 0, sizeof(*what));
+    what->d.mnemonic = ZYDIS_MNEMONIC_INVALID;
+    what->d.length = status == ZYDIS_STATUS_INSTRUCTION_TOO_LONG ? 16 : 1;
+    shape_facts(t, s);
+    instance(in, s, bytes);
+}
