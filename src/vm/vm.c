@@ -178,6 +178,7 @@ static int setup_engine(struct vm *vm, char *error, size_t n)
                                          .direct = vm_choose_direct(vm->config),
                                          .log_items = vm->config->log_items,
                                          .stress = vm->config->stress,
+                                         .code_cache_bytes = vm->config->code_cache_bytes,
                                          .timing = vm->config->stats};
 
     if (config.stress && strcmp(vm->ops->name, "soft")) {

@@ -34,12 +34,13 @@ struct vm_config {
     bool balloon;
     const char *sandbox; /* "on" (NULL, too), "require" or "off" */
     bool no_reboot;
-    uint64_t timeout_ms;  /* 0: none */
-    uint64_t stress;      /* engine_config.stress */
-    bool stats;           /* print where time went, on stderr, at the end */
-    unsigned log_items;   /* enum engine_log */
-    const char *log_path; /* NULL: stderr */
-    struct vm_life *life; /* life.h; NULL: a VM without a name */
+    uint64_t timeout_ms;       /* 0: none */
+    uint64_t stress;           /* engine_config.stress */
+    uint64_t code_cache_bytes; /* engine_config.code_cache_bytes */
+    bool stats;                /* print where time went, on stderr, at the end */
+    unsigned log_items;        /* enum engine_log */
+    const char *log_path;      /* NULL: stderr */
+    struct vm_life *life;      /* life.h; NULL: a VM without a name */
 };
 
 /* What of a vm_config can be said on a command line (options.c): each text is checked as it is stored. */

@@ -4,8 +4,7 @@
  * Blocks are found by guest-physical address and mode, so that a change of address space throws nothing
  * away.  Each page with translated code has a bitmap of 64-byte granules: a store to one of those
  * drops the blocks that overlap it.  The cache is one memfd mapped twice, never writable and executable
- * at one address.  When it is full everything goes at once: the working set is back within
- * milliseconds, and nothing needs to know which block points where.
+ * at one address.  What happens when it is full is in evict.c.
  */
 #include "engine/soft/soft_int.h"
 
@@ -16,8 +15,8 @@
 #include <unistd.h>
 
 #define CODE_BYTES_DEFAULT (64u << 20)
+#define CODE_BYTES_LEAST (1u << 20)
 #define WRITTEN_SIZE(e) ((e)->n_pages / 64 * 8 + 8)
-#define BLOCK_CODE_MAX (64u << 10) /* more than one block can need, in either half */
 
 static void *reserve(size_t bytes)
 {
@@ -35,23 +34,15 @@ static int map_code(struct code_cache *c, uint64_t bytes)
     c->rx = mmap(NULL, c->size, PROT_READ | PROT_EXEC, MAP_SHARED, c->fd, 0);
     if (c->rw == MAP_FAILED || c->rx == MAP_FAILED)
         return -errno;
-    c->hot_end = c->size / 5 * 2 & ~4095u;
+    c->hot_end = c->size / 9 * 5 & ~4095u;
     return 0;
-}
-
-/* Offset 0 is nobody's, so that it can mean none. */
-static void begin_code(struct engine *e)
-{
-    e->cache.hot = 16;
-    e->cache.cold = e->cache.hot_end;
-    soft_ways_out(e);
 }
 
 int soft_cache_create(struct engine *e)
 {
     uint64_t bytes = e->config.code_cache_bytes ? e->config.code_cache_bytes : CODE_BYTES_DEFAULT;
-    if (bytes < 4 * BLOCK_CODE_MAX)
-        bytes = 4 * BLOCK_CODE_MAX;
+    if (bytes < CODE_BYTES_LEAST)
+        bytes = CODE_BYTES_LEAST;
     int rc = map_code(&e->cache, bytes);
     if (rc)
         return rc;
@@ -72,7 +63,7 @@ int soft_cache_create(struct engine *e)
     if (!e->blocks || !e->sites || !e->exits || !e->maps || !e->hash || !e->page_blocks || !e->code_granules ||
         !e->written)
         return -ENOMEM;
-    begin_code(e);
+    soft_regions_create(e);
     return 0;
 }
 
@@ -116,18 +107,9 @@ struct block *soft_block_find(struct engine *e, uint64_t gpa, uint64_t gva, uint
     return NULL;
 }
 
-static bool cache_full(const struct engine *e)
-{
-    const struct code_cache *c = &e->cache;
-    return c->hot + BLOCK_CODE_MAX > c->hot_end || c->cold + BLOCK_CODE_MAX > c->size ||
-           e->n_blocks + 1 > e->max_blocks || e->n_sites + 1024 > e->max_sites || e->n_exits + 256 > e->max_exits ||
-           e->n_maps + 1024 > e->max_maps;
-}
-
 struct block *soft_block_alloc(struct engine *e)
 {
-    if (cache_full(e))
-        soft_cache_flush(e);
+    soft_region_make_room(e);
     return &e->blocks[e->n_blocks++];
 }
 
@@ -212,7 +194,7 @@ static void fill(uint8_t *p, unsigned n)
 
 /* A jump, conditional or not, goes to `target`.  To the next block, for which only what its beginning is aligned by is
  * jumped over, control goes straight on: most blocks are translated in the order that they first run in. */
-static void patch(struct engine *e, uint32_t at, uint32_t target)
+void soft_patch(struct engine *e, uint32_t at, uint32_t target)
 {
     uint32_t rel = target - (at + 4);
     uint8_t *p = e->cache.rw + at - 1;
@@ -233,7 +215,7 @@ void soft_chain(struct engine *e, struct exit *x, struct block *to)
                                           : to->entry;
     if (!entry)
         return;
-    patch(e, x->patch, entry);
+    soft_patch(e, x->patch, entry);
     x->to = to;
     x->next_in = to->incoming;
     to->incoming = x;
@@ -259,7 +241,7 @@ void soft_unchain_cross(struct engine *e)
         x->listed = false;
         if (!x->to) /* since then unchained for another reason */
             continue;
-        patch(e, x->patch, x->stub);
+        soft_patch(e, x->patch, x->stub);
         unlink_incoming(x);
         x->to = NULL;
     }
@@ -279,20 +261,25 @@ static void remove_from_page(struct engine *e, struct block *b, uint64_t page)
         e->code_granules[page] = 0;
 }
 
-void soft_block_kill(struct engine *e, struct block *b)
+void soft_block_unindex(struct engine *e, struct block *b)
 {
     uint32_t number = (uint32_t)(b - e->blocks) + 1, *p = &e->hash[hash_of(b->gpa, b->gva, b->mode)];
     while (*p && *p != number)
         p = &e->blocks[*p - 1].next_hash;
     if (*p)
         *p = b->next_hash;
+}
+
+void soft_block_kill(struct engine *e, struct block *b)
+{
+    soft_block_unindex(e, b);
     if (b->gpa >> 12 < e->n_pages)
         remove_from_page(e, b, b->gpa >> 12);
     if (b->gpa2 != UINT64_MAX && b->gpa2 >> 12 < e->n_pages)
         remove_from_page(e, b, b->gpa2 >> 12);
     for (struct exit *x = b->incoming, *next; x; x = next) {
         next = x->next_in;
-        patch(e, x->patch, x->stub);
+        soft_patch(e, x->patch, x->stub);
         x->to = NULL;
     }
     b->incoming = NULL;
@@ -300,7 +287,7 @@ void soft_block_kill(struct engine *e, struct block *b)
         struct exit *x = &e->exits[b->first_exit + i];
         if (x->to) {
             unlink_incoming(x);
-            patch(e, x->patch, x->stub);
+            soft_patch(e, x->patch, x->stub);
             x->to = NULL;
         }
     }
@@ -349,34 +336,12 @@ bool soft_invalidate(struct engine *e, uint64_t gpa, uint64_t len)
     return any;
 }
 
-void soft_cache_flush(struct engine *e)
-{
-    memset(e->hash, 0, sizeof(*e->hash) << HASH_BITS);
-    for (uint32_t i = 0; i < e->n_blocks; i++) {
-        struct block *b = &e->blocks[i];
-        if (b->gpa >> 12 < e->n_pages) {
-            e->page_blocks[b->gpa >> 12] = NULL;
-            e->code_granules[b->gpa >> 12] = 0;
-        }
-        if (b->gpa2 != UINT64_MAX && b->gpa2 >> 12 < e->n_pages) {
-            e->page_blocks[b->gpa2 >> 12] = NULL;
-            e->code_granules[b->gpa2 >> 12] = 0;
-        }
-    }
-    e->n_blocks = e->n_sites = e->n_exits = e->n_maps = 0;
-    e->cross = NULL;
-    begin_code(e);
-    for (unsigned i = 0; i < e->n_cpus; i++)
-        for (unsigned mmu = 0; mmu < MMU_COUNT; mmu++)
-            soft_ibtc_flush(e->vcpus[i], mmu);
-    e->vcpus[0]->stats.evictions++;
-}
-
-/* Blocks lie in the order of their numbers in both halves of the cache. */
+/* Blocks lie in the order of their numbers in both halves of a region. */
 struct block *soft_block_of_host(struct engine *e, uint32_t at)
 {
     bool cold = at >= e->cache.hot_end;
-    uint32_t low = 0, high = e->n_blocks;
+    unsigned region = soft_region_of(e, at);
+    uint32_t low = e->regions[region].block, end = soft_region_filled(e, region).block, high = end;
     while (low < high) {
         uint32_t mid = low + (high - low) / 2;
         const struct block *b = &e->blocks[mid];
@@ -385,7 +350,7 @@ struct block *soft_block_of_host(struct engine *e, uint32_t at)
         else
             high = mid;
     }
-    if (low == e->n_blocks)
+    if (low == end)
         return NULL;
     struct block *b = &e->blocks[low];
     return at >= (cold ? b->cold_start : b->hot_start) ? b : NULL;

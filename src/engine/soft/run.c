@@ -53,6 +53,10 @@ static struct block *stress(struct soft_vcpu *v, struct block *b)
         soft_cache_flush(e);
         return NULL;
     }
+    if (chance(e, 20000)) {
+        soft_region_next(e);
+        return NULL;
+    }
     if (chance(e, 200))
         soft_cpu_ops.tlb_flush_all(&v->cpu, chance(e, 2));
     if (chance(e, 100))

@@ -144,10 +144,11 @@ struct block {
     uint16_t n_sites;
     uint8_t n_peeked;
     uint8_t refusals; /* of its windows */
-    bool no_windows;  /* refused too often: translated again without */
-    bool hot;
-    bool flags_live; /* at its start */
-    bool dead;
+    bool no_windows : 1; /* refused too often: translated again without */
+    bool hot : 1;
+    bool flags_live : 1; /* at its start */
+    bool dead : 1;
+    bool unlisted : 1; /* being evicted: out of its first page's list */
 
     struct block *next_page, *next_page2;
     struct exit *incoming;
@@ -232,6 +233,12 @@ struct code_cache {
     uint32_t hot, cold;      /* next free byte of the half that runs often, and of slow paths and exits */
     uint32_t hot_end;        /* = where the cold half starts */
     uint32_t out[OUT_COUNT]; /* code offsets */
+};
+
+/* The cache and its tables are divided into regions that are filled one after the other (evict.c). */
+#define REGIONS_MAX 8
+struct cache_region { /* its first of each */
+    uint32_t hot, cold, block, site, exit, map;
 };
 
 /* Where time goes besides translated code; what is inside another kind is not counted twice. */
@@ -352,6 +359,10 @@ struct engine {
     uint32_t n_maps, max_maps;
     struct block *blocks;
     uint32_t n_blocks, max_blocks;
+    /* n_sites and so on are the next free ones of the region being filled */
+    struct cache_region regions[REGIONS_MAX + 1]; /* the last one is the end of all */
+    struct cache_region filled[REGIONS_MAX];      /* ends of what is in use in the others */
+    unsigned n_regions, region;
     uint64_t hot[INDEXED_BITS / 64];     /* blocks that run so often that their accesses get slots, likewise */
     uint64_t indexed[INDEXED_BITS / 64]; /* instructions that do better without a slot, by hash of gpa */
     struct exit *cross;                  /* chained exits that leave their page */
@@ -494,6 +505,14 @@ void soft_watch_update(struct soft_vcpu *v);                            /* DR0-D
 bool soft_watched(const struct soft_vcpu *v, uint64_t gva, bool write); /* has its page a breakpoint on data? */
 uint32_t soft_watch_hits(const struct soft_vcpu *v, uint64_t gva, uint64_t n, bool write); /* bits of DR6 */
 
+/* --- evict.c --- */
+void soft_regions_create(struct engine *e);
+void soft_region_next(struct engine *e);      /* on to the next region, whose blocks are dropped */
+void soft_region_make_room(struct engine *e); /* for one block more: on to the next if need be */
+void soft_cache_flush(struct engine *e);
+unsigned soft_region_of(const struct engine *e, uint32_t code_offset);
+struct cache_region soft_region_filled(const struct engine *e, unsigned i); /* the end of what is in use of it */
+
 /* --- cache.c --- */
 int soft_cache_create(struct engine *e);
 void soft_cache_destroy(struct engine *e);
@@ -501,7 +520,8 @@ struct block *soft_block_find(struct engine *e, uint64_t gpa, uint64_t gva, uint
 struct block *soft_block_alloc(struct engine *e); /* NULL: full, flush and try again */
 void soft_block_insert(struct engine *e, struct block *b);
 void soft_block_kill(struct engine *e, struct block *b);
-void soft_cache_flush(struct engine *e);
+void soft_block_unindex(struct engine *e, struct block *b); /* it is no longer found by address */
+void soft_patch(struct engine *e, uint32_t at, uint32_t target);
 void soft_chain(struct engine *e, struct exit *x, struct block *to);
 void soft_unchain_cross(struct engine *e);
 /* Drops translations that overlap [gpa, gpa+len); true when any was. */

@@ -65,5 +65,11 @@ void soft_stats(struct engine *e, FILE *out)
                 fprintf(out, "  exception %-4u %12llu\n", k, (unsigned long long)s->exceptions[k]);
     }
     soft_direct_stats(e, out);
-    fprintf(out, "code cache: %u bytes hot, %u bytes cold\n", e->cache.hot, e->cache.cold - e->cache.hot_end);
+    uint32_t hot = 0, cold = 0;
+    for (unsigned i = 0; i < e->n_regions; i++) {
+        struct cache_region end = soft_region_filled(e, i);
+        hot += end.hot - e->regions[i].hot;
+        cold += end.cold - e->regions[i].cold;
+    }
+    fprintf(out, "code cache: %u bytes hot, %u bytes cold\n", hot, cold);
 }

@@ -157,14 +157,14 @@ static void make_indirect(struct engine *e, struct emit *c, struct block *b)
         make_poll_memory(e, c, b);
 }
 
-/* 0: the cache is full. */
+/* 0: the region is full. */
 uint32_t soft_way_in(struct engine *e, struct block *b, enum way_in way)
 {
     static void (*const make[])(struct engine *, struct emit *, struct block *) = {
         [WAY_POLL] = make_poll, [WAY_POLL_MEMORY] = make_poll_memory, [WAY_INDIRECT] = make_indirect};
     uint32_t *at = way == WAY_POLL ? &b->poll : way == WAY_POLL_MEMORY ? &b->poll_memory : &b->entry_indirect;
     struct code_cache *cache = &e->cache;
-    if (*at || cache->cold + WAY_IN_MAX > cache->size)
+    if (*at || cache->cold + WAY_IN_MAX > e->regions[e->region + 1].cold)
         return *at;
     struct emit c = {.p = cache->rw + cache->cold, .start = cache->rw};
     make[way](e, &c, b);

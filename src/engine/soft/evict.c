@@ -1,0 +1,217 @@
+/*
+ * What goes when the code cache is full.
+ *
+ * The cache's two halves and the tables beside them are cut into regions, and a region has a slice of each: code of
+ * both kinds, blocks, sites, exits, maps.  They are filled one after the other; who comes round to the first again
+ * drops the blocks that it still has, the oldest, and fills it anew.  So a program whose code is larger than the
+ * cache loses an eighth of it at a time, and what it goes on using is translated again there.
+ *
+ * A way into a block that is made later (ways.c) lies in a younger region than its block, and outlives it.
+ */
+#include "engine/soft/soft_int.h"
+
+#include <string.h>
+
+#define BLOCK_CODE_MAX (64u << 10) /* more than one block can need, in either half */
+#define WAYS_OUT_BYTES 4096        /* for the shared ends of ways out, in front of the cold half's slices */
+
+static struct cache_region region_start(const struct engine *e, unsigned i)
+{
+    const struct code_cache *c = &e->cache;
+    uint32_t n = e->n_regions, cold = c->hot_end + WAYS_OUT_BYTES;
+    return (struct cache_region){
+        .hot = 16 + (uint32_t)((uint64_t)(c->hot_end - 16) * i / n & ~15ull), /* 0 means none */
+        .cold = cold + (uint32_t)((uint64_t)(c->size - cold) * i / n),
+        .block = (uint32_t)((uint64_t)e->max_blocks * i / n),
+        .site = (uint32_t)((uint64_t)e->max_sites * i / n),
+        .exit = (uint32_t)((uint64_t)e->max_exits * i / n),
+        .map = (uint32_t)((uint64_t)e->max_maps * i / n),
+    };
+}
+
+struct cache_region soft_region_filled(const struct engine *e, unsigned i)
+{
+    if (i != e->region)
+        return e->filled[i];
+    return (struct cache_region){e->cache.hot, e->cache.cold, e->n_blocks, e->n_sites, e->n_exits, e->n_maps};
+}
+
+static void fill_region(struct engine *e, unsigned i)
+{
+    const struct cache_region *r = &e->regions[i];
+    e->region = i;
+    e->cache.hot = r->hot;
+    e->cache.cold = r->cold;
+    e->n_blocks = r->block;
+    e->n_sites = r->site;
+    e->n_exits = r->exit;
+    e->n_maps = r->map;
+}
+
+static void all_empty(struct engine *e)
+{
+    for (unsigned i = 0; i < e->n_regions; i++)
+        e->filled[i] = e->regions[i];
+    fill_region(e, 0);
+}
+
+void soft_regions_create(struct engine *e)
+{
+    unsigned n = e->cache.hot_end / (3 * BLOCK_CODE_MAX);
+    e->n_regions = n < 2 ? 2 : n > REGIONS_MAX ? REGIONS_MAX : n;
+    for (unsigned i = 0; i <= e->n_regions; i++)
+        e->regions[i] = region_start(e, i);
+    e->cache.cold = e->cache.hot_end;
+    soft_ways_out(e);
+    all_empty(e);
+}
+
+unsigned soft_region_of(const struct engine *e, uint32_t at)
+{
+    bool cold = at >= e->cache.hot_end;
+    unsigned i = 0;
+    while (i + 1 < e->n_regions && at >= (cold ? e->regions[i + 1].cold : e->regions[i + 1].hot))
+        i++;
+    return i;
+}
+
+/* --- the oldest region ------------------------------------------------------------------------------------ */
+
+static bool has_block(const struct cache_region *r, uint32_t number)
+{
+    return number >= r[0].block && number < r[1].block;
+}
+
+static bool has_exit(const struct engine *e, const struct cache_region *r, const struct exit *x)
+{
+    uint32_t number = (uint32_t)(x - e->exits);
+    return number >= r[0].exit && number < r[1].exit;
+}
+
+/* Takes the region's blocks out of a page's list, which has the others in their order. */
+static void leave_page(struct engine *e, const struct cache_region *r, uint64_t page)
+{
+    if (page >= e->n_pages)
+        return;
+    struct block **p = &e->page_blocks[page];
+    while (*p) {
+        struct block *b = *p, **next = b->gpa >> 12 == page ? &b->next_page : &b->next_page2;
+        if (!has_block(r, (uint32_t)(b - e->blocks))) {
+            p = next;
+            continue;
+        }
+        *p = *next;
+        if (b->gpa >> 12 == page)
+            b->unlisted = true;
+    }
+    if (!e->page_blocks[page])
+        e->code_granules[page] = 0;
+}
+
+/* Takes the region's exits out of a list of those that lead to one block. */
+static void leave_target(struct engine *e, const struct cache_region *r, struct block *to)
+{
+    struct exit **p = &to->incoming;
+    while (*p) {
+        struct exit *x = *p;
+        if (!has_exit(e, r, x)) {
+            p = &x->next_in;
+            continue;
+        }
+        *p = x->next_in;
+        x->to = NULL;
+    }
+}
+
+static void leave_cross(struct engine *e, const struct cache_region *r)
+{
+    struct exit **p = &e->cross;
+    while (*p)
+        if (has_exit(e, r, *p))
+            *p = (*p)->next_cross;
+        else
+            p = &(*p)->next_cross;
+}
+
+static void evict_block(struct engine *e, const struct cache_region *r, struct block *b)
+{
+    soft_block_unindex(e, b);
+    if (!b->unlisted)
+        leave_page(e, r, b->gpa >> 12);
+    if (b->gpa2 != UINT64_MAX)
+        leave_page(e, r, b->gpa2 >> 12);
+    for (struct exit *x = b->incoming; x; x = x->next_in) {
+        soft_patch(e, x->patch, x->stub);
+        x->to = NULL;
+    }
+    b->incoming = NULL;
+    for (unsigned i = 0; i < b->n_exits; i++)
+        if (e->exits[b->first_exit + i].to)
+            leave_target(e, r, e->exits[b->first_exit + i].to);
+    b->dead = true;
+}
+
+static void evict(struct engine *e, unsigned i)
+{
+    const struct cache_region *r = &e->regions[i];
+    if (e->filled[i].block == r->block)
+        return;
+    for (uint32_t n = r->block; n < e->filled[i].block; n++)
+        if (!e->blocks[n].dead)
+            evict_block(e, r, &e->blocks[n]);
+    leave_cross(e, r);
+    for (unsigned k = 0; k < e->n_cpus; k++)
+        for (unsigned mmu = 0; mmu < MMU_COUNT; mmu++)
+            soft_ibtc_flush(e->vcpus[k], mmu);
+    e->filled[i] = *r;
+    e->vcpus[0]->stats.evictions++;
+}
+
+static bool has_room(const struct engine *e)
+{
+    const struct cache_region *end = &e->regions[e->region + 1];
+    uint32_t hot_end = e->region + 1 == e->n_regions ? e->cache.hot_end : end->hot;
+    return e->cache.hot + BLOCK_CODE_MAX <= hot_end && e->cache.cold + BLOCK_CODE_MAX <= end->cold &&
+           e->n_blocks < end->block && e->n_sites + 1024 <= end->site && e->n_exits + 256 <= end->exit &&
+           e->n_maps + 1024 <= end->map;
+}
+
+void soft_region_next(struct engine *e)
+{
+    unsigned next = (e->region + 1) % e->n_regions;
+    e->filled[e->region] = soft_region_filled(e, e->region);
+    evict(e, next);
+    fill_region(e, next);
+}
+
+void soft_region_make_room(struct engine *e)
+{
+    if (!has_room(e))
+        soft_region_next(e);
+}
+
+/* --- everything ---------------------------------------------------------------------------------------------- */
+
+static void forget_page(struct engine *e, uint64_t page)
+{
+    if (page >= e->n_pages)
+        return;
+    e->page_blocks[page] = NULL;
+    e->code_granules[page] = 0;
+}
+
+void soft_cache_flush(struct engine *e)
+{
+    memset(e->hash, 0, sizeof(*e->hash) << HASH_BITS);
+    for (unsigned i = 0; i < e->n_regions; i++)
+        for (uint32_t n = e->regions[i].block; n < soft_region_filled(e, i).block; n++) {
+            forget_page(e, e->blocks[n].gpa >> 12);
+            forget_page(e, e->blocks[n].gpa2 >> 12);
+        }
+    e->cross = NULL;
+    all_empty(e);
+    for (unsigned i = 0; i < e->n_cpus; i++)
+        for (unsigned mmu = 0; mmu < MMU_COUNT; mmu++)
+            soft_ibtc_flush(e->vcpus[i], mmu);
+    e->vcpus[0]->stats.evictions++;
+}
