@@ -206,7 +206,10 @@ struct site *new_site(struct translator *t, const struct insn *in, uint32_t *ind
     struct engine *e = t->engine;
     *index = e->n_sites++;
     struct site *s = &e->sites[*index];
-    *s = (struct site){.block = t->b, .pc = in->pc, .len = in->length, .mnemonic = (uint16_t)in->shape->mnemonic};
+    *s = (struct site){.block = soft_block_number(e, t->b),
+                       .pc = in->pc,
+                       .len = in->length,
+                       .mnemonic = (uint16_t)in->shape->mnemonic};
     return s;
 }
 

@@ -155,7 +155,7 @@ void soft_block_insert(struct engine *e, struct block *b)
 {
     uint32_t *head = &e->hash[hash_of(b->gpa, b->gva, b->mode)];
     b->next_hash = *head;
-    *head = (uint32_t)(b - e->blocks) + 1;
+    *head = soft_block_number(e, b) + 1;
     uint64_t page = b->gpa >> 12;
     if (page < e->n_pages) { /* code outside RAM (a ROM, or nothing) cannot change under us */
         b->next_page = e->page_blocks[page];
@@ -216,36 +216,45 @@ void soft_chain(struct engine *e, struct exit *x, struct block *to)
     if (!entry)
         return;
     soft_patch(e, x->patch, entry);
-    x->to = to;
+    uint32_t number = (uint32_t)(x - e->exits) + 1;
+    x->to = soft_block_number(e, to) + 1;
     x->next_in = to->incoming;
-    to->incoming = x;
+    to->incoming = number;
     if (x->cross && !x->listed) {
         x->listed = true;
         x->next_cross = e->cross;
-        e->cross = x;
+        e->cross = number;
     }
 }
 
-static void unlink_incoming(struct exit *x)
+static void unchain(struct engine *e, struct exit *x)
 {
-    struct exit **p = &x->to->incoming;
-    while (*p && *p != x)
-        p = &(*p)->next_in;
+    uint32_t number = (uint32_t)(x - e->exits) + 1, *p = &soft_block_at(e, x->to)->incoming;
+    while (*p && *p != number)
+        p = &soft_exit_at(e, *p)->next_in;
     if (*p)
         *p = x->next_in;
+    soft_patch(e, x->patch, x->stub);
+    x->to = 0;
 }
 
 void soft_unchain_cross(struct engine *e)
 {
-    for (struct exit *x = e->cross; x; x = x->next_cross) {
+    for (struct exit *x = soft_exit_at(e, e->cross); x; x = soft_exit_at(e, x->next_cross)) {
         x->listed = false;
-        if (!x->to) /* since then unchained for another reason */
-            continue;
-        soft_patch(e, x->patch, x->stub);
-        unlink_incoming(x);
-        x->to = NULL;
+        if (x->to) /* else unchained since then for another reason */
+            unchain(e, x);
     }
-    e->cross = NULL;
+    e->cross = 0;
+}
+
+void soft_unchain_incoming(struct engine *e, struct block *b)
+{
+    for (struct exit *x = soft_exit_at(e, b->incoming); x; x = soft_exit_at(e, x->next_in)) {
+        soft_patch(e, x->patch, x->stub);
+        x->to = 0;
+    }
+    b->incoming = 0;
 }
 
 /* --- dropping --------------------------------------------------------------------------------------- */
@@ -263,7 +272,7 @@ static void remove_from_page(struct engine *e, struct block *b, uint64_t page)
 
 void soft_block_unindex(struct engine *e, struct block *b)
 {
-    uint32_t number = (uint32_t)(b - e->blocks) + 1, *p = &e->hash[hash_of(b->gpa, b->gva, b->mode)];
+    uint32_t number = soft_block_number(e, b) + 1, *p = &e->hash[hash_of(b->gpa, b->gva, b->mode)];
     while (*p && *p != number)
         p = &e->blocks[*p - 1].next_hash;
     if (*p)
@@ -277,20 +286,10 @@ void soft_block_kill(struct engine *e, struct block *b)
         remove_from_page(e, b, b->gpa >> 12);
     if (b->gpa2 != UINT64_MAX && b->gpa2 >> 12 < e->n_pages)
         remove_from_page(e, b, b->gpa2 >> 12);
-    for (struct exit *x = b->incoming, *next; x; x = next) {
-        next = x->next_in;
-        soft_patch(e, x->patch, x->stub);
-        x->to = NULL;
-    }
-    b->incoming = NULL;
-    for (unsigned i = 0; i < b->n_exits; i++) {
-        struct exit *x = &e->exits[b->first_exit + i];
-        if (x->to) {
-            unlink_incoming(x);
-            soft_patch(e, x->patch, x->stub);
-            x->to = NULL;
-        }
-    }
+    soft_unchain_incoming(e, b);
+    for (unsigned i = 0; i < b->n_exits; i++)
+        if (e->exits[b->first_exit + i].to)
+            unchain(e, &e->exits[b->first_exit + i]);
     b->dead = true;
     for (unsigned i = 0; i < e->n_cpus && b->entry_indirect; i++) {
         const void **entries = e->vcpus[i]->ibtc[b->mode & MODE_MMU].entry, *entry = soft_code(e, b->entry_indirect);

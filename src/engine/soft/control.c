@@ -21,7 +21,7 @@ const void *helper_sti(struct soft_vcpu *v, const struct site *s)
     if (!(c->rflags & FL_IF) && s->arg)
         c->irq_shadow = 1;
     c->rflags |= FL_IF;
-    const void *next = s->block->dead ? jump_next(v, s) : soft_code(v->engine, s->next);
+    const void *next = soft_site_block(v->engine, s)->dead ? jump_next(v, s) : soft_code(v->engine, s->next);
     if (v->cpu.request)
         atomic_store(&v->poll, 1); /* seen after the next instruction */
     return next;

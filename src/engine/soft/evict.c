@@ -82,9 +82,8 @@ static bool has_block(const struct cache_region *r, uint32_t number)
     return number >= r[0].block && number < r[1].block;
 }
 
-static bool has_exit(const struct engine *e, const struct cache_region *r, const struct exit *x)
+static bool has_exit(const struct cache_region *r, uint32_t number)
 {
-    uint32_t number = (uint32_t)(x - e->exits);
     return number >= r[0].exit && number < r[1].exit;
 }
 
@@ -96,7 +95,7 @@ static void leave_page(struct engine *e, const struct cache_region *r, uint64_t 
     struct block **p = &e->page_blocks[page];
     while (*p) {
         struct block *b = *p, **next = b->gpa >> 12 == page ? &b->next_page : &b->next_page2;
-        if (!has_block(r, (uint32_t)(b - e->blocks))) {
+        if (!has_block(r, soft_block_number(e, b))) {
             p = next;
             continue;
         }
@@ -111,26 +110,26 @@ static void leave_page(struct engine *e, const struct cache_region *r, uint64_t 
 /* Takes the region's exits out of a list of those that lead to one block. */
 static void leave_target(struct engine *e, const struct cache_region *r, struct block *to)
 {
-    struct exit **p = &to->incoming;
+    uint32_t *p = &to->incoming;
     while (*p) {
-        struct exit *x = *p;
-        if (!has_exit(e, r, x)) {
+        struct exit *x = soft_exit_at(e, *p);
+        if (!has_exit(r, *p - 1)) {
             p = &x->next_in;
             continue;
         }
         *p = x->next_in;
-        x->to = NULL;
+        x->to = 0;
     }
 }
 
 static void leave_cross(struct engine *e, const struct cache_region *r)
 {
-    struct exit **p = &e->cross;
+    uint32_t *p = &e->cross;
     while (*p)
-        if (has_exit(e, r, *p))
-            *p = (*p)->next_cross;
+        if (has_exit(r, *p - 1))
+            *p = soft_exit_at(e, *p)->next_cross;
         else
-            p = &(*p)->next_cross;
+            p = &soft_exit_at(e, *p)->next_cross;
 }
 
 static void evict_block(struct engine *e, const struct cache_region *r, struct block *b)
@@ -140,14 +139,10 @@ static void evict_block(struct engine *e, const struct cache_region *r, struct b
         leave_page(e, r, b->gpa >> 12);
     if (b->gpa2 != UINT64_MAX)
         leave_page(e, r, b->gpa2 >> 12);
-    for (struct exit *x = b->incoming; x; x = x->next_in) {
-        soft_patch(e, x->patch, x->stub);
-        x->to = NULL;
-    }
-    b->incoming = NULL;
+    soft_unchain_incoming(e, b);
     for (unsigned i = 0; i < b->n_exits; i++)
         if (e->exits[b->first_exit + i].to)
-            leave_target(e, r, e->exits[b->first_exit + i].to);
+            leave_target(e, r, soft_block_at(e, e->exits[b->first_exit + i].to));
     b->dead = true;
 }
 
@@ -208,7 +203,7 @@ void soft_cache_flush(struct engine *e)
             forget_page(e, e->blocks[n].gpa >> 12);
             forget_page(e, e->blocks[n].gpa2 >> 12);
         }
-    e->cross = NULL;
+    e->cross = 0;
     all_empty(e);
     for (unsigned i = 0; i < e->n_cpus; i++)
         for (unsigned mmu = 0; mmu < MMU_COUNT; mmu++)

@@ -54,7 +54,7 @@ static inline const void *jump_next_shadow(struct soft_vcpu *v, const struct sit
 
 static inline const void *finish(struct soft_vcpu *v, const struct site *s)
 {
-    if (s->block->dead || v->poll || v->debug_hits || (v->mode & MODE_TF))
+    if (soft_site_block(v->engine, s)->dead || v->poll || v->debug_hits || (v->mode & MODE_TF))
         return jump_next(v, s);
     return soft_code(v->engine, s->next);
 }

@@ -93,7 +93,7 @@ static const void *access_fault(struct soft_vcpu *v, const struct site *s)
 {
     if (s->access & SITE_FLAGS)
         v->arith = (uint16_t)v->slow_flags;
-    v->cpu.rip = soft_site_pc(v, s->block) + s->pc;
+    v->cpu.rip = soft_site_pc(v, soft_site_block(v->engine, s)) + s->pc;
     soft_flags_in(v);
     if (s->x87 && soft_x87_pending(v))
         cpu_raise(&v->cpu, EXC_MF);
@@ -245,7 +245,7 @@ static const void *restart_single(struct soft_vcpu *v, const struct site *s)
 {
     if (s->access & SITE_FLAGS)
         v->arith = (uint16_t)v->slow_flags;
-    v->cpu.rip = soft_site_pc(v, s->block) + s->pc;
+    v->cpu.rip = soft_site_pc(v, soft_site_block(v->engine, s)) + s->pc;
     soft_flags_in(v);
     const void *next = soft_next_single(v);
     soft_flags_out(v);
@@ -288,7 +288,7 @@ const void *soft_slow(struct soft_vcpu *v)
         return access_fault(v, s);
     }
     uint32_t hits = v->n_watch ? site_hits(v, s, wrap(v, gva)) : 0;
-    if (hits && !(s->block->mode & MODE_TF))
+    if (hits && !(soft_site_block(v->engine, s)->mode & MODE_TF))
         return restart_single(v, s);
     v->debug_hits |= hits;
     if (s->mask_kind || (part < s->size && (gva & 4095) + s->size > 4096))
@@ -335,9 +335,9 @@ const void *soft_window(struct soft_vcpu *v)
     v->stats.window_refused++;
     if (s->access & SITE_FLAGS)
         v->arith = (uint16_t)v->slow_flags;
-    v->cpu.rip = soft_site_pc(v, s->block) + s->pc;
+    v->cpu.rip = soft_site_pc(v, soft_site_block(v->engine, s)) + s->pc;
     soft_flags_in(v);
-    const void *next = soft_next_ungrouped(v, s->block);
+    const void *next = soft_next_ungrouped(v, soft_site_block(v->engine, s));
     soft_flags_out(v);
     return next;
 }
@@ -347,17 +347,17 @@ const void *soft_demote(struct soft_vcpu *v)
 {
     struct engine *e = v->engine;
     const struct site *s = &e->sites[v->site];
-    unsigned bit = soft_indexed_bit(s->block->gpa + s->pc);
+    unsigned bit = soft_indexed_bit(soft_site_block(v->engine, s)->gpa + s->pc);
     if (s->access & SITE_FLAGS)
         v->arith = (uint16_t)v->slow_flags;
-    v->cpu.rip = soft_site_pc(v, s->block) + s->pc;
+    v->cpu.rip = soft_site_pc(v, soft_site_block(v->engine, s)) + s->pc;
     v->stats.demoted++;
     e->indexed[bit / 64] |= 1ull << (bit % 64);
     v->budget[v->site % SLOT_COUNT] = SLOT_BUDGET;
     soft_flags_in(v);
-    if (!s->block->dead) {
+    if (!soft_site_block(v->engine, s)->dead) {
         soft_fpu_park(v);
-        soft_block_kill(e, s->block);
+        soft_block_kill(e, soft_site_block(e, s));
     }
     const void *next = soft_next(v);
     if (!v->fpu_live && next != soft_leave)
@@ -408,12 +408,12 @@ const void *soft_commit(struct soft_vcpu *v)
         done += p.len;
     }
     const void *next = soft_code(e, s->next);
-    if (s->block->dead || v->cpu.request) { /* it patched itself, or the device wants attention */
+    if (soft_site_block(v->engine, s)->dead || v->cpu.request) { /* it patched itself, or the device wants attention */
         if (s->access & SITE_FLAGS_AFTER)
             v->arith = (uint16_t)v->slow_flags;
         soft_flags_in(v);
-        v->cpu.rip = soft_site_pc(v, s->block) + s->pc + s->len;
-        if (s->block->dead)
+        v->cpu.rip = soft_site_pc(v, soft_site_block(v->engine, s)) + s->pc + s->len;
+        if (soft_site_block(v->engine, s)->dead)
             next = soft_step_done(v);
         soft_flags_out(v);
     }

@@ -238,7 +238,7 @@ const void *soft_helper(struct soft_vcpu *v)
 {
     const struct site *s = &v->engine->sites[v->site];
     soft_flags_in(v);
-    v->cpu.rip = soft_site_pc(v, s->block) + s->pc;
+    v->cpu.rip = soft_site_pc(v, soft_site_block(v->engine, s)) + s->pc;
     v->stats.helpers++;
     v->stats.by_mnemonic[s->mnemonic & 2047]++;
     const void *next = s->helper(v, s);
@@ -256,16 +256,17 @@ static bool crosses(const struct exit *x, const struct block *to)
 
 static bool may_chain(struct soft_vcpu *v, const struct exit *x, const struct block *to)
 {
-    if (x->from->dead || ((x->mode ^ to->mode) & ~(uint32_t)MODE_UNGROUPED))
+    const struct block *from = &v->engine->blocks[x->from];
+    if (from->dead || ((x->mode ^ to->mode) & ~(uint32_t)MODE_UNGROUPED))
         return false;
     if (!crosses(x, to))
-        return to->gpa >> 12 == x->from->gpa >> 12;
+        return to->gpa >> 12 == from->gpa >> 12;
     if (!(x->mode & MODE_FIXED_PC))
         return false;
     /* another page: only while both are global, for then nothing but a flush of globals undoes it */
     uint64_t gpa;
     bool from_global = false, to_global = false, second_global = true;
-    if (soft_translate_exec(v, x->from->gva, &gpa, &from_global) || soft_translate_exec(v, to->gva, &gpa, &to_global))
+    if (soft_translate_exec(v, from->gva, &gpa, &from_global) || soft_translate_exec(v, to->gva, &gpa, &to_global))
         return false;
     if (to->gpa2 != UINT64_MAX && soft_translate_exec(v, (to->gva & ~4095ull) + 4096, &gpa, &second_global))
         return false;
@@ -280,7 +281,7 @@ const void *soft_exit(struct soft_vcpu *v)
         v->arith = (uint16_t)v->slow_flags;
     soft_flags_in(v);
     v->stats.exits++;
-    v->cpu.rip = soft_site_pc(v, x->from) + (uint64_t)(int64_t)x->target;
+    v->cpu.rip = soft_site_pc(v, &e->blocks[x->from]) + (uint64_t)(int64_t)x->target;
     if (!(v->mode & MODE_64))
         v->cpu.rip = (uint32_t)v->cpu.rip;
     if (v->poll)
@@ -289,7 +290,7 @@ const void *soft_exit(struct soft_vcpu *v)
     struct block *b = block_at_rip(v);
     if (b && v->promote_left) {
         v->promote_left--;
-        if (!b->hot && b->mode == v->mode && b != x->from)
+        if (!b->hot && b->mode == v->mode && b != &e->blocks[x->from])
             b = promote(v, b);
     }
     const void *next;

@@ -22,8 +22,10 @@ static const struct pc_map *find_map(const struct engine *e, const struct block 
 {
     const struct pc_map *map = &e->maps[b->first_map];
     const struct pc_map *best = NULL;
+    bool cold = at >= e->cache.hot_end;
+    at -= cold ? b->cold_start : b->hot_start;
     for (unsigned i = 0; i < b->n_map; i++)
-        if (map[i].host <= at && (!best || map[i].host >= best->host))
+        if (map[i].cold == cold && map[i].host <= at && (!best || map[i].host >= best->host))
             best = &map[i];
     return best;
 }

@@ -107,21 +107,22 @@ struct block;
 struct site;
 struct soft_vcpu;
 
-/* A direct branch out of a block. */
+/* A direct branch out of a block.  Numbers + 1 in lists and of what may be missing: 0 is none. */
 struct exit {
-    struct block *from, *to; /* to: NULL while unchained */
-    struct exit *next_in;    /* list of to->incoming */
-    struct exit *next_cross; /* list of chained exits that leave their page */
-    int32_t target;          /* guest pc relative to from's start */
-    uint32_t patch;          /* code offset of the rel32 */
-    uint32_t stub;           /* code offset that the rel32 points to when unchained */
-    uint32_t mode;           /* of the blocks it can lead to */
-    bool poll;               /* chain to the polling entry (backward branches, after sti) */
-    bool cross;              /* leads to another page; or, chained, to a block that goes on in one */
-    bool listed;             /* in the engine's list of such exits */
-    bool flags_in_memory;    /* where it leaves them ... */
-    bool flags_live;         /* ... if anybody needs them */
+    uint32_t from, to;        /* numbers of blocks; to: 0 while unchained, else + 1 */
+    uint32_t next_in;         /* list of to's incoming */
+    uint32_t next_cross;      /* list of chained exits that leave their page */
+    int32_t target;           /* guest pc relative to from's start */
+    uint32_t patch;           /* code offset of the rel32 */
+    uint32_t stub;            /* code offset that the rel32 points to when unchained */
+    uint32_t mode : 17;       /* of the blocks it can lead to */
+    bool poll : 1;            /* chain to the polling entry (backward branches, after sti) */
+    bool cross : 1;           /* leads to another page; or, chained, to a block that goes on in one */
+    bool listed : 1;          /* in the engine's list of such exits */
+    bool flags_in_memory : 1; /* where it leaves them ... */
+    bool flags_live : 1;      /* ... if anybody needs them */
 };
+_Static_assert(MODE_TSD < 1 << 17, "the mode's bits");
 
 /* Bytes of its page, not its own, that a block was translated in the knowledge of. */
 #define BLOCK_PEEKS 2
@@ -143,7 +144,7 @@ struct block {
     uint16_t n_insns;
     uint16_t n_sites;
     uint8_t n_peeked;
-    uint8_t refusals; /* of its windows */
+    uint8_t refusals;    /* of its windows */
     bool no_windows : 1; /* refused too often: translated again without */
     bool hot : 1;
     bool flags_live : 1; /* at its start */
@@ -151,7 +152,7 @@ struct block {
     bool unlisted : 1; /* being evicted: out of its first page's list */
 
     struct block *next_page, *next_page2;
-    struct exit *incoming;
+    uint32_t incoming; /* exits that lead to it: number of the first + 1 */
     struct peeked peeked[BLOCK_PEEKS];
     uint32_t hot_start, hot_end, cold_start, cold_end;
     uint32_t first_site, first_exit, first_map;
@@ -161,41 +162,48 @@ struct block {
 _Static_assert(sizeof(struct block) == 128, "two cache lines");
 
 struct pc_map {
-    uint32_t host;  /* code offset where the instruction begins */
-    uint16_t guest; /* offset in the block */
-    uint8_t insn_len;
-    bool flags_in_memory; /* while it runs */
+    uint16_t host;       /* where the instruction begins, from the start of the block's code in that half */
+    uint16_t guest : 10; /* offset in the block */
+    uint16_t cold : 1;
+    uint16_t flags_in_memory : 1; /* while it runs */
 };
+_Static_assert(sizeof(struct pc_map) == 4, "there is one for each instruction");
 
 typedef const void *helper_fn(struct soft_vcpu *v, const struct site *s);
 
 /* A place where translated code enters C: a memory access or an instruction done by a helper. */
 struct site {
-    struct block *block;
     helper_fn *helper; /* NULL for memory accesses */
-    uint16_t pc;       /* instruction's offset in the block */
-    uint8_t len;       /* its length */
-    uint8_t access;    /* SITE_* */
-    uint16_t size;     /* bytes */
-    uint16_t mnemonic; /* ZydisMnemonic, for --stats */
-    uint8_t align;     /* address bits that must be zero, with MODE_ALIGN */
-    uint8_t gp_align;  /* address bits that must be zero always */
-    bool x87;          /* a pending x87 exception comes before a fault */
-    bool clears_top;   /* a fault leaves x87 TOP at 0 */
-    uint8_t segment;   /* FS or GS, when the operand is through one; else 0 */
-    uint8_t address;   /* host register with its address */
-    bool addr32;       /* its offset is cut to 32 bits */
-    bool null_segment; /* 32-bit code: its segment holds nothing, or must not be written */
-    bool lent;         /* the guest's rdi waits in cpu.gpr[] while the instruction runs */
-    bool halves;       /* the first 8 bytes are looked at before the others */
-    uint8_t first;     /* of a large operand: the first so many bytes are probed, then its last byte */
-    uint8_t mask_kind, mask_reg, element; /* masked accesses: see mask.c */
-    uint32_t resume;                      /* code offsets: behind the check, the host address in its register */
-    uint32_t bounce;                      /* running on the bounce buffer */
-    uint32_t next;                        /* after the instruction */
-    uint32_t arg, arg2;                   /* a helper's own */
-    uint64_t imm;
+    union {
+        uint64_t imm;        /* a helper's own */
+        struct {             /* an access's code offsets: */
+            uint32_t resume; /* behind the check, the host address in its register */
+            uint32_t bounce; /* running on the bounce buffer */
+        };
+    };
+    uint32_t next;      /* code offset after the instruction */
+    uint32_t block;     /* its number */
+    uint32_t arg, arg2; /* a helper's own, or a mask's (mask.c) */
+    uint16_t pc;        /* instruction's offset in the block */
+    uint16_t size;      /* bytes */
+    uint16_t mnemonic;  /* ZydisMnemonic, for --stats */
+    uint8_t len;        /* its length */
+    uint8_t access;     /* SITE_* */
+    uint8_t align;      /* address bits that must be zero, with MODE_ALIGN */
+    uint8_t gp_align;   /* address bits that must be zero always */
+    uint8_t element;    /* masked accesses: see mask.c */
+    uint8_t mask_kind : 3, mask_reg : 5;
+    uint8_t address : 4;   /* host register with its address */
+    uint8_t segment : 4;   /* FS or GS, when the operand is through one; else 0 */
+    uint8_t first : 3;     /* of a large operand: the first so many bytes are probed, then its last byte */
+    bool halves : 1;       /* the first 8 bytes are looked at before the others */
+    bool x87 : 1;          /* a pending x87 exception comes before a fault */
+    bool addr32 : 1;       /* its offset is cut to 32 bits */
+    bool clears_top : 1;   /* a fault leaves x87 TOP at 0 */
+    bool lent : 1;         /* the guest's rdi waits in cpu.gpr[] while the instruction runs */
+    bool null_segment : 1; /* 32-bit code: its segment holds nothing, or must not be written */
 };
+_Static_assert(sizeof(struct site) == 48, "there is one for each access");
 enum {
     SITE_READ = 1,
     SITE_WRITE = 2,
@@ -365,7 +373,7 @@ struct engine {
     unsigned n_regions, region;
     uint64_t hot[INDEXED_BITS / 64];     /* blocks that run so often that their accesses get slots, likewise */
     uint64_t indexed[INDEXED_BITS / 64]; /* instructions that do better without a slot, by hash of gpa */
-    struct exit *cross;                  /* chained exits that leave their page */
+    uint32_t cross;                      /* chained exits that leave their page: number of the first + 1 */
     uint64_t xcr0;                       /* SIMD components saved and restored */
     uint32_t xs_offset[8], xs_size[8];   /* of components 2-7 in the standard format (CPUID 0xD) */
     bool xs_aligned[8];
@@ -379,6 +387,24 @@ struct engine {
     unsigned n_dma;        /* > 256: everything */
     struct direct *direct; /* NULL: no second tier */
 };
+
+static inline uint32_t soft_block_number(const struct engine *e, const struct block *b)
+{
+    return (uint32_t)(b - e->blocks);
+}
+static inline struct block *soft_site_block(const struct engine *e, const struct site *s)
+{
+    return &e->blocks[s->block];
+}
+/* By number + 1; NULL for 0. */
+static inline struct exit *soft_exit_at(const struct engine *e, uint32_t n)
+{
+    return n ? &e->exits[n - 1] : NULL;
+}
+static inline struct block *soft_block_at(const struct engine *e, uint32_t n)
+{
+    return n ? &e->blocks[n - 1] : NULL;
+}
 
 static inline unsigned soft_indexed_bit(uint64_t gpa)
 {
@@ -524,6 +550,7 @@ void soft_block_unindex(struct engine *e, struct block *b); /* it is no longer f
 void soft_patch(struct engine *e, uint32_t at, uint32_t target);
 void soft_chain(struct engine *e, struct exit *x, struct block *to);
 void soft_unchain_cross(struct engine *e);
+void soft_unchain_incoming(struct engine *e, struct block *b);
 /* Drops translations that overlap [gpa, gpa+len); true when any was. */
 bool soft_invalidate(struct engine *e, uint64_t gpa, uint64_t len);
 struct block *soft_block_of_host(struct engine *e, uint32_t code_offset);

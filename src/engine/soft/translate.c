@@ -125,7 +125,9 @@ static bool decode_block(struct translator *t, uint64_t gpa, unsigned max_insns)
 void add_map(struct translator *t, uint32_t host, const struct insn *in)
 {
     struct engine *e = t->engine;
-    e->maps[e->n_maps++] = (struct pc_map){.host = host, .guest = in->pc, .insn_len = in->length};
+    bool cold = host >= e->cache.hot_end;
+    uint32_t start = cold ? t->b->cold_start : t->b->hot_start;
+    e->maps[e->n_maps++] = (struct pc_map){.host = (uint16_t)(host - start), .guest = in->pc & 1023, .cold = cold};
 }
 
 void emit_indirect(struct translator *t)
@@ -168,7 +170,11 @@ void emit_exit(struct translator *t, int64_t target, int cc)
     }
     uint32_t index = en->n_exits++;
     struct exit *x = &en->exits[index];
-    *x = (struct exit){.from = t->b, .mode = t->mode, .target = (int32_t)target, .poll = poll, .cross = cross};
+    *x = (struct exit){.from = soft_block_number(en, t->b),
+                       .mode = t->mode & 0x1ffff,
+                       .target = (int32_t)target,
+                       .poll = poll,
+                       .cross = cross};
     x->flags_in_memory = t->flags == FLAGS_MEMORY;
     x->flags_live = t->insns[t->n_insns - 1].live_after;
     x->stub = e_offset(&t->cold);

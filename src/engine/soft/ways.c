@@ -65,11 +65,6 @@ void emit_way_out(const struct engine *e, struct emit *c, unsigned reg, uint32_t
 
 /* --- in ----------------------------------------------------------------------------------------------- */
 
-static uint32_t block_number(const struct engine *e, const struct block *b)
-{
-    return (uint32_t)(b - e->blocks);
-}
-
 /* r11: the wanted gva, r10: its place in the IBTC. */
 static void emit_check_target(const struct engine *en, struct emit *e, const struct block *b)
 {
@@ -90,7 +85,7 @@ static void emit_check_target(const struct engine *en, struct emit *e, const str
 /* *out and *hot: the jumps to patch; 0: none. */
 static void emit_poll(const struct engine *en, struct emit *e, const struct block *b, uint32_t *out, uint32_t *hot)
 {
-    uint32_t number = block_number(en, b);
+    uint32_t number = soft_block_number(en, b);
     e_gs(e, 0x83, false, 7, VOFF(poll)); /* cmp dword gs:[poll], 0 */
     e8(e, 0);
     *out = e_jcc(e, 5, 0);
@@ -112,11 +107,11 @@ void emit_ways(struct translator *t)
     b->poll_memory = e_offset(&t->hot);
     emit_poll(t->engine, &t->hot, b, &out, &hot);
     e_patch(&t->hot, out, e_offset(&t->cold));
-    emit_way_out(t->engine, &t->cold, R9, block_number(t->engine, b), OUT_POLL);
+    emit_way_out(t->engine, &t->cold, R9, soft_block_number(t->engine, b), OUT_POLL);
     if (!hot)
         return;
     e_patch(&t->hot, hot, e_offset(&t->cold));
-    emit_way_out(t->engine, &t->cold, R9, block_number(t->engine, b), OUT_HOT);
+    emit_way_out(t->engine, &t->cold, R9, soft_block_number(t->engine, b), OUT_HOT);
 }
 
 #define WAY_IN_MAX 176 /* bytes, with what emitting may overwrite */
@@ -129,11 +124,11 @@ static void make_poll_memory(struct engine *e, struct emit *c, struct block *b)
     emit_poll(e, c, b, &out, &hot);
     e_jmp(c, b->entry_memory);
     e_patch(c, out, e_offset(c));
-    emit_way_out(e, c, R9, block_number(e, b), OUT_POLL);
+    emit_way_out(e, c, R9, soft_block_number(e, b), OUT_POLL);
     if (!hot)
         return;
     e_patch(c, hot, e_offset(c));
-    emit_way_out(e, c, R9, block_number(e, b), OUT_HOT);
+    emit_way_out(e, c, R9, soft_block_number(e, b), OUT_HOT);
 }
 
 static void make_poll(struct engine *e, struct emit *c, struct block *b)
