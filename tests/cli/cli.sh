@@ -50,6 +50,7 @@ refused "the software engine runs one virtual CPU" "--cpus: the software engine 
 refused "an engine must exist" "--engine: 'warp' is not one of auto, soft, " run --kernel x --engine warp
 refused "direct execution has its words" "--engine: 'soft,direct=maybe' is not one of auto, soft, " run --kernel x --engine soft,direct=maybe
 refused "direct execution is the software engine's" "--engine: 'kvm,direct=on' is not one of auto, soft, " run --kernel x --engine kvm,direct=on
+refused "a code cache has a least value" "--code-cache: 4K is not between 1M and 1024M" run --kernel x --code-cache 4K
 refused "a timeout must not be zero" "--timeout" run --kernel x --timeout 0
 refused "a serial line must lead somewhere" "'tape' is not one of stdio, null, file:PATH, log:PATH, socket:PATH" run --kernel x --serial tape
 refused "a log item must exist" "--log: 'all' is not one of translate, exc, irq, device" run --kernel x --log all

@@ -14,7 +14,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#define CODE_BYTES_DEFAULT (64u << 20)
+#define CODE_BYTES_DEFAULT (32u << 20)
 #define CODE_BYTES_LEAST (1u << 20)
 #define WRITTEN_SIZE(e) ((e)->n_pages / 64 * 8 + 8)
 
@@ -34,7 +34,7 @@ static int map_code(struct code_cache *c, uint64_t bytes)
     c->rx = mmap(NULL, c->size, PROT_READ | PROT_EXEC, MAP_SHARED, c->fd, 0);
     if (c->rw == MAP_FAILED || c->rx == MAP_FAILED)
         return -errno;
-    c->hot_end = c->size / 9 * 5 & ~4095u;
+    c->hot_end = c->size / 5 * 3 & ~4095u;
     return 0;
 }
 
