@@ -91,7 +91,10 @@ static bool tells(const struct direct *d, const uint8_t *page, const uint8_t *p)
     case 0xc7: /* rdpid; xsavec */
         return (p > page && p[-1] == 0xf3 && p[2] >= 0xf8 && d->has_rdpid) ||
                ((p[2] & 0x38) == 0x20 && p[2] < 0xc0 && xcr0_differs(d) && !saves_the_same(d, page, p));
-    case 0x01: /* xgetbv: a bit more is of no use where CPUID does not announce what it is for */
+    case 0x01: /* rdpkru, wrpkru: guests have no protection keys, and with the host's a program can end its process */
+        if (p[2] == 0xee || p[2] == 0xef)
+            return true;
+        /* xgetbv: a bit more is of no use where CPUID does not announce what it is for */
         return p[2] == 0xd0 && d->cpuid_tells && xcr0_differs(d);
     case 0xae: /* xsave, xsaveopt: a program may want all that there is to be saved */
         return (p[2] & 0x28) == 0x20 && p[2] < 0xc0 && xcr0_differs(d) && !saves_the_same(d, page, p);
