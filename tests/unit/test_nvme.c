@@ -1,6 +1,8 @@
 /* The NVMe controller against drivers that are right and drivers that are hostile. */
 #include "nvme_driver.h"
 
+#include "devices/nvme/nvme_int.h"
+
 #include <stdatomic.h>
 
 static struct fixture fx;
@@ -740,6 +742,19 @@ static void state_goes_on(void **state)
     free(saved);
 }
 
+/* A saved state that deletes a queue which is not there, with a number of a completion queue that nobody checks. */
+static void saved_deletion_of_no_queue(void **state)
+{
+    struct nvme_state *saved = (struct nvme_state *)((uint8_t *)dev.state + nvme_class.save_offset);
+
+    nvme_class.pre_save(&dev);
+    saved->deleting = 1 << 5;
+    saved->sq[5].cq = 79;
+    nvme_class.post_restore(&dev);
+    assert_int_equal(reg(&drv, 0x1c) & 2, 2); /* CSTS.CFS */
+    nvme_class.pre_save(&dev);
+}
+
 static void hostile_saved_state(void **state)
 {
     uint8_t *bytes = (uint8_t *)dev.state + nvme_class.save_offset;
@@ -803,6 +818,7 @@ int main(void)
         T(double_fetch),
         T(random_commands),
         T(state_goes_on),
+        T(saved_deletion_of_no_queue),
         T(hostile_saved_state),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

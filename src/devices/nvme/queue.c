@@ -347,7 +347,8 @@ static bool restored_ok(const struct nvme *n)
     if (ready && (!s->sq[0].valid || s->sq[0].cq))
         return false;
     for (unsigned q = 0; q < NVME_QUEUES; q++)
-        if ((s->cq[q].valid && !cq_ok(n, &s->cq[q])) || (s->sq[q].valid && !sq_ok(n, &s->sq[q])))
+        if ((s->cq[q].valid && !cq_ok(n, &s->cq[q])) || (s->sq[q].valid && !sq_ok(n, &s->sq[q])) ||
+            (s->deleting & 1u << q && !s->sq[q].valid))
             return false;
     for (unsigned i = 0; i < s->n_waiting; i++)
         if (s->waiting[i].sq >= NVME_QUEUES || !s->sq[s->waiting[i].sq].valid)
