@@ -51,7 +51,7 @@ static int create_file(struct memory *m)
     m->fd = memfd_create("guise-ram", MFD_CLOEXEC | MFD_ALLOW_SEALING);
     if (m->fd < 0)
         return -errno;
-    if (ftruncate(m->fd, (off_t)m->size) < 0)
+    if (ftruncate(m->fd, (off_t)(m->size + MEMORY_SPARE)) < 0)
         return -errno;
     /* Whoever is handed the file (a migration, a helper process) cannot take pages from under us. */
     if (fcntl(m->fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0)

@@ -95,6 +95,9 @@ static int start(struct direct *d)
         return -ENOMEM;
     if (why)
         return error_set(d->why, sizeof d->why, -ENOTSUP, "%s", why);
+    int failed = copies_start(d);
+    if (failed)
+        return error_sys(d->why, sizeof d->why, failed, "guest code cannot run directly");
     d->host_xcr0 = host_xcr0();
     d->cpuid_traps = syscall(SYS_arch_prctl, SET_CPUID, 1) == 0; /* 1: as it is; a host that cannot says so */
     d->cpuid_tells = !d->cpuid_traps && (d->host_xcr0 != d->engine->xcr0 || !shows_the_same(&d->engine->vcpus[0]->cpu));
@@ -130,6 +133,7 @@ void soft_direct_destroy(struct engine *e)
     if (!d)
         return;
     direct_child_stop(d);
+    copies_stop(d);
     for (unsigned i = 0; i < DIRECT_SLOTS; i++)
         pages_free(&d->slots[i]), free(d->slots[i].initial);
     free(d->writable);

@@ -4,6 +4,7 @@
  *      direct.c         when: measured for each address space; and between the vCPU's state and that process's
  *      direct_mirror.c  which of the guest's pages are mapped there, and for how long that is right
  *      direct_pages.c   the table of these
+ *      direct_copies.c  pages of which a copy is executed
  *      direct_child.c   the process: orders to it, and that it stands still
  *
  * All of it is called on the vCPU's thread, but for soft_direct_kick.
@@ -43,6 +44,14 @@ struct region {
     uint64_t large;             /* mapped as one page */
     uint64_t page[512];
     uint64_t entry[512]; /* the guest's, as it was, for each page that is mapped */
+};
+
+/* A page of which another is executed (direct_copies.c). */
+#define COPIES (MEMORY_SPARE / 4096)
+struct page_copy {
+    bool used;
+    uint64_t gpa;
+    uint8_t original[4096];
 };
 
 enum slot_state { SLOT_NONE, SLOT_STARTING, SLOT_READY, SLOT_LOST };
@@ -100,6 +109,8 @@ struct direct {
     struct direct_slot *_Atomic running; /* for whoever kicks */
     struct direct_slot *current;         /* for the address space that is current */
     uint8_t *writable;                   /* by physical page: the slots where it can be written */
+    uint8_t *spare;                      /* MEMORY_SPARE: the copies, one a page */
+    struct page_copy copies[COPIES];
     uint64_t clock;
     bool cpuid_traps, cpuid_tells; /* in programs; and what the guest's would not */
     bool has_rdpid;
@@ -150,6 +161,19 @@ void pages_free(struct direct_slot *s);
 void pages_remember(struct soft_vcpu *v, struct region *g, uint64_t gva);
 bool pages_same_path(struct soft_vcpu *v, struct region *g);
 bool pages_same(struct soft_vcpu *v, const struct region *g, unsigned i);
+
+/* --- direct_copies.c --- */
+int copies_start(struct direct *d); /* 0 or -errno */
+void copies_stop(struct direct *d);
+/* Does the instruction with the byte 0x0f at p, in these bytes of a page, ask for the number of its processor, in a way
+ * that a copy can do without? */
+bool copies_can(const uint8_t *page, const uint8_t *p);
+/* What is to be executed for a page of these bytes, with such an instruction: an offset in the RAM's file; 0: there is no
+ * room. */
+uint64_t copies_offset(struct direct *d, uint64_t gpa, const uint8_t *page);
+bool copies_has(const struct direct *d, uint64_t gpa, uint64_t size); /* one of them is of a page there */
+/* A page that has changed since loses its copy, and whatever maps that is cleared. */
+void copies_check(struct direct *d);
 
 /* --- direct_mirror.c --- */
 /* Makes what is mapped right again, as far as flushes and translated code ask for it. */

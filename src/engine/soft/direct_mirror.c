@@ -89,7 +89,7 @@ static bool tells(const struct direct *d, const uint8_t *page, const uint8_t *p)
     case 0xa2: /* cpuid */
         return d->cpuid_tells;
     case 0xc7: /* rdpid; xsavec */
-        return (p > page && p[-1] == 0xf3 && p[2] >= 0xf8 && d->has_rdpid) ||
+        return (p > page && p[-1] == 0xf3 && p[2] >= 0xf8 && d->has_rdpid && !copies_can(page + 1, p)) ||
                ((p[2] & 0x38) == 0x20 && p[2] < 0xc0 && xcr0_differs(d) && !saves_the_same(d, page, p));
     case 0x01: /* rdpkru, wrpkru: guests have no protection keys, and with the host's a program can end its process */
         if (p[2] == 0xee || p[2] == 0xef)
@@ -116,9 +116,11 @@ bool mirror_hidden(const struct direct_slot *s, uint64_t gva)
     return page && !(page & PROT_EXEC);
 }
 
-static bool hides(struct soft_vcpu *v, const struct direct *d, uint64_t gva, uint64_t gpa)
+/* Can it be executed: as it is (0), or as that copy; false: no. */
+static bool executable(struct soft_vcpu *v, struct direct *d, uint64_t gva, uint64_t gpa, uint64_t *copy)
 {
     uint8_t bytes[4096 + 4]; /* one of the page before, three of the next */
+    bool asks = false;
     bytes[0] = byte_at(v, gva - 1);
     cpu_copy(bytes + 1, d->engine->config.memory->base + gpa, 4096);
     for (unsigned i = 0; i < 3; i++)
@@ -126,30 +128,35 @@ static bool hides(struct soft_vcpu *v, const struct direct *d, uint64_t gva, uin
     const uint8_t *end = bytes + 4097, *p = bytes;
     while ((p = memchr(p, 0x0f, (size_t)(end - p)))) {
         if (tells(d, bytes, p))
-            return true;
+            return false;
+        asks |= copies_can(bytes + 1, p);
         p++;
     }
-    return false;
+    *copy = asks ? copies_offset(d, gpa, bytes + 1) : 0;
+    return !asks || *copy;
 }
 
 /* --- mapping ----------------------------------------------------------------------------------------------- */
 
-static bool has_code(const struct engine *e, uint64_t gpa, uint64_t size)
+/* Stores to it have to be seen. */
+static bool has_code(const struct direct *d, uint64_t gpa, uint64_t size)
 {
     for (uint64_t page = gpa >> 12; page < (gpa + size) >> 12; page++)
-        if (e->code_granules[page])
+        if (d->engine->code_granules[page])
             return true;
-    return false;
+    return copies_has(d, gpa, size);
 }
 
-static unsigned protection(struct soft_vcpu *v, const struct direct *d, const struct translation *tr, uint64_t gva,
-                           uint64_t gpa, uint64_t size)
+/* Of a mapping; and the copy of the page that it is to be of, or 0. */
+static unsigned protection(struct soft_vcpu *v, struct direct *d, const struct translation *tr, uint64_t gva,
+                           uint64_t gpa, uint64_t size, uint64_t *copy)
 {
     unsigned prot = PROT_READ;
-    if (tr->writable && tr->dirty && !has_code(d->engine, gpa, size))
-        prot |= PROT_WRITE;
-    if (!tr->no_exec && size == PAGE && !hides(v, d, gva, gpa))
+    *copy = 0;
+    if (!tr->no_exec && size == PAGE && executable(v, d, gva, gpa, copy))
         prot |= PROT_EXEC;
+    if (tr->writable && tr->dirty && !has_code(d, gpa, size))
+        prot |= PROT_WRITE;
     return prot;
 }
 
@@ -165,14 +172,14 @@ static bool outside(uint64_t gva, uint64_t size)
 
 /* The mappings that one call is for: they follow one another in both address spaces. */
 struct run {
-    uint64_t gva, gpa, size;
+    uint64_t gva, offset, size;
     unsigned prot;
 };
 
-static void map_run(struct direct *d, struct direct_slot *s, struct run *r)
+static void map_run(struct direct_slot *s, struct run *r)
 {
     if (r->size)
-        direct_call(s, SYS_mmap, r->gva, r->size, r->prot, file_offset(d->engine->config.memory, r->gpa));
+        direct_call(s, SYS_mmap, r->gva, r->size, r->prot, r->offset);
     r->size = 0;
 }
 
@@ -181,10 +188,10 @@ static bool map(struct soft_vcpu *v, struct direct *d, struct direct_slot *s, ui
                 const struct translation *tr, struct run *r)
 {
     const struct memory *m = d->engine->config.memory;
-    uint64_t size = PAGE, gpa = tr->gpa & -PAGE;
+    uint64_t size = PAGE, gpa = tr->gpa & -PAGE, copy;
     gva &= -PAGE;
     if (tr->page_size >= LARGE && tr->no_exec && memory_is_ram(m, gpa & -LARGE, LARGE) && gva >= LARGE &&
-        !has_code(d->engine, gpa & -LARGE, LARGE))
+        !has_code(d, gpa & -LARGE, LARGE))
         size = LARGE, gva &= -LARGE, gpa &= -LARGE;
     if (!memory_is_ram(m, gpa, size) || outside(gva, size) || tr->global || s->n_pages >= MIRROR_PAGES_MAX)
         return false;
@@ -193,7 +200,8 @@ static bool map(struct soft_vcpu *v, struct direct *d, struct direct_slot *s, ui
         return false;
     if (size == PAGE && g->large)
         return true; /* was one page, is many, and nobody has flushed it yet */
-    unsigned prot = protection(v, d, tr, gva, gpa, size);
+    unsigned prot = protection(v, d, tr, gva, gpa, size, &copy);
+    uint64_t offset = copy ? copy : file_offset(m, gpa);
     uint64_t *page = size == LARGE ? &g->large : &g->page[PAGE_INDEX(gva)];
     if (*page == (gpa | prot)) {
         pages_remember(v, g, gva);
@@ -201,10 +209,10 @@ static bool map(struct soft_vcpu *v, struct direct *d, struct direct_slot *s, ui
     }
     if (direct_calls_full(s))
         return false;
-    if (r->size && (r->gva + r->size != gva || r->gpa + r->size != gpa || r->prot != prot))
-        map_run(d, s, r);
+    if (r->size && (r->gva + r->size != gva || r->offset + r->size != offset || r->prot != prot))
+        map_run(s, r);
     if (!r->size)
-        *r = (struct run){gva, gpa, 0, prot};
+        *r = (struct run){gva, offset, 0, prot};
     r->size += size;
     pages_set(s, page, gpa | prot);
     pages_remember(v, g, gva);
@@ -229,7 +237,7 @@ static void map_around(struct soft_vcpu *v, struct direct *d, struct direct_slot
         if (look(v, at, &tr))
             map(v, d, s, at, &tr, &r);
     }
-    map_run(d, s, &r);
+    map_run(s, &r);
 }
 
 enum direct_exit mirror_miss(struct soft_vcpu *v, struct direct *d, struct direct_slot *s, uint64_t gva,
@@ -251,11 +259,11 @@ enum direct_exit mirror_miss(struct soft_vcpu *v, struct direct *d, struct direc
         pages_set(s, &g->large, 0);
     }
     if (!map(v, d, s, gva, &tr, &r)) {
-        map_run(d, s, &r);
+        map_run(s, &r);
         s->clear |= s->n_pages >= MIRROR_PAGES_MAX || s->n_regions >= MIRROR_REGIONS;
         return DIRECT_REFUSED;
     }
-    map_run(d, s, &r);
+    map_run(s, &r);
     uint64_t page = pages_find(s, gva);
     if (access == ACCESS_EXEC && !(page & PROT_EXEC))
         return DIRECT_HIDDEN;
@@ -280,7 +288,7 @@ void mirror_prefill(struct soft_vcpu *v, struct direct *d, struct direct_slot *s
         if (t->tag >> 47 == 0 && look(v, t->tag, &tr))
             map(v, d, s, t->tag, &tr, &r);
     }
-    map_run(d, s, &r);
+    map_run(s, &r);
 }
 
 /* --- flushes ----------------------------------------------------------------------------------------------- */
@@ -380,21 +388,23 @@ void mirror_forget(struct direct *d, struct direct_slot *s)
 
 void mirror_refresh(struct soft_vcpu *v, struct direct *d, struct direct_slot *s)
 {
+    copies_check(d);
     if (s->clear)
         mirror_forget(d, s);
     if (s->stale)
         check_all(v, d, s);
     for (unsigned i = 0; i < s->n_pending && !s->stale && !s->clear; i++)
         unmap_page(d, s, s->pending[i]);
-    if (s->n_code)
-        protect_code(d, s);
     s->stale = false;
-    s->n_pending = s->n_code = 0;
-    if (s->clear)
-        mirror_forget(d, s);
+    s->n_pending = 0;
     if (s->fault)
         map_around(v, d, s, s->fault);
     s->fault = 0;
+    if (s->n_code)
+        protect_code(d, s);
+    s->n_code = 0;
+    if (s->clear)
+        mirror_forget(d, s);
 }
 
 /* Called while the guest's SIMD state is in the registers: what is noted here is done later. */
