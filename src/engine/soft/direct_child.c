@@ -27,7 +27,8 @@
 #define LOOK_MS 20u           /* from one look at what does not stop to the next */
 #define PATIENCE_NS 50000000u /* of CPU time that it may have from the first of them on */
 #define SLEEP_MS 2000u        /* or of time, without that */
-#define TRIES 100000u         /* to find asleep who has said so, 32 times each */
+#define TRIES 100000u         /* to find asleep who has said so, with the CPU left to others between them */
+#define LOOKS 32u             /* at it before that, if it has another CPU */
 
 static long futex(uint32_t *word, int operation, uint32_t value, const void *timeout_or_count, uint32_t *other)
 {
@@ -258,24 +259,32 @@ static bool impatient(const struct direct_slot *s, uint64_t *asked, unsigned *lo
     return ++*looks > SLEEP_MS / LOOK_MS || used > *asked + PATIENCE_NS;
 }
 
-/* It has said that it stops. */
-static int find_asleep(struct direct_slot *s)
+static bool found_asleep(struct direct_slot *s, unsigned looks)
 {
-    const uint64_t begun = direct_child_cpu_ns(s);
-    for (unsigned i = 1;; i++) {
-        if (moved(&s->orders->door, &s->orders->cell)) {
-            s->stopped = __atomic_load_n(&s->shared->stopped, __ATOMIC_ACQUIRE);
-            return 0;
-        }
-        if (i % 32)
-            continue;
-        if (direct_child_cpu_ns(s) > begun + PATIENCE_NS || i / 32 > TRIES)
+    for (unsigned i = 0; i < looks; i++)
+        if (moved(&s->orders->door, &s->orders->cell))
+            return true;
+    return false;
+}
+
+/* It has said that it stops.  On the vCPU's own CPU it sleeps already, nine times of ten, or cannot before it has that. */
+static int wait_asleep(const struct direct *d, struct direct_slot *s)
+{
+    const unsigned looks = d->cpu >= 0 && s->cpu == d->cpu ? 1 : LOOKS;
+    uint64_t begun = 0;
+    for (unsigned i = 0; !found_asleep(s, looks); i++) {
+        uint64_t used = direct_child_cpu_ns(s);
+        if (!i)
+            begun = used;
+        if (used > begun + PATIENCE_NS || i > TRIES)
             return -ESRCH;
         syscall(SYS_sched_yield);
     }
+    s->stopped = __atomic_load_n(&s->shared->stopped, __ATOMIC_ACQUIRE);
+    return 0;
 }
 
-static int wait_stopped(struct soft_vcpu *v, struct direct_slot *s)
+static int wait_stopped(struct soft_vcpu *v, const struct direct *d, struct direct_slot *s)
 {
     const struct timespec a_while = {0, LOOK_MS * 1000000};
     uint64_t asked = 0;
@@ -299,7 +308,7 @@ static int wait_stopped(struct soft_vcpu *v, struct direct_slot *s)
         return -ENOMEM;
     }
     __atomic_store_n(&s->orders->go, 0, __ATOMIC_SEQ_CST); /* it has gone, to say what it says now */
-    return find_asleep(s);
+    return wait_asleep(d, s);
 }
 
 int direct_child_run(struct soft_vcpu *v, struct direct *d, struct direct_slot *s)
@@ -313,7 +322,7 @@ int direct_child_run(struct soft_vcpu *v, struct direct *d, struct direct_slot *
         return -ECANCELED;
     }
     let_go(s);
-    int r = wait_stopped(v, s);
+    int r = wait_stopped(v, d, s);
     atomic_store(&d->running, NULL);
     return r;
 }
