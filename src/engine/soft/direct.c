@@ -451,6 +451,7 @@ static enum direct_exit stay(struct soft_vcpu *v, struct direct *d, struct direc
 
 #define SEEN_ENOUGH 2u /* ticks in user mode, one after another, until it is tried */
 #define QUIET_US 15u   /* between two things that translated code needs C for, on the way to that */
+#define COLD 100u      /* blocks translated between two ticks, which take longer than exits would */
 #define MISSES 256u    /* of pages that are not counted: first they have to come */
 #define JUDGE 32u      /* exits that are judged together */
 #define WORTH_NS 8000u /* that it has to run between two exits, */
@@ -528,6 +529,14 @@ static bool quiet(struct soft_vcpu *v, struct direct *d)
     return is;
 }
 
+/* Is it code that has not run before, most of it?  That is where direct execution saves most. */
+static bool cold(const struct soft_vcpu *v, struct direct *d)
+{
+    bool is = v->stats.blocks - d->last_blocks > COLD;
+    d->last_blocks = v->stats.blocks;
+    return is && v->cpu.cpl == 3;
+}
+
 /* An interrupt has come: what does it find? */
 void soft_direct_tick(struct soft_vcpu *v)
 {
@@ -537,17 +546,18 @@ void soft_direct_tick(struct soft_vcpu *v)
     if (d->entries == d->stats.entries)
         direct_child_release(d);
     d->entries = d->stats.entries;
-    bool computes = quiet(v, d) && v->cpu.cpl == 3;
+    const bool is_cold = cold(v, d), computes = quiet(v, d) && v->cpu.cpl == 3;
     struct space *sp = space_at(d, root_of(v));
     if (sp->root != root_of(v))
         *sp = (struct space){.root = root_of(v)};
     if (sp->direct)
         return;
-    if (sp->wait) {
+    if (sp->wait && !is_cold) {
         sp->wait--;
         return;
     }
-    sp->seen = !computes ? 0 : d->last == sp ? sp->seen + 1 : 1;
+    sp->wait = 0;
+    sp->seen = is_cold ? SEEN_ENOUGH : !computes ? 0 : d->last == sp ? sp->seen + 1 : 1;
     d->last = sp;
     if (sp->seen < SEEN_ENOUGH || !suitable(v))
         return;

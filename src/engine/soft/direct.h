@@ -125,7 +125,7 @@ struct direct {
     uint64_t entries;              /* at the last tick */
     struct space spaces[SPACES];
     const struct space *last;      /* that a tick found, */
-    uint64_t last_tick, last_work; /* and when; and how often translated code had called C then */
+    uint64_t last_tick, last_work, last_blocks; /* and when; how often translated code had called C, blocks been made then */
     uint32_t random;
     struct direct_stats stats;
     char why[160]; /* there is none */
