@@ -2,6 +2,7 @@
 #pragma once
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <time.h>
 
 static inline double now(void)
@@ -9,6 +10,13 @@ static inline double now(void)
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
+
+/* How many times the work is done that a quick run does once: `--scale` of bench/run.sh. */
+static inline long scale(void)
+{
+    const char *s = getenv("scale");
+    return s ? atol(s) : 1;
 }
 
 /* A small generator so that every machine sorts, hashes and multiplies the same data. */

@@ -15,7 +15,9 @@ static __attribute__((noinline, noclone)) unsigned long fib(unsigned n)
 int main(void)
 {
     double start = now();
-    unsigned long x = fib(38);
+    unsigned long x = 0;
+    for (long i = 0; i < scale(); i++)
+        x += fib(38);
     report("fib", now() - start, x);
     return 0;
 }

@@ -1,10 +1,10 @@
-# gcc -O2 of one C file of 60 functions
+# gcc -O2 of one large C file
 # packages: gcc libc6-dev
 prepare()
 {
-    awk 'BEGIN {
+    awk -v n=$((scale * 60)) 'BEGIN {
         print "#include <stdio.h>\n#include <string.h>\nstruct s { int a, b; double d; char t[32]; struct s *next; };"
-        for (i = 0; i < 60; i++) {
+        for (i = 0; i < n; i++) {
             printf "int f%d(struct s *p, int n)\n{\n    int x = %d;\n    for (int i = 0; i < n; i++) {\n", i, i
             printf "        switch ((x + i) %% %d) {\n", i % 7 + 3
             for (c = 0; c < i % 7 + 3; c++)
@@ -12,7 +12,7 @@ prepare()
             printf "        }\n        if (p->next && x & %d)\n            p = p->next;\n        p->t[i & 31] ^= (char)x;\n    }\n", i + 1
             print "    return x + (int)strlen(p->t);\n}"
         }
-        print "int main(void)\n{\n    struct s s = {0};\n    return printf(\"%d\\n\", f59(&s, 100));\n}"
+        print "int main(void)\n{\n    struct s s = {0};\n    return printf(\"%d\\n\", f1(&s, 100));\n}"
     }' >large.c
     gcc -v 2>/dev/null
 }

@@ -4,7 +4,9 @@ package main
 
 import (
 	"fmt"
+	"os"
 	"sort"
+	"strconv"
 	"strings"
 	"sync"
 )
@@ -30,8 +32,12 @@ func (n *node) sum() int {
 }
 
 func main() {
+	scale, err := strconv.Atoi(os.Getenv("scale"))
+	if err != nil {
+		scale = 1
+	}
 	seed, total := uint32(1), 0
-	for i := 0; i < 30; i++ {
+	for i := 0; i < 30*scale; i++ {
 		total += grow(15, &seed).sum()
 	}
 	counts, words := map[string]int{}, make(chan string, 16)
@@ -43,7 +49,7 @@ func main() {
 			counts[w]++
 		}
 	}()
-	for i := 0; i < 100000; i++ {
+	for i := 0; i < 100000*scale; i++ {
 		seed = seed*1664525 + 1013904223
 		words <- strings.Repeat("ab", int(seed>>30)+1) + fmt.Sprint(seed>>22)
 	}

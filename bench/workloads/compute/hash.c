@@ -33,7 +33,7 @@ int main(void)
         *head = e;
     }
     double start = now();
-    for (uint32_t i = 0; i < LOOKUPS; i++) {
+    for (uint32_t i = 0, n = LOOKUPS * (uint32_t)scale(); i < n; i++) {
         const struct entry *e = table[bucket_of(key)];
         while (e && e->key != key)
             e = e->next;

@@ -141,7 +141,7 @@ int main(void)
     uint64_t sum = 0;
     interpret(program); /* warm-up */
     double start = now();
-    for (int pass = 0; pass < 11; pass++)
+    for (long pass = 0; pass < 11 * scale(); pass++)
         sum = sum * 31 + interpret(program);
     report("interp", now() - start, sum);
     return 0;

@@ -29,11 +29,12 @@ class Main {
     }
 
     public static void main(String[] args) {
+        int scale = Integer.parseInt(System.getenv().getOrDefault("scale", "1"));
         long total = 0;
-        for (int i = 0; i < 40; i++)
+        for (int i = 0; i < 40 * scale; i++)
             total += new Node(14).sum();
         Map<String, Integer> counts = new HashMap<>();
-        for (int i = 0; i < 200000; i++)
+        for (int i = 0; i < 200000 * scale; i++)
             counts.merge("key-" + next(4000), 1, Integer::sum);
         List<String> best = new ArrayList<>(counts.keySet());
         best.sort(Comparator.comparing((String k) -> -counts.get(k)).thenComparing(k -> k));

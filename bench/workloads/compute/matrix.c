@@ -28,7 +28,7 @@ int main(void)
             b[i][j] = (double)(next_random(&seed) % 1000) / 11;
         }
     double start = now();
-    for (int pass = 0; pass < 3; pass++)
+    for (long pass = 0; pass < 3 * scale(); pass++)
         multiply();
     double seconds = now() - start;
     for (int i = 0; i < N; i++)

@@ -1,6 +1,7 @@
 # Objects, dictionaries, text, regular expressions and JSON, by python3
 # packages: python3
 import json
+import os
 import re
 from collections import Counter, defaultdict
 
@@ -15,12 +16,13 @@ class Account:
         self.log.append((other.name, amount))
 
 
+scale = int(os.environ.get("scale", 1))
 accounts = [Account(f"account-{i}") for i in range(200)]
 x = 12345
-for _ in range(60000):
+for _ in range(60000 * scale):
     x = (x * 1103515245 + 12345) % (1 << 31)
     accounts[x % 200].move(accounts[(x >> 8) % 200], x % 1000)
-text = json.dumps([{"name": a.name, "balance": a.balance, "log": a.log[:80]} for a in accounts])
+text = json.dumps([{"name": a.name, "balance": a.balance, "log": a.log[:80 * scale]} for a in accounts])
 back = json.loads(text)
 words = Counter(re.findall(r"account-(\d+)", text))
 by_length = defaultdict(set)

@@ -85,7 +85,7 @@ int main(void)
     for (int i = 0; i < BUFFER_BYTES; i++)
         buffer[i] = (uint8_t)next_random(&seed);
     double start = now();
-    for (int pass = 0; pass < PASSES; pass++)
+    for (long pass = 0; pass < PASSES * scale(); pass++)
         for (int i = 0; i < BUFFER_BYTES; i += 64)
             compress(hash, buffer + i);
     report("sha256", now() - start, (uint64_t)hash[0] << 32 | hash[7]);

@@ -28,7 +28,7 @@ int main(void)
     for (int k = 0; k < TAPS; k++)
         tap[k] = (float)(k % 5) - 2; /* whole numbers: exact, in whatever order they are added */
     double start = now();
-    for (int pass = 0; pass < 8000; pass++) {
+    for (long pass = 0; pass < 8000 * scale(); pass++) {
         filter();
         __asm__ volatile("" : : "r"(out) : "memory");
     }

@@ -55,13 +55,16 @@ int main(void)
 {
     uint32_t *a = malloc(COUNT * sizeof *a);
     uint64_t seed = 362436069ull, sum = 0;
+    double seconds = 0;
     if (!a)
         return 1;
-    for (long i = 0; i < COUNT; i++)
-        a[i] = (uint32_t)(next_random(&seed) >> 20);
-    double start = now();
-    quicksort(a, COUNT);
-    double seconds = now() - start;
+    for (long pass = 0; pass < scale(); pass++) {
+        for (long i = 0; i < COUNT; i++)
+            a[i] = (uint32_t)(next_random(&seed) >> 20);
+        double start = now();
+        quicksort(a, COUNT);
+        seconds += now() - start;
+    }
     for (long i = 0; i < COUNT; i++) {
         if (i && a[i - 1] > a[i])
             return 1;

@@ -4,9 +4,9 @@
 prepare() { sqlite3 -version; }
 work()
 {
-    sqlite3 :memory: <<'SQL'
+    sqlite3 :memory: <<SQL
 create table item (id integer primary key, owner integer, name text, price real);
-with recursive n(i) as (select 1 union all select i + 1 from n where i < 60000)
+with recursive n(i) as (select 1 union all select i + 1 from n where i < $((scale * 60000)))
 insert into item select i, i * 7919 % 1000, 'item ' || i * 31 % 10007, i * 17 % 1009 / 7.0 from n;
 create index item_owner on item (owner);
 create table owner (id integer primary key, name text);

@@ -17,9 +17,9 @@ int main(void)
 {
     uint64_t sum = 0;
     double start = now();
-    for (int y = 0; y < 240; y++)
+    for (long y = 0; y < 240 * scale(); y++)
         for (int x = 0; x < 320; x++)
-            sum = sum * 31 + escape(x / 128.0L - 1.75L, y / 120.0L - 1.0L);
+            sum = sum * 31 + escape(x / 128.0L - 1.75L, y % 240 / 120.0L - 1.0L);
     report("x87", now() - start, sum);
     return 0;
 }

@@ -1,6 +1,6 @@
 # xz at level 2, both ways
 # packages: xz-utils perl findutils
-prepare() { find /usr/share/perl -type f | sort | xargs cat | head -c 800K >data; }
+prepare() { find /usr/share/perl -type f | sort | xargs cat | head -c $((scale * 800))K >data; }
 work()
 {
     xz -2 -T1 -k data
