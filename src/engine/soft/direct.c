@@ -529,12 +529,13 @@ static bool quiet(struct soft_vcpu *v, struct direct *d)
     return is;
 }
 
-/* Is it code that has not run before, most of it?  That is where direct execution saves most. */
-static bool cold(const struct soft_vcpu *v, struct direct *d)
+/* Is it code that has not run before, of a program that is no longer quite new itself?  That is where direct execution
+ * saves most. */
+static bool cold(const struct soft_vcpu *v, struct direct *d, const struct space *sp)
 {
     bool is = v->stats.blocks - d->last_blocks > COLD;
     d->last_blocks = v->stats.blocks;
-    return is && v->cpu.cpl == 3;
+    return is && v->cpu.cpl == 3 && d->last == sp;
 }
 
 /* An interrupt has come: what does it find? */
@@ -546,10 +547,13 @@ void soft_direct_tick(struct soft_vcpu *v)
     if (d->entries == d->stats.entries)
         direct_child_release(d);
     d->entries = d->stats.entries;
-    const bool is_cold = cold(v, d), computes = quiet(v, d) && v->cpu.cpl == 3;
     struct space *sp = space_at(d, root_of(v));
-    if (sp->root != root_of(v))
+    if (sp->root != root_of(v)) {
         *sp = (struct space){.root = root_of(v)};
+        d->last = NULL;
+    }
+    const bool is_cold = cold(v, d, sp), computes = quiet(v, d) && v->cpu.cpl == 3, again = d->last == sp;
+    d->last = sp;
     if (sp->direct)
         return;
     if (sp->wait && !is_cold) {
@@ -557,8 +561,7 @@ void soft_direct_tick(struct soft_vcpu *v)
         return;
     }
     sp->wait = 0;
-    sp->seen = is_cold ? SEEN_ENOUGH : !computes ? 0 : d->last == sp ? sp->seen + 1 : 1;
-    d->last = sp;
+    sp->seen = is_cold ? SEEN_ENOUGH : !computes ? 0 : again ? sp->seen + 1 : 1;
     if (sp->seen < SEEN_ENOUGH || !suitable(v))
         return;
     sp->direct = true;
