@@ -14,7 +14,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#define CODE_BYTES_DEFAULT (32u << 20)
+#define CODE_BYTES_DEFAULT (18u << 20)
 #define CODE_BYTES_LEAST (1u << 20)
 #define WRITTEN_SIZE(e) ((e)->n_pages / 64 * 8 + 8)
 

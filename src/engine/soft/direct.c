@@ -452,11 +452,13 @@ static enum direct_exit stay(struct soft_vcpu *v, struct direct *d, struct direc
 #define SEEN_ENOUGH 2u /* ticks in user mode, one after another, until it is tried */
 #define QUIET_US 15u   /* between two things that translated code needs C for, on the way to that */
 #define COLD 100u      /* blocks translated between two ticks, which take longer than exits would */
+#define COLD_FAILS 2u  /* log2 of what failures cost that this does away with */
 #define MISSES 256u    /* of pages that are not counted: first they have to come */
 #define JUDGE 32u      /* exits that are judged together */
 #define WORTH_NS 8000u /* that it has to run between two exits, */
 #define EXIT_NS 5000u  /* which cost its process this, */
-#define BATCH_NS 9000u /* and this if pages are mapped or unmapped */
+#define BATCH_NS 6000u /* and this if pages are mapped or unmapped, */
+#define CALL_NS 3000u  /* and this for each call that does it */
 #define PIECES 32u     /* of translated code in a page that cannot be executed, before it stays there */
 #define WAIT_MOST 10u  /* log2 of the ticks until it is tried again */
 
@@ -492,13 +494,15 @@ static void begin_window(struct direct *d, const struct direct_slot *s, struct s
     sp->began = direct_child_cpu_ns(s);
     sp->entries = d->stats.entries;
     sp->batches = d->stats.batches;
+    sp->calls = d->stats.calls;
 }
 
 /* Has it run long enough at a time?  By CPU time: it may have had to wait for a CPU.  What its process does for an exit
  * and for the mapper's work is not the program's. */
 static bool has_paid(const struct direct *d, const struct direct_slot *s, const struct space *sp)
 {
-    uint64_t price = (d->stats.entries - sp->entries) * EXIT_NS + (d->stats.batches - sp->batches) * BATCH_NS;
+    uint64_t price = (d->stats.entries - sp->entries) * EXIT_NS + (d->stats.batches - sp->batches) * BATCH_NS +
+                     (d->stats.calls - sp->calls) * CALL_NS;
     return direct_child_cpu_ns(s) - sp->began >= price + (uint64_t)sp->exits * WORTH_NS;
 }
 
@@ -535,7 +539,7 @@ static bool cold(const struct soft_vcpu *v, struct direct *d, const struct space
 {
     bool is = v->stats.blocks - d->last_blocks > COLD;
     d->last_blocks = v->stats.blocks;
-    return is && v->cpu.cpl == 3 && d->last == sp;
+    return is && v->cpu.cpl == 3 && d->last == sp && sp->fail <= COLD_FAILS;
 }
 
 /* An interrupt has come: what does it find? */

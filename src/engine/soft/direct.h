@@ -91,11 +91,11 @@ struct space {
     uint32_t misses;           /* of pages: the first ones have to be */
     uint32_t exits;            /* that count: there is a price to them */
     uint64_t began;            /* CPU time of its process before those, ns; */
-    uint64_t entries, batches; /* and how often any program had been let go then, and pages been mapped before that */
+    uint64_t entries, batches, calls; /* and how often any program had been let go then, and pages mapped before that */
 };
 
 struct direct_stats {
-    uint64_t entries, batches, exits[DIRECT_EXITS], ticks, misses, mapped, unmapped, checked, cleared, tried, given_up,
+    uint64_t entries, batches, calls, exits[DIRECT_EXITS], ticks, misses, mapped, unmapped, checked, cleared, tried, given_up,
         started;
 };
 

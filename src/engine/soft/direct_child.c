@@ -316,6 +316,7 @@ int direct_child_run(struct soft_vcpu *v, struct direct *d, struct direct_slot *
     s->shared->failed = 0;
     share_cpu(d, s);
     d->stats.batches += s->n_calls != 0;
+    d->stats.calls += s->n_calls;
     atomic_store(&d->running, s);
     if (atomic_load(&v->poll)) { /* whoever set it before has not seen that there is somebody to kick */
         atomic_store(&d->running, NULL);
