@@ -68,7 +68,8 @@ static const struct rule rules[] = {
     {4, 2, 1, ON_INTEL, {0x3ff, ALL, ALL, ALL}},
     {4, 3, 1, ON_INTEL, {0x3ff, ALL, ALL, ALL}},
     {6, 0, 0, ON_ANY, {0}, {.eax = BIT(2)}}, /* the APIC timer always runs */
-    {7, 0, 1, ON_ANY, {0, L7_EBX_KEEP, L7_ECX_KEEP, L7_EDX_KEEP}, {.ebx = BIT(1), .edx = BIT(14)}}, /* TSC_ADJUST; SERIALIZE */
+    /* added: TSC_ADJUST, SERIALIZE */
+    {7, 0, 1, ON_ANY, {0, L7_EBX_KEEP, L7_ECX_KEEP, L7_EDX_KEEP}, {.ebx = BIT(1), .edx = BIT(14)}},
     {7, 1, 1, ON_ANY, {L7_1_EAX_KEEP}},
     {7, 2, 1, ON_INTEL, {0}, {.edx = BIT(4)}},       /* BHI_CTRL: else kernels clear the branch history at each entry */
     {0xd, 1, 1, ON_ANY, {BIT(0) | BIT(1) | BIT(2)}}, /* XSAVEOPT, XSAVEC, XGETBV with ECX = 1 */

@@ -386,8 +386,10 @@ static int publish(const struct registry *r, const char *entry, const char *name
 
     if (!failed)
         failed = path_format(to, sizeof to, err, n, "%s/%s", r->vms, name);
-    if (failed || !rename(from, to))
+    if (failed)
         return failed;
+    if (!rename(from, to))
+        return 0;
     if (errno == ENOTEMPTY || errno == EEXIST)
         return error_set(err, n, -EEXIST, "there is a virtual machine '%s' already; `guise start %s` starts it", name,
                          name);

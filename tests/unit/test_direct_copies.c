@@ -20,9 +20,9 @@ static bool asks(unsigned at, const char *bytes, size_t n)
 
 static void getcpu_of_the_vdso(void **state)
 {
-    assert_true(ASKS(100, "\xb8\x7b\0\0\0\xf3\x0f\xc7\xf8"));  /* mov eax, 0x7b; rdpid rax */
-    assert_true(ASKS(100, "\xba\x7b\0\0\0\x0f\x03\xc2"));      /* mov edx, 0x7b; lsl eax, edx */
-    assert_true(ASKS(100, "\xb8\x7b\0\0\0\x0f\x03\xc0\x90"));  /* mov eax, 0x7b; lsl eax, eax */
+    assert_true(ASKS(100, "\xb8\x7b\0\0\0\xf3\x0f\xc7\xf8")); /* mov eax, 0x7b; rdpid rax */
+    assert_true(ASKS(100, "\xba\x7b\0\0\0\x0f\x03\xc2"));     /* mov edx, 0x7b; lsl eax, edx */
+    assert_true(ASKS(100, "\xb8\x7b\0\0\0\x0f\x03\xc0\x90")); /* mov eax, 0x7b; lsl eax, eax */
     assert_true(ASKS(0, "\xb8\x7b\0\0\0\xf3\x0f\xc7\xf8"));
     assert_true(ASKS(4087, "\xb8\x7b\0\0\0\xf3\x0f\xc7\xf8"));
 }
@@ -40,11 +40,11 @@ static void others_are_not_touched(void **state)
     assert_false(ASKS(100, "\xb8\x7c\0\0\0\xf3\x0f\xc7\xf8")); /* another selector */
     assert_false(ASKS(100, "\xb8\x7b\0\0\1\xf3\x0f\xc7\xf8"));
     assert_false(ASKS(100, "\x90\x90\x90\x90\x90\xf3\x0f\xc7\xf8"));
-    assert_false(ASKS(100, "\xb8\x7b\0\0\0\x90\x0f\xc7\xf8"));     /* rdseed */
-    assert_false(ASKS(100, "\xb8\x7b\0\0\0\xf3\x0f\xc7\x38"));     /* of memory */
-    assert_false(ASKS(100, "\xb9\x7b\0\0\0\x0f\x03\xc2"));          /* lsl of another register */
-    assert_false(ASKS(100, "\xba\x7b\0\0\0\x0f\x03\x02"));          /* of memory */
-    assert_false(ASKS(100, "\xba\x7b\0\0\0\x0f\x02\xc2"));          /* lar */
+    assert_false(ASKS(100, "\xb8\x7b\0\0\0\x90\x0f\xc7\xf8")); /* rdseed */
+    assert_false(ASKS(100, "\xb8\x7b\0\0\0\xf3\x0f\xc7\x38")); /* of memory */
+    assert_false(ASKS(100, "\xb9\x7b\0\0\0\x0f\x03\xc2"));     /* lsl of another register */
+    assert_false(ASKS(100, "\xba\x7b\0\0\0\x0f\x03\x02"));     /* of memory */
+    assert_false(ASKS(100, "\xba\x7b\0\0\0\x0f\x02\xc2"));     /* lar */
 }
 
 /* What is not in the page as a whole cannot be changed in a copy of it. */

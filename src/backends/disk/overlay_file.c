@@ -75,7 +75,7 @@ static int open_base(struct overlay *o, struct loop *loop, char *err, size_t n)
         return error_set(err, n, format, "overlay %s is damaged: its base has the unknown format '%s'",
                          o->disk.spec.path, h->base_format);
     spec.format = (unsigned)format;
-    strcpy(spec.path, h->base);
+    snprintf(spec.path, sizeof spec.path, "%s", h->base);
     char why[ERROR_SIZE];
     int failed = disk_open_spec(&o->base, &spec, loop, why, sizeof why);
     if (failed)
@@ -149,7 +149,7 @@ static int check_length(int fd, const struct overlay_header *h, uint64_t *missin
 static int open_map(struct overlay *o, char *err, size_t n)
 {
     const char *path = o->disk.spec.path;
-    uint64_t missing;
+    uint64_t missing = 0;
     int failed = check_length(o->file.fd, &o->header, &missing);
 
     if (!failed && missing)
@@ -275,7 +275,7 @@ static int describe_base(struct overlay_header *h, const char *words, struct loo
     if (strlen(path) >= sizeof h->base) {
         failed = error_set(err, n, -ENAMETOOLONG, "the path of the base, %s, is too long", path);
     } else {
-        strcpy(h->base, path);
+        snprintf(h->base, sizeof h->base, "%s", path);
         failed = fingerprint(base, &h->base_print);
         if (failed)
             error_sys(err, n, failed, "cannot read %s", path);
@@ -392,7 +392,7 @@ static int grow(int fd, struct overlay_header *h, unsigned slot, uint64_t size)
 int disk_overlay_grow(const char *path, uint64_t size, char *err, size_t n)
 {
     struct overlay_header *h = calloc(1, sizeof *h);
-    unsigned slot;
+    unsigned slot = 0;
 
     if (!h)
         return error_set(err, n, -ENOMEM, "out of memory");

@@ -54,7 +54,7 @@ static uint32_t header_crc(const uint8_t *bytes)
 void overlay_header_encode(const struct overlay_header *h, uint8_t *bytes)
 {
     memset(bytes, 0, OVERLAY_HEADER);
-    memcpy(bytes, OVERLAY_MAGIC, 8);
+    memcpy(bytes, OVERLAY_MAGIC, sizeof OVERLAY_MAGIC - 1);
     put32(bytes + AT_VERSION, VERSION);
     put64(bytes + AT_GENERATION, h->generation);
     put64(bytes + AT_SIZE, h->size);
@@ -68,7 +68,7 @@ void overlay_header_encode(const struct overlay_header *h, uint8_t *bytes)
 
 const char *overlay_header_decode(struct overlay_header *h, const uint8_t *bytes)
 {
-    if (memcmp(bytes, OVERLAY_MAGIC, 8) != 0)
+    if (memcmp(bytes, OVERLAY_MAGIC, sizeof OVERLAY_MAGIC - 1) != 0)
         return "is no overlay of guise";
     if (get32(bytes + AT_CRC) != header_crc(bytes))
         return "is damaged: its header's check sum is wrong";

@@ -40,7 +40,7 @@
 #define OVERLAY_GROUP_BYTES (OVERLAY_GRANULE * (OVERLAY_GROUP + 1ull))
 #define OVERLAY_SIZE_MAX (1ull << 44)
 #define OVERLAY_ID 16u
-#define OVERLAY_MAGIC "GUISEOVL"
+#define OVERLAY_MAGIC "GUISEOVL" /* without its terminator */
 
 struct overlay_header {
     uint64_t generation, size, base_size;

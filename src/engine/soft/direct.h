@@ -85,18 +85,18 @@ struct direct_slot {
 /* What is known of an address space. */
 struct space {
     uint64_t root;
-    bool direct;               /* it runs so, until that does not pay */
-    uint32_t seen;             /* ticks that found it in user mode, one after another */
-    uint32_t wait, fail;       /* ticks until it may try again; log2 of what the next failure costs */
-    uint32_t misses;           /* of pages: the first ones have to be */
-    uint32_t exits;            /* that count: there is a price to them */
-    uint64_t began;            /* CPU time of its process before those, ns; */
+    bool direct;                      /* it runs so, until that does not pay */
+    uint32_t seen;                    /* ticks that found it in user mode, one after another */
+    uint32_t wait, fail;              /* ticks until it may try again; log2 of what the next failure costs */
+    uint32_t misses;                  /* of pages: the first ones have to be */
+    uint32_t exits;                   /* that count: there is a price to them */
+    uint64_t began;                   /* CPU time of its process before those, ns; */
     uint64_t entries, batches, calls; /* and how often any program had been let go then, and pages mapped before that */
 };
 
 struct direct_stats {
-    uint64_t entries, batches, calls, exits[DIRECT_EXITS], ticks, misses, mapped, unmapped, checked, cleared, tried, given_up,
-        started;
+    uint64_t entries, batches, calls, exits[DIRECT_EXITS], ticks, misses, mapped, unmapped, checked, cleared, tried,
+        given_up, started;
 };
 
 struct direct {
@@ -124,8 +124,8 @@ struct direct {
     uint64_t since;                /* TSC */
     uint64_t entries;              /* at the last tick */
     struct space spaces[SPACES];
-    const struct space *last;      /* that a tick found, */
-    uint64_t last_tick, last_work, last_blocks; /* and when; how often translated code had called C, blocks been made then */
+    const struct space *last;                   /* that a tick found, */
+    uint64_t last_tick, last_work, last_blocks; /* and when; calls of C by translated code and blocks until then */
     uint32_t random;
     struct direct_stats stats;
     char why[160]; /* there is none */
@@ -168,8 +168,8 @@ void copies_stop(struct direct *d);
 /* Does the instruction with the byte 0x0f at p, in these bytes of a page, ask for the number of its processor, in a way
  * that a copy can do without? */
 bool copies_can(const uint8_t *page, const uint8_t *p);
-/* What is to be executed for a page of these bytes, with such an instruction: an offset in the RAM's file; 0: there is no
- * room. */
+/* What is to be executed for a page of these bytes, with such an instruction: an offset in the RAM's file; 0: there is
+ * no room. */
 uint64_t copies_offset(struct direct *d, uint64_t gpa, const uint8_t *page);
 bool copies_has(const struct direct *d, uint64_t gpa, uint64_t size); /* one of them is of a page there */
 /* A page that has changed since loses its copy, and whatever maps that is cleared. */

@@ -267,7 +267,7 @@ static bool found_asleep(struct direct_slot *s, unsigned looks)
     return false;
 }
 
-/* It has said that it stops.  On the vCPU's own CPU it sleeps already, nine times of ten, or cannot before it has that. */
+/* It has said that it stops.  On the vCPU's own CPU it sleeps by now, nine times of ten, or cannot before it has it. */
 static int wait_asleep(const struct direct *d, struct direct_slot *s)
 {
     const unsigned looks = d->cpu >= 0 && s->cpu == d->cpu ? 1 : LOOKS;

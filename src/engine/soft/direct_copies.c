@@ -1,14 +1,14 @@
 /*
  * Pages of which a copy is executed: code that asks which processor it runs on.
  *
- * Linux's vDSO has getcpu() beside the clock, in a page that every program reads the time from.  It asks by RDPID, or by
- * the limit of a segment (LSL) where there is none: a processor cannot be told to trap either, and the answer would be
- * the number of the host's.  So what is executed is a copy of the page in which that one instruction faults, and tier 1
- * answers; it runs what the guest's page says.  A program that reads the page finds the copy's two bytes there: the vDSO is
- * the only code known to have these, and nobody has a use for its instructions but to execute them.
+ * Linux's vDSO has getcpu() beside the clock, in a page that every program reads the time from.  It asks by RDPID, or
+ * by the limit of a segment (LSL) where there is none: a processor cannot be told to trap either, and the answer would
+ * be the number of the host's.  So what is executed is a copy of the page in which that one instruction faults, and
+ * tier 1 answers; it runs what the guest's page says.  A program that reads the page finds the copy's two bytes there:
+ * the vDSO is the only code known to have these, and nobody has a use for its instructions but to execute them.
  *
- * The copies lie behind the RAM in its file.  A page that has one is not writable for programs that run directly; whoever
- * else has written to it is noticed before the next of them runs.
+ * The copies lie behind the RAM in its file.  A page that has one is not writable for programs that run directly;
+ * whoever else has written to it is noticed before the next of them runs.
  */
 #include "engine/soft/direct.h"
 
@@ -34,8 +34,8 @@ void copies_stop(struct direct *d)
         munmap(d->spare, MEMORY_SPARE);
 }
 
-/* mov reg, 0x7b, the selector that Linux gives to programs for this; then rdpid, or lsl reg, reg.  In the vDSO's list of
- * instructions that the kernel has put in according to the processor rdpid is behind a rdtscp. */
+/* mov reg, 0x7b, the selector that Linux gives to programs for this; then rdpid, or lsl reg, reg.  In the vDSO's list
+ * of instructions that the kernel has put in according to the processor rdpid is behind a rdtscp. */
 bool copies_can(const uint8_t *page, const uint8_t *p)
 {
     static const uint8_t selector[] = {0x7b, 0, 0, 0}, rdtscp[] = {0x0f, 0x01, 0xf9};

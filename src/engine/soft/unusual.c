@@ -13,8 +13,8 @@ void sp_pause(struct translator *t, const struct insn *in)
     copy_insn_plain(&t->hot, in);
 }
 
-/* Shown on CPUs without it, too: kernels that are patching themselves are spared an IRET each time.  What it is for, fetching
- * again what has been written, is done anyway. */
+/* Shown on CPUs without it, too: kernels that are patching themselves are spared an IRET each time.  What it is for,
+ * fetching again what has been written, is done anyway. */
 void sp_serialize(struct translator *t, const struct insn *in)
 {
     static const uint8_t mfence_lfence[] = {0x0f, 0xae, 0xf0, 0x0f, 0xae, 0xe8};
@@ -290,7 +290,7 @@ void sp_string(struct translator *t, const struct insn *in)
         i++;
     unsigned rep = in->d->attributes & ZYDIS_ATTRIB_HAS_REPNE                           ? STR_REPNE
                    : in->d->attributes & (ZYDIS_ATTRIB_HAS_REP | ZYDIS_ATTRIB_HAS_REPE) ? STR_REPE
-                                                                                       : 0;
+                                                                                        : 0;
     unsigned segment = DS;
     for (unsigned k = 0; k < in->d->operand_count; k++)
         if (in->op[k].type == ZYDIS_OPERAND_TYPE_MEMORY && in->op[k].mem.base != ZYDIS_REGISTER_NONE &&
