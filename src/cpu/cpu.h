@@ -180,6 +180,11 @@ struct cpu;
 
 enum access { ACCESS_READ = 0, ACCESS_WRITE = 1, ACCESS_EXEC = 2 };
 
+/* Bits of paging entries (SDM 4.5). */
+enum { PTE_P = 1, PTE_W = 2, PTE_U = 4, PTE_A = 1 << 5, PTE_D = 1 << 6, PTE_PS = 1 << 7, PTE_G = 1 << 8 };
+#define PTE_NX (1ull << 63)
+#define PTE_ADDR 0x000ffffffffff000ull
+
 /* One page translation (SDM 4.2-4.6). */
 struct translation {
     uint64_t gpa;       /* of the exact byte asked for */

@@ -11,10 +11,6 @@
 #include "cpu/cpu_int.h"
 #include "memory/memory.h"
 
-enum { PTE_P = 1, PTE_W = 2, PTE_U = 4, PTE_A = 1 << 5, PTE_D = 1 << 6, PTE_PS = 1 << 7, PTE_G = 1 << 8 };
-#define PTE_NX (1ull << 63)
-#define PTE_ADDR 0x000ffffffffff000ull
-
 /* One walk's findings: the entries it used and the rights of all levels together. */
 struct walk {
     uint64_t gva;

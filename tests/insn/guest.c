@@ -35,8 +35,6 @@
 #define RAM_SIZE (16u << 20)
 #define STUB_SPACING 16
 
-enum { PTE_P = 1, PTE_W = 2, PTE_U = 4, PTE_A = 0x20, PTE_D = 0x40 };
-#define PTE_NX (1ull << 63)
 
 struct guest {
     const struct engine_ops *ops;

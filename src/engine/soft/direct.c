@@ -367,8 +367,8 @@ static struct direct_slot *slot_of(struct soft_vcpu *v, struct direct *d, uint64
 
 static struct direct_slot *choose(struct soft_vcpu *v, struct direct *d)
 {
-    uint64_t root = v->cpu.cr3 & 0x000ffffffffff000ull;
-    uint16_t pcid = v->cpu.cr4 & CR4_PCIDE ? v->cpu.cr3 & 0xfff : 0;
+    const uint64_t root = direct_root(v);
+    const uint16_t pcid = direct_pcid(v);
     struct direct_slot *s = d->current && d->current->root == root ? d->current : slot_of(v, d, root);
     if (!s)
         return NULL;
@@ -467,11 +467,6 @@ static uint64_t us_ticks(const struct direct *d, uint64_t us)
     return us * d->engine->tsc_khz / 1000;
 }
 
-static uint64_t root_of(const struct soft_vcpu *v)
-{
-    return v->cpu.cr3 & 0x000ffffffffff000ull;
-}
-
 static struct space *space_at(struct direct *d, uint64_t root)
 {
     return &d->spaces[(root * 0x9e3779b97f4a7c15ull >> 40) % SPACES];
@@ -551,9 +546,9 @@ void soft_direct_tick(struct soft_vcpu *v)
     if (d->entries == d->stats.entries)
         direct_child_release(d);
     d->entries = d->stats.entries;
-    struct space *sp = space_at(d, root_of(v));
-    if (sp->root != root_of(v)) {
-        *sp = (struct space){.root = root_of(v)};
+    struct space *sp = space_at(d, direct_root(v));
+    if (sp->root != direct_root(v)) {
+        *sp = (struct space){.root = direct_root(v)};
         d->last = NULL;
     }
     const bool is_cold = cold(v, d, sp), computes = quiet(v, d) && v->cpu.cpl == 3, again = d->last == sp;
@@ -577,8 +572,8 @@ void soft_direct_tick(struct soft_vcpu *v)
 bool soft_direct_armed(const struct soft_vcpu *v)
 {
     struct direct *d = v->engine->direct;
-    const struct space *sp = space_at(d, root_of(v));
-    return d->mode == ENGINE_DIRECT_ON ? sp->direct && sp->root == root_of(v) : d->mode != ENGINE_DIRECT_OFF;
+    const struct space *sp = space_at(d, direct_root(v));
+    return d->mode == ENGINE_DIRECT_ON ? sp->direct && sp->root == direct_root(v) : d->mode != ENGINE_DIRECT_OFF;
 }
 
 static bool wanted(struct soft_vcpu *v, struct direct *d)
@@ -604,7 +599,7 @@ enum direct_next soft_direct_run(struct soft_vcpu *v)
     if (mirror_hidden(s, v->cpu.rip))
         return d->pieces++ < PIECES ? DIRECT_NEXT_PIECE : DIRECT_NEXT_CODE;
     d->pieces = 0;
-    struct space *sp = space_at(d, root_of(v));
+    struct space *sp = space_at(d, direct_root(v));
     uint64_t misses = d->stats.misses;
     if (!sp->began)
         begin_window(d, s, sp);

@@ -131,6 +131,17 @@ struct direct {
     char why[160]; /* there is none */
 };
 
+/* What a mirror belongs to: the root of the page tables, and their PCID. */
+static inline uint64_t direct_root(const struct soft_vcpu *v)
+{
+    return v->cpu.cr3 & PTE_ADDR;
+}
+
+static inline uint16_t direct_pcid(const struct soft_vcpu *v)
+{
+    return v->cpu.cr4 & CR4_PCIDE ? v->cpu.cr3 & 0xfff : 0;
+}
+
 /* --- direct_child.c --- */
 int direct_child_start(struct direct *d, char *err, size_t n);
 void direct_child_stop(struct direct *d);

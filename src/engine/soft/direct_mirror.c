@@ -434,11 +434,10 @@ void soft_direct_cr3(struct soft_vcpu *v, bool keep)
     struct direct *d = v->engine->direct;
     if (!d)
         return;
-    bool tagged = v->cpu.cr4 & CR4_PCIDE;
-    uint16_t pcid = tagged ? v->cpu.cr3 & 0xfff : 0;
-    uint64_t root = v->cpu.cr3 & 0x000ffffffffff000ull;
+    const uint64_t root = direct_root(v);
+    const uint16_t pcid = direct_pcid(v);
     if (!keep)
-        soft_direct_flush(v, tagged ? pcid : -1);
+        soft_direct_flush(v, v->cpu.cr4 & CR4_PCIDE ? pcid : -1);
     d->current = NULL;
     for (unsigned i = 0; i < DIRECT_SLOTS; i++)
         if (d->slots[i].state == SLOT_READY && d->slots[i].root == root && d->slots[i].pcid == pcid)

@@ -75,12 +75,11 @@ void pages_set(struct direct_slot *s, uint64_t *page, uint64_t value)
 
 /* --- the guest's entries ----------------------------------------------------------------------------------- */
 
-enum { PRESENT = 1, PAGE_SIZE = 0x80, MARKS = 0x60 /* accessed, dirty */ };
-#define ADDRESS 0x000ffffffffff000ull
+#define MARKS ((uint64_t)PTE_A | PTE_D)
 
 static const volatile uint64_t *table_at(struct soft_vcpu *v, uint64_t entry)
 {
-    return memory_hva(v->engine->config.memory, entry & ADDRESS, 4096);
+    return memory_hva(v->engine->config.memory, entry & PTE_ADDR, 4096);
 }
 
 /* Those above the lowest table; none below that of a large page. */
@@ -94,9 +93,9 @@ static bool path_to(struct soft_vcpu *v, uint64_t gva, uint64_t path[REGION_PATH
         if (!table)
             return false;
         entry = path[i] = table[gva >> (39 - 9 * i) & 511];
-        if (!(entry & PRESENT))
+        if (!(entry & PTE_P))
             return false;
-        if (i && (entry & PAGE_SIZE))
+        if (i && (entry & PTE_PS))
             break;
     }
     return true;
@@ -105,7 +104,7 @@ static bool path_to(struct soft_vcpu *v, uint64_t gva, uint64_t path[REGION_PATH
 /* Marks may have been added. */
 static bool alike(uint64_t then, uint64_t now)
 {
-    return !((then ^ now) & ~(uint64_t)MARKS) && !(then & ~now & MARKS);
+    return !((then ^ now) & ~MARKS) && !(then & ~now & MARKS);
 }
 
 static bool path_alike(const struct region *g, const uint64_t now[REGION_PATH])
@@ -120,7 +119,7 @@ static bool path_alike(const struct region *g, const uint64_t now[REGION_PATH])
 static const volatile uint64_t *lowest_table(struct soft_vcpu *v, const uint64_t path[REGION_PATH])
 {
     uint64_t last = path[REGION_PATH - 1];
-    return last && !(last & PAGE_SIZE) ? table_at(v, last) : NULL;
+    return last && !(last & PTE_PS) ? table_at(v, last) : NULL;
 }
 
 void pages_remember(struct soft_vcpu *v, struct region *g, uint64_t gva)
