@@ -12,7 +12,7 @@ static void end_indirect(struct translator *t)
         struct site *s = emit_helper(t, &t->insns[t->n_insns - 1], helper_single_step, true);
         s->arg = 1;
     } else {
-        emit_indirect(t);
+        emit_indirect(t, &t->insns[t->n_insns - 1]);
     }
     t->ended = true;
 }
@@ -20,7 +20,7 @@ static void end_indirect(struct translator *t)
 static void end_direct(struct translator *t, const struct insn *in, int64_t target, int cc)
 {
     if (!(t->mode & MODE_BY_C)) {
-        emit_exit(t, target, cc);
+        emit_exit(t, in, target, cc);
         return;
     }
     uint32_t skip = cc >= 0 ? e_jcc(&t->hot, (unsigned)cc ^ 1, 0) : 0;
@@ -66,6 +66,8 @@ void sp_jcc(struct translator *t, const struct insn *in)
         end_short(t, in, (int)cc);
     else
         end_direct(t, in, branch_target(t, in), (int)cc);
+    if (in < &t->insns[t->n_insns - 1])
+        return; /* the block goes on behind it */
     end_direct(t, in, in->pc + in->length, -1);
     t->ended = true;
 }

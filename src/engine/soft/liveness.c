@@ -109,7 +109,7 @@ static uint8_t peek(struct translator *t, int64_t target)
     uint8_t live = 0, written = 0;
     unsigned pc = 0;
 
-    if (offset < 0 || offset >= 4096 || t->b->n_peeked == BLOCK_PEEKS)
+    if (offset < 0 || offset >= 4096)
         return F_ALL;
     unsigned room = 4096 - (unsigned)offset;
     const uint8_t *ram = memory_hva(t->engine->config.memory, (t->b->gpa & ~4095ull) + (uint64_t)offset, room);
@@ -126,8 +126,13 @@ static uint8_t peek(struct translator *t, int64_t target)
         pc += in->length;
     }
     live |= F_ALL & (uint8_t)~written;
-    if (live != F_ALL)
-        t->b->peeked[t->b->n_peeked++] = (struct peeked){.first = (uint16_t)offset, .length = (uint16_t)pc};
+    const struct insn *last = &t->insns[t->n_insns - 1];
+    bool own = target >= 0 && target + pc <= last->pc + last->length; /* it depends on those bytes anyway */
+    if (live == F_ALL || own)
+        return live;
+    if (t->b->n_peeked == BLOCK_PEEKS)
+        return F_ALL;
+    t->b->peeked[t->b->n_peeked++] = (struct peeked){.first = (uint16_t)offset, .length = (uint16_t)pc};
     return live;
 }
 
@@ -137,13 +142,19 @@ static bool goes_on(const struct insn *in)
     return in->shape->mnemonic == ZYDIS_MNEMONIC_STAC || in->shape->mnemonic == ZYDIS_MNEMONIC_CLAC;
 }
 
+/* Who steps or sets breakpoints looks at the flags; a second page may be another's neighbour tomorrow. */
+static bool knows_successors(const struct translator *t)
+{
+    return (t->mode & MODE_64) && !(t->mode & MODE_BY_C) && !t->engine->config.precise_flags &&
+           t->b->gpa2 == UINT64_MAX;
+}
+
 /* What is alive behind the block's last instruction. */
 static uint8_t live_at_end(struct translator *t)
 {
     const struct insn *last = &t->insns[t->n_insns - 1];
     int64_t next = last->pc + last->length;
-    /* who steps or sets breakpoints looks at the flags; a second page may be another's neighbour tomorrow */
-    if (!(t->mode & MODE_64) || (t->mode & MODE_BY_C) || t->engine->config.precise_flags || t->b->gpa2 != UINT64_MAX)
+    if (!knows_successors(t))
         return F_ALL;
     if (last->d->meta.branch_type == ZYDIS_BRANCH_TYPE_NONE)
         return last->shape->special && last->shape->ends && !goes_on(last) ? F_ALL : peek(t, next);
@@ -160,6 +171,8 @@ void flag_liveness(struct translator *t)
     uint8_t live = live_at_end(t);
     for (unsigned i = t->n_insns; i-- > 0;) {
         struct insn *in = &t->insns[i];
+        if (in->shape->ends && i < t->n_insns - 1) /* a branch that it goes on behind */
+            live |= knows_successors(t) ? peek(t, in->pc + in->length + in->imm[0]) : F_ALL;
         in->live_after = live;
         live &= (uint8_t)~flags_killed(in);
         live |= in->shape->flags_tested;

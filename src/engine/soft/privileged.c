@@ -65,7 +65,7 @@ void sp_stac(struct translator *t, const struct insn *in)
     rflags_op(t, in, set ? 1 : 4, set ? FL_AC : ~(uint32_t)FL_AC);
     t->mode = (mode & ~(uint32_t)(MODE_MMU | MODE_UNGROUPED)) | open;
     e_store_imm32(&t->hot, VOFF(mode), t->mode);
-    emit_exit(t, in->pc + in->length, CC_NONE);
+    emit_exit(t, in, in->pc + in->length, CC_NONE);
     t->mode = mode;
     t->ended = true;
 }

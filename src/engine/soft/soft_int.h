@@ -125,7 +125,7 @@ struct exit {
 _Static_assert(MODE_TSD < 1 << 17, "the mode's bits");
 
 /* Bytes of its page, not its own, that a block was translated in the knowledge of. */
-#define BLOCK_PEEKS 2
+#define BLOCK_PEEKS 3
 struct peeked {
     uint16_t first, length; /* offset in the page */
 };

@@ -379,4 +379,5 @@ void special_facts(struct shape *s)
         if (s->what->op[i].type == ZYDIS_OPERAND_TYPE_MEMORY && s->what->op[i].mem.type == ZYDIS_MEMOP_TYPE_VSIB)
             s->special = sp_gather;
     s->ends = ends_block(s);
+    s->passable = s->special == sp_jcc && !(s->what->d.attributes & ZYDIS_ATTRIB_HAS_OPERANDSIZE);
 }

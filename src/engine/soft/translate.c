@@ -75,6 +75,13 @@ static void fetch(struct translator *t, const uint8_t *ram, unsigned end, unsign
     }
 }
 
+/* Code that runs often goes on behind a conditional branch, where compilers put what is likely: a window then serves the
+ * accesses on both sides of it.  All code would be twice as much to translate, for branches that are seldom met. */
+static bool may_pass(const struct translator *t)
+{
+    return t->b->hot && (t->mode & MODE_64) && !(t->mode & MODE_BY_C);
+}
+
 /* Reads the guest's bytes up to the end of the page; the second page only if the first instruction
  * needs it.  false: a fetch fault is recorded. */
 static bool decode_block(struct translator *t, uint64_t gpa, unsigned max_insns)
@@ -85,7 +92,7 @@ static bool decode_block(struct translator *t, uint64_t gpa, unsigned max_insns)
     decode_begin(t);
     t->n_insns = t->fetched = 0;
     t->straddles = false;
-    unsigned pc = 0;
+    unsigned pc = 0, passes = may_pass(t) ? BLOCK_MAX_PASSED : 0;
     while (t->n_insns < max_insns && pc < room) {
         struct insn *in = &t->insns[t->n_insns];
         fetch(t, ram, pc + 15, room);
@@ -114,8 +121,9 @@ static bool decode_block(struct translator *t, uint64_t gpa, unsigned max_insns)
             undefined_insn(t, in, t->code + pc, status);
         t->n_insns++;
         pc += in->length;
-        if (ZYAN_FAILED(status) || in->shape->ends)
+        if (ZYAN_FAILED(status) || (in->shape->ends && !(in->shape->passable && passes > 0)))
             break;
+        passes -= in->shape->ends;
     }
     return true;
 }
@@ -130,11 +138,11 @@ void add_map(struct translator *t, uint32_t host, const struct insn *in)
     e->maps[e->n_maps++] = (struct pc_map){.host = (uint16_t)(host - start), .guest = in->pc & 1023, .cold = cold};
 }
 
-void emit_indirect(struct translator *t)
+void emit_indirect(struct translator *t, const struct insn *in)
 {
     struct emit *e = &t->hot;
     enum flags_place place = t->flags; /* as it still is where this is jumped over */
-    if (t->insns[t->n_insns - 1].live_after)
+    if (in->live_after)
         flags_to_memory(t, R10);
     t->flags = place;
     e_rorx(e, R10, R11, IBTC_SHIFT); /* ibtc_index() */
@@ -149,21 +157,21 @@ static bool in_page(const struct translator *t, int64_t target)
 }
 
 /* A direct branch to block start + target; cc < 0: always. */
-void emit_exit(struct translator *t, int64_t target, int cc)
+void emit_exit(struct translator *t, const struct insn *in, int64_t target, int cc)
 {
     struct engine *en = t->engine;
     struct emit *e = &t->hot;
     if (!(t->mode & MODE_64))
         target = (int32_t)((uint32_t)(t->gva + (uint64_t)target)) - (int64_t)(int32_t)(uint32_t)t->gva;
     bool cross = !in_page(t, target) || t->b->gpa2 != UINT64_MAX || (t->straddles && target == t->b->length);
-    bool poll = t->poll_after || target <= (int64_t)t->insns[t->n_insns - 1].pc;
+    bool poll = t->poll_after || target <= (int64_t)in->pc;
     if (cross && !(t->mode & MODE_FIXED_PC)) {
         /* another page in position-independent code: by address, through the IBTC */
         uint32_t skip = 0;
         if (cc >= 0)
             skip = e_jcc(e, (unsigned)cc ^ 1, 0);
         emit_pc(t, R11, target);
-        emit_indirect(t);
+        emit_indirect(t, in);
         if (cc >= 0)
             e_patch(e, skip, e_offset(e));
         return;
@@ -176,7 +184,7 @@ void emit_exit(struct translator *t, int64_t target, int cc)
                        .poll = poll,
                        .cross = cross};
     x->flags_in_memory = t->flags == FLAGS_MEMORY;
-    x->flags_live = t->insns[t->n_insns - 1].live_after;
+    x->flags_live = in->live_after;
     x->stub = e_offset(&t->cold);
     emit_way_out(en, &t->cold, R9, index, OUT_EXIT);
     x->patch = cc < 0 ? e_jmp(e, x->stub) : e_jcc(e, (unsigned)cc, x->stub);
@@ -260,7 +268,7 @@ static void translate_body(struct translator *t)
         if (t->mode & MODE_BY_C)
             emit_helper(t, last, helper_single_step, true);
         else
-            emit_exit(t, last->pc + last->length, CC_NONE);
+            emit_exit(t, last, last->pc + last->length, CC_NONE);
     }
 }
 

@@ -8,6 +8,7 @@
 #include "engine/soft/emit.h"
 
 #define BLOCK_MAX_INSNS 48
+#define BLOCK_MAX_PASSED 2u /* conditional branches that a hot block goes on behind */
 #define TAIL_MAX 160
 #define PEEK_INSNS 8u /* of a successor, to know which flags are alive: liveness.c */
 #define CODE_MAX (BLOCK_MAX_INSNS * 15)
@@ -55,7 +56,8 @@ struct shape {
     bool imm_signed : 1;
     bool counted : 1;     /* no flag is overwritten when its immediate count is 0 */
     bool wants_flags : 1; /* in the host's: it reads them there */
-    bool ends : 1;        /* nothing after it belongs to the block */
+    bool ends : 1;        /* nothing after it belongs to the block, */
+    bool passable : 1;    /* but in a hot one that goes on where a conditional branch is not taken */
     bool high8 : 1;       /* names AH, CH, DH or BH */
     bool transparent : 1; /* control goes on behind it, and the tables know what it does to flags */
     bool regular : 1;     /* its numbers are as they stand in the bytes; else they are what Zydis says */
@@ -236,8 +238,8 @@ void undefined_insn(struct translator *t, struct insn *in, const uint8_t *bytes,
 
 /* translate.c */
 enum { CC_NONE = -1 };
-void emit_exit(struct translator *t, int64_t target, int cc); /* cc: CC_NONE for always */
-void emit_indirect(struct translator *t);                     /* target gva in r11 */
+void emit_exit(struct translator *t, const struct insn *in, int64_t target, int cc); /* cc: CC_NONE for always */
+void emit_indirect(struct translator *t, const struct insn *in);                     /* target gva in r11 */
 void add_map(struct translator *t, uint32_t host, const struct insn *in);
 
 /* special.c: a translator for each mnemonic that is not simply copied; NULL: generic_insn */

@@ -39,6 +39,8 @@ static bool is_safe(const struct shape *s)
 {
     if (s->gprs >> R9 & 1)
         return false;
+    if (s->passable) /* the last of a block, or passed */
+        return true;
     switch (s->mnemonic) {
     case ZYDIS_MNEMONIC_PUSH:
     case ZYDIS_MNEMONIC_POP:
@@ -151,6 +153,7 @@ struct window_plan {
 static void plan(struct translator *t, unsigned first, unsigned base, struct window_plan *w)
 {
     int64_t offset = 0;
+    bool passed = false; /* a branch: what is behind it may not be executed */
     *w = (struct window_plan){.low = INT64_MAX, .high = INT64_MIN};
     for (unsigned i = first; i < t->n_insns; i++) {
         const struct insn *in = &t->insns[i];
@@ -159,7 +162,10 @@ static void plan(struct translator *t, unsigned first, unsigned base, struct win
         if (!s->safe)
             return;
         struct reference r = reference_of(in);
+        passed |= s->passable;
         if (s->served && r.base == base) {
+            if (passed && r.write && !w->write)
+                return; /* read-only pages are read, and written only after a look at them */
             int64_t low = offset + r.disp, high = low + r.size;
             low = low < w->low ? low : w->low;
             high = high > w->high ? high : w->high;
@@ -263,7 +269,7 @@ void window_hoist(struct translator *t, const struct insn *in)
     for (unsigned i = first; i < t->n_insns; i++) {
         const struct shape *s = t->insns[i].shape;
         struct window_plan w;
-        if (!s->safe || (i > first && !t->insns[i].live_before))
+        if (!s->safe || s->passable || (i > first && !t->insns[i].live_before))
             return;
         if (!s->served)
             continue;
