@@ -3,7 +3,7 @@
  *
  * A block is a run of instructions inside one guest page (only its last may straddle), ended by a
  * control transfer, by an instruction that may change what follows (privileged ones), or by its
- * length.  A forward branch in the page jumps to its first instruction; other ways in pay for what they need
+ * length; in code that runs often two conditional branches are passed.  A forward branch in the page jumps to its first instruction; other ways in pay for what they need
  * (ways.c).
  */
 #include "engine/soft/translate_int.h"
