@@ -76,7 +76,7 @@ static struct moment read_clocks(void)
     return m;
 }
 
-/* The process's beginning: what an engine measures by has mostly gone by when it is made, and need not be waited for. */
+/* The process's beginning: the time that an engine measures by has mostly gone by when it is made. */
 static struct moment began;
 
 __attribute__((constructor)) static void note_beginning(void)
