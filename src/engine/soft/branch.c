@@ -43,7 +43,7 @@ static unsigned branch_size(const struct translator *t, const struct insn *in)
 static void end_short(struct translator *t, const struct insn *in, int cc)
 {
     uint32_t skip = cc >= 0 ? e_jcc(&t->hot, (unsigned)cc ^ 1, 0) : 0;
-    emit_pc(t, R11, in->pc + in->length + in->op[0].imm.value.s);
+    emit_pc(t, R11, in->pc + in->length + in->imm[0]);
     e_movzx16(&t->hot, R11, R11);
     end_indirect(t);
     if (cc >= 0)

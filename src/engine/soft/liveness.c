@@ -158,7 +158,8 @@ static uint8_t live_at_end(struct translator *t)
         return F_ALL;
     if (last->d->meta.branch_type == ZYDIS_BRANCH_TYPE_NONE)
         return last->shape->special && last->shape->ends && !goes_on(last) ? F_ALL : peek(t, next);
-    if (last->d->meta.branch_type == ZYDIS_BRANCH_TYPE_FAR || last->op[0].type != ZYDIS_OPERAND_TYPE_IMMEDIATE)
+    if (last->d->meta.branch_type == ZYDIS_BRANCH_TYPE_FAR || last->op[0].type != ZYDIS_OPERAND_TYPE_IMMEDIATE ||
+        (last->d->attributes & ZYDIS_ATTRIB_HAS_OPERANDSIZE)) /* AMD: its target is cut to 16 bits */
         return F_ALL;
     int64_t target = next + last->imm[0];
     if (last->d->meta.category == ZYDIS_CATEGORY_COND_BR)
