@@ -35,7 +35,6 @@
 #define RAM_SIZE (16u << 20)
 #define STUB_SPACING 16
 
-
 struct guest {
     const struct engine_ops *ops;
     struct engine *engine;

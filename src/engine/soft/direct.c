@@ -402,12 +402,11 @@ static void follow_clock(struct soft_vcpu *v, struct direct *d)
             lose(v, d, &d->slots[i]);
 }
 
-/* Until something is to be done that only tier 1 can do. */
+/* Until something is to be done that only tier 1 can do.  The mirror is right to begin with. */
 static enum direct_exit stay(struct soft_vcpu *v, struct direct *d, struct direct_slot *s)
 {
     uint64_t last_miss = 0, last_rip = 0;
     for (;;) {
-        mirror_refresh(v, d, s);
         state_out(v, s);
         uint64_t start = __builtin_ia32_rdtsc();
         int r = direct_child_run(v, d, s);
@@ -444,6 +443,7 @@ static enum direct_exit stay(struct soft_vcpu *v, struct direct *d, struct direc
         last_miss = (why.address & ~4095ull) + (why.error & 31), last_rip = k.rip;
         if (!suitable(v))
             return DIRECT_EXCEPTION;
+        mirror_refresh(v, d, s);
     }
 }
 
@@ -528,13 +528,12 @@ static bool quiet(struct soft_vcpu *v, struct direct *d)
     return is;
 }
 
-/* Is it code that has not run before, of a program that is no longer quite new itself?  That is where direct execution
- * saves most. */
-static bool cold(const struct soft_vcpu *v, struct direct *d, const struct space *sp)
+/* Has most of the code since the last tick not run before?  That is where direct execution saves most. */
+static bool cold(const struct soft_vcpu *v, struct direct *d)
 {
     bool is = v->stats.blocks - d->last_blocks > COLD;
     d->last_blocks = v->stats.blocks;
-    return is && v->cpu.cpl == 3 && d->last == sp && sp->fail <= COLD_FAILS;
+    return is;
 }
 
 /* An interrupt has come: what does it find? */
@@ -551,16 +550,18 @@ void soft_direct_tick(struct soft_vcpu *v)
         *sp = (struct space){.root = direct_root(v)};
         d->last = NULL;
     }
-    const bool is_cold = cold(v, d, sp), computes = quiet(v, d) && v->cpu.cpl == 3, again = d->last == sp;
+    const bool user = v->cpu.cpl == 3, again = d->last == sp, computes = quiet(v, d) && user;
+    /* a program that is quite new itself will be over before it pays */
+    const bool starts = cold(v, d) && user && again && sp->fail <= COLD_FAILS;
     d->last = sp;
     if (sp->direct)
         return;
-    if (sp->wait && !is_cold) {
+    if (sp->wait && !starts) {
         sp->wait--;
         return;
     }
     sp->wait = 0;
-    sp->seen = is_cold ? SEEN_ENOUGH : !computes ? 0 : again ? sp->seen + 1 : 1;
+    sp->seen = starts ? SEEN_ENOUGH : !computes ? 0 : again ? sp->seen + 1 : 1;
     if (sp->seen < SEEN_ENOUGH || !suitable(v))
         return;
     sp->direct = true;
