@@ -28,6 +28,8 @@ int boot_read_to_ram(struct memory *m, int fd, uint64_t offset, uint64_t gpa, ui
     if (!len)
         return 0;
     void *to = memory_hva(m, gpa, len);
+    for (size_t done = 0; to && done < len; done += 1ul << MEMORY_CHUNK_SHIFT)
+        memory_touch(m, gpa + done);
     return to ? boot_pread(fd, to, len, offset) : -EFAULT;
 }
 

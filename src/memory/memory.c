@@ -72,7 +72,8 @@ int memory_create(struct memory **out, uint64_t size)
     m->high_size = size - m->low_size;
     m->end = m->high_size ? MEMORY_HOLE_END + m->high_size : m->low_size;
 
-    int err = create_file(m);
+    m->touched = calloc((m->end >> MEMORY_CHUNK_SHIFT) + 1, 1);
+    int err = m->touched ? create_file(m) : -ENOMEM;
     if (!err)
         err = reserve(m);
     if (!err)
@@ -95,7 +96,17 @@ void memory_destroy(struct memory *m)
         munmap(m->base, m->end + PAGE);
     if (m->fd >= 0)
         close(m->fd);
+    free(m->touched);
     free(m);
+}
+
+void memory_touch_chunk(struct memory *m, uint64_t gpa)
+{
+    const uint64_t size = 1ull << MEMORY_CHUNK_SHIFT, first = gpa & -size;
+    m->touched[gpa >> MEMORY_CHUNK_SHIFT] = 1;
+    /* Linux 5.14 and later; where that is not to be had, or memory is short, faults do the same or say so. */
+    if (memory_is_ram(m, first, size))
+        (void)madvise(m->base + first, size, MADV_POPULATE_WRITE);
 }
 
 int memory_read(const struct memory *m, uint64_t gpa, void *buf, size_t len)

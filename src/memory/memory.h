@@ -24,6 +24,7 @@ struct memory {
     uint64_t low_size;  /* bytes below the hole */
     uint64_t high_size; /* bytes from 4 GiB up */
     uint64_t end;       /* one past the last RAM gpa */
+    uint8_t *touched;   /* by chunk: its pages are there, as far as nobody has taken them away */
     int fd;             /* the memfd; offset in the file = gpa for low RAM, gpa - hole for high RAM */
 };
 
@@ -41,6 +42,16 @@ static inline bool memory_is_ram(const struct memory *m, uint64_t gpa, uint64_t 
 static inline void *memory_hva(const struct memory *m, uint64_t gpa, uint64_t len)
 {
     return memory_is_ram(m, gpa, len) ? m->base + gpa : NULL;
+}
+
+/* Whoever is the first to use a page asks for those around it, too: guests use their memory by large pieces, and a page
+ * that comes by a fault of the host's costs several times as much. */
+#define MEMORY_CHUNK_SHIFT 18
+void memory_touch_chunk(struct memory *m, uint64_t gpa);
+static inline void memory_touch(struct memory *m, uint64_t gpa)
+{
+    if (!m->touched[gpa >> MEMORY_CHUNK_SHIFT])
+        memory_touch_chunk(m, gpa);
 }
 
 /* Copies; -EFAULT (and nothing copied) unless all of the range is RAM.  These tell nobody about

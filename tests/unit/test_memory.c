@@ -48,6 +48,34 @@ static void discarded_pages_read_as_zero(void **state)
     memory_destroy(m);
 }
 
+static unsigned resident(const uint8_t *at, unsigned pages)
+{
+    unsigned char there[256];
+    unsigned n = 0;
+    assert_true(pages <= sizeof there);
+    assert_int_equal(mincore((void *)(uintptr_t)at, pages * 4096ul, there), 0);
+    for (unsigned i = 0; i < pages; i++)
+        n += there[i] & 1;
+    return n;
+}
+
+static void a_touched_page_brings_its_chunk(void **state)
+{
+    const uint64_t chunk = 1ull << MEMORY_CHUNK_SHIFT;
+    struct memory *m;
+    assert_int_equal(memory_create(&m, 16 << 20), 0);
+    if (madvise(m->base, 4096, MADV_POPULATE_WRITE))
+        skip(); /* Linux 5.14 */
+    memory_touch(m, 3 * chunk + 12345);
+    assert_int_equal(resident(m->base + 3 * chunk, (unsigned)(chunk / 4096)), chunk / 4096);
+    assert_int_equal(resident(m->base + 2 * chunk, (unsigned)(chunk / 4096)), 0);
+    assert_int_equal(resident(m->base + 4 * chunk, (unsigned)(chunk / 4096)), 0);
+    m->base[3 * chunk] = 1;
+    memory_touch(m, 3 * chunk);
+    assert_int_equal(m->base[3 * chunk], 1);
+    memory_destroy(m);
+}
+
 static void memory_beyond_3_gib_moves_above_the_hole(void **state)
 {
     struct memory *m;
@@ -108,9 +136,13 @@ static void the_hole_and_the_page_behind_fault(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(low_memory_is_one_piece),      cmocka_unit_test(memory_beyond_3_gib_moves_above_the_hole),
-        cmocka_unit_test(discarded_pages_read_as_zero), cmocka_unit_test(sizes_that_make_no_sense_are_refused),
-        cmocka_unit_test(the_file_cannot_be_cut),       cmocka_unit_test(the_hole_and_the_page_behind_fault),
+        cmocka_unit_test(low_memory_is_one_piece),
+        cmocka_unit_test(memory_beyond_3_gib_moves_above_the_hole),
+        cmocka_unit_test(discarded_pages_read_as_zero),
+        cmocka_unit_test(a_touched_page_brings_its_chunk),
+        cmocka_unit_test(sizes_that_make_no_sense_are_refused),
+        cmocka_unit_test(the_file_cannot_be_cut),
+        cmocka_unit_test(the_hole_and_the_page_behind_fault),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

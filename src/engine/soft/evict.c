@@ -11,6 +11,7 @@
 #include "engine/soft/soft_int.h"
 
 #include <string.h>
+#include <sys/mman.h>
 
 #define BLOCK_CODE_MAX (64u << 10) /* more than one block can need, in either half */
 #define WAYS_OUT_BYTES 4096        /* for the shared ends of ways out, in front of the cold half's slices */
@@ -36,6 +37,36 @@ struct cache_region soft_region_filled(const struct engine *e, unsigned i)
     return (struct cache_region){e->cache.hot, e->cache.cold, e->n_blocks, e->n_sites, e->n_exits, e->n_maps};
 }
 
+/* --- pages of the host's ------------------------------------------------------------------------------------- */
+
+/* What will be filled next is asked for by so much at a time: a page that comes by a fault costs several times as much,
+ * and a boot fills 12,000 of them. */
+#define AHEAD (128u << 10)
+
+static void ahead(const void *base, uint64_t used, uint64_t *done, int advice)
+{
+    if (used + AHEAD / 4 <= *done)
+        return;
+    *done &= -4096ull;
+    (void)madvise((char *)(uintptr_t)base + *done, AHEAD, advice); /* older kernels cannot: then by faults */
+    *done += AHEAD;
+}
+
+static void all_ahead(struct engine *e)
+{
+    struct cache_ahead *a = &e->ahead;
+    ahead(e->cache.rw, e->cache.hot, &a->hot, MADV_POPULATE_WRITE);
+    ahead(e->cache.rx, e->cache.hot, &a->hot_x, MADV_POPULATE_READ);
+    ahead(e->cache.rw, e->cache.cold, &a->cold, MADV_POPULATE_WRITE);
+    ahead(e->cache.rx, e->cache.cold, &a->cold_x, MADV_POPULATE_READ);
+    ahead(e->blocks, e->n_blocks * sizeof *e->blocks, &a->blocks, MADV_POPULATE_WRITE);
+    ahead(e->sites, e->n_sites * sizeof *e->sites, &a->sites, MADV_POPULATE_WRITE);
+    ahead(e->exits, e->n_exits * sizeof *e->exits, &a->exits, MADV_POPULATE_WRITE);
+    ahead(e->maps, e->n_maps * sizeof *e->maps, &a->maps, MADV_POPULATE_WRITE);
+}
+
+/* --- regions ------------------------------------------------------------------------------------------------- */
+
 static void fill_region(struct engine *e, unsigned i)
 {
     const struct cache_region *r = &e->regions[i];
@@ -46,6 +77,16 @@ static void fill_region(struct engine *e, unsigned i)
     e->n_sites = r->site;
     e->n_exits = r->exit;
     e->n_maps = r->map;
+    e->ahead = (struct cache_ahead){
+        .hot = r->hot,
+        .hot_x = r->hot,
+        .cold = r->cold,
+        .cold_x = r->cold,
+        .blocks = r->block * sizeof *e->blocks,
+        .sites = r->site * sizeof *e->sites,
+        .exits = r->exit * sizeof *e->exits,
+        .maps = r->map * sizeof *e->maps,
+    };
 }
 
 static void all_empty(struct engine *e)
@@ -183,6 +224,7 @@ void soft_region_make_room(struct engine *e)
 {
     if (!has_room(e))
         soft_region_next(e);
+    all_ahead(e);
 }
 
 /* --- everything ---------------------------------------------------------------------------------------------- */

@@ -249,6 +249,11 @@ struct cache_region { /* its first of each */
     uint32_t hot, cold, block, site, exit, map;
 };
 
+/* Up to where the host's pages have been asked for, in bytes (evict.c). */
+struct cache_ahead {
+    uint64_t hot, hot_x, cold, cold_x, blocks, sites, exits, maps;
+};
+
 /* Where time goes besides translated code; what is inside another kind is not counted twice. */
 enum time_kind {
     TIME_RUN /* all of it */,
@@ -370,6 +375,7 @@ struct engine {
     /* n_sites and so on are the next free ones of the region being filled */
     struct cache_region regions[REGIONS_MAX + 1]; /* the last one is the end of all */
     struct cache_region filled[REGIONS_MAX];      /* ends of what is in use in the others */
+    struct cache_ahead ahead;
     unsigned n_regions, region;
     uint64_t hot[INDEXED_BITS / 64];     /* blocks that run so often that their accesses get slots, likewise */
     uint64_t indexed[INDEXED_BITS / 64]; /* instructions that do better without a slot, by hash of gpa */

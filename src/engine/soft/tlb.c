@@ -39,6 +39,7 @@ static void note_large(struct soft_vcpu *v, uint64_t gva, const struct translati
 void soft_tlb_fill(struct soft_vcpu *v, unsigned mmu, uint64_t gva, const struct translation *tr, uint8_t *page)
 {
     struct engine *e = v->engine;
+    memory_touch(e->config.memory, tr->gpa);
     if (!soft_watched(v, gva, false))
         tlb_insert(v, mmu, 0, gva, page, tr->global);
     bool may_write = tr->dirty && (tr->writable || (mmu != MMU_USER && !(v->cpu.cr0 & CR0_WP)));
