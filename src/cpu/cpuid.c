@@ -33,9 +33,9 @@
 #define L7_EBX_KEEP                                                                                                    \
     (BIT(0) | BIT(3) | BIT(5) | BIT(6) | BIT(7) | BIT(8) | BIT(9) | BIT(10) | BIT(13) | BIT(16) | BIT(17) | BIT(18) |  \
      BIT(19) | BIT(20) | BIT(21) | BIT(23) | BIT(24) | BIT(28) | BIT(29) | BIT(30) | BIT(31))
-/* VBMI UMIP VBMI2 GFNI VAES VPCLMULQDQ VNNI BITALG VPOPCNTDQ RDPID MOVDIRI */
+/* VBMI UMIP VBMI2 GFNI VAES VPCLMULQDQ VNNI BITALG VPOPCNTDQ RDPID MOVDIRI MOVDIR64B */
 #define L7_ECX_KEEP                                                                                                    \
-    (BIT(1) | BIT(2) | BIT(6) | BIT(8) | BIT(9) | BIT(10) | BIT(11) | BIT(12) | BIT(14) | BIT(22) | BIT(27))
+    (BIT(1) | BIT(2) | BIT(6) | BIT(8) | BIT(9) | BIT(10) | BIT(11) | BIT(12) | BIT(14) | BIT(22) | BIT(27) | BIT(28))
 /* FSRM VP2INTERSECT SERIALIZE AVX512_FP16 */
 #define L7_EDX_KEEP (BIT(4) | BIT(8) | BIT(14) | BIT(23))
 /* AVX_VNNI AVX512_BF16 FZRM FSRS FSRC */

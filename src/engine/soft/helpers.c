@@ -141,6 +141,19 @@ const void *helper_clzero(struct soft_vcpu *v, const struct site *s)
     return data_write(v, v->helper_ea & ~63ull, zero, sizeof(zero)) ? fault(v) : finish(v, s);
 }
 
+/* SDM volume 2: 64 bytes at a place that is a multiple of that. */
+const void *helper_movdir64b(struct soft_vcpu *v, const struct site *s)
+{
+    uint8_t bytes[64];
+    if (v->helper_to & 63) {
+        cpu_raise_error(&v->cpu, EXC_GP, 0);
+        return fault(v);
+    }
+    if (data_read(v, v->helper_ea, bytes, sizeof bytes) || data_write(v, v->helper_to, bytes, sizeof bytes))
+        return fault(v);
+    return finish(v, s);
+}
+
 const void *helper_pusha(struct soft_vcpu *v, const struct site *s)
 {
     struct cpu *c = &v->cpu;

@@ -202,6 +202,7 @@ void isa_init(struct translator *t, const struct cpu *cpu)
         w[i] = word(cpu, i);
     for (unsigned i = 0; i <= ZYDIS_ISA_SET_MAX_VALUE; i++)
         t->isa[i] = (w[needs[i].word] >> needs[i].bit & 1) && (!needs[i].vl || w[L7B] >> 31);
+    t->movdir64b = w[L7C] >> 28 & 1;
     t->amd = soft_is_amd(cpu);
     decoder_modes(&t->decoder64, w, t->amd);
     decoder_modes(&t->decoder32, w, t->amd);
@@ -209,8 +210,8 @@ void isa_init(struct translator *t, const struct cpu *cpu)
 
 bool isa_has(const struct translator *t, const ZydisDecodedInstruction *d)
 {
-    if (d->mnemonic == ZYDIS_MNEMONIC_MOVDIR64B) /* stores through an address in a register: never copied */
-        return false;
+    if (d->mnemonic == ZYDIS_MNEMONIC_MOVDIR64B) /* of the same set as MOVDIRI */
+        return t->movdir64b;
     if (d->opcode_map == ZYDIS_OPCODE_MAP_0F && d->opcode == 0x0d && d->raw.modrm.mod == 3)
         return !t->amd; /* PREFETCH of a register: a no-op elsewhere */
     return t->isa[d->meta.isa_set];

@@ -293,6 +293,7 @@ struct soft_vcpu {
     uint16_t arith;   /* lahf/seto image */
     uint8_t fpu_live; /* guest SIMD state is in the host's registers */
     uint64_t helper_ea;
+    uint64_t helper_to; /* a second operand of the helper's */
     /* glue entry points, reached by jmp gs:[...] */
     const void *glue_slow, *glue_commit, *glue_helper, *glue_exit, *glue_ibtc_miss, *glue_poll, *glue_window,
         *glue_demote, *glue_hot;

@@ -329,6 +329,7 @@ static const struct special specials[ZYDIS_MNEMONIC_MAX_VALUE + 1] = {
     UNDEF(RMPUPDATE),
     UNDEF(MCOMMIT),
     SOME(CLZERO, sp_clzero),
+    SOME(MOVDIR64B, sp_movdir64b),
     UNDEF(ENQCMD),
     UNDEF(ENQCMDS),
     UNDEF(LLWPCB),

@@ -46,4 +46,4 @@ struct site *sp_rep(struct translator *t, const struct insn *in, bool move, unsi
 
 /* unusual.c */
 special_fn sp_nop, sp_pause, sp_serialize, sp_lea, sp_xlat, sp_bt, sp_mov, sp_incdec, sp_string, sp_gather, sp_clzero,
-    sp_x87_env, sp_maskmov, sp_vzero, sp_pcmpestr;
+    sp_movdir64b, sp_x87_env, sp_maskmov, sp_vzero, sp_pcmpestr;

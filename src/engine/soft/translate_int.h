@@ -107,6 +107,7 @@ struct translator {
     ZydisDecoder decoder64, decoder32;
     struct shapes *shapes;
     bool isa[ZYDIS_ISA_SET_MAX_VALUE + 1]; /* what the guest's CPU has: isa.c */
+    bool movdir64b;
     bool amd;
     struct soft_vcpu *v;
     struct engine *engine;

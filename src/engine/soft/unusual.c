@@ -387,6 +387,17 @@ void sp_clzero(struct translator *t, const struct insn *in)
     emit_helper(t, in, helper_clzero, false);
 }
 
+/* from memory to where its register points, in ES */
+void sp_movdir64b(struct translator *t, const struct insn *in)
+{
+    struct ea ea;
+    insn_ea(t, in, &in->op[2], &ea);
+    emit_ea(t, &ea, R11, R10);
+    e_store(&t->hot, R11, VOFF(helper_to));
+    store_helper_ea(t, in, &in->op[1]);
+    emit_helper(t, in, helper_movdir64b, false);
+}
+
 void sp_x87_env(struct translator *t, const struct insn *in)
 {
     sp_helper(t, in);
