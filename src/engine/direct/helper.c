@@ -21,7 +21,7 @@
 #include "host/sandbox.h"
 
 enum { SOCKET = 3, SHARED = 4, RAM = 5, RAM_HERE = 3 /* in a process for guest code, alone */ };
-enum { SET_CPUID = 0x1012 /* arch_prctl */ };
+enum { SET_GS = 0x1001, SET_FS = 0x1002, SET_CPUID = 0x1012 /* arch_prctl */ };
 
 static uint64_t stub_offset(const char *label)
 {
@@ -86,6 +86,13 @@ static void futex_call(struct filter *f, uint64_t address, int operation, const 
     then(f, SECCOMP_RET_ALLOW);
 }
 
+static void base_call(struct filter *f, uint64_t which, const char *from)
+{
+    call(f, SYS_arch_prctl, from);
+    argument(f, 0, which);
+    then(f, SECCOMP_RET_ALLOW);
+}
+
 /* Whatever else the runner calls is its guest's, and comes back as a signal. */
 static void runner_rules(struct filter *f)
 {
@@ -93,6 +100,8 @@ static void runner_rules(struct filter *f)
     then(f, SECCOMP_RET_ALLOW);
     futex_call(f, DIRECT_STATE + offsetof(struct direct_state, stopped), FUTEX_WAKE, direct_stub_said);
     futex_call(f, DIRECT_ORDERS + offsetof(struct direct_orders, door), FUTEX_WAIT, direct_stub_parked);
+    base_call(f, SET_FS, direct_stub_fs_set);
+    base_call(f, SET_GS, direct_stub_gs_set);
     emit(f, BPF_RET | BPF_K, SECCOMP_RET_TRAP);
 }
 

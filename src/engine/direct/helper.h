@@ -10,5 +10,5 @@
 int direct_helper_main(int argc, char **argv);
 
 /* stub.c */
-extern const char direct_stub[], direct_stub_handler[], direct_stub_said[], direct_stub_parked[],
-    direct_stub_returned[], direct_stub_start[], direct_stub_end[];
+extern const char direct_stub[], direct_stub_handler[], direct_stub_said[], direct_stub_parked[], direct_stub_fs_set[],
+    direct_stub_gs_set[], direct_stub_returned[], direct_stub_start[], direct_stub_end[];

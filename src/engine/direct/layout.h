@@ -40,6 +40,14 @@ struct direct_call {
 #define DIRECT_CALLS 1016u
 #define DIRECT_CPUS 1024u
 
+/* What the runner does besides.  The bases of FS and GS are set by instructions, which also say what they are when it
+ * stops; where the host's kernel does not allow those, by system calls, only where something is to change.  The
+ * time-stamp counter is read where it does not trap. */
+#define TASK_BASES 1
+#define TASK_SET_FS 2
+#define TASK_SET_GS 4
+#define TASK_CLOCK 8
+
 struct direct_orders {
     uint32_t work;  /* futex: the mapper waits for its change */
     uint32_t kick;  /* changed: interrupt the runner */
@@ -47,6 +55,7 @@ struct direct_orders {
     uint32_t go;    /* 1: the runner may go on */
     uint32_t door;  /* futex, always 0: the runner waits here ... */
     uint32_t cell;  /* ... until the VM process moves it to this one, and so knows that it stands still */
+    uint32_t tasks; /* TASK_* */
     uint64_t fs_base, gs_base;
     uint64_t flags;                /* those that a return from a signal handler does not set */
     uint64_t frame;                /* of the signal to return from, behind its return address */
@@ -58,6 +67,7 @@ struct direct_state {
     uint32_t stopped; /* futex, counts: the runner is at the door (it says); or a call has failed */
     uint32_t failed;  /* by the mapper: a call of the batch was refused; the runner is still in its cell */
     uint64_t fs_base, gs_base;
+    uint64_t gone, came;     /* time stamps: it went on, it stopped */
     uint64_t frame;          /* the stack pointer that its handler began with */
     uint32_t ds, es, fs, gs; /* selectors */
     uint32_t process;        /* its number, read before there is a guest */

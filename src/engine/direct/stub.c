@@ -20,6 +20,9 @@
 #define FUTEX(base, field, operation, value)                                                                           \
     "lea %c[" field "](" base "), %%rdi\n mov $" #operation ", %%esi\n " value "\n xor %%r10d, %%r10d\n"               \
     "mov $202, %%eax\n syscall\n"
+#define IF(task) IF_BIT(task) /* else on to the next label 8 */
+#define IF_BIT(task) "testl $" #task ", %c[o_tasks](%%r12)\n jz 8f\n"
+#define STAMP(field) "rdtsc\n shl $32, %%rdx\n or %%rdx, %%rax\n mov %%rax, %c[" field "](%%r13)\n"
 #define PAGES "movabs %[orders], %%r12\n movabs %[state], %%r13\n"
 
 void direct_stub_code(void);
@@ -28,13 +31,16 @@ __attribute__((naked, used)) void direct_stub_code(void)
 {
     __asm__ volatile(
         ".globl direct_stub, direct_stub_handler, direct_stub_said, direct_stub_parked, direct_stub_returned\n"
+        ".globl direct_stub_fs_set, direct_stub_gs_set\n"
         ".globl direct_stub_start, direct_stub_end\n"
         "direct_stub:\n"
         /* the runner stops: guest state is in the signal's frame at rsp, but for what follows */
         "direct_stub_handler:\n" PAGES
+        IF(TASK_CLOCK) STAMP("s_came") "8: "
+        IF(TASK_BASES)
         "rdfsbase %%rax\n mov %%rax, %c[s_fs_base](%%r13)\n"
         "rdgsbase %%rax\n mov %%rax, %c[s_gs_base](%%r13)\n"
-        "mov %%ds, %%eax\n mov %%eax, %c[s_ds](%%r13)\n"
+        "8: mov %%ds, %%eax\n mov %%eax, %c[s_ds](%%r13)\n"
         "mov %%es, %%eax\n mov %%eax, %c[s_es](%%r13)\n"
         "mov %%fs, %%eax\n mov %%eax, %c[s_fs](%%r13)\n"
         "mov %%gs, %%eax\n mov %%eax, %c[s_gs](%%r13)\n"
@@ -45,9 +51,16 @@ __attribute__((naked, used)) void direct_stub_code(void)
         /* whoever has brought it here, from now on nothing is used but orders */
         "direct_stub_parked:\n" PAGES
         "cmpl $0, %c[o_go](%%r12)\n je 1b\n"
-        "xor %%eax, %%eax\n mov %%eax, %%ds\n mov %%eax, %%es\n mov %%eax, %%fs\n mov %%eax, %%gs\n"
+        "xor %%eax, %%eax\n mov %%eax, %%ds\n mov %%eax, %%es\n"
+        IF(TASK_BASES)
+        "mov %%eax, %%fs\n mov %%eax, %%gs\n"
         "mov %c[o_fs_base](%%r12), %%rax\n wrfsbase %%rax\n"
         "mov %c[o_gs_base](%%r12), %%rax\n wrgsbase %%rax\n"
+        "8: " IF(TASK_SET_FS)
+        "mov $0x1002, %%edi\n mov %c[o_fs_base](%%r12), %%rsi\n mov $158, %%eax\n syscall\n direct_stub_fs_set:\n"
+        "8: " IF(TASK_SET_GS)
+        "mov $0x1001, %%edi\n mov %c[o_gs_base](%%r12), %%rsi\n mov $158, %%eax\n syscall\n direct_stub_gs_set:\n"
+        "8: " IF(TASK_CLOCK) STAMP("s_gone") "8:\n"
         "mov %c[o_frame](%%r12), %%rsp\n push %c[o_flags](%%r12)\n popfq\n"
         "mov $15, %%eax\n syscall\n direct_stub_returned: ud2\n"
 
@@ -89,8 +102,8 @@ __attribute__((naked, used)) void direct_stub_code(void)
         "9: mov $1, %%edi\n mov $231, %%eax\n syscall\n ud2\n"
         "direct_stub_end:\n"
         ::ORDER(work), ORDER(kick), ORDER(batch), ORDER(go), ORDER(frame), ORDER(door), ORDER(cell), ORDER(fs_base),
-        ORDER(gs_base), ORDER(flags), ORDER(calls), STATE(stopped), STATE(failed), STATE(fs_base), STATE(gs_base),
-        STATE(frame), STATE(ds), STATE(es), STATE(fs), STATE(gs), STATE(process),
+        ORDER(gs_base), ORDER(flags), ORDER(calls), ORDER(tasks), STATE(stopped), STATE(failed), STATE(fs_base), STATE(gs_base),
+        STATE(frame), STATE(ds), STATE(es), STATE(fs), STATE(gs), STATE(process), STATE(gone), STATE(came),
         STATE(filters), [orders] "i"(DIRECT_ORDERS),
         [state] "i"(DIRECT_STATE), [base] "i"(DIRECT_BASE), [end] "i"(DIRECT_END), [above] "i"(DIRECT_TOP - DIRECT_END));
 }

@@ -78,8 +78,6 @@ static bool shows_the_same(const struct cpu *c)
 
 static const char *unsuitable(const struct engine *e)
 {
-    if (!(getauxval(AT_HWCAP2) & 2))
-        return "the host's kernel does not let programs set the bases of FS and GS";
     if (e->n_cpus > 1)
         return "this machine has more than one CPU";
     return NULL;
@@ -102,6 +100,7 @@ static int start(struct direct *d)
     d->cpuid_traps = syscall(SYS_arch_prctl, SET_CPUID, 1) == 0; /* 1: as it is; a host that cannot says so */
     d->cpuid_tells = !d->cpuid_traps && (d->host_xcr0 != d->engine->xcr0 || !shows_the_same(&d->engine->vcpus[0]->cpu));
     d->has_rdpid = host_has_rdpid();
+    d->bases_by_calls = !(getauxval(AT_HWCAP2) & 2);
     d->mxcsr_mask = host_mxcsr_mask();
     d->cpu = -1;
     if (syscall(SYS_sched_getaffinity, 0, sizeof d->cpus, d->cpus) < 0)
@@ -144,7 +143,7 @@ void soft_direct_destroy(struct engine *e)
 /* --- state ------------------------------------------------------------------------------------------------- */
 
 /* What differs from the state of 64-bit user code on a host, as Linux has it, stays in tier 1. */
-static bool suitable(const struct soft_vcpu *v)
+static bool suitable(const struct soft_vcpu *v, const struct direct *d)
 {
     const struct cpu *c = &v->cpu;
     static const uint8_t empty[] = {DS, ES, FS, GS};
@@ -157,6 +156,8 @@ static bool suitable(const struct soft_vcpu *v)
     for (unsigned i = 0; i < sizeof empty; i++)
         if (c->seg[empty[i]].selector)
             return false;
+    if (d->bases_by_calls && (c->seg[FS].base >= DIRECT_TOP || c->seg[GS].base >= DIRECT_TOP))
+        return false;
     return true;
 }
 
@@ -216,7 +217,24 @@ static void simd_in(struct soft_vcpu *v, const struct direct *d, const struct di
     v->xsave[0] = 0x7f, v->xsave[1] = 3;
 }
 
-static void state_out(struct soft_vcpu *v, struct direct_slot *s)
+/* The bases of FS and GS.  By calls, which cost as much as a tenth of an exit, they are set again only where the guest
+ * has others now; or where another program may have set them, which its root does not tell once that is used again. */
+static void bases_out(const struct cpu *c, const struct direct *d, struct direct_slot *s)
+{
+    const uint64_t fs = c->seg[FS].base, gs = c->seg[GS].base;
+    const bool known = s->based && s->loads == d->loads;
+    s->orders->fs_base = fs, s->orders->gs_base = gs;
+    s->shared->fs_base = s->shared->gs_base = 0; /* of whoever ran before */
+    s->orders->tasks = (d->trap_tsc ? 0 : TASK_CLOCK) |
+                       (!d->bases_by_calls ? TASK_BASES
+                                           : (known && fs == s->fs_base ? 0 : TASK_SET_FS) |
+                                                 (known && gs == s->gs_base ? 0 : TASK_SET_GS));
+    s->fs_base = fs, s->gs_base = gs;
+    s->loads = d->loads;
+    s->based = true;
+}
+
+static void state_out(struct soft_vcpu *v, const struct direct *d, struct direct_slot *s)
 {
     const struct cpu *c = &v->cpu;
     struct direct_context *k = context(s);
@@ -230,9 +248,7 @@ static void state_out(struct soft_vcpu *v, struct direct_slot *s)
     k->fpstate = DIRECT_STACK + s->fpstate;
     cpu_copy(s->stack + s->frame + FRAME_MASK, &no_mask, 8);
     s->orders->flags = (c->rflags & FLAGS_EXTRA) | FL_ONE;
-    s->orders->fs_base = c->seg[FS].base;
-    s->orders->gs_base = c->seg[GS].base;
-    s->shared->fs_base = s->shared->gs_base = 0; /* of whoever ran before */
+    bases_out(c, d, s);
     simd_out(v, s);
 }
 
@@ -242,21 +258,26 @@ static uint64_t user_base(const struct soft_vcpu *v, uint64_t base)
 }
 
 /* Segment registers that it has loaded: again, from the guest's own tables.  What these do not allow is left out. */
-static void selectors_in(struct soft_vcpu *v, const struct direct_state *st, const struct direct_context *k)
+static void selectors_in(struct soft_vcpu *v, const struct direct *d, struct direct_slot *s,
+                         const struct direct_context *k)
 {
     struct cpu *c = &v->cpu;
+    const struct direct_state *st = s->shared;
     const uint32_t loaded[] = {[ES] = st->es, [SS] = k->ss, [DS] = st->ds, [FS] = st->fs, [GS] = st->gs};
     for (unsigned i = ES; i <= GS; i++)
         if (i != CS && (uint16_t)loaded[i] != c->seg[i].selector)
             (void)cpu_load_segment(c, i, (uint16_t)loaded[i]);
-    c->seg[FS].base = user_base(v, st->fs_base);
-    c->seg[GS].base = user_base(v, st->gs_base);
+    if (d->bases_by_calls) {
+        s->based &= !(loaded[FS] | loaded[GS]);
+    } else {
+        c->seg[FS].base = user_base(v, st->fs_base);
+        c->seg[GS].base = user_base(v, st->gs_base);
+    }
     if (k->cs != HOST_CS && cpu_far_jump(c, k->cs, c->rip, 8))
         c->rip = DIRECT_TOP; /* faults there */
 }
 
-static void state_in(struct soft_vcpu *v, const struct direct *d, const struct direct_slot *s,
-                     const struct direct_context *k)
+static void state_in(struct soft_vcpu *v, const struct direct *d, struct direct_slot *s, const struct direct_context *k)
 {
     struct cpu *c = &v->cpu;
     for (unsigned i = 0; i < 16; i++)
@@ -264,7 +285,7 @@ static void state_in(struct soft_vcpu *v, const struct direct *d, const struct d
     c->rip = k->rip;
     c->rflags = (c->rflags & ~(uint32_t)FLAGS_USER) | ((uint32_t)k->eflags & FLAGS_USER);
     simd_in(v, d, s);
-    selectors_in(v, s->shared, k);
+    selectors_in(v, d, s, k);
     soft_update_mode(v);
 }
 
@@ -348,6 +369,16 @@ static struct direct_slot *free_slot(struct direct *d)
     return none ? none : oldest;
 }
 
+/* While that is not known, no process has run any of the guest's code. */
+static bool measure(struct soft_vcpu *v, struct direct *d, struct direct_slot *s)
+{
+    direct_child_measure(v, d, s);
+    if (!d->price.known)
+        return false;
+    mirror_forget(d, s);
+    return true;
+}
+
 static struct direct_slot *slot_of(struct soft_vcpu *v, struct direct *d, uint64_t root)
 {
     for (unsigned i = 0; i < DIRECT_SLOTS; i++)
@@ -355,6 +386,8 @@ static struct direct_slot *slot_of(struct soft_vcpu *v, struct direct *d, uint64
             return &d->slots[i];
     struct direct_slot *s = free_slot(d);
     if (!s || !direct_slot_ready(d, s))
+        return NULL;
+    if (!d->price.known && !measure(v, d, s))
         return NULL;
     if (s->root)
         mirror_forget(d, s);
@@ -407,12 +440,14 @@ static enum direct_exit stay(struct soft_vcpu *v, struct direct *d, struct direc
 {
     uint64_t last_miss = 0, last_rip = 0;
     for (;;) {
-        state_out(v, s);
+        state_out(v, d, s);
         uint64_t start = __builtin_ia32_rdtsc();
         int r = direct_child_run(v, d, s);
+        s->based &= r == 0; /* else it has not got to setting them */
         if (r == -ECANCELED)
             return DIRECT_KICK;
         d->stats.ticks += __builtin_ia32_rdtsc() - start;
+        d->ran += direct_child_ran(d, s);
         d->stats.entries++;
         if (r == -ESRCH) {
             d->stats.exits[DIRECT_LOST]++;
@@ -441,7 +476,7 @@ static enum direct_exit stay(struct soft_vcpu *v, struct direct *d, struct direc
         if (last_miss == (why.address & ~4095ull) + (why.error & 31) && last_rip == k.rip)
             return DIRECT_REFUSED;
         last_miss = (why.address & ~4095ull) + (why.error & 31), last_rip = k.rip;
-        if (!suitable(v))
+        if (!suitable(v, d))
             return DIRECT_EXCEPTION;
         mirror_refresh(v, d, s);
     }
@@ -449,18 +484,16 @@ static enum direct_exit stay(struct soft_vcpu *v, struct direct *d, struct direc
 
 /* --- when -------------------------------------------------------------------------------------------------- */
 
-#define SEEN_ENOUGH 2u /* ticks in user mode, one after another, until it is tried */
-#define QUIET_US 15u   /* between two things that translated code needs C for, on the way to that */
-#define COLD 100u      /* blocks translated between two ticks, which take longer than exits would */
-#define COLD_FAILS 2u  /* log2 of what failures cost that this does away with */
-#define MISSES 256u    /* of pages that are not counted: first they have to come */
-#define JUDGE 32u      /* exits that are judged together */
-#define WORTH_NS 8000u /* that it has to run between two exits, */
-#define EXIT_NS 5000u  /* which cost its process this, */
-#define BATCH_NS 6000u /* and this if pages are mapped or unmapped, */
-#define CALL_NS 3000u  /* and this for each call that does it */
-#define PIECES 32u     /* of translated code in a page that cannot be executed, before it stays there */
-#define WAIT_MOST 10u  /* log2 of the ticks until it is tried again */
+#define SEEN_ENOUGH 2u     /* ticks in user mode, one after another, until it is tried */
+#define QUIET_US 15u       /* between two things that translated code needs C for, on the way to that */
+#define COLD 100u          /* blocks translated between two ticks, which take longer than exits would */
+#define COLD_FAILS 2u      /* log2 of what failures cost that this does away with */
+#define MISSES 256u        /* of pages that are not counted: first they have to come */
+#define JUDGE 32u          /* exits that are judged together */
+#define QUIET_EXITS 4 / 3u /* or as much as so many exits cost, if that is more */
+#define WORTH_EXITS 1 / 2u /* of what an exit costs: that long it has to run between two */
+#define PIECES 32u         /* of translated code in a page that cannot be executed, before it stays there */
+#define WAIT_MOST 10u      /* log2 of the ticks until it is tried again */
 
 static uint64_t us_ticks(const struct direct *d, uint64_t us)
 {
@@ -488,17 +521,16 @@ static void begin_window(struct direct *d, const struct direct_slot *s, struct s
     sp->exits = 0;
     sp->began = direct_child_cpu_ns(s);
     sp->entries = d->stats.entries;
-    sp->batches = d->stats.batches;
-    sp->calls = d->stats.calls;
+    sp->ran = d->ran;
 }
 
-/* Has it run long enough at a time?  By CPU time: it may have had to wait for a CPU.  What its process does for an exit
- * and for the mapper's work is not the program's. */
+/* Has it run long enough at a time?  By the time stamps around it; and no more than its process has had of a CPU, less
+ * what exits cost at least, since it may have had to wait for one. */
 static bool has_paid(const struct direct *d, const struct direct_slot *s, const struct space *sp)
 {
-    uint64_t price = (d->stats.entries - sp->entries) * EXIT_NS + (d->stats.batches - sp->batches) * BATCH_NS +
-                     (d->stats.calls - sp->calls) * CALL_NS;
-    return direct_child_cpu_ns(s) - sp->began >= price + (uint64_t)sp->exits * WORTH_NS;
+    uint64_t enough = sp->exits * d->price.wall * WORTH_EXITS, exits = (d->stats.entries - sp->entries) * d->price.cpu;
+    uint64_t ran = (d->ran - sp->ran) * 1000000 / d->engine->tsc_khz;
+    return direct_child_cpu_ns(s) - sp->began >= exits + enough && (d->trap_tsc || ran >= enough);
 }
 
 static void judge(struct direct *d, const struct direct_slot *s, struct space *sp, enum direct_exit exit,
@@ -522,7 +554,8 @@ static void judge(struct direct *d, const struct direct_slot *s, struct space *s
 static bool quiet(struct soft_vcpu *v, struct direct *d)
 {
     uint64_t now = __builtin_ia32_rdtsc(), work = v->stats.helpers + v->stats.exceptions[EXC_PF];
-    bool is = now - d->last_tick > us_ticks(d, QUIET_US) * (work - d->last_work);
+    uint64_t exits = d->price.wall * QUIET_EXITS / 1000, us = exits > QUIET_US ? exits : QUIET_US;
+    bool is = now - d->last_tick > us_ticks(d, us) * (work - d->last_work);
     d->last_tick = now;
     d->last_work = work;
     return is;
@@ -562,7 +595,7 @@ void soft_direct_tick(struct soft_vcpu *v)
     }
     sp->wait = 0;
     sp->seen = starts ? SEEN_ENOUGH : !computes ? 0 : again ? sp->seen + 1 : 1;
-    if (sp->seen < SEEN_ENOUGH || !suitable(v))
+    if (sp->seen < SEEN_ENOUGH || !suitable(v, d))
         return;
     sp->direct = true;
     sp->misses = 0;
@@ -579,7 +612,7 @@ bool soft_direct_armed(const struct soft_vcpu *v)
 
 static bool wanted(struct soft_vcpu *v, struct direct *d)
 {
-    if (v->cpu.cpl != 3 || v->poll || !soft_direct_armed(v) || !suitable(v))
+    if (v->cpu.cpl != 3 || v->poll || !soft_direct_armed(v) || !suitable(v, d))
         return false;
     if (d->mode != ENGINE_DIRECT_RANDOM)
         return true;
@@ -648,6 +681,8 @@ void soft_direct_stats(struct engine *e, FILE *out)
     fprintf(out, "direct execution: %llu ms in %llu entries; %llu processes, %llu times tried, %llu given up\n",
             (unsigned long long)(s->ticks / e->tsc_khz), (unsigned long long)s->entries, (unsigned long long)s->started,
             (unsigned long long)s->tried, (unsigned long long)s->given_up);
+    if (d->price.known)
+        fprintf(out, "  an exit costs %llu ns\n", (unsigned long long)d->price.wall);
     fprintf(out, "  pages mapped %llu, unmapped %llu, checked %llu; mirrors cleared %llu\n",
             (unsigned long long)s->mapped, (unsigned long long)s->unmapped, (unsigned long long)s->checked,
             (unsigned long long)s->cleared);

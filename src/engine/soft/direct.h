@@ -66,8 +66,10 @@ struct direct_slot {
     uint8_t *initial; /* the first frame's struct ucontext up to its registers, and SIMD state; no guest has seen it */
     uint32_t stopped; /* last seen */
     unsigned n_calls; /* in the orders */
-    int cpu;          /* the host's that it runs on; -1: any */
-    pid_t process;    /* by its own count */
+    bool based;       /* fs_base and gs_base are what the runner has, since `loads` */
+    uint64_t fs_base, gs_base, loads;
+    int cpu;       /* the host's that it runs on; -1: any */
+    pid_t process; /* by its own count */
 
     /* the mirror */
     uint64_t root, used; /* CR3's address; when it ran last */
@@ -85,18 +87,26 @@ struct direct_slot {
 /* What is known of an address space. */
 struct space {
     uint64_t root;
-    bool direct;                      /* it runs so, until that does not pay */
-    uint32_t seen;                    /* ticks that found it in user mode, one after another */
-    uint32_t wait, fail;              /* ticks until it may try again; log2 of what the next failure costs */
-    uint32_t misses;                  /* of pages: the first ones have to be */
-    uint32_t exits;                   /* that count: there is a price to them */
-    uint64_t began;                   /* CPU time of its process before those, ns; */
-    uint64_t entries, batches, calls; /* and how often any program had been let go then, and pages mapped before that */
+    bool direct;         /* it runs so, until that does not pay */
+    uint32_t seen;       /* ticks that found it in user mode, one after another */
+    uint32_t wait, fail; /* ticks until it may try again; log2 of what the next failure costs */
+    uint32_t misses;     /* of pages: the first ones have to be */
+    uint32_t exits;      /* that count: there is a price to them */
+    uint64_t began;      /* CPU time of its process before those, ns; */
+    uint64_t entries;    /* and how often any program had been let go then, */
+    uint64_t ran;        /* and how long any had run, in ticks of the TSC */
+};
+
+/* What an exit costs on this host, measured when the first process is there. */
+struct direct_price {
+    bool known;
+    uint64_t wall;    /* ns by the clock: from leaving guest code to being in it again */
+    uint64_t cpu;     /* ns of CPU time of its process */
+    uint64_t through; /* between the process's two time stamps, in ticks of the TSC */
 };
 
 struct direct_stats {
-    uint64_t entries, batches, calls, exits[DIRECT_EXITS], ticks, misses, mapped, unmapped, checked, cleared, tried,
-        given_up, started;
+    uint64_t entries, exits[DIRECT_EXITS], ticks, misses, mapped, unmapped, checked, cleared, tried, given_up, started;
 };
 
 struct direct {
@@ -114,8 +124,10 @@ struct direct {
     uint64_t clock;
     bool cpuid_traps, cpuid_tells; /* in programs; and what the guest's would not */
     bool has_rdpid;
-    bool trap_tsc;   /* the guest has set its own: what programs read is not the host's */
-    unsigned pieces; /* of translated code, since it has run directly */
+    bool bases_by_calls;  /* FS's and GS's: the host's kernel does not let programs set them */
+    uint64_t loads, root; /* of CR3, with another program's root; the last one */
+    bool trap_tsc;        /* the guest has set its own: what programs read is not the host's */
+    unsigned pieces;      /* of translated code, since it has run directly */
     uint64_t host_xcr0;
     uint32_t mxcsr_mask;
     uint8_t cpus[DIRECT_CPUS / 8]; /* where the vCPU may run */
@@ -127,6 +139,8 @@ struct direct {
     const struct space *last;                   /* that a tick found, */
     uint64_t last_tick, last_work, last_blocks; /* and when; calls of C by translated code and blocks until then */
     uint32_t random;
+    struct direct_price price;
+    uint64_t ran; /* what programs have run, in ticks of the TSC */
     struct direct_stats stats;
     char why[160]; /* there is none */
 };
@@ -158,7 +172,11 @@ void direct_child_release(struct direct *d);
 /* Does the calls, lets guest code go on and waits until it has stopped: 0; or -ECANCELED: it has not run since the
  * vCPU is wanted; -ENOMEM: nor since a call failed; -ESRCH: it is lost. */
 int direct_child_run(struct soft_vcpu *v, struct direct *d, struct direct_slot *s);
+/* Finds d->price, by some exits of a process that has run nothing yet; later, if the vCPU is wanted meanwhile. */
+void direct_child_measure(struct soft_vcpu *v, struct direct *d, struct direct_slot *s);
 uint64_t direct_child_cpu_ns(const struct direct_slot *s); /* CPU time that the process has had */
+/* How long guest code has run since it was let go, in ticks of the TSC, if its process does not lie. */
+uint64_t direct_child_ran(const struct direct *d, const struct direct_slot *s);
 
 /* --- direct_pages.c --- */
 struct region *pages_region(const struct direct_slot *s, uint64_t gva); /* NULL: nothing is mapped there */

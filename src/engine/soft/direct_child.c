@@ -130,6 +130,7 @@ void direct_slot_replace(struct direct *d, struct direct_slot *s)
     memset(s->orders, 0, sizeof *s->orders);
     s->n_calls = 0;
     s->cpu = -1;
+    s->based = false;
     bool done = write(d->socket, &number, 1) == 1 && read(d->socket, &answer, 1) == 1;
     s->state = done ? SLOT_STARTING : SLOT_LOST;
     d->stats.started++;
@@ -315,8 +316,6 @@ int direct_child_run(struct soft_vcpu *v, struct direct *d, struct direct_slot *
 {
     s->shared->failed = 0;
     share_cpu(d, s);
-    d->stats.batches += s->n_calls != 0;
-    d->stats.calls += s->n_calls;
     atomic_store(&d->running, s);
     if (atomic_load(&v->poll)) { /* whoever set it before has not seen that there is somebody to kick */
         atomic_store(&d->running, NULL);
@@ -326,4 +325,47 @@ int direct_child_run(struct soft_vcpu *v, struct direct *d, struct direct_slot *
     int r = wait_stopped(v, d, s);
     atomic_store(&d->running, NULL);
     return r;
+}
+
+/* --- what an exit costs ------------------------------------------------------------------------------------- */
+
+enum { WARM = 8, SAMPLES = 16 };
+#define NOWHERE 0x10000u /* nothing is mapped there yet: going on there is an exit */
+
+static uint64_t least(uint64_t a, uint64_t b)
+{
+    return a < b ? a : b;
+}
+
+static uint64_t between(const struct direct_slot *s)
+{
+    uint64_t gone = s->shared->gone, came = s->shared->came;
+    return came > gone ? came - gone : 0;
+}
+
+uint64_t direct_child_ran(const struct direct *d, const struct direct_slot *s)
+{
+    uint64_t ticks = between(s);
+    return ticks > d->price.through ? ticks - d->price.through : 0;
+}
+
+void direct_child_measure(struct soft_vcpu *v, struct direct *d, struct direct_slot *s)
+{
+    struct direct_context *k = (struct direct_context *)(s->stack + s->frame + FRAME_CONTEXT);
+    struct direct_price p = {false, UINT64_MAX, UINT64_MAX, UINT64_MAX};
+    k->rip = NOWHERE;
+    s->orders->tasks = d->trap_tsc ? 0 : TASK_CLOCK;
+    s->orders->flags = FL_ONE;
+    for (unsigned i = 0; i < WARM + SAMPLES; i++) {
+        uint64_t used = direct_child_cpu_ns(s), start = __builtin_ia32_rdtsc();
+        if (direct_child_run(v, d, s))
+            return;
+        if (i < WARM)
+            continue;
+        p.wall = least(p.wall, (__builtin_ia32_rdtsc() - start) * 1000000 / d->engine->tsc_khz);
+        p.cpu = least(p.cpu, direct_child_cpu_ns(s) - used);
+        p.through = least(p.through, between(s));
+    }
+    p.known = true;
+    d->price = p;
 }

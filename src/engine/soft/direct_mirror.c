@@ -96,7 +96,10 @@ static bool tells(const struct direct *d, const uint8_t *page, const uint8_t *p)
             return true;
         /* xgetbv: a bit more is of no use where CPUID does not announce what it is for */
         return p[2] == 0xd0 && d->cpuid_tells && xcr0_differs(d);
-    case 0xae: /* xsave, xsaveopt: a program may want all that there is to be saved */
+    case 0xae: /* wrfsbase, wrgsbase: processors may allow them that the host's kernel does not know to allow them */
+        if ((p[2] & 0xf0) == 0xd0)
+            return d->bases_by_calls;
+        /* xsave, xsaveopt: a program may want all that there is to be saved */
         return (p[2] & 0x28) == 0x20 && p[2] < 0xc0 && xcr0_differs(d) && !saves_the_same(d, page, p);
     default:
         return false;
@@ -436,6 +439,9 @@ void soft_direct_cr3(struct soft_vcpu *v, bool keep)
         return;
     const uint64_t root = direct_root(v);
     const uint16_t pcid = direct_pcid(v);
+    if ((root ^ d->root) & ~0x1fffull) /* a kernel that hides from its programs has two roots side by side */
+        d->loads++;
+    d->root = root;
     if (!keep)
         soft_direct_flush(v, v->cpu.cr4 & CR4_PCIDE ? pcid : -1);
     d->current = NULL;

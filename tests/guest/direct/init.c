@@ -8,9 +8,11 @@
 #include <elf.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -80,6 +82,74 @@ static const char *clocks(void)
             compute(5);
     }
     return NULL;
+}
+
+/* Threads of one program take turns, each with its own bases of FS and GS. */
+static __thread uint64_t mine;
+
+static uint64_t gs_word(void)
+{
+    uint64_t value;
+    __asm__ volatile("movq %%gs:0, %0" : "=r"(value));
+    return value;
+}
+
+static bool set_gs(const void *to, bool by_instruction)
+{
+    if (!by_instruction)
+        return syscall(SYS_arch_prctl, 0x1001 /* ARCH_SET_GS */, to) == 0;
+    __asm__ volatile("wrgsbase %0" ::"r"(to));
+    return true;
+}
+
+static void *a_thread(void *number)
+{
+    const uint64_t values[2] = {(uint64_t)(uintptr_t)number, ~(uint64_t)(uintptr_t)number};
+    const bool by_instruction = getauxval(AT_HWCAP2) & 2;
+    mine = values[0];
+    for (unsigned i = 0; i < 40; i++) {
+        if (!set_gs(&values[i % 2], by_instruction && i % 4 < 2))
+            return "its base of GS cannot be set";
+        for (unsigned k = 0; k < 20; k++) {
+            compute(1);
+            if (mine != values[0])
+                return "another base of FS";
+            if (gs_word() != values[i % 2])
+                return "another base of GS";
+            if (k % 4 == 0)
+                sched_yield();
+        }
+    }
+    return NULL;
+}
+
+/* Interrupts that come when one of the others is about to go on. */
+static void *often(void *until)
+{
+    const struct timespec a_bit = {0, 30000};
+    while (!__atomic_load_n((bool *)until, __ATOMIC_RELAXED))
+        nanosleep(&a_bit, NULL);
+    return NULL;
+}
+
+static const char *threads(void)
+{
+    pthread_t thread[4], clock;
+    void *wrong = NULL, *why;
+    bool done = false;
+    compute(30);
+    if (pthread_create(&clock, NULL, often, &done))
+        return "a thread cannot be made";
+    for (uintptr_t i = 0; i < 4; i++)
+        if (pthread_create(&thread[i], NULL, a_thread, (void *)(i + 1)))
+            return "a thread cannot be made";
+    for (unsigned i = 0; i < 4; i++) {
+        pthread_join(thread[i], &why);
+        wrong = why ? why : wrong;
+    }
+    __atomic_store_n(&done, true, __ATOMIC_RELAXED);
+    pthread_join(clock, NULL);
+    return wrong;
 }
 
 static void features(unsigned *to)
@@ -477,14 +547,16 @@ static const char *hostile(void (*attack)(void), unsigned seconds)
             pause = t - last > pause ? t - last : pause;
             last = t;
         }
-        _exit(pause > LONGEST_PAUSE);
+        _exit(pause > LONGEST_PAUSE ? 2 : 0);
     }
-    int status, wrong = 0;
-    if (waitpid(other, &status, 0) != other || status)
-        wrong = 1;
+    int status;
+    const char *wrong = waitpid(other, &status, 0) != other || (status && status != 2 << 8)
+                            ? "another program is disturbed"
+                        : status ? "another program has to wait"
+                                 : NULL;
     kill(pid, SIGKILL);
     waitpid(pid, &status, 0);
-    return wrong ? "another program is disturbed" : NULL;
+    return wrong;
 }
 
 static const char *jumps(void)
@@ -510,6 +582,7 @@ static const struct {
 } checks[] = {
     {"same results", same_results},
     {"clocks", clocks},
+    {"threads", threads},
     {"processor", processor},
     {"number of the processor by the vDSO", number_by_vdso},
     {"timers", timers},
