@@ -17,6 +17,7 @@ const char *const left_out_reason[OUT_REASONS] = {
     [OUT_FAR] = "far transfer, the descriptor tables differ",
     [OUT_NOT_OFFERED] = "hidden from guests by CPUID",
     [OUT_OFFERED] = "shown to guests on every CPU",
+    [OUT_FSGSBASE] = "not offered by this host's kernel (AT_HWCAP2)",
     [OUT_HOST_LACKS] = "this CPU has no such instruction (#UD there and here was compared)",
 };
 
@@ -150,6 +151,8 @@ enum left_out insn_left_out(const struct insn *i)
     for (unsigned n = 0; n < sizeof left_out / sizeof left_out[0]; n++)
         if (left_out[n].mnemonic == i->i.mnemonic)
             return left_out[n].out;
+    if (i->i.meta.category == ZYDIS_CATEGORY_RDWRFSGS && !fsgsbase_offered())
+        return OUT_FSGSBASE;
     if (i->i.attributes & ZYDIS_ATTRIB_IS_PRIVILEGED)
         return OUT_PRIVILEGED;
     if (i->i.meta.branch_type == ZYDIS_BRANCH_TYPE_FAR)

@@ -56,7 +56,9 @@ struct xstate_layout { /* of this host, from CPUID leaf 0xD */
     struct {
         uint32_t offset, size;
     } part[8];
-    bool segments; /* COMPAT_FS and COMPAT_GS can be used */
+    bool segments;  /* COMPAT_FS and COMPAT_GS can be used */
+    bool high_base; /* FS and GS may have a base in the kernel's half */
+    bool any_stack; /* programs may run with an RSP that is not canonical */
 };
 void xstate_layout_init(struct xstate_layout *l);
 
@@ -66,6 +68,7 @@ struct insn_state {
     uint8_t xstate[XSTATE_MAX] __attribute__((aligned(64)));
 };
 
+enum { GPR_RSP = 4 }; /* its number in gpr */
 #define CODE_MAX 96
 #define PATCH_MAX 192
 #define N_PATCHES 2
@@ -114,6 +117,13 @@ bool compat_segments_create(void);
 static inline uint16_t compat_selector(uint64_t base, uint16_t selector)
 {
     return base ? selector : 0;
+}
+
+/* Does the host's kernel let programs use RDFSBASE, WRFSBASE and so on? */
+bool fsgsbase_offered(void);
+static inline bool canonical(uint64_t a)
+{
+    return (uint64_t)((int64_t)(a << 16) >> 16) == a;
 }
 
 /* ---- batches ----------------------------------------------------------------------------------- */
@@ -188,6 +198,7 @@ enum left_out {
     OUT_FAR,
     OUT_NOT_OFFERED,
     OUT_OFFERED,
+    OUT_FSGSBASE,
     OUT_HOST_LACKS,
     OUT_REASONS,
 };

@@ -39,11 +39,6 @@ static bool is_x87(const struct insn *i)
            (i->i.opcode & 0xf8) == 0xd8;
 }
 
-static bool canonical(uint64_t a)
-{
-    return (uint64_t)((int64_t)(a << 16) >> 16) == a;
-}
-
 /* A near branch through a register or memory, or a return, to an address that is not canonical: the CPU faults in
  * the branch, the engine without precise_flags at the target, with the stack already changed. */
 static bool far_off_branch(const struct seen *s)

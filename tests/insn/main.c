@@ -46,6 +46,7 @@ struct session {
     struct group *group;
     uint32_t n_groups;
     uint64_t executed, same, failed, undefined, no_oracle, executes_though_rejected, ud_differs_there;
+    uint64_t bad_stack; /* not tried: the stack pointer is not canonical, see any_stack */
     uint64_t known[N_KNOWN];
     uint64_t undefined_by_mnemonic[ZYDIS_MNEMONIC_MAX_VALUE + 1];
     bool differed[BATCH];     /* at CPL3 */
@@ -221,6 +222,12 @@ static void report(struct session *s)
            ", no oracle (endless, system call, met its own process) %" PRIu64 ", undefined flags differ %" PRIu64
            ", groups of failures %u\n",
            s->executed, t, (double)s->executed / t, s->o.seed, s->no_oracle, s->undefined, s->n_groups);
+    if (!s->layout.any_stack)
+        printf("not tried, since this host runs nothing with a stack pointer that is not canonical: %" PRIu64 "\n",
+               s->bad_stack);
+    if (!s->layout.high_base)
+        printf(
+            "not tried, since this host's kernel sets the bases of FS and GS only by arch_prctl: bases in its half\n");
     uint64_t known = 0;
     for (unsigned n = 0; n < N_KNOWN; n++) {
         known += s->known[n];
@@ -265,6 +272,13 @@ static void print_result(const char *who, unsigned cpl, const struct result *r)
         printf("r%-2u %016" PRIx64 "%s", n, r->out.gpr[n], n % 4 == 3 ? "\n" : "  ");
 }
 
+/* Ended by a host without any_stack whenever it would have returned here: by #GP, or by #UD where a hypervisor tried to
+ * emulate the instruction instead. */
+static bool lost_stack(const struct result *r)
+{
+    return r->status == RUN_OK && (r->vector == 13 || r->vector == 6) && !canonical(r->out.gpr[GPR_RSP]);
+}
+
 static void judge(struct session *s, const struct test *t, const struct result *cpu, const struct result *other,
                   unsigned cpl)
 {
@@ -272,6 +286,8 @@ static void judge(struct session *s, const struct test *t, const struct result *
     enum verdict v = compare(t, cpu, other, cpl, s->o.engine->fast, &s->layout, what, sizeof what);
     int known;
     s->executed++;
+    bool lost = !s->layout.any_stack && (lost_stack(cpu) || lost_stack(other));
+    v = lost ? NO_ORACLE : v;
     if (s->o.one && t == s->batch->test) {
         print_result("cpu", 3, cpu);
         print_result("engine", cpl, other);
@@ -293,7 +309,7 @@ static void judge(struct session *s, const struct test *t, const struct result *
     }
     switch (v) {
     case NO_ORACLE:
-        s->no_oracle++;
+        *(lost ? &s->bad_stack : &s->no_oracle) += 1;
         break;
     case SAME_BUT_UNDEFINED_FLAGS:
         s->undefined++;
@@ -354,6 +370,10 @@ static bool push(struct session *s, uint64_t addr, const uint8_t *code, unsigned
     memcpy(t->code, code, len);
     if (!test_fill(t, &s->forms.decoder, &s->layout))
         return true;
+    if (!s->layout.any_stack && !canonical(t->in.gpr[GPR_RSP])) {
+        s->bad_stack++;
+        return true;
+    }
     return ++s->batch->n < BATCH || flush_batch(s);
 }
 
@@ -502,6 +522,37 @@ static bool run_one(struct session *s)
     return flush_batch(s);
 }
 
+/* ---- what the host lets programs do ---------------------------------------------------------------------- */
+/* Runs a no-operation from this stack pointer.  true: the host did not let it begin. */
+static bool nop_refused(struct session *s, bool compat, uint64_t rsp)
+{
+    struct test *t = &s->batch->test[0];
+    *t = (struct test){.addr = CODE_LOW, .code = {0x90}, .len = 1, .compat = compat, .form = UINT32_MAX};
+    if (!test_fill(t, &s->forms.decoder, &s->layout))
+        return false;
+    t->in.gpr[GPR_RSP] = rsp;
+    t->in.rflags = 0x202;
+    s->batch->n = 1;
+    runner_start(s->cpu, 3);
+    const struct result *r = runner_finish(s->cpu);
+    s->batch->n = 0;
+    if (!r || r->status == RUN_DIED)
+        return true;
+    return r->status == RUN_OK && (r->vector == 13 || r->vector == 6) && r->out.rip == CODE_LOW;
+}
+
+/* false: nothing can be tried here, and why has been said. */
+static bool probe_host(struct session *s)
+{
+    s->layout.high_base = fsgsbase_offered();
+    bool sound = !nop_refused(s, false, DATA_STACK + PAGE);
+    s->layout.any_stack = s->o.compat || !nop_refused(s, false, 0x5555000000000000);
+    if (!s->o.compat || !sound || !nop_refused(s, true, DATA_STACK + PAGE))
+        return true;
+    printf("this host's kernel runs no 32-bit code\n");
+    return false;
+}
+
 /* ---- set-up ---------------------------------------------------------------------------------------------- */
 static int parse(struct options *o, int argc, char **argv)
 {
@@ -591,6 +642,8 @@ int main(int argc, char **argv)
         return 2;
     }
     int r = runner_create(&s.cpu, &backend_native, s.batch);
+    if (!r && !probe_host(&s))
+        return 77;
     r = r ? r : runner_create(&s.engine, s.o.engine, s.batch);
     if (r) {
         fprintf(stderr, "insn-diff: a test process could not be set up: %s\n", strerror(-r));

@@ -7,13 +7,14 @@
  * handler has no other way to find its context; the process runs one thread.
  */
 #include <asm/ldt.h>
+#include <asm/prctl.h>
 #include <errno.h>
-#include <immintrin.h>
 #include <linux/audit.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/auxv.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
@@ -43,7 +44,65 @@ static const uint8_t greg_of[16] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP,
                                     REG_R8,  REG_R9,  REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15};
 
 /* No stack protector and no SIMD before the FS base is ours again: it holds the canary. */
-#define BARE __attribute__((target("fsgsbase"), optimize("no-stack-protector"), noinline))
+#define BARE __attribute__((optimize("no-stack-protector"), noinline))
+
+/* ---- the bases of FS and GS ------------------------------------------------------------------------------------ */
+/* Without it the kernel keeps bases of its own, which it loads again at each context switch: there the instructions may
+ * well execute, but what they write is lost. */
+bool fsgsbase_offered(void)
+{
+    enum { HWCAP2_FSGSBASE = 2 };
+    return getauxval(AT_HWCAP2) & HWCAP2_FSGSBASE;
+}
+
+static bool bases_by_call;
+
+/* arch_prctl(what, where or value).  The one place from which the sandbox lets it through. */
+long native_base_call(int what, unsigned long value);
+extern const char native_base_called[];
+__asm__(".pushsection .text\n"
+        ".hidden native_base_call, native_base_called\n"
+        ".globl native_base_call, native_base_called\n"
+        "native_base_call: mov $158, %eax\n" /* __NR_arch_prctl */
+        "syscall\n"
+        "native_base_called: ret\n"
+        ".popsection");
+
+BARE static unsigned long fs_base(void)
+{
+    unsigned long base;
+    if (bases_by_call)
+        native_base_call(ARCH_GET_FS, (unsigned long)&base);
+    else
+        __asm__ volatile("rdfsbase %0" : "=r"(base));
+    return base;
+}
+
+BARE static unsigned long gs_base(void)
+{
+    unsigned long base;
+    if (bases_by_call)
+        native_base_call(ARCH_GET_GS, (unsigned long)&base);
+    else
+        __asm__ volatile("rdgsbase %0" : "=r"(base));
+    return base;
+}
+
+BARE static void set_fs_base(unsigned long base)
+{
+    if (bases_by_call)
+        native_base_call(ARCH_SET_FS, base);
+    else
+        __asm__ volatile("wrfsbase %0" ::"r"(base));
+}
+
+BARE static void set_gs_base(unsigned long base)
+{
+    if (bases_by_call)
+        native_base_call(ARCH_SET_GS, base);
+    else
+        __asm__ volatile("wrgsbase %0" ::"r"(base));
+}
 
 /* The frame's area keeps bytes 464-511 (the kernel's own words), everything else is exchanged. */
 static void xstate_load(uint8_t *frame, const uint8_t *from, uint32_t size)
@@ -148,13 +207,12 @@ BARE static void handler(int sig, siginfo_t *si, void *ctx)
     /* The kernel leaves RFLAGS.AC as the test had it, which would make this code trap; sigreturn does not
      * load NT and ID, so what this code has is what the next test gets. */
     __asm__ volatile("pushfq; andl $~0x244000, (%%rsp); popfq" ::: "memory", "cc");
-    unsigned long fs = _readfsbase_u64(), gs = _readgsbase_u64();
+    unsigned long fs = fs_base(), gs = gs_base();
     uint16_t fs_selector, gs_selector;
     __asm__ volatile("mov %%fs, %0; mov %%gs, %1; mov %2, %%fs; mov %2, %%gs"
                      : "=&r"(fs_selector), "=&r"(gs_selector)
                      : "r"(0));
-    _writefsbase_u64(home_fs);
-    _writegsbase_u64(home_gs);
+    set_fs_base(home_fs);
     if (step(sig, ctx, fs, gs)) {
         fs = native.running ? native.fs_base : home_fs;
         gs = native.running ? native.gs_base : home_gs;
@@ -164,29 +222,36 @@ BARE static void handler(int sig, siginfo_t *si, void *ctx)
     /* A selector brings its base along; a null one leaves what there was. */
     __asm__ volatile("mov %0, %%fs; mov %1, %%gs" ::"r"(fs_selector), "r"(gs_selector));
     if (!gs_selector)
-        _writegsbase_u64(gs);
+        set_gs_base(gs);
     if (!fs_selector)
-        _writefsbase_u64(fs);
+        set_fs_base(fs);
 }
 
 /* What the child may still call; everything else becomes SIGSYS and ends the test as "left out":
  *      rt_sigreturn    loads the next test
  *      read, write     the command pipe, descriptors 10 and 11 only
+ *      arch_prctl      the bases of FS and GS, from native_base_call only
  *      exit_group      the end */
 static int sandbox(void)
 {
+    uint64_t from = (uint64_t)native_base_called;
     struct sock_filter code[] = {
         BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, arch)),
-        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, AUDIT_ARCH_X86_64, 0, 9),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, AUDIT_ARCH_X86_64, 0, 14),
         BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
-        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_rt_sigreturn, 8, 0),
-        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_exit_group, 7, 0),
-        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_read, 1, 0),
-        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_write, 2, 4),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_rt_sigreturn, 13, 0),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_exit_group, 12, 0),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_read, 2, 0),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_write, 3, 0),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_arch_prctl, 4, 8),
         BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args[0])),
-        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 10, 3, 2),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 10, 7, 6),
         BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args[0])),
-        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 11, 1, 0),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 11, 5, 4),
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, instruction_pointer)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (uint32_t)from, 0, 2),
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, instruction_pointer) + 4),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (uint32_t)(from >> 32), 1, 0),
         BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_TRAP),
         BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
     };
@@ -248,7 +313,9 @@ static int native_open(void **ctx, const struct xstate_layout *layout)
     sigfillset(&sa.sa_mask);
     for (unsigned n = 0; n < sizeof signals / sizeof signals[0]; n++)
         sigaction(signals[n], &sa, NULL);
-    __asm__ volatile("rdfsbase %0; rdgsbase %1" : "=r"(home_fs), "=r"(home_gs));
+    bases_by_call = !fsgsbase_offered();
+    home_fs = fs_base();
+    home_gs = gs_base();
     struct itimerval tick = {{0, 20000}, {0, 20000}};
     setitimer(ITIMER_PROF, &tick, NULL);
     *ctx = &native;

@@ -140,8 +140,10 @@ static void set_gpr(struct placing *p, int reg, uint64_t value, unsigned width)
     if (reg < 0 || (p->used >> reg & 1))
         return;
     p->used |= 1u << reg;
-    if (width < 64) /* the rest of the register must not matter */
-        value = (value & ((1ull << width) - 1)) | rng_next(p->r) << width;
+    if (width < 64) { /* the rest of the register must not matter */
+        uint64_t rest = rng_next(p->r) << width;
+        value = (value & ((1ull << width) - 1)) | (reg == GPR_RSP && !p->l->any_stack ? 0 : rest);
+    }
     p->t->in.gpr[reg] = p->t->compat ? value & 0xffffffff : value;
 }
 
@@ -172,8 +174,8 @@ static void place_registers(struct placing *p, const struct insn *i, const Zydis
         set_gpr(p, base, (want - d) / (scale + 1), width);
     } else {
         if (index >= 0) {
-            set_gpr(p, index,
-                    rng_percent(p->r, 60) ? (uint64_t)(int64_t)((int)rng_below(p->r, 129) - 64) : rng_next(p->r), 64);
+            bool small = rng_percent(p->r, 60) || (base == GPR_RSP && !p->l->any_stack);
+            set_gpr(p, index, small ? (uint64_t)(int64_t)((int)rng_below(p->r, 129) - 64) : rng_next(p->r), 64);
             d += p->t->in.gpr[index] * scale;
         }
         set_gpr(p, base, want - d, width);
@@ -369,6 +371,13 @@ static bool place_insn(struct placing *p, const struct insn *i)
     return insn_left_out(i) == IN_SCOPE;
 }
 
+static uint64_t segment_base(struct rng *r, const struct xstate_layout *l)
+{
+    static const uint64_t bases[] = {0, 0x1000, 0x123450000000, 0xfffffffffffff000, 0x7fffffff0000, 0x10};
+    uint64_t base = bases[rng_below(r, (uint32_t)(sizeof bases / sizeof bases[0]))];
+    return base >> 63 && !l->high_base ? 0x7fffffffe000 : base; /* the last page that programs may have */
+}
+
 bool test_fill(struct test *t, const ZydisDecoder *d, const struct xstate_layout *l)
 {
     struct rng r = {t->seed};
@@ -380,10 +389,9 @@ bool test_fill(struct test *t, const ZydisDecoder *d, const struct xstate_layout
         t->patch[n].len = 0;
     for (unsigned n = 0; n < 16; n++)
         t->in.gpr[n] = gpr_value(&r) & (t->compat && n < 8 ? 0xffffffff : ~0ull);
-    t->in.gpr[4] = DATA_STACK + PAGE + (rng_percent(&r, 80) ? rng_below(&r, 256) * 8 : rng_below(&r, 2048));
-    static const uint64_t bases[] = {0, 0x1000, 0x123450000000, 0xfffffffffffff000, 0x7fffffff0000, 0x10};
-    t->in.fs_base = bases[rng_below(&r, (uint32_t)(sizeof bases / sizeof bases[0]))];
-    t->in.gs_base = bases[rng_below(&r, (uint32_t)(sizeof bases / sizeof bases[0]))];
+    t->in.gpr[GPR_RSP] = DATA_STACK + PAGE + (rng_percent(&r, 80) ? rng_below(&r, 256) * 8 : rng_below(&r, 2048));
+    t->in.fs_base = segment_base(&r, l);
+    t->in.gs_base = segment_base(&r, l);
     if (t->compat) {
         t->in.fs_base = l->segments && rng_percent(&r, 90) ? COMPAT_FS_BASE : 0;
         t->in.gs_base = l->segments && rng_percent(&r, 90) ? COMPAT_GS_BASE : 0;
