@@ -164,6 +164,7 @@ static int vcpu_create(struct engine *e, unsigned i)
     if (e->config.timing)
         soft_timing_install(v);
     e->amd = soft_is_amd(&v->cpu);
+    e->zen5 = soft_is_zen5(&v->cpu);
     fpu_initial(v);
     soft_tlb_init(v);
     v->translator = soft_translator_create(&v->cpu);

@@ -183,6 +183,14 @@ bool soft_is_amd(const struct cpu *cpu)
     return r.ebx == 0x68747541 || r.ebx == 0x6f677948; /* Auth(enticAMD), Hygo(nGenuine) */
 }
 
+bool soft_is_zen5(const struct cpu *cpu)
+{
+    struct cpuid_regs r;
+    cpu_cpuid(cpu, 1, 0, &r);
+    unsigned family = r.eax >> 8 & 15, extended = r.eax >> 20 & 255;
+    return soft_is_amd(cpu) && family + (family == 15 ? extended : 0) >= 0x1a;
+}
+
 /* Encodings that mean one thing where a feature is and another (often nothing) where it is not. */
 static void decoder_modes(ZydisDecoder *d, const uint32_t *w, bool is_amd)
 {
@@ -204,6 +212,7 @@ void isa_init(struct translator *t, const struct cpu *cpu)
         t->isa[i] = (w[needs[i].word] >> needs[i].bit & 1) && (!needs[i].vl || w[L7B] >> 31);
     t->movdir64b = w[L7C] >> 28 & 1;
     t->amd = soft_is_amd(cpu);
+    t->zen5 = soft_is_zen5(cpu);
     decoder_modes(&t->decoder64, w, t->amd);
     decoder_modes(&t->decoder32, w, t->amd);
 }

@@ -269,11 +269,11 @@ const void *soft_slow(struct soft_vcpu *v)
         cpu_raise_error(&v->cpu, EXC_GP, 0);
         return access_fault(v, s);
     }
-    /* what is looked at first: operands of 80 bits are two, so are AMD's stores of 64 bytes and masks by byte */
-    unsigned part = s->first                                              ? s->first
-                    : s->size == 64 && !(s->access & SITE_READ) && e->amd ? 32
-                    : s->halves                                           ? 8
-                                                                          : s->size;
+    /* what is looked at first: operands of 80 bits are two, so are Zen 4's stores of 64 bytes and masks by byte */
+    unsigned part = s->first                                                          ? s->first
+                    : s->size == 64 && !(s->access & SITE_READ) && e->amd && !e->zen5 ? 32
+                    : s->halves                                                       ? 8
+                                                                                      : s->size;
     unsigned low = 0, high = part - 1;
     if (s->mask_kind) {
         uint64_t bytes = soft_active_bytes(s);

@@ -24,10 +24,10 @@ static bool packs_elements(ZydisMnemonic m)
     }
 }
 
-/* Accessed by element under a mask register; AMD's compressing stores are without one, too. */
+/* Accessed by element under a mask register; compressing stores of Zen 4 are without one, too. */
 static bool is_masked(const struct translator *t, const struct decoded *in)
 {
-    if (t->amd && packs_elements(in->d.mnemonic) && in->op[0].type == ZYDIS_OPERAND_TYPE_MEMORY)
+    if (t->amd && !t->zen5 && packs_elements(in->d.mnemonic) && in->op[0].type == ZYDIS_OPERAND_TYPE_MEMORY)
         return true;
     return in->d.encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX && in->d.avx.mask.reg != ZYDIS_REGISTER_NONE &&
            in->d.avx.mask.reg != ZYDIS_REGISTER_K0;

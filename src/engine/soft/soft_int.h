@@ -387,6 +387,7 @@ struct engine {
     struct cpuid_table *cpuid;
     uint64_t tsc_khz;
     bool amd;        /* the guest's CPU is one of AMD's */
+    bool zen5;       /* ... of family 1Ah or later, which looks at some operands in another way */
     uint64_t random; /* config.stress: the generator's state */
     /* pages dirtied by DMA, handled by the vCPU at its next poll */
     pthread_mutex_t dma_lock;
@@ -492,7 +493,7 @@ const void *soft_signal_fault(struct soft_vcpu *v); /* signal.c: an exception of
 void soft_enter(struct soft_vcpu *v);
 extern const char soft_leave[], soft_jump[], soft_glue_slow[], soft_glue_commit[], soft_glue_helper[], soft_glue_exit[],
     soft_glue_ibtc_miss[], soft_glue_poll[], soft_glue_window[], soft_glue_demote[], soft_glue_hot[],
-    soft_glue_signal[];
+    soft_glue_signal[], soft_glue_end[];
 
 /* --- timing.c: entry points like glue's, that take the time for --stats --- */
 void soft_timing_install(struct soft_vcpu *v);
@@ -574,7 +575,8 @@ void soft_translator_destroy(struct translator *t);
 struct block *soft_translate(struct soft_vcpu *v, uint64_t gva, uint64_t gpa, uint32_t mode, bool no_windows);
 
 /* --- isa.c --- */
-bool soft_is_amd(const struct cpu *cpu); /* the guest's CPU is AMD's or Hygon's */
+bool soft_is_amd(const struct cpu *cpu);  /* the guest's CPU is AMD's or Hygon's */
+bool soft_is_zen5(const struct cpu *cpu); /* ... and as those of family 1Ah are */
 
 /* --- simd.c --- */
 void soft_xsave_layout(struct engine *e);

@@ -245,8 +245,8 @@ static int string_element(struct soft_vcpu *v, const struct string_op *o)
         string_advance(v, o, 1, false, true);
         return 0;
     case STR_CMPS:
-        /* CPUs are seen to read [rdi] first, but AMD's not where they compare byte by byte in a fast way */
-        if (v->engine->amd && o->rep == STR_REPE && o->size == 1 && read_source(v, o, &value))
+        /* CPUs are seen to read [rdi] first, but Zen 5, and Zen 4 where it compares byte by byte in a fast way */
+        if (v->engine->amd && (v->engine->zen5 || (o->rep == STR_REPE && o->size == 1)) && read_source(v, o, &value))
             return CPU_FAULT;
         if (read_destination(v, o, &other) || read_source(v, o, &value))
             return CPU_FAULT;

@@ -108,7 +108,7 @@ struct translator {
     struct shapes *shapes;
     bool isa[ZYDIS_ISA_SET_MAX_VALUE + 1]; /* what the guest's CPU has: isa.c */
     bool movdir64b;
-    bool amd;
+    bool amd, zen5;
     struct soft_vcpu *v;
     struct engine *engine;
     struct block *b;
