@@ -91,9 +91,51 @@ static bool empty_slot(const struct site *s, const greg_t *r)
     return (s->access & SITE_STACK) && host >> 47 && !(host & s->gp_align);
 }
 
+/* Some hosts (under PVM) do not return to a program whose RSP is not canonical: it gets #GP wherever it is then, or #UD
+ * where the hypervisor cannot emulate the instruction.  So also between the guest's instructions, and in the glue. */
+static bool is_lost_stack(const struct soft_vcpu *v, int sig, const greg_t *r)
+{
+    uint64_t rip = (uint64_t)r[REG_RIP], glue = (uint64_t)soft_enter;
+    const struct code_cache *c = &v->engine->cache;
+    bool ours = rip - (uint64_t)c->rx < c->size || rip - glue < (uint64_t)soft_glue_end - glue;
+    bool refused = sig == SIGILL || (sig == SIGSEGV && r[REG_TRAPNO] == EXC_GP);
+    return ours && refused && !cpu_canonical(&v->cpu, (uint64_t)r[REG_RSP]);
+}
+
+/* The guest's program gets the #GP in turn: at the block, or where it was last seen.  Its other registers are as they
+ * were there, since what is in the host's may be an address of ours. */
+static void lose_stack(struct soft_vcpu *v, const struct block *b, const greg_t *r)
+{
+    v->signal_vector = EXC_GP;
+    v->signal_has_error = true;
+    v->signal_around = NULL;
+    v->cpu.gpr[RSP] = (uint64_t)r[REG_RSP];
+    if (b)
+        v->cpu.rip = soft_site_pc(v, b);
+}
+
 static void default_action(int sig)
 {
     signal(sig, SIG_DFL); /* returning runs the instruction again */
+}
+
+/* The guest's state at the instruction that has faulted. */
+static void take_state(struct soft_vcpu *v, struct block *b, const struct pc_map *m, uint32_t at, const greg_t *r)
+{
+    const struct site *s = find_site(v, b, m, at);
+    if (v->signal_vector == EXC_GP && s && empty_slot(s, r))
+        v->signal_vector = EXC_SS;
+    bool window = v->signal_vector == EXC_GP && !s && !(b->mode & MODE_UNGROUPED) && !b->no_windows;
+    v->signal_around = window ? b : NULL;
+    uint64_t rdi = v->cpu.gpr[RDI];
+    save_registers(v, r);
+    if (s && s->lent)
+        v->cpu.gpr[RDI] = rdi;
+    if (m->flags_in_memory) {
+        v->arith = (uint16_t)v->slow_flags;
+        soft_flags_in(v);
+    }
+    v->cpu.rip = soft_site_pc(v, b) + m->guest;
 }
 
 static void handler(int sig, siginfo_t *info, void *context)
@@ -109,25 +151,16 @@ static void handler(int sig, siginfo_t *info, void *context)
     uint64_t at = (uint64_t)r[REG_RIP] - (uint64_t)c->rx;
     struct block *b = at < c->size ? soft_block_of_host(v->engine, (uint32_t)at) : NULL;
     const struct pc_map *m = b ? find_map(v->engine, b, (uint32_t)at) : NULL;
-    if (!m || !vector_of(sig, info, r, v)) {
+    bool lost = !m && is_lost_stack(v, sig, r);
+    if (!lost && (!m || !vector_of(sig, info, r, v))) {
         default_action(sig);
         return;
     }
     v->stats.signals++;
-    const struct site *s = find_site(v, b, m, (uint32_t)at);
-    if (v->signal_vector == EXC_GP && s && empty_slot(s, r))
-        v->signal_vector = EXC_SS;
-    bool window = v->signal_vector == EXC_GP && !s && !(b->mode & MODE_UNGROUPED) && !b->no_windows;
-    v->signal_around = window ? b : NULL;
-    uint64_t rdi = v->cpu.gpr[RDI];
-    save_registers(v, r);
-    if (s && s->lent)
-        v->cpu.gpr[RDI] = rdi;
-    if (m->flags_in_memory) {
-        v->arith = (uint16_t)v->slow_flags;
-        soft_flags_in(v);
-    }
-    v->cpu.rip = soft_site_pc(v, b) + m->guest;
+    if (lost)
+        lose_stack(v, b, r);
+    else
+        take_state(v, b, m, (uint32_t)at, r);
     r[REG_RIP] = (greg_t)soft_glue_signal;
     r[REG_RSP] = (greg_t)v->host_rsp;
     r[REG_EFL] &= ~(greg_t)(FL_DF | FL_TF | FL_AC);

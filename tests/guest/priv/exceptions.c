@@ -228,6 +228,19 @@ static void test_user_stack_fault(void)
     EXPECT_TRAP(run(&c), SS, 0);
 }
 
+/* Goes on with a wild stack pointer for long enough that the host interrupts it everywhere. */
+USER_CODE(u_wild_stack, "mov $0x5555000000000000, %rsp\nlea 2f(%rip), %rax\nmov $20000000, %ecx\n"
+                        "1: jmp *%rax\n2: incq 9f(%rip)\ndec %ecx\njnz 1b\nint $0x30\n9: .quad 0");
+
+/* Which the architecture allows.  Where the host does not, the program gets a fault and the machine goes on. */
+static void test_user_wild_stack(void)
+{
+    struct context c = user_context(u_wild_stack);
+    const struct trap *t = run(&c);
+    EXPECT(t->vector == BACK || t->vector == GP || t->vector == UD);
+    EXPECT_EQ(t->f.rsp, 0x5555000000000000);
+}
+
 USER_CODE32(u32_into, "mov $0x7fffffff, %eax\nadd $1, %eax\ninto");
 USER_CODE32(u32_into_not, "xor %eax, %eax\ninto");
 USER_CODE32(u32_bound, "push $9\npush $5\nmov $4, %eax\nbound %eax, (%esp)");
@@ -380,6 +393,7 @@ const struct test tests[] = {
     {"gate-kinds", test_gate_kinds, NULL},
     {"gate-faults", test_gate_faults, NULL},
     {"user-gates", test_user_gates, NULL},
+    {"user-wild-stack", test_user_wild_stack, NULL},
     {"user-stack-fault", test_user_stack_fault, "#GP instead of #SS"},
     {"compat-traps", test_compat_traps, NULL},
     {"alignment-check", test_alignment_check, "it checks no alignment"},
