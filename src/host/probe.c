@@ -172,9 +172,10 @@ static void probe_fsgsbase(struct probe_result *r)
     FOUND(r, "CPU %s, kernel %s", cpu ? "yes" : "no", kernel ? "yes" : "no");
     if (kernel)
         return;
-    r->level = PROBE_MISSING;
-    WHY(r, "the engine keeps the virtual CPU's state behind GS and sets its base from user mode");
-    FIX(r, cpu ? "run Linux 5.9 or later, without \"nofsgsbase\" on its command line"
+    r->level = PROBE_LIMITED;
+    WHY(r, "programs that run directly get the bases of FS and GS by system calls, which cost time where they change");
+    FIX(r, cpu ? "run Linux 5.9 or later, without \"nofsgsbase\" on its command line; in a virtual machine under PVM "
+                 "nothing can be done"
                : "use a newer CPU (2012 or later), or the CPU model \"host\" in a virtual machine");
 }
 
@@ -476,7 +477,7 @@ static const struct {
 } probes[] = {
     {"cpu", "processor", false, probe_cpu},
     {"cpu_base", "base instructions", true, probe_cpu_base},
-    {"cpu_fsgsbase", "FSGSBASE", true, probe_fsgsbase},
+    {"cpu_fsgsbase", "FSGSBASE", false, probe_fsgsbase},
     {"cpu_vector", "vector and crypto", false, probe_simd},
     {"tsc", "time stamp counter", false, probe_tsc},
     {"memory", "memory", false, probe_memory},

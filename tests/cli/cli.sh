@@ -259,6 +259,7 @@ assert len(ids) == len(set(ids)) and {"cpu_base", "code_cache", "memory", "engin
 for c in d["checks"]:
     assert c["level"] in ("ok", "limited", "missing") and c["found"]
     assert c["level"] == "ok" or c["why"] and c["fix"]
+    assert c["id"] != "cpu_fsgsbase" or c["level"] != "missing" and not c["required"] # nothing needs it
 ' "$work/out"
 
 # Completion: bash's is tried, the others are at least syntax that their shell takes, if it is here.
