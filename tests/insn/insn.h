@@ -152,6 +152,8 @@ void runner_destroy(struct runner *r);
 int runner_start(struct runner *r, unsigned cpl);
 /* Waits for the batch given to runner_start; results are indexed like the batch. */
 struct result *runner_finish(struct runner *r);
+/* Runs one test of it once more; its result is replaced. */
+struct result *runner_again(struct runner *r, uint32_t index);
 /* Is something mapped there in the backend's process? */
 bool runner_maps(const struct runner *r, uint64_t address);
 void *shared_alloc(size_t size);

@@ -47,6 +47,7 @@ struct session {
     uint32_t n_groups;
     uint64_t executed, same, failed, undefined, no_oracle, executes_though_rejected, ud_differs_there;
     uint64_t bad_stack; /* not tried: the stack pointer is not canonical, see any_stack */
+    uint64_t wavering;  /* the CPU came to another result the second time */
     uint64_t known[N_KNOWN];
     uint64_t undefined_by_mnemonic[ZYDIS_MNEMONIC_MAX_VALUE + 1];
     bool differed[BATCH];     /* at CPL3 */
@@ -222,6 +223,8 @@ static void report(struct session *s)
            ", no oracle (endless, system call, met its own process) %" PRIu64 ", undefined flags differ %" PRIu64
            ", groups of failures %u\n",
            s->executed, t, (double)s->executed / t, s->o.seed, s->no_oracle, s->undefined, s->n_groups);
+    if (s->wavering)
+        printf("no oracle, the CPU itself came to another result the second time: %" PRIu64 "\n", s->wavering);
     if (!s->layout.any_stack)
         printf("not tried, since this host runs nothing with a stack pointer that is not canonical: %" PRIu64 "\n",
                s->bad_stack);
@@ -279,6 +282,17 @@ static bool lost_stack(const struct result *r)
     return r->status == RUN_OK && (r->vector == 13 || r->vector == 6) && !canonical(r->out.gpr[GPR_RSP]);
 }
 
+/* Does the CPU itself come to another result the second time?  Then the host has meddled, as one whose kernel now and
+ * then loses RFLAGS.NT where it interrupts a program.  Not asked when much is wrong. */
+static bool oracle_wavers(struct session *s, const struct test *t, const struct result *cpu)
+{
+    struct result first = *cpu;
+    if (s->failed >= 200)
+        return false;
+    const struct result *again = runner_again(s->cpu, (uint32_t)(t - s->batch->test));
+    return again && compare(t, &first, again, 3, false, &s->layout, NULL, 0) == DIFFERENT;
+}
+
 static void judge(struct session *s, const struct test *t, const struct result *cpu, const struct result *other,
                   unsigned cpl)
 {
@@ -328,6 +342,10 @@ static void judge(struct session *s, const struct test *t, const struct result *
         known = known_difference(&(struct seen){t, &s->forms.decoder, cpu, other, cpl, s->o.engine->fast, &s->layout});
         if (known >= 0 && !s->o.strict) {
             s->known[known]++;
+            break;
+        }
+        if (oracle_wavers(s, t, cpu)) {
+            s->wavering++;
             break;
         }
         s->failed++;

@@ -144,6 +144,16 @@ int runner_start(struct runner *r, unsigned cpl)
     return command(r, 0);
 }
 
+struct result *runner_again(struct runner *r, uint32_t index)
+{
+    uint32_t n = r->batch->n;
+    r->batch->n = index + 1;
+    r->results[index].status = RUN_NONE;
+    struct result *all = command(r, index) ? NULL : runner_finish(r);
+    r->batch->n = n;
+    return all ? &all[index] : NULL;
+}
+
 /* 1: the reply came.  0: the child is stuck.  -1: it died. */
 static int wait_reply(struct runner *r)
 {
