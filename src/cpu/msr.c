@@ -53,6 +53,18 @@ static bool read_constant(struct cpu *cpu, const struct msr *m, uint32_t index, 
     return true;
 }
 
+/* AMD's microcode revision names its CPU.  The newest there can be for the guest's, from family 1Ah on: Linux compares
+ * it with the first that has a working RDSEED, and else warns on the console; whether it works is for the host to know,
+ * which hides it in CPUID if not. */
+static bool read_amd_revision(struct cpu *cpu, const struct msr *m, uint32_t index, uint64_t *value)
+{
+    struct cpuid_regs r;
+    cpu_cpuid(cpu, 1, 0, &r);
+    uint32_t family = r.eax >> 20 & 0xff, models = r.eax >> 16 & 15, model = r.eax >> 4 & 15, stepping = r.eax & 15;
+    *value = family < 0xb ? m->value : family << 24 | models << 20 | model << 12 | stepping << 8 | 0xff;
+    return true;
+}
+
 /* For registers whose bits only tune what is not modelled (caches, prediction, errata). */
 static bool write_ignored(struct cpu *cpu, const struct msr *m, uint32_t index, uint64_t value)
 {
@@ -207,9 +219,9 @@ static const struct msr table[] = {
     {0x49, 0x49, INTEL, .write = write_ignored},  /* prediction barrier: write-only */
     {0x79, 0x79, INTEL, .write = write_ignored},  /* microcode update trigger */
     {0x8b, 0x8b, INTEL, .read = read_constant, .write = write_ignored, .value = 0x100000000ull},
-    {0x8b, 0x8b, AMD, CONSTANT(0x0a101248)}, /* microcode revision */
-    {0xce, 0xce, INTEL, CONSTANT(0)},        /* platform info */
-    {0xfe, 0xfe, ANY, CONSTANT(0x508)},      /* MTRRs: 8 variable, fixed, write-combining */
+    {0x8b, 0x8b, AMD, .read = read_amd_revision, .value = 0x0a101248},
+    {0xce, 0xce, INTEL, CONSTANT(0)},   /* platform info */
+    {0xfe, 0xfe, ANY, CONSTANT(0x508)}, /* MTRRs: 8 variable, fixed, write-combining */
     {0x10a, 0x10a, INTEL, CONSTANT(ARCH_CAPABILITIES)},
     {0x140, 0x140, INTEL, TUNING(0)}, /* misc features enables */
     {0x174, 0x174, ANY, FIELD(sysenter_cs, 0xffffffff)},

@@ -239,6 +239,23 @@ static void msrs_that_kernels_trust(void **state)
     }
 }
 
+/* Linux takes RDSEED of family 1Ah for broken, and says so, before such a revision of the very model. */
+static void microcode_is_of_the_cpu(void **state)
+{
+    struct fixture *f = *state;
+    struct cpuid_regs v;
+    uint64_t value;
+    cpu_cpuid(&f->cpu, 1, 0, &v);
+    if ((v.eax >> 20 & 0xff) < 0xb)
+        skip();
+    assert_ok(cpu_rdmsr(&f->cpu, 0x8b, &value));
+    assert_int_equal(value >> 24, v.eax >> 20 & 0xff);
+    assert_int_equal(value >> 20 & 15, v.eax >> 16 & 15);
+    assert_int_equal(value >> 12 & 15, v.eax >> 4 & 15);
+    assert_int_equal(value >> 8 & 15, v.eax & 15);
+    assert_int_equal(value & 0xff, 0xff);
+}
+
 /* Linux does not believe BHI_NO: it wants the switch, and without it runs a loop at each system call. */
 static void branch_history_has_a_switch(void **state)
 {
@@ -391,6 +408,7 @@ int main(void)
         CPU_TEST(io_permission),
         CPU_TEST(msr_rules),
         CPU_TEST(msrs_that_kernels_trust),
+        CPU_TEST(microcode_is_of_the_cpu),
         CPU_TEST(branch_history_has_a_switch),
         CPU_TEST(every_msr_index_is_found),
         CPU_TEST(tsc_moves),
