@@ -58,6 +58,14 @@ in_tree()
         mount -t tmpfs tmp "$0/i386/tmp" && exec chroot "$0" /usr/bin/env -i /suite/run host' "$tree" "$suite"
 }
 
+# Does the host lack what the script needs?  Then there is nothing to compare with, but the guest has to get through.
+cannot_compare() # NAME
+{
+    [ "$1" = i386 ] && ! "$tree/i386/bin/busybox" true 2>/dev/null
+}
+
+ends_well() { tail -n 1 "$1" | grep -q 'ends with 0$'; }
+
 section() { sed -n "/^=== $1 begins/,/^=== $1 ends/p" "$2"; }
 
 mkdir -p "$GUISE_CACHE"
@@ -71,7 +79,11 @@ status=$?
 for name in "${names[@]}"; do
     section "$name" "$work/expected" >"$work/expected-$name"
     section "$name" "$work/console" >"$work/got-$name"
-    if ! tail -n 1 "$work/expected-$name" | grep -q 'ends with 0$'; then
+    if cannot_compare "$name" && ends_well "$work/got-$name"; then
+        skip "userland-$name" "the host runs no 32-bit code to compare with; the guest got through"
+    elif cannot_compare "$name"; then
+        not_ok "userland-$name" "fails in the guest: $(tail -n 2 "$work/got-$name" | tr '\n' ' ')"
+    elif ! ends_well "$work/expected-$name"; then
         not_ok "userland-$name" "fails on the host: $(tail -n 2 "$work/expected-$name" | tr '\n' ' ')"
     elif cmp -s "$work/expected-$name" "$work/got-$name"; then
         ok "userland-$name ($(wc -l <"$work/got-$name") lines)"
