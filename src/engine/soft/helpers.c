@@ -145,11 +145,13 @@ const void *helper_clzero(struct soft_vcpu *v, const struct site *s)
 const void *helper_movdir64b(struct soft_vcpu *v, const struct site *s)
 {
     uint8_t bytes[64];
+    if (data_read(v, v->helper_ea, bytes, sizeof bytes)) /* looked at first, as CPUs are seen to do */
+        return fault(v);
     if (v->helper_to & 63) {
         cpu_raise_error(&v->cpu, EXC_GP, 0);
         return fault(v);
     }
-    if (data_read(v, v->helper_ea, bytes, sizeof bytes) || data_write(v, v->helper_to, bytes, sizeof bytes))
+    if (data_write(v, v->helper_to, bytes, sizeof bytes))
         return fault(v);
     return finish(v, s);
 }
