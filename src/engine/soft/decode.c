@@ -135,7 +135,8 @@ static void correct_base(struct decoded *w)
         return;
     for (unsigned i = 0; i < w->d.operand_count; i++) {
         ZydisDecodedOperand *op = &w->op[i];
-        if (op->type != ZYDIS_OPERAND_TYPE_MEMORY || op->mem.base != ZYDIS_REGISTER_R13D)
+        if (op->type != ZYDIS_OPERAND_TYPE_MEMORY || op->mem.base != ZYDIS_REGISTER_R13D ||
+            op->visibility == ZYDIS_OPERAND_VISIBILITY_HIDDEN) /* where MOVDIR64B stores: it is in a register */
             continue;
         op->mem.base = ZYDIS_REGISTER_NONE;
         op->mem.disp.has_displacement = true;

@@ -145,13 +145,19 @@ const void *helper_clzero(struct soft_vcpu *v, const struct site *s)
 const void *helper_movdir64b(struct soft_vcpu *v, const struct site *s)
 {
     uint8_t bytes[64];
-    if (data_read(v, v->helper_ea, bytes, sizeof bytes)) /* looked at first, as CPUs are seen to do */
+    uint64_t from = v->helper_ea;
+    bool there = !(v->mode & MODE_64) || (cpu_canonical(&v->cpu, from) && cpu_canonical(&v->cpu, from + 63));
+    if (v->engine->amd && (v->mode & MODE_ALIGN) && (from & 15) && there) {
+        cpu_raise_error(&v->cpu, EXC_AC, 0);
+        return fault(v);
+    }
+    if (data_read(v, from, bytes, sizeof bytes)) /* looked at first, as CPUs are seen to do */
         return fault(v);
     if (v->helper_to & 63) {
         cpu_raise_error(&v->cpu, EXC_GP, 0);
         return fault(v);
     }
-    if (data_write(v, v->helper_to, bytes, sizeof bytes))
+    if (data_write_es(v, v->helper_to, bytes, sizeof bytes))
         return fault(v);
     return finish(v, s);
 }

@@ -147,6 +147,7 @@ static inline void set_gpr(struct soft_vcpu *v, unsigned reg, uint64_t value, un
 int address_fault(struct soft_vcpu *v, unsigned segment, unsigned vector, uint64_t gva, unsigned n);
 int data_read(struct soft_vcpu *v, uint64_t gva, void *buf, unsigned n);
 int data_write(struct soft_vcpu *v, uint64_t gva, const void *buf, unsigned n);
+int data_write_es(struct soft_vcpu *v, uint64_t gva, const void *buf, unsigned n);
 int data_push(struct soft_vcpu *v, const void *value, unsigned size);
 int data_stack(struct soft_vcpu *v, uint64_t sp, void *value, unsigned size);
 int data_peek(struct soft_vcpu *v, unsigned offset, void *value, unsigned size); /* at rsp + offset */

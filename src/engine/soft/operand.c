@@ -67,6 +67,15 @@ int data_write(struct soft_vcpu *v, uint64_t gva, const void *buf, unsigned n)
     return cpu_write(&v->cpu, linear(v, gva), buf, n, user_mode(v));
 }
 
+/* Through ES, whatever segment the site's operand has. */
+int data_write_es(struct soft_vcpu *v, uint64_t gva, const void *buf, unsigned n)
+{
+    if (address_fault(v, ES, EXC_GP, gva, n))
+        return CPU_FAULT;
+    watch_data(v, linear(v, gva), n, true);
+    return cpu_write(&v->cpu, linear(v, gva), buf, n, user_mode(v));
+}
+
 /* Every check of a stack access at `sp`; the linear address in *at. */
 static int stack_address(struct soft_vcpu *v, uint64_t sp, unsigned size, bool write, uint64_t *at)
 {

@@ -392,10 +392,12 @@ void sp_movdir64b(struct translator *t, const struct insn *in)
 {
     struct ea ea;
     insn_ea(t, in, &in->op[2], &ea);
+    ea.segment = ES; /* whatever prefix there is: that is the source's */
     emit_ea(t, &ea, R11, R10);
     e_store(&t->hot, R11, VOFF(helper_to));
     store_helper_ea(t, in, &in->op[1]);
     emit_helper(t, in, helper_movdir64b, false);
+    site_segment(t, &t->engine->sites[t->engine->n_sites - 1], &in->op[1]);
 }
 
 void sp_x87_env(struct translator *t, const struct insn *in)
