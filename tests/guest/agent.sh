@@ -55,14 +55,18 @@ initrd() {
 
 # start INITRD OPTION...: a machine in the background, until its agent has said something: that is in $work/hello
 start() {
-    local initrd=$1
+    local initrd=$1 listener
     shift
     rm -f "$vm"* "$work/serial"
+    timeout 100 python3 "$agent" hello "$vm" >"$work/hello" 2>"$work/hello.err" &
+    listener=$!
+    # a guest that cannot start says so once, and may be quicker than Python
+    while [ ! -S "${vm}_1024" ] && kill -0 $listener 2>/dev/null; do sleep 0.05; done
     # shellcheck disable=SC2086 # GUEST_OPTIONS is a list of words
     "$GUISE" run --kernel "$kernel" --initrd "$initrd" --append "console=ttyS0 quiet panic=-1 rdinit=/guise/init" \
         --vsock "$vm" --serial "file:$work/serial" --timeout 400 --no-reboot $GUEST_OPTIONS "$@" </dev/null 2>"$work/stderr" &
     guest=$!
-    timeout 100 python3 "$agent" hello "$vm" >"$work/hello" 2>"$work/hello.err"
+    wait $listener
 }
 ended() { # the machine's exit status
     wait "$guest"
