@@ -11,6 +11,6 @@ dd if=/dev/urandom of=/tmp/block bs=1M count=8 2>/dev/null
 cat /tmp/block >&3
 sha256sum </tmp/block >&3
 dd bs=4096 count=1024 iflag=fullblock <&3 2>/dev/null | sha256sum >&3
-read -r line <&3
+until read -r line <&3; do sleep 0.1; done # no client for a moment: the end of the file
 echo "got $line" >&3
 sleep 0.2
