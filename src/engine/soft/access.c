@@ -219,10 +219,20 @@ uint32_t tlb_offset(const struct translator *t, bool write)
                       ((t->mode & MODE_MMU) * 2 + write) * TLB_SIZE * sizeof(struct tlb_entry));
 }
 
-uint32_t slot_offset(const struct translator *t, bool write, uint32_t site)
+static uint32_t slot_number(const struct translator *t, bool write, uint32_t site)
 {
-    return (uint32_t)(offsetof(struct soft_vcpu, slot) +
-                      (((t->mode & MODE_MMU) * 2 + write) * SLOT_COUNT + site % SLOT_COUNT) * sizeof(struct tlb_entry));
+    return ((t->mode & MODE_MMU) * 2 + write) * SLOT_COUNT + site % SLOT_COUNT;
+}
+
+struct slot_offsets slot_offsets(const struct translator *t, bool write, uint32_t site)
+{
+    const uint32_t n = slot_number(t, write, site);
+    const uint32_t entry = (uint32_t)(offsetof(struct soft_vcpu, slot) + n * sizeof(struct tlb_entry));
+    return (struct slot_offsets){
+        .tag = entry + (uint32_t)offsetof(struct tlb_entry, tag),
+        .host = entry + (uint32_t)offsetof(struct tlb_entry, host),
+        .distance = (uint32_t)(offsetof(struct soft_vcpu, slot_distance) + n * sizeof(uint64_t)),
+    };
 }
 
 /* A place that misses its slot all the time is translated again without (soft_demote). */
@@ -239,10 +249,11 @@ void emit_budget(struct translator *t, const struct site *s)
 }
 
 /* The slot missed: ask the TLB, and when that knows, remember its answer in the slot. */
-static void emit_refill(struct translator *t, const struct site *s, uint32_t slot, uint32_t tlb)
+static void emit_refill(struct translator *t, const struct site *s, const struct slot_offsets *slot, uint32_t tlb,
+                        uint32_t beside)
 {
     struct emit *c = &t->cold;
-    e_gs(c, 0x03, true, t->A, slot); /* add A, slot.tag: the gva again */
+    e_gs(c, 0x03, true, t->A, slot->tag); /* add: the gva again */
     emit_budget(t, s);
     e_rorx(c, t->B, t->A, 8);
     e_alu_imm(c, false, 4, t->B, TLB_MASK);
@@ -254,14 +265,19 @@ static void emit_refill(struct translator *t, const struct site *s, uint32_t slo
     if (!free)
         e_store(c, t->A, VOFF(slow_ea));
     e_gs_base(c, 0x8b, true, temp, t->B, tlb);
-    e_store(c, temp, slot);
+    e_store(c, temp, slot->tag);
     e_gs_base(c, 0x8b, true, temp, t->B, tlb + 8);
-    e_store(c, temp, slot + 8);
-    if (free)
-        e_lea(c, true, t->A, t->A, temp, 0, 0);
-    else
-        e_gs(c, 0x03, true, t->A, VOFF(slow_ea));
-    e_jmp(c, s->resume);
+    e_store(c, temp, slot->host);
+    e_gs_base(c, 0x2b, true, temp, t->B, tlb);
+    e_store(c, temp, slot->distance);
+    if (beside) {
+        e_jmp(c, beside);
+    } else {
+        if (!free)
+            e_load(c, t->A, VOFF(slow_ea));
+        e_gs(c, 0x03, true, t->A, slot->host);
+        e_jmp(c, s->resume);
+    }
     e_patch(c, miss, e_offset(c));
     e_gs_base(c, 0x03, true, t->A, t->B, tlb); /* add A, tag */
 }
@@ -278,8 +294,43 @@ static void emit_slow_path(struct translator *t, const struct insn *in, struct s
     e_jmp(c, s->access & SITE_WRITE ? t->engine->cache.out[OUT_COMMIT] : s->next);
 }
 
+/* Behind the check nothing waits for it: the instruction finds its operand by its own registers. */
+static uint32_t emit_beside(struct translator *t, struct site *s, uint32_t distance, const struct tail *beside)
+{
+    struct emit *e = &t->hot;
+    uint32_t at = e_offset(e);
+    e_load(e, t->B, distance);
+    e_bytes(e, beside->bytes, (unsigned)(beside->e.p - beside->e.start));
+    s->next = e_offset(e);
+    return at;
+}
+
+/* A slow path that has found the operand comes back here. */
+static void emit_resume(struct translator *t, const struct insn *in, struct site *s, const struct tail *tail)
+{
+    struct emit *c = &t->cold;
+    s->resume = e_offset(c);
+    add_map(t, s->resume, in);
+    e_bytes(c, tail->bytes, (unsigned)(tail->e.p - tail->e.start));
+    e_jmp(c, s->next);
+}
+
+bool access_can_be_beside(const struct translator *t, const struct insn *in, const struct ea *ea)
+{
+    const struct shape *s = in->shape;
+    return t->b->hot && !ea->stack && s->served && s->memory >= 0 && !(s->gprs & STOLEN) && (t->mode & MODE_64) &&
+           !(t->mode & (MODE_ALIGN | MODE_TF | MODE_BREAK | MODE_FPU_TRAP)) &&
+           !(flags_in_memory(t, in) && flags_needed(in)) && !soft_is_indexed(t->engine, t->b->gpa + in->pc);
+}
+
 void emit_access(struct translator *t, const struct insn *in, const struct ea *ea, unsigned access, unsigned size,
                  const struct tail *tail)
+{
+    emit_access_beside(t, in, ea, access, size, tail, NULL);
+}
+
+void emit_access_beside(struct translator *t, const struct insn *in, const struct ea *ea, unsigned access,
+                        unsigned size, const struct tail *tail, const struct tail *beside)
 {
     struct emit *e = &t->hot;
     uint32_t index;
@@ -289,7 +340,7 @@ void emit_access(struct translator *t, const struct insn *in, const struct ea *e
     s->access = (uint8_t)(access | (flags ? SITE_FLAGS : 0) | (stay ? SITE_FLAGS_AFTER : 0) |
                           (ea->stack ? SITE_STACK : 0));
     s->size = (uint16_t)size;
-    uint32_t slot = slot_offset(t, (access & SITE_WRITE) != 0, index);
+    const struct slot_offsets slot = slot_offsets(t, (access & SITE_WRITE) != 0, index);
     bool indexed = !t->b->hot || soft_is_indexed(t->engine, t->b->gpa + in->pc);
     emit_ea(t, ea, t->A, t->B);
     if (indexed) {
@@ -297,7 +348,7 @@ void emit_access(struct translator *t, const struct insn *in, const struct ea *e
         e_alu_imm(e, false, 4, t->B, TLB_MASK);
         e_gs_base(e, 0x2b, true, t->A, t->B, tlb); /* sub A, tlb.tag */
     } else {
-        e_gs(e, 0x2b, true, t->A, slot); /* sub A, slot.tag */
+        e_gs(e, 0x2b, true, t->A, slot.tag); /* sub */
     }
     uint32_t misaligned = 0;
     s->segment = ea->segment == FS || ea->segment == GS ? (uint8_t)ea->segment : 0;
@@ -320,30 +371,37 @@ void emit_access(struct translator *t, const struct insn *in, const struct ea *e
     }
     e_alu_imm(e, true, 7, t->A, 4096 - size);
     uint32_t slow = e_jcc(e, 7 /* above */, 0);
-    if (indexed)
-        e_gs_base(e, 0x03, true, t->A, t->B, tlb + 8); /* add A, tlb.host */
-    else
-        e_gs(e, 0x03, true, t->A, slot + 8); /* add A, slot.host */
-    s->resume = e_offset(e);
-    e_bytes(e, tail->bytes, (unsigned)(tail->e.p - tail->e.start));
-    s->next = e_offset(e);
+    uint32_t filled = 0;
+    if (beside) {
+        filled = emit_beside(t, s, slot.distance, beside);
+    } else {
+        if (indexed)
+            e_gs_base(e, 0x03, true, t->A, t->B, tlb + 8); /* add A, tlb.host */
+        else
+            e_gs(e, 0x03, true, t->A, slot.host); /* add */
+        s->resume = e_offset(e);
+        e_bytes(e, tail->bytes, (unsigned)(tail->e.p - tail->e.start));
+        s->next = e_offset(e);
+    }
     uint32_t skip = 0;
     if (misaligned) {
         e_patch(e, misaligned, e_offset(&t->cold));
         if (indexed)
             e_gs_base(&t->cold, 0x03, true, t->A, t->B, tlb);
         else
-            e_gs(&t->cold, 0x03, true, t->A, slot);
+            e_gs(&t->cold, 0x03, true, t->A, slot.tag);
         skip = e_jmp(&t->cold, 0);
     }
     e_patch(e, slow, e_offset(&t->cold));
     if (indexed)
         e_gs_base(&t->cold, 0x03, true, t->A, t->B, tlb);
     else
-        emit_refill(t, s, slot, tlb);
+        emit_refill(t, s, &slot, tlb, filled);
     if (misaligned)
         e_patch(&t->cold, skip, e_offset(&t->cold));
     emit_slow_path(t, in, s, index, tail);
+    if (beside)
+        emit_resume(t, in, s, tail);
     if (flags_needed(in))
         t->flags = FLAGS_HOST; /* the tail has brought them back */
 }

@@ -90,11 +90,11 @@ void copy_insn_with_address(struct emit *e, const struct insn *in, unsigned addr
 }
 
 /* ModRM, SIB and displacement of [base + r9 + disp]. */
-static void copy_window_operand(struct emit *e, unsigned reg, unsigned base, int32_t disp, bool wide)
+static void copy_window_operand(struct emit *e, unsigned reg, unsigned base, unsigned distance, int32_t disp, bool wide)
 {
     unsigned mod = disp == 0 && (base & 7) != 5 ? 0 : disp == (int8_t)disp && !wide ? 0x40 : 0x80;
     e8(e, mod | (reg & 7) << 3 | 4);
-    e8(e, (R9 & 7) << 3 | (base & 7));
+    e8(e, (distance & 7) << 3 | (base & 7));
     if (mod == 0x40)
         e8(e, (uint8_t)disp);
     else if (mod == 0x80)
@@ -102,7 +102,7 @@ static void copy_window_operand(struct emit *e, unsigned reg, unsigned base, int
 }
 
 /* The instruction with its memory operand replaced by [base + r9 + disp] (window.c). */
-void copy_insn_in_window(struct emit *e, const struct insn *in, unsigned base, int32_t disp)
+void copy_insn_in_window(struct emit *e, const struct insn *in, unsigned base, unsigned distance, int32_t disp)
 {
     uint8_t *start = e->p;
     unsigned n = in->shape->modrm - in->shape->opcode;
@@ -119,7 +119,7 @@ void copy_insn_in_window(struct emit *e, const struct insn *in, unsigned base, i
         e->p++;
     }
     bool evex = !in->shape->legacy && in->d->encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX;
-    copy_window_operand(e, in->bytes[in->shape->modrm] >> 3 & 7, base, disp, evex);
+    copy_window_operand(e, in->bytes[in->shape->modrm] >> 3 & 7, base, distance, disp, evex);
     copy_rest(e, in);
 }
 
@@ -174,7 +174,7 @@ void generic_insn(struct translator *t, const struct insn *in)
     if (window_serves(t, in)) {
         flags_before(t, in);
         stolen_loads(&t->hot, in);
-        copy_insn_in_window(&t->hot, in, ea.base, (int32_t)ea.disp);
+        copy_insn_in_window(&t->hot, in, ea.base, R9, (int32_t)ea.disp);
         stolen_stores(&t->hot, in);
         return;
     }
@@ -184,7 +184,12 @@ void generic_insn(struct translator *t, const struct insn *in)
     copy_insn_with_address(&tail.e, in, t->A);
     stolen_stores(&tail.e, in);
     uint32_t first = t->engine->n_sites;
-    emit_access(t, in, &ea, in->shape->access, in->shape->size, &tail);
+    struct tail beside;
+    const bool can = access_can_be_beside(t, in, &ea);
+    tail_begin(&beside);
+    if (can)
+        copy_insn_in_window(&beside.e, in, ea.base, t->B, (int32_t)ea.disp);
+    emit_access_beside(t, in, &ea, in->shape->access, in->shape->size, &tail, can ? &beside : NULL);
     masked_access(t, &t->engine->sites[first], in, mem);
     t->engine->sites[first].clears_top = in->shape->clears_top;
     t->engine->sites[first].lent = in->shape->high8;

@@ -309,7 +309,8 @@ struct soft_vcpu {
     } bounce;
 
     struct tlb_entry tlb[MMU_COUNT][2][TLB_SIZE];
-    struct tlb_entry slot[MMU_COUNT][2][SLOT_COUNT]; /* what single places in the code used last */
+    struct tlb_entry slot[MMU_COUNT][2][SLOT_COUNT];  /* what single places in the code used last, */
+    uint64_t slot_distance[MMU_COUNT][2][SLOT_COUNT]; /* and host - guest there */
     int32_t heat[HEAT_COUNT];   /* executions left in this tick until a block counts as hot; same */
     unsigned promote_left;      /* blocks after a hot one that are promoted with it */
     bool computed;              /* a computed branch wants a block: others will come to it so (ways.c) */

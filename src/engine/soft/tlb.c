@@ -130,7 +130,8 @@ void soft_ibtc_flush(struct soft_vcpu *v, unsigned mmu)
 }
 
 /* An empty slot can be hit, by the guest's address TLB_INVALID: so its host address is not canonical either,
- * and the access raises the #GP (or #SS) that the guest's own would (signal.c). */
+ * and the access raises the #GP (or #SS) that the guest's own would (signal.c).  So it is with any distance that stays:
+ * none is as long as 2^63. */
 void soft_slots_clear(struct soft_vcpu *v, unsigned mmu, unsigned write)
 {
     void *t = v->slot[mmu][write];

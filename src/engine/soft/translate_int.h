@@ -152,6 +152,10 @@ void emit_ea(struct translator *t, const struct ea *ea, unsigned to, unsigned te
 void choose_scratch(struct translator *t, uint32_t used_mask);
 void emit_access(struct translator *t, const struct insn *in, const struct ea *ea, unsigned access, unsigned size,
                  const struct tail *tail);
+/* The same; where the slot knows, `beside` runs instead of the tail, with the distance of host and guest in B. */
+void emit_access_beside(struct translator *t, const struct insn *in, const struct ea *ea, unsigned access,
+                        unsigned size, const struct tail *tail, const struct tail *beside);
+bool access_can_be_beside(const struct translator *t, const struct insn *in, const struct ea *ea);
 /* The usual beginning: scratch registers beside those in `used`, flags kept, a tail that brings back those that the
  * instruction needs. */
 void begin_access(struct translator *t, const struct insn *in, uint32_t used, struct tail *tail);
@@ -170,7 +174,7 @@ void emit_way_out(const struct engine *e, struct emit *c, unsigned reg, uint32_t
 /* copy.c */
 void copy_insn_with_address(struct emit *e, const struct insn *in, unsigned addr_reg);
 void copy_insn_plain(struct emit *e, const struct insn *in);
-void copy_insn_in_window(struct emit *e, const struct insn *in, unsigned base, int32_t disp);
+void copy_insn_in_window(struct emit *e, const struct insn *in, unsigned base, unsigned distance, int32_t disp);
 void generic_insn(struct translator *t, const struct insn *in); /* anything without privilege */
 
 /* rules.c */
@@ -203,7 +207,11 @@ static inline unsigned gpr_of(ZydisRegister r)
 }
 uint32_t tlb_offset(const struct translator *t, bool write);
 void emit_budget(struct translator *t, const struct site *s);
-uint32_t slot_offset(const struct translator *t, bool write, uint32_t site);
+/* Where a place's slot is, in the vCPU's structure. */
+struct slot_offsets {
+    uint32_t tag, host, distance;
+};
+struct slot_offsets slot_offsets(const struct translator *t, bool write, uint32_t site);
 
 /* liveness.c: fills live_before and live_after; arithmetic flags are FLAG_* */
 enum { F_CF = 1, F_PF = 2, F_AF = 4, F_ZF = 8, F_SF = 16, F_OF = 32, F_ALL = 63 };

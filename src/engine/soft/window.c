@@ -190,11 +190,11 @@ static void plan(struct translator *t, unsigned first, unsigned base, struct win
 }
 
 /* The slot missed: ask the TLB. */
-static void emit_window_refill(struct translator *t, const struct site *s, unsigned size, uint32_t slot, uint32_t tlb,
-                               uint32_t checked)
+static void emit_window_refill(struct translator *t, const struct site *s, unsigned size,
+                               const struct slot_offsets *slot, uint32_t tlb, uint32_t checked)
 {
     struct emit *c = &t->cold;
-    e_gs(c, 0x03, true, R11, slot);
+    e_gs(c, 0x03, true, R11, slot->tag);
     emit_budget(t, s);
     e_rorx(c, R10, R11, 8);
     e_alu_imm(c, false, 4, R10, TLB_MASK);
@@ -202,10 +202,11 @@ static void emit_window_refill(struct translator *t, const struct site *s, unsig
     e_alu_imm(c, true, 7, R11, 4096 - size);
     uint32_t miss = e_jcc(c, 7, 0);
     e_gs_base(c, 0x8b, true, R11, R10, tlb);
-    e_store(c, R11, slot);
+    e_store(c, R11, slot->tag);
     e_gs_base(c, 0x8b, true, R9, R10, tlb + 8);
-    e_store(c, R9, slot + 8);
+    e_store(c, R9, slot->host);
     e_gs_base(c, 0x2b, true, R9, R10, tlb);
+    e_store(c, R9, slot->distance);
     e_jmp(c, checked);
     e_patch(c, miss, e_offset(c));
 }
@@ -221,7 +222,7 @@ static void emit_window_check(struct translator *t, const struct insn *in, unsig
     s->access = (uint8_t)((w->write ? SITE_WRITE : SITE_READ) | (flags_in_memory(t, in) ? SITE_FLAGS : 0));
     s->size = (uint16_t)size;
     s->resume = e_offset(e);
-    uint32_t slot = slot_offset(t, w->write, index);
+    const struct slot_offsets slot = slot_offsets(t, w->write, index);
     e_lea(e, true, R11, base, NO_REG, 0, (int32_t)w->low);
     bool indexed = !t->b->hot || soft_is_indexed(t->engine, t->b->gpa + in->pc);
     uint32_t slow;
@@ -234,16 +235,15 @@ static void emit_window_check(struct translator *t, const struct insn *in, unsig
         e_gs_base(e, 0x8b, true, R9, R10, tlb + 8);
         e_gs_base(e, 0x2b, true, R9, R10, tlb);
     } else {
-        e_gs(e, 0x2b, true, R11, slot);
+        e_gs(e, 0x2b, true, R11, slot.tag);
         e_alu_imm(e, true, 7, R11, 4096 - size);
         slow = e_jcc(e, 7, 0);
-        e_gs(e, 0x8b, true, R9, slot + 8);
-        e_gs(e, 0x2b, true, R9, slot); /* host page - guest page */
+        e_load(e, R9, slot.distance);
     }
     uint32_t checked = e_offset(e);
     e_patch(e, slow, e_offset(c));
     if (!indexed)
-        emit_window_refill(t, s, size, slot, tlb, checked);
+        emit_window_refill(t, s, size, &slot, tlb, checked);
     e_gs_base(c, 0x03, true, R11, R10, tlb);
     emit_way_out(t->engine, c, R10, index, OUT_WINDOW);
 }
