@@ -15,7 +15,12 @@
  *
  *     lea A, [...] ; sub A, gs:[slot.tag] ; cmp A, 4096 - size ; ja refill ; add A, gs:[slot.host]
  *
- * No index is computed from the address, which would be on the way of every load.  A miss asks the TLB
+ * No index is computed from the address, which would be on the way of every load.  Nor need the load wait for the
+ * check, where the operand is a base and a displacement: the slot has the distance of host and guest, too, and
+ *
+ *     ... ; ja refill ; mov B, gs:[slot.distance] ; insn [base + B + disp]
+ *
+ * A miss asks the TLB
  * (emit_refill), still without leaving translated code; a place that misses thousands of times in a tick
  * goes back to the TLB for good (soft_demote).
  *
