@@ -25,10 +25,17 @@
 #include "host/child.h"
 
 #define LOOK_MS 20u           /* from one look at what does not stop to the next */
-#define PATIENCE_NS 50000000u /* of CPU time that it may have from the first of them on */
-#define SLEEP_MS 2000u        /* or of time, without that */
-#define TRIES 100000u         /* to find asleep who has said so, with the CPU left to others between them */
-#define LOOKS 32u             /* at it before that, if it has another CPU */
+#define PATIENCE_NS 50000000u /* of CPU time that it may have from the first of them on, */
+#define CALL_NS 2000000u     /* and for each call that is done before: on a busy host that is a guest itself, 0.5 ms, */
+#define BATCH_NS 2000000000u /* and for all of them at most */
+#define SLEEP_MS 2000u       /* or of time, without that; and for the calls twice as much as of CPU time */
+#define TRIES 100000u        /* to find asleep who has said so, with the CPU left to others between them */
+#define LOOKS 32u            /* at it before that, if it has another CPU */
+
+static uint64_t least(uint64_t a, uint64_t b)
+{
+    return a < b ? a : b;
+}
 
 static long futex(uint32_t *word, int operation, uint32_t value, const void *timeout_or_count, uint32_t *other)
 {
@@ -224,9 +231,11 @@ void soft_direct_kick(struct engine *e)
 
 static void let_go(struct direct_slot *s)
 {
+    s->patience = PATIENCE_NS;
     __atomic_store_n(&s->orders->go, 1, __ATOMIC_SEQ_CST);
     if (s->n_calls || !s->orders->batch) {
         s->orders->calls[s->n_calls].number = -1;
+        s->patience += least((uint64_t)s->n_calls * CALL_NS, BATCH_NS);
         s->n_calls = 0;
         order(s, &s->orders->batch);
     } else if (futex(&s->orders->cell, FUTEX_WAKE, 1, NULL, NULL) != 1) {
@@ -257,7 +266,8 @@ static bool impatient(const struct direct_slot *s, uint64_t *asked, unsigned *lo
     uint64_t used = direct_child_cpu_ns(s);
     if (!*looks)
         *asked = used;
-    return ++*looks > SLEEP_MS / LOOK_MS || used > *asked + PATIENCE_NS;
+    const unsigned longest = SLEEP_MS + (unsigned)((s->patience - PATIENCE_NS) / 500000);
+    return ++*looks > longest / LOOK_MS || used > *asked + s->patience;
 }
 
 static bool found_asleep(struct direct_slot *s, unsigned looks)
@@ -277,7 +287,7 @@ static int wait_asleep(const struct direct *d, struct direct_slot *s)
         uint64_t used = direct_child_cpu_ns(s);
         if (!i)
             begun = used;
-        if (used > begun + PATIENCE_NS || i > TRIES)
+        if (used > begun + s->patience || i > TRIES)
             return -ESRCH;
         syscall(SYS_sched_yield);
     }
@@ -331,11 +341,6 @@ int direct_child_run(struct soft_vcpu *v, struct direct *d, struct direct_slot *
 
 enum { WARM = 8, SAMPLES = 16 };
 #define NOWHERE 0x10000u /* nothing is mapped there yet: going on there is an exit */
-
-static uint64_t least(uint64_t a, uint64_t b)
-{
-    return a < b ? a : b;
-}
 
 static uint64_t between(const struct direct_slot *s)
 {
