@@ -3,8 +3,8 @@
  *
  * A block is a run of instructions inside one guest page (only its last may straddle), ended by a
  * control transfer, by an instruction that may change what follows (privileged ones), or by its
- * length; in code that runs often two conditional branches are passed.  A forward branch in the page jumps to its first instruction; other ways in pay for what they need
- * (ways.c).
+ * length; in code that runs often two conditional branches are passed.  A forward branch in the page jumps to its first
+ * instruction; other ways in pay for what they need (ways.c).
  */
 #include "engine/soft/translate_int.h"
 
@@ -75,8 +75,8 @@ static void fetch(struct translator *t, const uint8_t *ram, unsigned end, unsign
     }
 }
 
-/* Code that runs often goes on behind a conditional branch, where compilers put what is likely: a window then serves the
- * accesses on both sides of it.  All code would be twice as much to translate, for branches that are seldom met. */
+/* Code that runs often goes on behind a conditional branch, where compilers put what is likely: a window then serves
+ * the accesses on both sides of it.  All code would be twice as much to translate, for branches that are seldom met. */
 static bool may_pass(const struct translator *t)
 {
     return t->b->hot && (t->mode & MODE_64) && !(t->mode & MODE_BY_C);
