@@ -490,8 +490,8 @@ static enum direct_exit stay(struct soft_vcpu *v, struct direct *d, struct direc
 #define COLD_FAILS 2u      /* log2 of what failures cost that this does away with */
 #define MISSES 256u        /* of pages that are not counted: first they have to come */
 #define JUDGE 32u          /* exits that are judged together */
-#define QUIET_EXITS 4 / 3u /* or as much as so many exits cost, if that is more */
-#define WORTH_EXITS 1 / 2u /* of what an exit costs: that long it has to run between two */
+#define QUIET_PERCENT 133u /* or so much of what an exit costs, if that is more */
+#define WORTH_PERCENT 50u  /* of what an exit costs: that long it has to run between two */
 #define PIECES 32u         /* of translated code in a page that cannot be executed, before it stays there */
 #define WAIT_MOST 10u      /* log2 of the ticks until it is tried again */
 
@@ -528,7 +528,8 @@ static void begin_window(struct direct *d, const struct direct_slot *s, struct s
  * what exits cost at least, since it may have had to wait for one. */
 static bool has_paid(const struct direct *d, const struct direct_slot *s, const struct space *sp)
 {
-    uint64_t enough = sp->exits * d->price.wall * WORTH_EXITS, exits = (d->stats.entries - sp->entries) * d->price.cpu;
+    uint64_t enough = sp->exits * d->price.wall * WORTH_PERCENT / 100,
+             exits = (d->stats.entries - sp->entries) * d->price.cpu;
     uint64_t ran = (d->ran - sp->ran) * 1000000 / d->engine->tsc_khz;
     return direct_child_cpu_ns(s) - sp->began >= exits + enough && (d->trap_tsc || ran >= enough);
 }
@@ -554,7 +555,7 @@ static void judge(struct direct *d, const struct direct_slot *s, struct space *s
 static bool quiet(struct soft_vcpu *v, struct direct *d)
 {
     uint64_t now = __builtin_ia32_rdtsc(), work = v->stats.helpers + v->stats.exceptions[EXC_PF];
-    uint64_t exits = d->price.wall * QUIET_EXITS / 1000, us = exits > QUIET_US ? exits : QUIET_US;
+    uint64_t exits = d->price.wall * QUIET_PERCENT / 100000, us = exits > QUIET_US ? exits : QUIET_US;
     bool is = now - d->last_tick > us_ticks(d, us) * (work - d->last_work);
     d->last_tick = now;
     d->last_work = work;

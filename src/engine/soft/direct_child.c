@@ -363,7 +363,10 @@ void direct_child_measure(struct soft_vcpu *v, struct direct *d, struct direct_s
     s->orders->flags = FL_ONE;
     for (unsigned i = 0; i < WARM + SAMPLES; i++) {
         uint64_t used = direct_child_cpu_ns(s), start = __builtin_ia32_rdtsc();
-        if (direct_child_run(v, d, s))
+        int r = direct_child_run(v, d, s);
+        if (r == -ESRCH)
+            direct_slot_replace(d, s);
+        if (r)
             return;
         if (i < WARM)
             continue;
