@@ -35,7 +35,7 @@ shell() { shellcheck -x -P "$top" -S warning -e SC2154,SC2115 "${scripts[@]}"; }
 
 cppcheck_() {
     cppcheck --quiet --error-exitcode=1 --std=c11 --enable=warning,performance,portability --inline-suppr \
-        -D'json_array_foreach(a,i,v)=for(i=0;i<json_array_size(a)&&(v=json_array_get(a,i));i++)' \
+        --library=scripts/cppcheck.cfg \
         --suppressions-list=scripts/cppcheck-suppressions.txt -j "$(nproc)" -I src -I "$build/src" src
 }
 

@@ -186,10 +186,10 @@ static void fill(uint8_t *p, unsigned n)
                                       {0x66, 0x0f, 0x1f, 0x44, 0x00, 0x00},
                                       {0x0f, 0x1f, 0x80, 0x00, 0x00, 0x00, 0x00},
                                       {0x0f, 0x1f, 0x84, 0x00, 0x00, 0x00, 0x00, 0x00}};
-    for (unsigned some; n; p += some, n -= some) {
-        some = n < 8 ? n : 8;
-        memcpy(p, nop[some - 1], some);
-    }
+    for (; n > 8; p += 8, n -= 8)
+        memcpy(p, nop[7], 8);
+    if (n)
+        memcpy(p, nop[n - 1], n);
 }
 
 /* A jump, conditional or not, goes to `target`.  To the next block, for which only what its beginning is aligned by is
