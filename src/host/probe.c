@@ -1,5 +1,6 @@
 #include "host/probe.h"
 
+#include <asm/hwcap2.h>
 #include <cpuid.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -25,7 +26,6 @@
 #include "host/sandbox.h"
 
 #define CGROUP2_MAGIC 0x63677270
-#define HWCAP2_FSGSBASE_BIT 2 /* the kernel has set CR4.FSGSBASE (asm/hwcap2.h) */
 
 static void say(char *to, size_t size, const char *format, ...) __attribute__((format(printf, 3, 4)));
 static void say(char *to, size_t size, const char *format, ...)
@@ -167,7 +167,7 @@ static void probe_cpu_base(struct probe_result *r)
 static void probe_fsgsbase(struct probe_result *r)
 {
     static const struct cpu_bit bit = {"FSGSBASE", 7, 0, 'b', 0};
-    bool cpu = has_bit(&bit), kernel = getauxval(AT_HWCAP2) & HWCAP2_FSGSBASE_BIT;
+    bool cpu = has_bit(&bit), kernel = getauxval(AT_HWCAP2) & HWCAP2_FSGSBASE;
 
     FOUND(r, "CPU %s, kernel %s", cpu ? "yes" : "no", kernel ? "yes" : "no");
     if (kernel)

@@ -6,6 +6,7 @@
  * sigreturn per test, no trampoline, every register under control.  File-scope state: a signal
  * handler has no other way to find its context; the process runs one thread.
  */
+#include <asm/hwcap2.h>
 #include <asm/ldt.h>
 #include <asm/prctl.h>
 #include <errno.h>
@@ -51,7 +52,6 @@ static const uint8_t greg_of[16] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP,
  * well execute, but what they write is lost. */
 bool fsgsbase_offered(void)
 {
-    enum { HWCAP2_FSGSBASE = 2 };
     return getauxval(AT_HWCAP2) & HWCAP2_FSGSBASE;
 }
 

@@ -1,5 +1,6 @@
 #include "engine/direct/helper.h"
 
+#include <asm/prctl.h>
 #include <errno.h>
 #include <linux/audit.h>
 #include <linux/filter.h>
@@ -21,7 +22,6 @@
 #include "host/sandbox.h"
 
 enum { SOCKET = 3, SHARED = 4, RAM = 5, RAM_HERE = 3 /* in a process for guest code, alone */ };
-enum { SET_GS = 0x1001, SET_FS = 0x1002, SET_CPUID = 0x1012 /* arch_prctl */ };
 
 static uint64_t stub_offset(const char *label)
 {
@@ -100,8 +100,8 @@ static void runner_rules(struct filter *f)
     then(f, SECCOMP_RET_ALLOW);
     futex_call(f, DIRECT_STATE + offsetof(struct direct_state, stopped), FUTEX_WAKE, direct_stub_said);
     futex_call(f, DIRECT_ORDERS + offsetof(struct direct_orders, door), FUTEX_WAIT, direct_stub_parked);
-    base_call(f, SET_FS, direct_stub_fs_set);
-    base_call(f, SET_GS, direct_stub_gs_set);
+    base_call(f, ARCH_SET_FS, direct_stub_fs_set);
+    base_call(f, ARCH_SET_GS, direct_stub_gs_set);
     emit(f, BPF_RET | BPF_K, SECCOMP_RET_TRAP);
 }
 
@@ -220,7 +220,8 @@ static int prepare(unsigned slot, bool trap_tsc, pid_t parent)
         return -errno;
     if (sigaltstack(&stack, NULL) || (trap_tsc && prctl(PR_SET_TSC, PR_TSC_SIGSEGV)))
         return -errno;
-    syscall(SYS_arch_prctl, SET_CPUID, 0); /* where the processor can trap it: else the VM process looks out for it */
+    syscall(SYS_arch_prctl, ARCH_SET_CPUID,
+            0); /* where the processor can trap it: else the VM process looks out for it */
     leave_rseq();
     return set_handlers(DIRECT_BASE + stub_offset(direct_stub_handler));
 }

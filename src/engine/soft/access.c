@@ -20,9 +20,8 @@
  *
  *     ... ; ja refill ; mov B, gs:[slot.distance] ; insn [base + B + disp]
  *
- * A miss asks the TLB
- * (emit_refill), still without leaving translated code; a place that misses thousands of times in a tick
- * goes back to the TLB for good (soft_demote).
+ * A miss asks the TLB (emit_refill), still without leaving translated code; a place that misses thousands of
+ * times in a tick goes back to the TLB for good (soft_demote).
  *
  * The compare destroys the flags; where the guest needs them later they wait in memory (flags.c).  The slow path
  * (mmu.c) either comes back to the instruction with a real address in A, or runs a second copy of it

@@ -3,6 +3,8 @@
  */
 #include "engine/soft/direct.h"
 
+#include <asm/hwcap2.h>
+#include <asm/prctl.h>
 #include <cpuid.h>
 #include <errno.h>
 #include <signal.h>
@@ -85,7 +87,6 @@ static const char *unsuitable(const struct engine *e)
 
 static int start(struct direct *d)
 {
-    enum { SET_CPUID = 0x1012 };
     d->socket = -1;
     d->writable = calloc(d->engine->n_pages, 1);
     const char *why = unsuitable(d->engine);
@@ -97,10 +98,10 @@ static int start(struct direct *d)
     if (failed)
         return error_sys(d->why, sizeof d->why, failed, "guest code cannot run directly");
     d->host_xcr0 = host_xcr0();
-    d->cpuid_traps = syscall(SYS_arch_prctl, SET_CPUID, 1) == 0; /* 1: as it is; a host that cannot says so */
+    d->cpuid_traps = syscall(SYS_arch_prctl, ARCH_SET_CPUID, 1) == 0; /* 1: as it is; a host that cannot says so */
     d->cpuid_tells = !d->cpuid_traps && (d->host_xcr0 != d->engine->xcr0 || !shows_the_same(&d->engine->vcpus[0]->cpu));
     d->has_rdpid = host_has_rdpid();
-    d->bases_by_calls = !(getauxval(AT_HWCAP2) & 2);
+    d->bases_by_calls = !(getauxval(AT_HWCAP2) & HWCAP2_FSGSBASE);
     d->mxcsr_mask = host_mxcsr_mask();
     d->cpu = -1;
     if (syscall(SYS_sched_getaffinity, 0, sizeof d->cpus, d->cpus) < 0)

@@ -43,26 +43,29 @@ struct cache_region soft_region_filled(const struct engine *e, unsigned i)
  * and a boot fills 12,000 of them. */
 #define AHEAD (128u << 10)
 
-static void ahead(const void *base, uint64_t used, uint64_t *done, int advice)
+/* Where code is executed it is mapped once more: `also`. */
+static void ahead(const void *base, const void *also, uint64_t used, uint64_t *done)
 {
     if (used + AHEAD / 4 <= *done)
         return;
     *done &= -4096ull;
-    (void)madvise((char *)(uintptr_t)base + *done, AHEAD, advice); /* older kernels cannot: then by faults */
+    /* older kernels cannot: then by faults */
+    (void)madvise((char *)(uintptr_t)base + *done, AHEAD, MADV_POPULATE_WRITE);
+    if (also)
+        (void)madvise((char *)(uintptr_t)also + *done, AHEAD, MADV_POPULATE_READ);
     *done += AHEAD;
 }
 
 static void all_ahead(struct engine *e)
 {
+    const struct code_cache *c = &e->cache;
     struct cache_ahead *a = &e->ahead;
-    ahead(e->cache.rw, e->cache.hot, &a->hot, MADV_POPULATE_WRITE);
-    ahead(e->cache.rx, e->cache.hot, &a->hot_x, MADV_POPULATE_READ);
-    ahead(e->cache.rw, e->cache.cold, &a->cold, MADV_POPULATE_WRITE);
-    ahead(e->cache.rx, e->cache.cold, &a->cold_x, MADV_POPULATE_READ);
-    ahead(e->blocks, e->n_blocks * sizeof *e->blocks, &a->blocks, MADV_POPULATE_WRITE);
-    ahead(e->sites, e->n_sites * sizeof *e->sites, &a->sites, MADV_POPULATE_WRITE);
-    ahead(e->exits, e->n_exits * sizeof *e->exits, &a->exits, MADV_POPULATE_WRITE);
-    ahead(e->maps, e->n_maps * sizeof *e->maps, &a->maps, MADV_POPULATE_WRITE);
+    ahead(c->rw, c->rx, c->hot, &a->hot);
+    ahead(c->rw, c->rx, c->cold, &a->cold);
+    ahead(e->blocks, NULL, e->n_blocks * sizeof *e->blocks, &a->blocks);
+    ahead(e->sites, NULL, e->n_sites * sizeof *e->sites, &a->sites);
+    ahead(e->exits, NULL, e->n_exits * sizeof *e->exits, &a->exits);
+    ahead(e->maps, NULL, e->n_maps * sizeof *e->maps, &a->maps);
 }
 
 /* --- regions ------------------------------------------------------------------------------------------------- */
@@ -79,9 +82,7 @@ static void fill_region(struct engine *e, unsigned i)
     e->n_maps = r->map;
     e->ahead = (struct cache_ahead){
         .hot = r->hot,
-        .hot_x = r->hot,
         .cold = r->cold,
-        .cold_x = r->cold,
         .blocks = r->block * sizeof *e->blocks,
         .sites = r->site * sizeof *e->sites,
         .exits = r->exit * sizeof *e->exits,

@@ -251,7 +251,7 @@ struct cache_region { /* its first of each */
 
 /* Up to where the host's pages have been asked for, in bytes (evict.c). */
 struct cache_ahead {
-    uint64_t hot, hot_x, cold, cold_x, blocks, sites, exits, maps;
+    uint64_t hot, cold, blocks, sites, exits, maps;
 };
 
 /* Where time goes besides translated code; what is inside another kind is not counted twice. */
