@@ -206,6 +206,10 @@ static const struct call calls[] = {
     /* --- engines --- */
     {SYS(arch_prctl), V_SOFT, "the base of gs points to the virtual CPU", {ARG_IS(0, ARCH_SET_GS)}},
     {SYS(arch_prctl), VM, "the same", {ARG_IS(0, ARCH_SET_GS)}},
+    {SYS(arch_prctl),
+     BIT(VM_SOFT) | V_SOFT,
+     "CPUID traps in a vCPU's thread as in the programs that it runs",
+     {ARG_IS(0, ARCH_SET_CPUID)}},
     {SYS(rt_sigtimedwait), VM_K | V_KVM, "a kick that came outside the guest is taken back"},
     {SYS(ioctl), VM_K | V_KVM, "KVM's own requests", {ARG_HAS(1, 0xff00, KVMIO << 8)}},
 

@@ -124,6 +124,7 @@ struct direct {
     struct page_copy copies[COPIES];
     uint64_t clock;
     bool cpuid_traps, cpuid_tells; /* in programs; and what the guest's would not */
+    bool vcpu_traps;               /* in the vCPU's thread, too */
     bool has_rdpid;
     bool bases_by_calls;  /* FS's and GS's: the host's kernel does not let programs set them */
     uint64_t loads, root; /* of CR3, with another program's root; the last one */

@@ -10,6 +10,7 @@
  */
 #include "engine/soft/direct.h"
 
+#include <asm/prctl.h>
 #include <errno.h>
 #include <linux/futex.h>
 #include <sched.h>
@@ -187,12 +188,39 @@ static void set_cpu(uint8_t *set, int cpu)
     set[cpu / 8] = (uint8_t)(1u << cpu % 8);
 }
 
-void direct_child_release(struct direct *d)
+static void move_freely(struct direct *d)
 {
     if (d->cpu >= 0)
         syscall(SYS_sched_setaffinity, 0, sizeof d->cpus, d->cpus);
     d->cpu = -1;
     d->moves = 0;
+}
+
+/*
+ * CPUID traps in programs, where the processor can do that.  Switching between a thread where it does and one where it
+ * does not writes a model-specific register, which a host that is a virtual machine itself pays with an exit of its
+ * own: 13 us of 16 on Sapphire Rapids.  So it traps in the vCPU's thread as well, while it runs programs.
+ */
+static void trap_cpuid(struct direct *d, bool trap)
+{
+    if (!d->cpuid_traps || d->vcpu_traps == trap)
+        return;
+    d->vcpu_traps = trap;
+    syscall(SYS_arch_prctl, ARCH_SET_CPUID, !trap);
+}
+
+void direct_child_release(struct direct *d)
+{
+    move_freely(d);
+    trap_cpuid(d, false);
+}
+
+bool soft_direct_cpuid(struct engine *e)
+{
+    if (!e->direct || !e->direct->vcpu_traps)
+        return false;
+    trap_cpuid(e->direct, false);
+    return true;
 }
 
 static void stay_here(struct direct *d)
@@ -210,9 +238,11 @@ static void stay_here(struct direct *d)
 static void share_cpu(struct direct *d, struct direct_slot *s)
 {
     if (d->cpu >= 0 && __builtin_ia32_rdtsc() - d->since > (uint64_t)PINNED_MS * d->engine->tsc_khz)
-        direct_child_release(d);
-    if (d->cpu < 0 && ++d->moves > MOVES)
+        move_freely(d);
+    if (d->cpu < 0 && ++d->moves > MOVES) {
         stay_here(d);
+        trap_cpuid(d, true);
+    }
     if (d->cpu < 0 || s->cpu == d->cpu)
         return;
     set_cpu(s->orders->cpus, d->cpu);

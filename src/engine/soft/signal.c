@@ -102,6 +102,13 @@ static bool is_lost_stack(const struct soft_vcpu *v, int sig, const greg_t *r)
     return ours && refused && !cpu_canonical(&v->cpu, (uint64_t)r[REG_RSP]);
 }
 
+/* In a library's code: translated code has none. */
+static bool is_cpuid(int sig, const greg_t *r)
+{
+    static const uint8_t bytes[] = {0x0f, 0xa2};
+    return sig == SIGSEGV && r[REG_TRAPNO] == EXC_GP && !memcmp((const void *)r[REG_RIP], bytes, sizeof bytes);
+}
+
 /* The guest's program gets the #GP in turn: at the block, or where it was last seen.  Its other registers are as they
  * were there, since what is in the host's may be an address of ours. */
 static void lose_stack(struct soft_vcpu *v, const struct block *b, const greg_t *r)
@@ -151,6 +158,8 @@ static void handler(int sig, siginfo_t *info, void *context)
     uint64_t at = (uint64_t)r[REG_RIP] - (uint64_t)c->rx;
     struct block *b = at < c->size ? soft_block_of_host(v->engine, (uint32_t)at) : NULL;
     const struct pc_map *m = b ? find_map(v->engine, b, (uint32_t)at) : NULL;
+    if (at >= c->size && is_cpuid(sig, r) && soft_direct_cpuid(v->engine))
+        return;
     bool lost = !m && is_lost_stack(v, sig, r);
     if (!lost && (!m || !vector_of(sig, info, r, v))) {
         default_action(sig);

@@ -587,6 +587,8 @@ void soft_xsave_layout(struct engine *e);
 int soft_direct_create(struct engine *e);
 void soft_direct_destroy(struct engine *e);
 void soft_direct_kick(struct engine *e); /* any thread */
+/* The vCPU's thread got a #GP of the host's at a CPUID of ours: true: it may have it, it does not trap any more. */
+bool soft_direct_cpuid(struct engine *e);
 void soft_direct_stats(struct engine *e, FILE *out);
 void soft_direct_tick(struct soft_vcpu *v);        /* the vCPU is wanted */
 bool soft_direct_armed(const struct soft_vcpu *v); /* does user code run so, in this address space? */
