@@ -76,8 +76,8 @@ bool seg_contains(const struct segment *seg, uint32_t offset, uint32_t len)
 int cpu_check_segment(struct cpu *cpu, enum sreg reg, uint32_t offset, uint32_t len, bool write)
 {
     const struct segment *seg = &cpu->seg[reg];
-    bool code = seg->attr & SEG_CODE,
-         allowed = write ? !code && (seg->attr & SEG_WRITABLE) : !code || (seg->attr & SEG_READABLE);
+    bool code = (seg->attr & SEG_CODE) && !cpu_real_mode(cpu), /* there CS is as good as any other */
+        allowed = write ? !code && (seg->attr & SEG_WRITABLE) : !code || (seg->attr & SEG_READABLE);
     if (!(seg->attr & SEG_P) || !allowed || !seg_contains(seg, offset, len))
         return cpu_raise_error(cpu, reg == SS ? EXC_SS : EXC_GP, 0);
     return CPU_OK;
