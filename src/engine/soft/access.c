@@ -78,7 +78,7 @@ static unsigned sreg_of(ZydisRegister r)
     }
 }
 
-/* 32-bit code: nothing can be reached through an empty segment, nor written through a code segment.  ARPL writes
+/* Flat 32-bit code: nothing can be reached through an empty segment, nor written through a code segment.  ARPL writes
  * only sometimes, and FXSAVE looks at other things first: their helpers see to it. */
 static bool forbidden_segment(const struct translator *t, const struct insn *in, unsigned segment,
                               const ZydisDecodedOperand *op)
@@ -86,7 +86,7 @@ static bool forbidden_segment(const struct translator *t, const struct insn *in,
     bool write = (op->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE) && in->shape->mnemonic != ZYDIS_MNEMONIC_ARPL &&
                  in->shape->mnemonic != ZYDIS_MNEMONIC_FXSAVE;
     return (segment == FS && (t->mode & MODE_NULL_FS)) || (segment == GS && (t->mode & MODE_NULL_GS)) ||
-           (segment == CS && (t->v->cpu.cr0 & CR0_PE) && write);
+           (segment == CS && write);
 }
 
 /* Faults, unless a mask leaves nothing to access. */
@@ -124,7 +124,8 @@ void insn_ea(struct translator *t, const struct insn *in, const ZydisDecodedOper
                        .pc_relative = p.pc_relative,
                        .segment = p.segment,
                        .stack = p.segment == SS};
-    if (!(t->mode & MODE_64) && in->shape->mnemonic != ZYDIS_MNEMONIC_LEA && forbidden_segment(t, in, p.segment, op))
+    if (!(t->mode & (MODE_64 | MODE_SEGMENTED)) && in->shape->mnemonic != ZYDIS_MNEMONIC_LEA &&
+        forbidden_segment(t, in, p.segment, op))
         emit_no_segment(t, in, op);
     unsigned width = in->shape->address_width;
     out->addr32 = width == 32;

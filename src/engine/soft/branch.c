@@ -26,7 +26,7 @@ static void end_direct(struct translator *t, const struct insn *in, int64_t targ
     uint32_t skip = cc >= 0 ? e_jcc(&t->hot, (unsigned)cc ^ 1, 0) : 0;
     emit_pc(t, R11, target);
     e_store(&t->hot, R11, VOFF(helper_ea));
-    emit_helper(t, in, helper_single_step, false)->arg = 1;
+    emit_helper(t, in, helper_single_step, false)->arg = target != in->pc + in->length;
     if (cc >= 0)
         e_patch(&t->hot, skip, e_offset(&t->hot));
 }
@@ -152,6 +152,10 @@ void sp_call(struct translator *t, const struct insn *in)
         sp_far(t, in);
         return;
     }
+    if (t->mode & MODE_SEGMENTED) {
+        segmented_call(t, in, branch_target(t, in));
+        return;
+    }
     unsigned size = branch_size(t, in);
     if (op->type == ZYDIS_OPERAND_TYPE_IMMEDIATE) {
         emit_push_pc(t, in, size);
@@ -194,6 +198,10 @@ void sp_ret(struct translator *t, const struct insn *in)
 {
     if (in->d->meta.branch_type == ZYDIS_BRANCH_TYPE_FAR) {
         sp_helper(t, in);
+        return;
+    }
+    if (t->mode & MODE_SEGMENTED) {
+        segmented_ret(t, in);
         return;
     }
     unsigned size = branch_size(t, in);

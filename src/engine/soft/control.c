@@ -52,7 +52,7 @@ const void *helper_popf(struct soft_vcpu *v, const struct site *s)
     bool was = v->mode & MODE_TF;
     if (data_peek(v, 0, &value, size) || cpu_popf(&v->cpu, value, size))
         return fault(v);
-    v->cpu.gpr[RSP] = linear(v, v->cpu.gpr[RSP] + size);
+    v->cpu.gpr[RSP] = stack_moved_by(v, size);
     soft_update_mode(v);
     v->cpu.rip = next_pc(v, s);
     if (was || v->debug_hits) {
@@ -172,10 +172,11 @@ const void *helper_load_segment(struct soft_vcpu *v, const struct site *s)
         cpu_raise(&v->cpu, EXC_UD);
         return fault(v);
     }
+    uint64_t popped = stack_moved_by(v, s->arg >> 16 & 0xff); /* as the old SS is */
     if (cpu_load_segment(&v->cpu, (enum sreg)arg_kind(s), selector))
         return fault(v);
     if (pop)
-        v->cpu.gpr[RSP] = linear(v, v->cpu.gpr[RSP] + (s->arg >> 16 & 0xff));
+        v->cpu.gpr[RSP] = popped;
     soft_update_mode(v);
     return arg_kind(s) == SS ? jump_next_shadow(v, s) : jump_next(v, s);
 }

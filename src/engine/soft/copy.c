@@ -3,6 +3,25 @@
  */
 #include "engine/soft/translate_int.h"
 
+/* 16-bit code: operands are as large without 66h as they are with it here.  Each prefix once, for the instruction must
+ * not become too long. */
+static void copy_resized_prefixes(struct emit *e, const uint8_t *b, unsigned n)
+{
+    uint8_t rep = 0;
+    bool size = false, lock = false;
+    for (unsigned i = 0; i < n; i++) {
+        rep = b[i] == 0xf2 || b[i] == 0xf3 ? b[i] : rep; /* the last one counts */
+        size |= b[i] == 0x66;
+        lock |= b[i] == 0xf0;
+    }
+    if (!size)
+        e8(e, 0x66);
+    if (lock)
+        e8(e, 0xf0);
+    if (rep)
+        e8(e, rep);
+}
+
 /* Prefixes that change the operation: segment overrides and address size are spent. */
 static void copy_prefixes(struct emit *e, const uint8_t *b, unsigned n)
 {
@@ -51,7 +70,10 @@ static void copy_legacy_opcode(struct emit *e, const struct insn *in, unsigned a
 {
     unsigned at = in->shape->opcode, n = in->shape->modrm - at;
     bool has_rex = at && (in->bytes[at - 1] & 0xf0) == 0x40;
-    copy_prefixes(e, in->bytes, at);
+    if (in->shape->resized)
+        copy_resized_prefixes(e, in->bytes, at);
+    else
+        copy_prefixes(e, in->bytes, at);
     if (has_rex || addr >> 3)
         e8(e, 0x40u | (has_rex ? in->bytes[at - 1] & 0xcu : 0) | addr >> 3);
     memcpy(e->p, in->bytes + at, 4);
@@ -125,6 +147,12 @@ void copy_insn_in_window(struct emit *e, const struct insn *in, unsigned base, u
 
 void copy_insn_plain(struct emit *e, const struct insn *in)
 {
+    if (in->shape->resized) {
+        unsigned n = in->d->raw.prefix_count;
+        copy_resized_prefixes(e, in->bytes, n);
+        e_bytes(e, in->bytes + n, in->length - n);
+        return;
+    }
     memcpy(e->p, in->bytes, 16);
     e->p += in->length;
 }

@@ -92,13 +92,20 @@ static unsigned vector_prefix(uint8_t b)
     return b == 0xc5 ? 2 : b == 0xc4 ? 3 : b == 0x62 ? 4 : 0;
 }
 
+/* Instructions of different kinds of code are different shapes. */
+enum code_kind { CODE_32, CODE_64, CODE_16 };
+static enum code_kind code_kind(const struct translator *t)
+{
+    return t->mode & MODE_64 ? CODE_64 : t->mode & MODE_16 ? CODE_16 : CODE_32;
+}
+
 /* 0: not one to keep. */
-static unsigned head_length(const uint8_t *b, unsigned available, bool code64)
+static unsigned head_length(const uint8_t *b, unsigned available, enum code_kind kind)
 {
     unsigned i = 0, vector;
-    bool modrm;
+    bool modrm, code64 = kind == CODE_64, addr67 = false;
     while (i < HEAD_MAX && is_prefix(b[i]))
-        i++;
+        addr67 |= b[i++] == 0x67;
     if (code64 && (b[i] & 0xf0) == 0x40)
         i++;
     if (code64 && (vector = vector_prefix(b[i]))) {
@@ -113,17 +120,18 @@ static unsigned head_length(const uint8_t *b, unsigned available, bool code64)
     }
     if (modrm) {
         uint8_t m = b[i++];
-        i += m < 0xc0 && (m & 7) == 4; /* SIB */
+        bool addr16 = !code64 && addr67 != (kind == CODE_16);
+        i += m < 0xc0 && (m & 7) == 4 && !addr16; /* SIB */
     }
     return i <= HEAD_MAX && i <= available ? i : 0;
 }
 
-/* The head, its length and the decoder's mode; never 0. */
-static uint64_t key_of(const uint8_t *head, unsigned length, bool code64)
+/* The head, its length and the kind of code; never 0. */
+static uint64_t key_of(const uint8_t *head, unsigned length, enum code_kind kind)
 {
     uint64_t key;
     memcpy(&key, head, 8);
-    return (key & ~(~0ull << 8 * length)) | (uint64_t)(0x10 | code64 << 3 | length) << 56;
+    return (key & ~(~0ull << 8 * length)) | (uint64_t)(0x40u | (unsigned)kind << 3 | length) << 56;
 }
 
 /* --- a new shape --------------------------------------------------------------------------------------------- */
@@ -361,8 +369,9 @@ static ZyanStatus decode_shape(const struct translator *t, const uint8_t *bytes,
 {
     struct decoded *what;
     struct shape *s = spare_shape(t->shapes, &what);
-    ZyanStatus status = ZydisDecoderDecodeFull(t->mode & MODE_64 ? &t->decoder64 : &t->decoder32, bytes, available,
-                                               &what->d, what->op);
+    enum code_kind kind = code_kind(t);
+    const ZydisDecoder *decoder = kind == CODE_64 ? &t->decoder64 : kind == CODE_16 ? &t->decoder16 : &t->decoder32;
+    ZyanStatus status = ZydisDecoderDecodeFull(decoder, bytes, available, &what->d, what->op);
     if (ZYAN_FAILED(status))
         return status;
     correct_base(what);
@@ -372,15 +381,16 @@ static ZyanStatus decode_shape(const struct translator *t, const uint8_t *bytes,
         return ZYDIS_STATUS_DECODING_ERROR;
     s->regular = is_regular(what, head);
     shape_facts(t, s);
+    s->resized = kind == CODE_16 && wants_other_size(t, s, bytes);
     *out = s;
     return status;
 }
 
 ZyanStatus decode_insn(const struct translator *t, struct insn *in, uint8_t *bytes, unsigned available)
 {
-    bool code64 = t->mode & MODE_64;
-    unsigned head = head_length(bytes, available, code64);
-    uint64_t key = key_of(bytes, head, code64);
+    enum code_kind kind = code_kind(t);
+    unsigned head = head_length(bytes, available, kind);
+    uint64_t key = key_of(bytes, head, kind);
     struct shape *place = find_shape(t->shapes, key), *made;
     const struct shape *s = place;
     if (!place->key) {
@@ -392,7 +402,7 @@ ZyanStatus decode_insn(const struct translator *t, struct insn *in, uint8_t *byt
     if (s->length > available)
         return ZYDIS_STATUS_NO_MORE_DATA;
     instance(in, s, bytes);
-    if (!code64)
+    if (kind != CODE_64)
         wide_bytes(in, bytes);
     return ZYAN_STATUS_SUCCESS;
 }

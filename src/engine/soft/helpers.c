@@ -27,19 +27,28 @@ const void *helper_segment(struct soft_vcpu *v, const struct site *s)
     } else if (s->arg2 == SEGMENT_BIT) {
         int64_t bit = s->size == 2 ? (int16_t)c->gpr[s->element] : (int32_t)c->gpr[s->element];
         offset += (uint64_t)(bit >> 3 & -(int64_t)s->size);
-    } else if (s->arg2 == SEGMENT_STACK && small_stack(v)) {
-        return soft_leave;
     }
     if (cpu_check_segment(c, (enum sreg)s->arg, (uint32_t)(offset & s->imm), s->size, s->access & SITE_WRITE))
         return fault(v);
     return soft_code(v->engine, s->next);
 }
 
-/* Control comes here when the instruction of a MODE_TF block is complete. */
+/* Control comes here when the instruction of a MODE_BY_C block is complete, or (arg) is a branch to helper_ea. */
 const void *helper_single_step(struct soft_vcpu *v, const struct site *s)
 {
+    if (s->arg && (v->mode & MODE_SEGMENTED) && v->helper_ea > v->cpu.seg[CS].limit)
+        return gp0(v);
     v->cpu.rip = s->arg ? v->helper_ea : next_pc(v, s);
     return soft_step_done(v);
+}
+
+/* Real and virtual-8086 mode know no VEX, EVEX and XOP (SDM vol. 2, 2.3). */
+const void *helper_protected(struct soft_vcpu *v, const struct site *s)
+{
+    if (soft_protected(v))
+        return soft_code(v->engine, s->next);
+    cpu_raise(&v->cpu, EXC_UD);
+    return fault(v);
 }
 
 /* An instruction breakpoint in DR0-DR3 (SDM 17.2.5): a fault before the instruction, unless RF. */
@@ -48,7 +57,7 @@ const void *helper_break(struct soft_vcpu *v, const struct site *s)
     struct cpu *c = &v->cpu;
     uint32_t hit = 0;
     for (unsigned i = 0; i < 4; i++)
-        if ((c->dr7 >> (2 * i) & 3) && (c->dr7 >> (16 + 4 * i) & 15) == 0 && c->dr[i] == c->rip)
+        if ((c->dr7 >> (2 * i) & 3) && (c->dr7 >> (16 + 4 * i) & 15) == 0 && c->dr[i] == soft_code_gva(v, c->rip))
             hit |= 1u << i;
     if (hit && !(c->rflags & FL_RF)) {
         cpu_raise(c, EXC_DB);
@@ -80,39 +89,6 @@ const void *helper_fpu_check(struct soft_vcpu *v, const struct site *s)
         return soft_code(v->engine, s->next);
     cpu_raise(c, vector);
     return fault(v);
-}
-
-const void *helper_enter(struct soft_vcpu *v, const struct site *s)
-{
-    struct cpu *c = &v->cpu;
-    unsigned size = s->arg2, level = s->element & 31;
-    uint64_t rsp = c->gpr[RSP], frame;
-    uint64_t value = c->gpr[RBP];
-    if (data_push(v, &value, size))
-        return fault(v);
-    frame = c->gpr[RSP];
-    for (unsigned i = 1; i < level; i++) {
-        uint64_t up = 0;
-        if (data_stack(v, c->gpr[RBP] - i * size, &up, size) || data_push(v, &up, size)) {
-            c->gpr[RSP] = rsp;
-            return fault(v);
-        }
-    }
-    if (level && data_push(v, &frame, size)) {
-        c->gpr[RSP] = rsp;
-        return fault(v);
-    }
-    uint64_t sp = linear(v, c->gpr[RSP] - (uint16_t)s->imm);
-    struct translation tr;
-    if (((v->mode & MODE_64) && !cpu_canonical(c, sp) && cpu_raise_error(c, EXC_SS, 0)) ||
-        (misaligned(v, sp, size) && cpu_raise_error(c, EXC_AC, 0)) ||
-        cpu_walk(c, linear(v, sp + (v->mode & MODE_64 ? 0 : c->seg[SS].base)), ACCESS_WRITE, user_mode(v), &tr)) {
-        c->gpr[RSP] = rsp;
-        return fault(v);
-    }
-    set_gpr(v, RBP, frame, size);
-    c->gpr[RSP] = sp;
-    return finish(v, s);
 }
 
 /* A near branch is about to go to helper_ea. */
@@ -162,35 +138,6 @@ const void *helper_movdir64b(struct soft_vcpu *v, const struct site *s)
     return finish(v, s);
 }
 
-const void *helper_pusha(struct soft_vcpu *v, const struct site *s)
-{
-    struct cpu *c = &v->cpu;
-    unsigned size = s->arg & 0x7f;
-    uint32_t base = (uint32_t)c->seg[SS].base;
-    /* one by one, as CPUs are seen to do: what came before a fault is done, but for esp */
-    if (s->arg & 0x80) {
-        if (small_stack(v) || segment_fault(v, SS, c->gpr[RSP], 8 * size, false))
-            return fault(v);
-        for (unsigned i = 0; i < 8; i++) {
-            uint64_t value = 0;
-            if (data_read(v, (uint32_t)(c->gpr[RSP] + i * size + base), &value, size))
-                return fault(v);
-            if (7 - i != RSP)
-                set_gpr(v, 7 - i, value, size);
-        }
-        c->gpr[RSP] = (uint32_t)(c->gpr[RSP] + 8 * size);
-        return finish(v, s);
-    }
-    uint32_t sp = (uint32_t)c->gpr[RSP] - 8 * size;
-    if (small_stack(v) || segment_fault(v, SS, sp, 8 * size, true))
-        return fault(v);
-    for (unsigned i = 0; i < 8; i++)
-        if (data_write(v, (uint32_t)(sp + (7 - i) * size + base), &c->gpr[i], size))
-            return fault(v);
-    c->gpr[RSP] = sp;
-    return finish(v, s);
-}
-
 const void *helper_bound(struct soft_vcpu *v, const struct site *s)
 {
     int32_t limits[2] = {0};
@@ -218,6 +165,10 @@ const void *helper_arpl(struct soft_vcpu *v, const struct site *s)
 {
     struct cpu *c = &v->cpu;
     uint16_t to = (uint16_t)c->gpr[arg_reg(s) & 15], from = (uint16_t)c->gpr[s->element & 15];
+    if (!soft_protected(v)) {
+        cpu_raise(c, EXC_UD);
+        return fault(v);
+    }
     if (arg_memory(s) && data_read(v, v->helper_ea, &to, 2))
         return fault(v);
     bool raised = (to & 3) < (from & 3);

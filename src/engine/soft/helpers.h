@@ -16,12 +16,13 @@
 
 enum { STR_MOVS, STR_STOS, STR_LODS, STR_SCAS, STR_CMPS, STR_INS, STR_OUTS };
 enum { STR_REPE = 1, STR_REPNE = 2 };
-enum { SEGMENT_PLAIN, SEGMENT_BIT, SEGMENT_XLAT, SEGMENT_STACK };
+enum { SEGMENT_PLAIN, SEGMENT_BIT, SEGMENT_XLAT };
+enum { STACK_IMMEDIATE, STACK_REGISTER, STACK_SELECTOR, STACK_MEMORY };
 enum { INT_IMM, INT_3, INT_O, INT_1 };
 enum { SYS_LGDT, SYS_LIDT, SYS_SGDT, SYS_SIDT, SYS_SLDT, SYS_STR, SYS_SMSW, SYS_SELECTOR };
 enum { XS_XSAVE, XS_XSAVEOPT, XS_XSAVEC, XS_XRSTOR, XS_FXSAVE, XS_FXRSTOR, XS_KIND = 7, XS_64 = 8 };
 helper_fn helper_target, helper_clzero, helper_movdir64b, helper_load_far, helper_x87_env, helper_decimal, helper_arpl,
-    helper_vzero, helper_no_segment;
+    helper_vzero, helper_no_segment, helper_protected, helper_push, helper_pop, helper_call, helper_ret, helper_leave;
 enum { DEC_DAA, DEC_DAS, DEC_AAA, DEC_AAS, DEC_AAM, DEC_AAD, DEC_SALC };
 /* decimal.c: what the instruction makes of *ax and RFLAGS on a CPU of that vendor; imm not 0 for AAM */
 uint32_t decimal_adjust(unsigned kind, uint16_t *ax, uint8_t imm, uint32_t rflags, bool amd);
@@ -90,6 +91,12 @@ static inline bool user_mode(const struct soft_vcpu *v)
     return v->cpu.cpl == 3;
 }
 
+/* Neither real nor virtual-8086 mode. */
+static inline bool soft_protected(const struct soft_vcpu *v)
+{
+    return (v->cpu.cr0 & CR0_PE) && !(v->cpu.rflags & FL_VM);
+}
+
 static inline uint64_t linear(const struct soft_vcpu *v, uint64_t gva)
 {
     return v->mode & MODE_64 ? gva : (uint32_t)gva;
@@ -124,6 +131,24 @@ static inline bool wraps(const struct soft_vcpu *v, unsigned segment, uint64_t o
            (v->engine->amd || v->cpu.seg[segment].base);
 }
 
+/* The part of a stack pointer that addresses its stack: rsp, esp or, on a stack of 64 KiB, sp. */
+static inline uint64_t stack_offset(const struct soft_vcpu *v, uint64_t sp)
+{
+    return v->mode & MODE_64 ? sp : v->cpu.seg[SS].attr & SEG_DB ? (uint32_t)sp : (uint16_t)sp;
+}
+
+/* What is in rsp when the stack pointer becomes sp: the rest of it stays. */
+static inline uint64_t stack_at(const struct soft_vcpu *v, uint64_t sp)
+{
+    bool small = !(v->mode & MODE_64) && !(v->cpu.seg[SS].attr & SEG_DB);
+    return small ? (v->cpu.gpr[RSP] & ~0xffffull) | (uint16_t)sp : stack_offset(v, sp);
+}
+
+static inline uint64_t stack_moved_by(const struct soft_vcpu *v, int64_t by)
+{
+    return stack_at(v, v->cpu.gpr[RSP] + (uint64_t)by);
+}
+
 /* Writes a general register as an instruction of that operand size does. */
 static inline void set_gpr(struct soft_vcpu *v, unsigned reg, uint64_t value, unsigned size)
 {
@@ -149,10 +174,10 @@ int data_read(struct soft_vcpu *v, uint64_t gva, void *buf, unsigned n);
 int data_write(struct soft_vcpu *v, uint64_t gva, const void *buf, unsigned n);
 int data_write_es(struct soft_vcpu *v, uint64_t gva, const void *buf, unsigned n);
 int data_push(struct soft_vcpu *v, const void *value, unsigned size);
+int data_push_part(struct soft_vcpu *v, const void *value, unsigned size, unsigned stored); /* rsp moves by size */
 int data_stack(struct soft_vcpu *v, uint64_t sp, void *value, unsigned size);
 int data_peek(struct soft_vcpu *v, unsigned offset, void *value, unsigned size); /* at rsp + offset */
-bool small_stack(struct soft_vcpu *v); /* 32-bit code on a stack addressed by sp: the engine cannot go on */
-void watch_data(struct soft_vcpu *v, uint64_t gva, unsigned n, bool write); /* breakpoints on data that it meets */
+void watch_data(struct soft_vcpu *v, uint64_t gva, unsigned n, bool write);      /* breakpoints on data that it meets */
 
 /* --- system.c: ports, with breakpoints on them ---------------------------------------------------------------- */
 uint64_t port_read(struct soft_vcpu *v, uint16_t port, unsigned size);

@@ -23,9 +23,21 @@ static bool segmented(const struct cpu *c)
     for (unsigned i = 0; i < sizeof(flat); i++)
         if (c->seg[flat[i]].base || restricted(&c->seg[flat[i]]))
             return true;
-    return c->seg[CS].limit != UINT32_MAX || !(c->seg[SS].attr & SEG_DB) ||
+    return c->seg[CS].base || c->seg[CS].limit != UINT32_MAX || !(c->seg[SS].attr & SEG_DB) ||
            ((c->seg[FS].attr & SEG_P) && restricted(&c->seg[FS])) ||
            ((c->seg[GS].attr & SEG_P) && restricted(&c->seg[GS]));
+}
+
+/* How code that is not 64-bit is translated.  Without protection, and in virtual-8086 mode, segments mean something
+ * else: that is looked at where they are. */
+static uint32_t legacy_mode(const struct cpu *c)
+{
+    uint32_t mode = MODE_FIXED_PC | (c->seg[FS].attr & SEG_P ? 0 : MODE_NULL_FS) |
+                    (c->seg[GS].attr & SEG_P ? 0 : MODE_NULL_GS);
+    if (!(c->seg[CS].attr & SEG_DB))
+        return mode | MODE_16 | MODE_SEGMENTED;
+    bool real = !(c->cr0 & CR0_PE) || (c->rflags & FL_VM);
+    return mode | (real || segmented(c) ? MODE_SEGMENTED : 0);
 }
 
 static bool breaks_on_instructions(const struct cpu *c)
@@ -48,15 +60,7 @@ void soft_update_mode(struct soft_vcpu *v)
     mode |= (c->cr4 & CR4_FSGSBASE ? MODE_FSGSBASE : 0) | (c->cr4 & CR4_TSD && c->cpl ? MODE_TSD : 0);
     if (c->cpl == 0)
         mode |= MODE_CPL0;
-    if (cpu_64bit(c))
-        mode |= MODE_64;
-    else if (!(c->seg[CS].attr & SEG_DB) || !(c->cr0 & CR0_PE) || (c->rflags & FL_VM) || c->seg[CS].base)
-        mode |= MODE_16;
-    else if (segmented(c))
-        mode |= MODE_SEGMENTED;
-    if (!(mode & MODE_64))
-        mode |= MODE_FIXED_PC | (c->seg[FS].attr & SEG_P ? 0 : MODE_NULL_FS) |
-                (c->seg[GS].attr & SEG_P ? 0 : MODE_NULL_GS);
+    mode |= cpu_64bit(c) ? MODE_64 : legacy_mode(c);
     if (c->cpl == 3 && (c->rflags & FL_AC) && (c->cr0 & CR0_AM))
         mode |= MODE_ALIGN;
     if (c->rflags & FL_TF)

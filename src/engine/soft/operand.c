@@ -11,15 +11,6 @@ void watch_data(struct soft_vcpu *v, uint64_t gva, unsigned n, bool write)
         v->debug_hits |= soft_watch_hits(v, gva, n, write);
 }
 
-/* 32-bit code on a stack that is addressed by sp: the engine cannot go on. */
-bool small_stack(struct soft_vcpu *v)
-{
-    bool is = (v->mode & MODE_SEGMENTED) && !(v->cpu.seg[SS].attr & SEG_DB);
-    if (is)
-        soft_fail(v, "the software engine does not run 32-bit code on a 16-bit stack yet");
-    return is;
-}
-
 /* What is wrong with an operand of n bytes at gva: `vector` (#GP or #SS) where it cannot be, or #AC.  Intel's CPUs
  * look at the alignment before they look where it ends. */
 int address_fault(struct soft_vcpu *v, unsigned segment, unsigned vector, uint64_t gva, unsigned n)
@@ -79,29 +70,34 @@ int data_write_es(struct soft_vcpu *v, uint64_t gva, const void *buf, unsigned n
 /* Every check of a stack access at `sp`; the linear address in *at. */
 static int stack_address(struct soft_vcpu *v, uint64_t sp, unsigned size, bool write, uint64_t *at)
 {
-    if (small_stack(v) || segment_fault(v, SS, sp, size, write))
+    if (segment_fault(v, SS, sp, size, write))
         return CPU_FAULT;
     uint64_t base = v->mode & MODE_64 ? 0 : v->cpu.seg[SS].base;
-    if (address_fault(v, SS, EXC_SS, sp, size))
+    if (address_fault(v, SS, EXC_SS, sp + base, size))
         return CPU_FAULT;
     *at = linear(v, sp + base);
     watch_data(v, *at, size, write);
     return 0;
 }
 
+int data_push_part(struct soft_vcpu *v, const void *value, unsigned size, unsigned stored)
+{
+    uint64_t sp = stack_offset(v, v->cpu.gpr[RSP] - size), at;
+    if (stack_address(v, sp, stored, true, &at) || cpu_write(&v->cpu, at, value, stored, user_mode(v)))
+        return CPU_FAULT;
+    v->cpu.gpr[RSP] = stack_at(v, sp);
+    return 0;
+}
+
 int data_push(struct soft_vcpu *v, const void *value, unsigned size)
 {
-    uint64_t sp = linear(v, v->cpu.gpr[RSP] - size), at;
-    if (stack_address(v, sp, size, true, &at) || cpu_write(&v->cpu, at, value, size, user_mode(v)))
-        return CPU_FAULT;
-    v->cpu.gpr[RSP] = sp;
-    return 0;
+    return data_push_part(v, value, size, size);
 }
 
 int data_stack(struct soft_vcpu *v, uint64_t sp, void *value, unsigned size)
 {
     uint64_t at;
-    if (stack_address(v, linear(v, sp), size, false, &at))
+    if (stack_address(v, stack_offset(v, sp), size, false, &at))
         return CPU_FAULT;
     return cpu_read(&v->cpu, at, value, size, user_mode(v));
 }

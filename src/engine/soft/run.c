@@ -75,19 +75,18 @@ static struct block *stress(struct soft_vcpu *v, struct block *b)
 /* The block at cpu.rip, translated if need be.  NULL: a fetch fault is recorded. */
 static struct block *block_at_rip_in(struct soft_vcpu *v, uint32_t mode, bool no_windows)
 {
-    uint64_t gpa, gva = v->cpu.rip;
-    if (!(v->mode & MODE_64))
-        gva = (uint32_t)gva;
+    uint64_t gpa, rip = v->mode & MODE_64 ? v->cpu.rip : (uint32_t)v->cpu.rip, gva = soft_code_gva(v, rip);
     if (soft_translate_exec(v, gva, &gpa, NULL))
         return NULL;
-    struct block *b = soft_block_find(v->engine, gpa, gva, mode);
+    struct block *b = soft_block_find(v->engine, gpa, rip, mode);
     if (v->engine->config.stress)
         b = stress(v, b);
     if (b && b->gpa2 == UINT64_MAX)
         return b;
     if (b) { /* straddles: is the second page still the same? */
         uint64_t second;
-        if (soft_translate_exec(v, (gva & ~4095ull) + 4096, &second, NULL))
+        uint64_t next = (gva & ~4095ull) + 4096;
+        if (soft_translate_exec(v, v->mode & MODE_64 ? next : (uint32_t)next, &second, NULL))
             return NULL;
         if (second == b->gpa2)
             return b;
@@ -96,22 +95,22 @@ static struct block *block_at_rip_in(struct soft_vcpu *v, uint32_t mode, bool no
     }
     soft_fpu_park(v);
     uint64_t start = soft_ticks(v->engine);
-    struct block *made = soft_translate(v, gva, gpa, mode, no_windows);
+    struct block *made = soft_translate(v, rip, gpa, mode, no_windows);
     soft_ticks_nested(v, TIME_TRANSLATE, start);
     return made;
 }
 
 /* Code runs into the end of its segment one instruction at a time. */
-static struct block *block_in_segment(struct soft_vcpu *v)
+static struct block *block_in_segment(struct soft_vcpu *v, uint32_t mode, bool no_windows)
 {
     uint32_t limit = v->cpu.seg[CS].limit;
     if (v->cpu.rip > limit) {
         cpu_raise_error(&v->cpu, EXC_GP, 0);
         return NULL;
     }
-    struct block *b = block_at_rip_in(v, v->mode, false);
+    struct block *b = block_at_rip_in(v, mode, no_windows);
     if (b && v->cpu.rip + b->length - 1 > limit && b->n_insns > 1)
-        b = block_at_rip_in(v, v->mode | MODE_TF, true);
+        b = block_at_rip_in(v, mode | MODE_TF, true);
     if (b && v->cpu.rip + b->length - 1 > limit) {
         cpu_raise_error(&v->cpu, EXC_GP, 0);
         return NULL;
@@ -119,9 +118,14 @@ static struct block *block_in_segment(struct soft_vcpu *v)
     return b;
 }
 
+static struct block *block_of_mode(struct soft_vcpu *v, uint32_t mode, bool no_windows)
+{
+    return mode & MODE_SEGMENTED ? block_in_segment(v, mode, no_windows) : block_at_rip_in(v, mode, no_windows);
+}
+
 static struct block *block_at_rip(struct soft_vcpu *v)
 {
-    return v->mode & MODE_SEGMENTED ? block_in_segment(v) : block_at_rip_in(v, v->mode, false);
+    return block_of_mode(v, v->mode, false);
 }
 
 static const void *enter_block(struct soft_vcpu *v, const struct block *b)
@@ -159,7 +163,7 @@ const void *soft_step_done(struct soft_vcpu *v)
  * what is due (helper_single_step).  A breakpoint on it has been passed. */
 const void *soft_next_single(struct soft_vcpu *v)
 {
-    struct block *b = block_at_rip_in(v, (v->mode | MODE_TF) & ~(uint32_t)MODE_BREAK, true);
+    struct block *b = block_of_mode(v, (v->mode | MODE_TF) & ~(uint32_t)MODE_BREAK, true);
     return b ? enter_block(v, b) : soft_deliver(v);
 }
 
@@ -189,13 +193,6 @@ const void *soft_next(struct soft_vcpu *v)
             atomic_store(&v->poll, 1);
         if (v->poll)
             return soft_leave;
-        if (v->mode & MODE_16) {
-            soft_fail(
-                v, (v->cpu.seg[CS].attr & SEG_DB) && (v->cpu.cr0 & CR0_PE)
-                       ? "the software engine does not run 32-bit code in a segment with a base yet"
-                       : "the software engine does not run 16-bit code yet: boot a kernel by its 64-bit or PVH entry");
-            return soft_leave;
-        }
         const void *known = known_target(v);
         if (known)
             return known;
@@ -449,11 +446,7 @@ static const void *first_block(struct soft_vcpu *v, bool single)
     for (;;) {
         if (v->failed || v->shutdown)
             return NULL;
-        if (v->mode & MODE_16) {
-            soft_next(v);
-            return NULL;
-        }
-        struct block *b = single ? block_at_rip_in(v, v->mode | MODE_TF, true) : block_at_rip(v);
+        struct block *b = single ? block_of_mode(v, v->mode | MODE_TF, true) : block_at_rip(v);
         if (b)
             return enter_block(v, b);
         v->stats.exceptions[v->cpu.exc.vector & 31]++;

@@ -1,31 +1,9 @@
 /*
- * 32-bit code with segments that are not flat: limits and rights are looked at in C, before the instruction.
+ * Code with segments that are not flat, which 16-bit code is always: limits and rights are looked at in C, before the
+ * instruction; what uses the stack is done there altogether.
  */
 #include "engine/soft/helpers.h"
 #include "engine/soft/special.h"
-
-/* The stack operand that is not written out. */
-static bool stack_operand(const struct insn *in, struct ea *ea, bool *write)
-{
-    int size = in->d->operand_width / 8;
-    bool far = in->d->meta.branch_type == ZYDIS_BRANCH_TYPE_FAR;
-    *ea = (struct ea){.base = RSP, .index = NO_REG, .segment = SS, .addr32 = true};
-    switch (in->d->mnemonic) {
-    case M(PUSH):
-    case M(CALL):
-        ea->disp = -size;
-        *write = true;
-        return !far;
-    case M(LEAVE):
-        ea->base = RBP;
-        return true;
-    case M(POP):
-    case M(RET):
-        return !far;
-    default:
-        return false;
-    }
-}
 
 static struct site *emit_segment_check(struct translator *t, const struct insn *in, struct ea *ea, bool write,
                                        unsigned size)
@@ -70,10 +48,6 @@ static void check_operand(struct translator *t, const struct insn *in, const Zyd
             reg = op_gpr(&in->op[1]);
         }
         break;
-    case M(POP): /* its address is made from esp after the pop */
-        if (ea.base == RSP)
-            ea.disp += size;
-        break;
     default:
         break;
     }
@@ -83,19 +57,19 @@ static void check_operand(struct translator *t, const struct insn *in, const Zyd
     s->element = (uint8_t)reg;
 }
 
-/* 32-bit code: limits and access rights are looked at in C, before the instruction.  String instructions,
- * gathers and what uses the stack in C look themselves. */
+/* String instructions, gathers and what uses the stack look themselves. */
 void emit_segment_checks(struct translator *t, const struct insn *in)
 {
+    if (!in->shape->legacy)
+        emit_helper(t, in, helper_protected, false);
+    if (in->d->mnemonic == M(POP))
+        return;
+
     special_fn *fn = in->shape->special;
     bool legacy = in->d->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY && in->d->opcode_map == ZYDIS_OPCODE_MAP_DEFAULT;
     if ((fn == sp_string && legacy) || fn == sp_nop || fn == sp_gather || fn == sp_undefined ||
         in->d->mnemonic == M(INVLPG))
         return;
-    struct ea ea;
-    bool write = false;
-    if (stack_operand(in, &ea, &write))
-        emit_segment_check(t, in, &ea, write, in->d->operand_width / 8)->arg2 = SEGMENT_STACK;
     for (unsigned i = 0; i < in->d->operand_count; i++) {
         const ZydisDecodedOperand *op = &in->op[i];
         bool hidden_stack = op->visibility == ZYDIS_OPERAND_VISIBILITY_HIDDEN &&
@@ -103,4 +77,87 @@ void emit_segment_checks(struct translator *t, const struct insn *in)
         if (op->type == ZYDIS_OPERAND_TYPE_MEMORY && op->mem.type != ZYDIS_MEMOP_TYPE_AGEN && !hidden_stack)
             check_operand(t, in, op);
     }
+}
+
+/* --- the stack ------------------------------------------------------------------------------------------------- */
+
+/* What helper_push and helper_call take: a register, or memory, whose address goes to helper_ea. */
+static struct site *emit_with_operand(struct translator *t, const struct insn *in, helper_fn *fn, bool ends)
+{
+    const ZydisDecodedOperand *op = &in->op[0];
+    uint32_t size = in->d->operand_width / 8;
+    bool memory = op->type == ZYDIS_OPERAND_TYPE_MEMORY;
+    if (memory)
+        store_helper_ea(t, in, op);
+    struct site *s = emit_helper(t, in, fn, ends);
+    if (memory)
+        site_segment(t, s, op);
+    s->arg = memory ? STACK_MEMORY : STACK_REGISTER | op_gpr(op) << 8;
+    s->arg |= size << 16;
+    return s;
+}
+
+static bool is_sreg(const ZydisDecodedOperand *op)
+{
+    return op->type == ZYDIS_OPERAND_TYPE_REGISTER && ZydisRegisterGetClass(op->reg.value) == ZYDIS_REGCLASS_SEGMENT;
+}
+
+void segmented_push(struct translator *t, const struct insn *in)
+{
+    const ZydisDecodedOperand *op = &in->op[0];
+    uint32_t size = in->d->operand_width / 8;
+    if (op->type == ZYDIS_OPERAND_TYPE_IMMEDIATE) {
+        struct site *s = emit_helper(t, in, helper_push, false);
+        s->arg = STACK_IMMEDIATE | size << 16;
+        s->imm = (uint64_t)in->imm[0];
+    } else if (is_sreg(op)) {
+        struct site *s = emit_helper(t, in, helper_push, false);
+        s->arg = STACK_SELECTOR | (uint32_t)(op->reg.value - ZYDIS_REGISTER_ES) << 8 | size << 16;
+    } else {
+        emit_with_operand(t, in, helper_push, false);
+    }
+}
+
+/* Into memory: the address is made from the stack pointer behind the pop. */
+void segmented_pop(struct translator *t, const struct insn *in)
+{
+    const ZydisDecodedOperand *op = &in->op[0];
+    struct ea ea;
+    if (op->type != ZYDIS_OPERAND_TYPE_MEMORY) {
+        emit_with_operand(t, in, helper_pop, false);
+        return;
+    }
+    insn_ea(t, in, op, &ea);
+    if (ea.base == RSP)
+        ea.disp += in->d->operand_width / 8;
+    emit_ea(t, &ea, R11, R10);
+    e_store(&t->hot, R11, VOFF(helper_ea));
+    struct site *s = emit_helper(t, in, helper_pop, false);
+    site_segment(t, s, op);
+    s->arg = STACK_MEMORY | (uint32_t)in->d->operand_width / 8 << 16;
+    s->arg2 = ea.segment;
+}
+
+/* Relative: its target is known. */
+void segmented_call(struct translator *t, const struct insn *in, int64_t target)
+{
+    if (in->op[0].type != ZYDIS_OPERAND_TYPE_IMMEDIATE) {
+        emit_with_operand(t, in, helper_call, true);
+        return;
+    }
+    struct site *s = emit_helper(t, in, helper_call, true);
+    s->arg = STACK_IMMEDIATE | (uint32_t)in->d->operand_width / 8 << 16;
+    s->imm = (uint32_t)(t->gva + (uint64_t)target);
+}
+
+void segmented_ret(struct translator *t, const struct insn *in)
+{
+    struct site *s = emit_helper(t, in, helper_ret, true);
+    s->arg = (uint32_t)in->d->operand_width / 8 << 16;
+    s->imm = in->op[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE ? (uint16_t)in->imm[0] : 0;
+}
+
+void segmented_leave(struct translator *t, const struct insn *in)
+{
+    emit_helper(t, in, helper_leave, false)->arg = (uint32_t)in->d->operand_width / 8 << 16;
 }

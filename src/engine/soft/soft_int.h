@@ -79,10 +79,10 @@ static inline unsigned ibtc_index(uint64_t gva)
 enum {
     MODE_MMU = 3, /* enum mmu_index */
     MODE_CPL0 = 1 << 2,
-    MODE_64 = 1 << 3, /* 64-bit code; else 32-bit (or 16-bit) */
-    MODE_16 = 1 << 4,
+    MODE_64 = 1 << 3,         /* 64-bit code; else 32-bit, or: */
+    MODE_16 = 1 << 4,         /* 16-bit: with MODE_SEGMENTED always */
     MODE_TF = 1 << 5,         /* one instruction a block, then #DB */
-    MODE_SEGMENTED = 1 << 6,  /* not flat: add segment bases and check limits */
+    MODE_SEGMENTED = 1 << 6,  /* not flat: add segment bases and check limits; rip is an offset in CS */
     MODE_FPU_TRAP = 1 << 7,   /* CR0.EM/TS, CR4.OSFXSR or XCR0 make some SIMD instruction trap */
     MODE_BREAK = 1 << 8,      /* DR7 has an instruction breakpoint */
     MODE_ALIGN = 1 << 9,      /* CPL 3 with CR0.AM and RFLAGS.AC: misaligned accesses raise #AC */
@@ -133,7 +133,7 @@ struct peeked {
 /* Two cache lines, of which a look-up needs the first: at a boot there are 70,000 of them. */
 struct block {
     uint64_t gpa;       /* of its first byte */
-    uint64_t gva;       /* with MODE_FIXED_PC, else its offset in the page */
+    uint64_t gva;       /* with MODE_FIXED_PC (rip, in segments with a base), else its offset in the page */
     uint64_t gpa2;      /* second page when the last instruction straddles, else UINT64_MAX */
     uint32_t next_hash; /* number of a block + 1; 0: none */
     uint32_t mode;
@@ -431,6 +431,12 @@ static inline bool soft_is_hot(const struct engine *e, uint64_t gpa)
     return e->hot[bit / 64] >> (bit % 64) & 1;
 }
 
+/* The linear address of code at that rip. */
+static inline uint64_t soft_code_gva(const struct soft_vcpu *v, uint64_t rip)
+{
+    return v->mode & MODE_64 ? rip : (uint32_t)(v->cpu.seg[CS].base + rip);
+}
+
 static inline struct soft_vcpu *vcpu_of(struct cpu *cpu)
 {
     return (struct soft_vcpu *)cpu;
@@ -573,7 +579,7 @@ struct translator *soft_translator_create(const struct cpu *cpu);
 void soft_translator_destroy(struct translator *t);
 /* Translates the block at cpu.rip, already known to be executable at gpa.  NULL: exception recorded
  * in cpu.exc (fetch fault in the second page). */
-struct block *soft_translate(struct soft_vcpu *v, uint64_t gva, uint64_t gpa, uint32_t mode, bool no_windows);
+struct block *soft_translate(struct soft_vcpu *v, uint64_t rip, uint64_t gpa, uint32_t mode, bool no_windows);
 
 /* --- isa.c --- */
 bool soft_is_amd(const struct cpu *cpu);  /* the guest's CPU is AMD's or Hygon's */

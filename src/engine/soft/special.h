@@ -29,6 +29,13 @@ special_fn sp_helper; /* by the helper of the table alone */
 /* branch.c */
 special_fn sp_jcc, sp_loop, sp_call, sp_jmp, sp_ret;
 
+/* segments.c: the same with segments that are not flat */
+void segmented_push(struct translator *t, const struct insn *in);
+void segmented_pop(struct translator *t, const struct insn *in);
+void segmented_call(struct translator *t, const struct insn *in, int64_t target);
+void segmented_ret(struct translator *t, const struct insn *in);
+void segmented_leave(struct translator *t, const struct insn *in);
+
 /* stack.c */
 special_fn sp_push, sp_pop, sp_pushf, sp_leave, sp_enter;
 void emit_stack_load(struct translator *t, const struct insn *in, unsigned reg, unsigned size, int disp,

@@ -143,6 +143,10 @@ void sp_push(struct translator *t, const struct insn *in)
 {
     const ZydisDecodedOperand *op = &in->op[0];
     unsigned size = in->d->operand_width / 8;
+    if (t->mode & MODE_SEGMENTED) {
+        segmented_push(t, in);
+        return;
+    }
     if (window_serves(t, in)) {
         window_push(t, in);
         return;
@@ -196,6 +200,10 @@ void sp_pop(struct translator *t, const struct insn *in)
     if (is_sreg(op)) {
         struct site *s = emit_helper(t, in, helper_load_segment, true);
         s->arg = (uint32_t)(op->reg.value - ZYDIS_REGISTER_ES) | (uint32_t)NO_REG << 8 | size << 16 | 1u << 31;
+        return;
+    }
+    if (t->mode & MODE_SEGMENTED) {
+        segmented_pop(t, in);
         return;
     }
     struct tail after;
@@ -269,6 +277,10 @@ void sp_leave(struct translator *t, const struct insn *in)
 {
     unsigned size = in->d->operand_width / 8;
     struct tail tail;
+    if (t->mode & MODE_SEGMENTED) {
+        segmented_leave(t, in);
+        return;
+    }
     begin_access(t, in, 0, &tail);
     if (size == 2)
         e8(&tail.e, 0x66);

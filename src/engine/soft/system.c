@@ -255,6 +255,10 @@ const void *helper_store_system(struct soft_vcpu *v, const struct site *s)
         value = c->seg[s->arg2].selector;
         break;
     }
+    if ((arg_kind(s) == SYS_SLDT || arg_kind(s) == SYS_STR) && !soft_protected(v)) {
+        cpu_raise(c, EXC_UD);
+        return fault(v);
+    }
     if (arg_kind(s) != SYS_SELECTOR && umip_blocks(c))
         return gp0(v);
     if (arg_reg(s) == NO_REG)

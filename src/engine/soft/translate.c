@@ -17,6 +17,7 @@ struct translator *soft_translator_create(const struct cpu *cpu)
         return NULL;
     ZydisDecoderInit(&t->decoder64, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64);
     ZydisDecoderInit(&t->decoder32, ZYDIS_MACHINE_MODE_LONG_COMPAT_32, ZYDIS_STACK_WIDTH_32);
+    ZydisDecoderInit(&t->decoder16, ZYDIS_MACHINE_MODE_LONG_COMPAT_16, ZYDIS_STACK_WIDTH_16);
     isa_init(t, cpu);
     t->shapes = shapes_create();
     if (!t->shapes) {
@@ -104,10 +105,7 @@ static bool decode_block(struct translator *t, uint64_t gpa, unsigned max_insns)
             if (t->straddles)
                 break; /* the straddling instruction gets its own block */
             uint64_t next_gpa;
-            uint64_t next = t->gva + room;
-            if (!(t->mode & MODE_64))
-                next = (uint32_t)next;
-            if (soft_translate_exec(t->v, next, &next_gpa, NULL))
+            if (soft_translate_exec(t->v, soft_code_gva(t->v, t->gva + room), &next_gpa, NULL))
                 return false;
             const uint8_t *more = memory_hva(e->config.memory, next_gpa, 16);
             if (more)
@@ -272,7 +270,7 @@ static void translate_body(struct translator *t)
     }
 }
 
-struct block *soft_translate(struct soft_vcpu *v, uint64_t gva, uint64_t gpa, uint32_t mode, bool no_windows)
+struct block *soft_translate(struct soft_vcpu *v, uint64_t rip, uint64_t gpa, uint32_t mode, bool no_windows)
 {
     struct engine *e = v->engine;
     struct translator *t = v->translator;
@@ -282,11 +280,11 @@ struct block *soft_translate(struct soft_vcpu *v, uint64_t gva, uint64_t gpa, ui
     t->b = b;
     t->mode = mode;
     t->no_windows = no_windows || (mode & MODE_UNGROUPED);
-    t->gva = gva;
-    t->page_offset = gva & 4095;
+    t->gva = rip;
+    t->page_offset = gpa & 4095;
     t->poll_after = false;
     *b = (struct block){.gpa = gpa,
-                        .gva = mode & MODE_FIXED_PC ? gva : t->page_offset,
+                        .gva = mode & MODE_FIXED_PC ? rip : t->page_offset,
                         .gpa2 = UINT64_MAX,
                         .mode = mode,
                         .no_windows = no_windows,
@@ -323,7 +321,7 @@ struct block *soft_translate(struct soft_vcpu *v, uint64_t gva, uint64_t gpa, ui
     if (v->cpu.log && (e->config.log_items & ENGINE_LOG_TRANSLATE))
         v->cpu.log(&v->cpu, "translate",
                    "%#llx (gpa %#llx, mode %#x%s): %u instructions, %u bytes to %u at %#x and %u at %#x",
-                   (unsigned long long)gva, (unsigned long long)gpa, mode, b->hot ? ", hot" : "", b->n_insns, b->length,
+                   (unsigned long long)rip, (unsigned long long)gpa, mode, b->hot ? ", hot" : "", b->n_insns, b->length,
                    b->hot_end - b->hot_start, b->hot_start, b->cold_end - b->cold_start, b->cold_start);
     return b;
 }

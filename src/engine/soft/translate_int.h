@@ -68,6 +68,7 @@ struct shape {
     bool masked : 1;      /* by mask.c's rules */
     bool safe : 1;        /* a window stays open: leaves r9 alone, and can do with r10 and r11 */
     bool served : 1;      /* a window can serve its access */
+    bool resized : 1;     /* 16-bit code: a 66h prefix that it has must go, or one must come (copy.c) */
 } __attribute__((aligned(64)));
 _Static_assert(sizeof(struct shape) == 64, "one cache line");
 
@@ -104,7 +105,7 @@ struct tail {
 };
 
 struct translator {
-    ZydisDecoder decoder64, decoder32;
+    ZydisDecoder decoder64, decoder32, decoder16;
     struct shapes *shapes;
     bool isa[ZYDIS_ISA_SET_MAX_VALUE + 1]; /* what the guest's CPU has: isa.c */
     bool movdir64b;
@@ -120,7 +121,7 @@ struct translator {
     struct insn peek_insn; /* liveness.c */
     uint8_t peek_code[32];
     uint32_t mode;
-    uint64_t gva;
+    uint64_t gva; /* cpu.rip at its start */
     unsigned page_offset;
     unsigned A, B, C; /* scratch roles for the instruction at hand: address, temporary, another or NO_REG */
     enum flags_place { FLAGS_HOST, FLAGS_MEMORY } flags; /* where the guest's are: flags.c */
@@ -176,6 +177,9 @@ void copy_insn_with_address(struct emit *e, const struct insn *in, unsigned addr
 void copy_insn_plain(struct emit *e, const struct insn *in);
 void copy_insn_in_window(struct emit *e, const struct insn *in, unsigned base, unsigned distance, int32_t disp);
 void generic_insn(struct translator *t, const struct insn *in); /* anything without privilege */
+
+/* resize.c: 16-bit code: does the host want the other operand-size prefix? */
+bool wants_other_size(const struct translator *t, const struct shape *s, const uint8_t *bytes);
 
 /* rules.c */
 void operand_rules(const struct translator *t, struct shape *s);
