@@ -17,11 +17,14 @@ done
 # -mgeneral-regs-only: the compiler must not use the very registers that are tested.
 build()
 {
+    local assembly=$here/priv/$1.S
+    [ -e "$assembly" ] || assembly=
+    # shellcheck disable=SC2086 # nothing, or a path of ours
     gcc -std=gnu17 -Wall -Wextra -Wshadow -Werror -O1 -ffreestanding -fno-pic -no-pie -mno-red-zone \
         -mgeneral-regs-only -fno-stack-protector -fcf-protection=none -fno-asynchronous-unwind-tables \
         -fno-omit-frame-pointer -nostdlib -static \
         -Wl,--build-id=none,-z,noexecstack,-T,"$here/priv/link.ld",--no-warn-rwx-segments \
-        -o "$work/$1.elf" "$here/priv/start.S" "$here/priv/lib.c" "$here/priv/$1.c"
+        -o "$work/$1.elf" "$here/priv/start.S" "$here/priv/lib.c" "$here/priv/$1.c" $assembly
 }
 
 for name in "${names[@]}"; do
