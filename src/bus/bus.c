@@ -174,18 +174,20 @@ int dma_write(struct bus *bus, uint64_t gpa, const void *buf, size_t len)
 {
     if (!memory_is_ram(bus->memory, gpa, len))
         return -EFAULT;
+    int failed = memory_write(bus->memory, gpa, buf, len);
     if (bus->dma_dirty)
         bus->dma_dirty(bus->dma_dirty_opaque, gpa, len);
-    return memory_write(bus->memory, gpa, buf, len);
+    return failed;
 }
 
 int dma_discard(struct bus *bus, uint64_t gpa, uint64_t len)
 {
     if (!len || !memory_is_ram(bus->memory, gpa, len))
         return -EFAULT;
+    int failed = memory_discard(bus->memory, gpa, len);
     if (bus->dma_dirty)
         bus->dma_dirty(bus->dma_dirty_opaque, gpa, len);
-    return memory_discard(bus->memory, gpa, len);
+    return failed;
 }
 
 void bus_msi(struct bus *bus, uint64_t address, uint32_t data)

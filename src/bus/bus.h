@@ -41,7 +41,7 @@ struct bus {
     /* Called for each message-signalled interrupt (a write to 0xFEExxxxx).  Set by the machine. */
     void (*msi)(void *opaque, uint64_t address, uint32_t data);
     void *msi_opaque;
-    /* Called before DMA writes [gpa, gpa+len): the engine drops translations of it.  Set by engine. */
+    /* Called after DMA has written [gpa, gpa+len): the engine drops translations of it.  Set by engine. */
     void (*dma_dirty)(void *opaque, uint64_t gpa, uint64_t len);
     void *dma_dirty_opaque;
     /* Called after each access that reached a device, lock held; NULL unless accesses are logged. */

@@ -57,21 +57,6 @@ void run_free(struct run_arguments *a)
     config_free(&a->config);
 }
 
-/* The software engine runs one virtual CPU so far.  Returns STATUS_OK, or another after saying why. */
-static int check_cpus(const struct command *self, const struct vm_config *c)
-{
-    char why[ERROR_SIZE];
-
-    if (c->n_cpus == 1 || strcmp(c->engine, "kvm") == 0)
-        return STATUS_OK;
-    if (strncmp(c->engine, "soft", 4) == 0)
-        return cli_usage_error(self, "--cpus: the software engine runs one virtual CPU, no more yet");
-    if (engine_kvm.probe(why, sizeof(why)))
-        return STATUS_OK;
-    log_say("more than one virtual CPU needs the KVM engine, which does not work here: %s", why);
-    return STATUS_UNAVAILABLE;
-}
-
 /* Ends the process by the signal that asked for it, so that a shell sees what happened. */
 static int end_by(int number)
 {
@@ -103,7 +88,6 @@ static int status_of(const struct vm_result *result)
 static int run_kernel(const struct command *self, struct vm_config *config)
 {
     struct vm_result result = {0};
-    int status;
 
     if (!config->kernel_path)
         return cli_usage_error(self,
@@ -112,9 +96,6 @@ static int run_kernel(const struct command *self, struct vm_config *config)
         return cli_usage_error(self, "--log-file without --log ITEM,... would stay empty");
     if (!config->serial)
         config->serial = "stdio";
-    status = check_cpus(self, config);
-    if (status != STATUS_OK)
-        return status;
     if (strcmp(config->serial, "stdio") == 0 && isatty(STDIN_FILENO))
         log_say("every key goes to the guest; Ctrl-] then q leaves");
     vm_run(config, &result);

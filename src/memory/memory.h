@@ -16,7 +16,7 @@
 
 #define MEMORY_HOLE_START 0xC0000000ull /* first gpa that is never low RAM (3 GiB) */
 #define MEMORY_HOLE_END 0x100000000ull  /* where high RAM begins (4 GiB) */
-#define MEMORY_SPARE 16384u             /* bytes of the file behind all RAM: not the guest's but its engine's */
+#define MEMORY_SPARE (1u << 20)         /* bytes of the file behind all RAM: not the guest's but its engine's */
 
 struct memory {
     uint8_t *base;      /* hva of gpa 0 */

@@ -39,10 +39,10 @@ static bool put(struct nvme *n, uint64_t at, const struct nvme_completion *entry
 
     if (!to)
         return false;
-    if (n->bus->dma_dirty)
-        n->bus->dma_dirty(n->bus->dma_dirty_opaque, at, sizeof *entry);
     memcpy(to, entry, offsetof(struct nvme_completion, cid));
     __atomic_store_n(&to[3], entry->cid | (uint32_t)entry->status << 16, __ATOMIC_RELEASE);
+    if (n->bus->dma_dirty)
+        n->bus->dma_dirty(n->bus->dma_dirty_opaque, at, sizeof *entry);
     return true;
 }
 

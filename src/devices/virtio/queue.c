@@ -66,9 +66,9 @@ static void store16(struct virtio_device *v, uint64_t gpa, uint16_t value)
     uint16_t *p = memory_hva(v->bus->memory, gpa, sizeof *p);
     if (!p || gpa % 2)
         return;
+    __atomic_store_n(p, value, __ATOMIC_SEQ_CST);
     if (v->bus->dma_dirty)
         v->bus->dma_dirty(v->bus->dma_dirty_opaque, gpa, sizeof *p);
-    __atomic_store_n(p, value, __ATOMIC_SEQ_CST);
 }
 
 static const char *add_buffer(struct virtio_device *v, struct virtio_chain *c, const struct descriptor *d)

@@ -267,17 +267,17 @@ static bool replace(pid_t *slot, unsigned number, bool trap_tsc)
 
 int direct_helper_main(int argc, char **argv)
 {
-    pid_t slots[DIRECT_SLOTS] = {0};
+    pid_t slots[DIRECT_SLOTS_MAX] = {0};
     char err[ERROR_SIZE];
-    uint8_t order;
+    uint16_t order;
 
     if (argc > 1 || confine(err, sizeof err)) {
         log_say("%s", argc > 1 ? "this is for other commands of guise" : err);
         return 1;
     }
-    while (read(SOCKET, &order, 1) == 1) {
+    while (read(SOCKET, &order, sizeof order) == sizeof order) {
         unsigned slot = order & ~DIRECT_TRAP_TSC;
-        if (slot >= DIRECT_SLOTS || !replace(&slots[slot], slot, order & DIRECT_TRAP_TSC))
+        if (slot >= DIRECT_SLOTS_MAX || !replace(&slots[slot], slot, order & DIRECT_TRAP_TSC))
             return 1;
     }
     return 0;

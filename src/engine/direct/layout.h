@@ -10,10 +10,12 @@
 #pragma once
 #include <stdint.h>
 
-#define DIRECT_SLOTS 4u /* processes of a VM: address spaces that run directly at a time */
+#define DIRECT_SLOTS 4u /* processes of a vCPU: address spaces that it runs directly at a time */
+#define DIRECT_SLOTS_MAX (64 * DIRECT_SLOTS)
 
-/* The helper is asked for one by a byte, its number; with DIRECT_TRAP_TSC where the guest's clock is not the host's. */
-#define DIRECT_TRAP_TSC 0x80u
+/* The helper is asked for one by its number, in two bytes; with DIRECT_TRAP_TSC where the guest's clock is not the
+ * host's. */
+#define DIRECT_TRAP_TSC 0x8000u
 
 #define DIRECT_BASE 0x6ffff0000000 /* where no system that we know puts anything */
 #define DIRECT_CODE_SIZE 0x1000

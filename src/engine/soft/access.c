@@ -359,6 +359,7 @@ void emit_access_beside(struct translator *t, const struct insn *in, const struc
     s->segment = ea->segment == FS || ea->segment == GS ? (uint8_t)ea->segment : 0;
     s->address = (uint8_t)t->A;
     s->addr32 = ea->addr32;
+    s->locked = in->shape->locked;
     s->gp_align = in->shape->gp_align;
     s->halves = size == 10 || (t->amd && (in->shape->mnemonic == ZYDIS_MNEMONIC_MASKMOVDQU ||
                                           in->shape->mnemonic == ZYDIS_MNEMONIC_VMASKMOVDQU));

@@ -122,14 +122,39 @@ static uint64_t granules(uint64_t gpa, uint64_t len)
 /* A page that now holds code must be written through the slow path. */
 static void drop_write_entries(struct engine *e, uint64_t page)
 {
+    struct soft_vcpu *v = e->vcpu;
     uint64_t host = (uint64_t)e->config.memory->base + (page << 12);
-    for (unsigned i = 0; i < e->n_cpus; i++)
-        for (unsigned mmu = 0; mmu < MMU_COUNT; mmu++) {
-            soft_slots_clear(e->vcpus[i], mmu, 1);
-            for (unsigned k = 0; k < TLB_SIZE; k++)
-                if (e->vcpus[i]->tlb[mmu][1][k].host == host)
-                    e->vcpus[i]->tlb[mmu][1][k].tag = tlb_invalid(k);
-        }
+    for (unsigned mmu = 0; mmu < MMU_COUNT; mmu++) {
+        soft_slots_clear(v, mmu, 1);
+        for (unsigned k = 0; k < TLB_SIZE; k++)
+            if (v->tlb[mmu][1][k].host == host)
+                v->tlb[mmu][1][k].tag = tlb_invalid(k);
+    }
+}
+
+void soft_close_page(struct engine *e, uint64_t page)
+{
+    uint64_t bit = 1ull << page % 64;
+    if (!(e->written[page / 64] & bit))
+        return;
+    soft_direct_code(e, page);
+    drop_write_entries(e, page);
+    e->written[page / 64] &= ~bit;
+}
+
+void soft_close_all(struct engine *e)
+{
+    for (uint64_t page = 0; page < e->n_pages; page++) {
+        if (!(e->written[page / 64] >> page % 64 & 1))
+            continue;
+        soft_direct_code(e, page);
+        e->written[page / 64] &= ~(1ull << page % 64);
+    }
+    for (unsigned mmu = 0; mmu < MMU_COUNT; mmu++) {
+        soft_slots_clear(e->vcpu, mmu, 1);
+        for (unsigned k = 0; k < TLB_SIZE; k++)
+            e->vcpu->tlb[mmu][1][k].tag = tlb_invalid(k);
+    }
 }
 
 static void mark_page(struct engine *e, uint64_t gpa, uint64_t len)
@@ -267,7 +292,7 @@ static void remove_from_page(struct engine *e, struct block *b, uint64_t page)
     if (*p)
         *p = b->gpa >> 12 == page ? b->next_page : b->next_page2;
     if (!e->page_blocks[page])
-        e->code_granules[page] = 0;
+        soft_code_gone(e, page);
 }
 
 void soft_block_unindex(struct engine *e, struct block *b)
@@ -291,14 +316,14 @@ void soft_block_kill(struct engine *e, struct block *b)
         if (e->exits[b->first_exit + i].to)
             unchain(e, &e->exits[b->first_exit + i]);
     b->dead = true;
-    for (unsigned i = 0; i < e->n_cpus && b->entry_indirect; i++) {
-        const void **entries = e->vcpus[i]->ibtc[b->mode & MODE_MMU].entry, *entry = soft_code(e, b->entry_indirect);
+    if (b->entry_indirect) {
+        const void **entries = e->vcpu->ibtc[b->mode & MODE_MMU].entry, *entry = soft_code(e, b->entry_indirect);
         /* every gva that maps to it ends in the same 12 bits */
         for (unsigned k = ibtc_index(b->gpa & 4095); k < IBTC_SIZE; k += 4096 >> IBTC_SHIFT)
             if (entries[k] == entry)
                 entries[k] = soft_glue_ibtc_miss;
     }
-    e->vcpus[0]->stats.invalidated++;
+    e->vcpu->stats.invalidated++;
 }
 
 static bool overlaps(uint64_t a, uint64_t a_len, uint64_t b, uint64_t b_len)

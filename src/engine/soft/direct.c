@@ -16,7 +16,6 @@
 #include <unistd.h>
 
 #include "base/error.h"
-#include "host/child.h"
 
 #define HOST_CS 0x33 /* of 64-bit user code: the kernel's, for every process */
 #define HOST_SS 0x2b
@@ -78,28 +77,17 @@ static bool shows_the_same(const struct cpu *c)
     return true;
 }
 
-static const char *unsuitable(const struct engine *e)
-{
-    if (e->n_cpus > 1)
-        return "this machine has more than one CPU";
-    return NULL;
-}
-
 static int start(struct direct *d)
 {
-    d->socket = -1;
     d->writable = calloc(d->engine->n_pages, 1);
-    const char *why = unsuitable(d->engine);
     if (!d->writable)
         return -ENOMEM;
-    if (why)
-        return error_set(d->why, sizeof d->why, -ENOTSUP, "%s", why);
     int failed = copies_start(d);
     if (failed)
         return error_sys(d->why, sizeof d->why, failed, "guest code cannot run directly");
     d->host_xcr0 = host_xcr0();
     d->cpuid_traps = syscall(SYS_arch_prctl, ARCH_SET_CPUID, 1) == 0; /* 1: as it is; a host that cannot says so */
-    d->cpuid_tells = !d->cpuid_traps && (d->host_xcr0 != d->engine->xcr0 || !shows_the_same(&d->engine->vcpus[0]->cpu));
+    d->cpuid_tells = !d->cpuid_traps && (d->host_xcr0 != d->engine->xcr0 || !shows_the_same(&d->engine->vcpu->cpu));
     d->has_rdpid = host_has_rdpid();
     d->bases_by_calls = !(getauxval(AT_HWCAP2) & HWCAP2_FSGSBASE);
     d->mxcsr_mask = host_mxcsr_mask();
@@ -132,7 +120,6 @@ void soft_direct_destroy(struct engine *e)
     struct direct *d = e->direct;
     if (!d)
         return;
-    direct_child_stop(d);
     copies_stop(d);
     for (unsigned i = 0; i < DIRECT_SLOTS; i++)
         pages_free(&d->slots[i]), free(d->slots[i].initial);
@@ -575,7 +562,7 @@ static bool cold(const struct soft_vcpu *v, struct direct *d)
 void soft_direct_tick(struct soft_vcpu *v)
 {
     struct direct *d = v->engine->direct;
-    if (!v->cpu.request || d->mode != ENGINE_DIRECT_ON)
+    if (!(v->cpu.request & ~(uint32_t)REQ_FLUSH) || d->mode != ENGINE_DIRECT_ON)
         return;
     if (d->entries == d->stats.entries)
         direct_child_release(d);

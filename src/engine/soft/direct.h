@@ -47,7 +47,7 @@ struct region {
 };
 
 /* A page of which another is executed (direct_copies.c). */
-#define COPIES (MEMORY_SPARE / 4096)
+#define COPIES 4
 struct page_copy {
     bool used;
     uint64_t gpa;
@@ -113,14 +113,11 @@ struct direct_stats {
 struct direct {
     struct engine *engine;
     enum engine_direct mode;
-    struct child *child;
-    int socket;
-    uint8_t *pages; /* the shared file */
     struct direct_slot slots[DIRECT_SLOTS];
     struct direct_slot *_Atomic running; /* for whoever kicks */
     struct direct_slot *current;         /* for the address space that is current */
     uint8_t *writable;                   /* by physical page: the slots where it can be written */
-    uint8_t *spare;                      /* MEMORY_SPARE: the copies, one a page */
+    uint8_t *spare;                      /* the copies, one a page */
     struct page_copy copies[COPIES];
     uint64_t clock;
     bool cpuid_traps, cpuid_tells; /* in programs; and what the guest's would not */
@@ -160,7 +157,6 @@ static inline uint16_t direct_pcid(const struct soft_vcpu *v)
 
 /* --- direct_child.c --- */
 int direct_child_start(struct direct *d, char *err, size_t n);
-void direct_child_stop(struct direct *d);
 bool direct_slot_ready(struct direct *d, struct direct_slot *s); /* starts it, when there is none */
 /* Another process; what there was has ended when this returns. */
 void direct_slot_replace(struct direct *d, struct direct_slot *s);

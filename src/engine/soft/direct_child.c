@@ -50,58 +50,89 @@ static bool moved(uint32_t *from, uint32_t *to)
 
 /* --- the helper that makes them ---------------------------------------------------------------------------- */
 
-static int map_pages(struct direct *d, int *fd)
-{
-    const size_t size = (size_t)DIRECT_SLOTS * DIRECT_SLOT_SIZE;
+struct direct_helper {
+    struct child child;
+    pthread_mutex_t lock; /* of the socket: vCPUs ask one after another */
+    int socket;
+    uint8_t *pages; /* the shared file: for each slot of each vCPU */
+    size_t size;
+};
 
+static int map_pages(struct direct_helper *h, int *fd)
+{
     *fd = memfd_create("guise-direct", MFD_CLOEXEC);
-    if (*fd < 0 || ftruncate(*fd, (off_t)size))
+    if (*fd < 0 || ftruncate(*fd, (off_t)h->size))
         return -errno;
-    d->pages = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, *fd, 0);
-    if (d->pages == MAP_FAILED) {
-        d->pages = NULL;
+    void *pages = mmap(NULL, h->size, PROT_READ | PROT_WRITE, MAP_SHARED, *fd, 0);
+    if (pages == MAP_FAILED)
         return -errno;
-    }
-    for (unsigned i = 0; i < DIRECT_SLOTS; i++) {
-        uint8_t *at = d->pages + (size_t)i * DIRECT_SLOT_SIZE;
-        d->slots[i].orders = (struct direct_orders *)at;
-        d->slots[i].shared = (struct direct_state *)(at + DIRECT_SLOT_STATE);
-        d->slots[i].stack = at + DIRECT_SLOT_STACK;
-    }
+    h->pages = pages;
     return 0;
 }
 
-int direct_child_start(struct direct *d, char *err, size_t n)
+static int helper_start(struct direct_helper *h, int ram, char *err, size_t n)
 {
     static const char *const argv[] = {NULL, "helper-direct", NULL};
     int ends[2] = {-1, -1}, fd = -1;
 
-    d->socket = -1;
-    d->child = calloc(1, sizeof *d->child);
-    int failed = d->child ? map_pages(d, &fd) : -ENOMEM;
+    int failed = map_pages(h, &fd);
     if (!failed && socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends))
         failed = -errno;
     if (failed)
         error_sys(err, n, failed, "guest code cannot run directly");
     else
-        failed = child_start(d->child, argv, (const int[]){ends[1], fd, d->engine->config.memory->fd}, 3, err, n);
+        failed = child_start(&h->child, argv, (const int[]){ends[1], fd, ram}, 3, err, n);
     if (fd >= 0)
         close(fd);
     if (ends[1] >= 0)
         close(ends[1]);
-    d->socket = ends[0];
+    h->socket = ends[0];
     return failed;
 }
 
-void direct_child_stop(struct direct *d)
+int direct_child_start(struct direct *d, char *err, size_t n)
 {
-    if (d->socket >= 0)
-        close(d->socket);
-    if (d->child)
-        child_stop(d->child, 0);
-    if (d->pages)
-        munmap(d->pages, (size_t)DIRECT_SLOTS * DIRECT_SLOT_SIZE);
-    free(d->child);
+    struct peers *p = d->engine->peers;
+    struct direct_helper *h = p->helper;
+    if (!h) {
+        h = p->helper = calloc(1, sizeof *h);
+        if (!h)
+            return error_sys(err, n, -ENOMEM, "guest code cannot run directly");
+        h->socket = -1;
+        h->size = (size_t)p->n * DIRECT_SLOTS * DIRECT_SLOT_SIZE;
+        pthread_mutex_init(&h->lock, NULL);
+        p->helper_failed = helper_start(h, d->engine->config.memory->fd, err, n);
+    }
+    for (unsigned i = 0; i < DIRECT_SLOTS && !p->helper_failed; i++) {
+        uint8_t *at = h->pages + ((size_t)d->engine->index * DIRECT_SLOTS + i) * DIRECT_SLOT_SIZE;
+        d->slots[i].orders = (struct direct_orders *)at;
+        d->slots[i].shared = (struct direct_state *)(at + DIRECT_SLOT_STATE);
+        d->slots[i].stack = at + DIRECT_SLOT_STACK;
+    }
+    return p->helper_failed;
+}
+
+void soft_direct_helper_stop(struct peers *p)
+{
+    struct direct_helper *h = p->helper;
+    if (!h)
+        return;
+    if (h->socket >= 0)
+        close(h->socket);
+    child_stop(&h->child, 0);
+    if (h->pages)
+        munmap(h->pages, h->size);
+    free(h);
+}
+
+/* What it has for a slot, anew; what ran there has ended then. */
+static bool helper_ask(struct direct_helper *h, uint16_t order)
+{
+    uint8_t answer;
+    pthread_mutex_lock(&h->lock);
+    bool done = write(h->socket, &order, sizeof order) == sizeof order && read(h->socket, &answer, 1) == 1;
+    pthread_mutex_unlock(&h->lock);
+    return done;
 }
 
 /* Where the kernel has put the first signal's frame it puts all. */
@@ -132,15 +163,14 @@ static bool find_frame(struct direct *d, struct direct_slot *s)
 
 void direct_slot_replace(struct direct *d, struct direct_slot *s)
 {
-    uint8_t number = (uint8_t)(s - d->slots), answer;
+    uint16_t number = (uint16_t)(d->engine->index * DIRECT_SLOTS + (unsigned)(s - d->slots));
     if (d->trap_tsc)
         number |= DIRECT_TRAP_TSC;
     memset(s->orders, 0, sizeof *s->orders);
     s->n_calls = 0;
     s->cpu = -1;
     s->based = false;
-    bool done = write(d->socket, &number, 1) == 1 && read(d->socket, &answer, 1) == 1;
-    s->state = done ? SLOT_STARTING : SLOT_LOST;
+    s->state = helper_ask(d->engine->peers->helper, number) ? SLOT_STARTING : SLOT_LOST;
     d->stats.started++;
 }
 
@@ -223,12 +253,35 @@ bool soft_direct_cpuid(struct engine *e)
     return true;
 }
 
+static unsigned others_there(const struct direct *d, int cpu)
+{
+    const struct peers *p = d->engine->peers;
+    unsigned n = 0;
+    for (unsigned i = 0; i < p->n; i++)
+        n += p->of[i]->direct && p->of[i]->direct != d && p->of[i]->direct->cpu == cpu;
+    return n;
+}
+
+/* Not where another vCPU has to stay, if there is a better place: neither could leave. */
+static int least_crowded(const struct direct *d, int cpu)
+{
+    unsigned least = others_there(d, cpu);
+    for (int i = 0; i < (int)DIRECT_CPUS && least; i++) {
+        if (!(d->cpus[i / 8] >> i % 8 & 1) || others_there(d, i) >= least)
+            continue;
+        least = others_there(d, i);
+        cpu = i;
+    }
+    return cpu;
+}
+
 static void stay_here(struct direct *d)
 {
     uint8_t set[DIRECT_CPUS / 8];
     int cpu = sched_getcpu();
     if (cpu < 0 || cpu >= (int)DIRECT_CPUS)
         return;
+    cpu = least_crowded(d, cpu);
     set_cpu(set, cpu);
     if (syscall(SYS_sched_setaffinity, 0, sizeof set, set) == 0)
         d->cpu = cpu;

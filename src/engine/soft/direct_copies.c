@@ -18,10 +18,18 @@
 
 #define PAGE 4096u
 
+_Static_assert(SOFT_CPUS_MAX *COPIES *PAGE <= MEMORY_SPARE, "each vCPU has some");
+
+/* Where they are in the file of the RAM. */
+static uint64_t behind(const struct direct *d)
+{
+    return d->engine->config.memory->size + (uint64_t)d->engine->index * COPIES * PAGE;
+}
+
 int copies_start(struct direct *d)
 {
     const struct memory *m = d->engine->config.memory;
-    void *p = mmap(NULL, MEMORY_SPARE, PROT_READ | PROT_WRITE, MAP_SHARED, m->fd, (off_t)m->size);
+    void *p = mmap(NULL, COPIES * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, m->fd, (off_t)behind(d));
     if (p == MAP_FAILED)
         return -errno;
     d->spare = p;
@@ -31,7 +39,7 @@ int copies_start(struct direct *d)
 void copies_stop(struct direct *d)
 {
     if (d->spare)
-        munmap(d->spare, MEMORY_SPARE);
+        munmap(d->spare, COPIES * PAGE);
 }
 
 /* mov reg, 0x7b, the selector that Linux gives to programs for this; then rdpid, or lsl reg, reg.  In the vDSO's list
@@ -89,7 +97,7 @@ uint64_t copies_offset(struct direct *d, uint64_t gpa, const uint8_t *page)
         change(d->spare + at);
         soft_direct_code(d->engine, gpa >> 12); /* mappings that can write to it go */
     }
-    return d->engine->config.memory->size + at;
+    return behind(d) + at;
 }
 
 bool copies_has(const struct direct *d, uint64_t gpa, uint64_t size)

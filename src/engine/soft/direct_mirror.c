@@ -145,7 +145,7 @@ static bool executable(struct soft_vcpu *v, struct direct *d, uint64_t gva, uint
 static bool has_code(const struct direct *d, uint64_t gpa, uint64_t size)
 {
     for (uint64_t page = gpa >> 12; page < (gpa + size) >> 12; page++)
-        if (d->engine->code_granules[page])
+        if (!soft_may_write(d->engine, page))
             return true;
     return copies_has(d, gpa, size);
 }

@@ -9,28 +9,6 @@
 #include <sys/mman.h>
 #include <time.h>
 
-static void dma_dirty(void *opaque, uint64_t gpa, uint64_t len)
-{
-    struct engine *e = opaque;
-    bool any = false;
-    for (uint64_t page = gpa >> 12; page <= (gpa + len - 1) >> 12 && page < e->n_pages; page++) {
-        if (!e->code_granules[page])
-            continue;
-        pthread_mutex_lock(&e->dma_lock);
-        unsigned max = sizeof(e->dma_pages) / sizeof(e->dma_pages[0]);
-        if (e->n_dma < max)
-            e->dma_pages[e->n_dma] = page;
-        if (e->n_dma <= max)
-            e->n_dma++;
-        pthread_mutex_unlock(&e->dma_lock);
-        any = true;
-    }
-    for (unsigned i = 0; any && i < e->n_cpus; i++) {
-        atomic_fetch_or(&e->vcpus[i]->cpu.request, REQ_FLUSH);
-        atomic_store(&e->vcpus[i]->poll, 1);
-    }
-}
-
 static bool host_has(const char *what, char *why, size_t size, bool has)
 {
     if (!has && why)
@@ -146,19 +124,19 @@ static void vcpu_free(struct soft_vcpu *v)
     munmap(v, (sizeof(*v) + HUGE_PAGE - 1) & ~(HUGE_PAGE - 1));
 }
 
-static int vcpu_create(struct engine *e, unsigned i)
+static int vcpu_create(struct engine *e)
 {
     struct soft_vcpu *v = vcpu_alloc();
     if (!v)
         return -ENOMEM;
-    e->vcpus[i] = v;
+    e->vcpu = v;
     v->engine = e;
-    v->cpu.index = i;
-    v->cpu.n_cpus = e->n_cpus;
+    v->cpu.index = e->index;
+    v->cpu.n_cpus = e->peers->n;
     v->cpu.memory = e->config.memory;
     v->cpu.bus = e->config.bus;
     v->cpu.ops = &soft_cpu_ops;
-    v->cpu.cpuid = e->cpuid;
+    v->cpu.cpuid = e->peers->cpuid;
     v->cpu.tsc_khz = e->tsc_khz;
     vcpu_glue(v);
     if (e->config.timing)
@@ -171,67 +149,94 @@ static int vcpu_create(struct engine *e, unsigned i)
     return v->translator ? 0 : -ENOMEM;
 }
 
-static void soft_destroy(struct engine *e)
+static void engine_free(struct engine *e)
 {
     if (!e)
         return;
-    for (unsigned i = 0; i < e->n_cpus; i++)
-        if (e->vcpus && e->vcpus[i]) {
-            soft_translator_destroy(e->vcpus[i]->translator);
-            vcpu_free(e->vcpus[i]);
-        }
+    if (e->vcpu) {
+        soft_translator_destroy(e->vcpu->translator);
+        vcpu_free(e->vcpu);
+    }
     soft_direct_destroy(e);
     soft_cache_destroy(e);
-    cpuid_table_destroy(e->cpuid);
-    free(e->vcpus);
     free(e);
 }
 
-static int soft_create(struct engine **out, const struct engine_config *config)
+/* vCPU i's. */
+static int engine_make(struct peers *p, unsigned i, const struct engine_config *config, uint64_t tsc_khz)
 {
     struct engine *e = calloc(1, sizeof(*e));
     if (!e)
         return -ENOMEM;
+    p->of[i] = e;
     e->config = *config;
-    e->n_cpus = config->n_cpus;
-    e->random = config->stress;
+    e->index = i;
+    e->peers = p;
+    e->random = config->stress ? config->stress + i : 0;
     e->xcr0 = host_xcr0();
     soft_xsave_layout(e);
-    pthread_mutex_init(&e->dma_lock, NULL);
-    e->tsc_khz = measure_tsc_khz();
-    e->vcpus = calloc(e->n_cpus, sizeof(*e->vcpus));
-    int rc = e->vcpus ? cpuid_table_create(&e->cpuid, e->n_cpus, e->tsc_khz) : -ENOMEM;
-    rc = rc ? rc : soft_cache_create(e);
-    for (unsigned i = 0; !rc && i < e->n_cpus; i++)
-        rc = vcpu_create(e, i);
+    pthread_mutex_init(&e->asked.lock, NULL);
+    e->tsc_khz = tsc_khz;
+    int rc = soft_cache_create(e);
+    rc = rc ? rc : vcpu_create(e);
+    return rc ? rc : soft_direct_create(e);
+}
+
+static void all_free(struct peers *p)
+{
+    for (unsigned i = 0; i < p->n; i++)
+        engine_free(p->of[i]);
+    soft_direct_helper_stop(p);
+    cpuid_table_destroy(p->cpuid);
+    soft_peers_destroy(p);
+}
+
+/* The machine's engine is known by that of its first vCPU. */
+static void soft_destroy(struct engine *e)
+{
+    if (e)
+        all_free(e->peers);
+}
+
+static int soft_create(struct engine **out, const struct engine_config *config)
+{
+    struct peers *p;
+    if (config->n_cpus > SOFT_CPUS_MAX)
+        return -EINVAL;
+    int rc = soft_peers_create(&p, config);
+    if (rc)
+        return rc;
+    const uint64_t tsc_khz = measure_tsc_khz();
+    rc = cpuid_table_create(&p->cpuid, p->n, tsc_khz);
+    for (unsigned i = 0; !rc && i < p->n; i++)
+        rc = engine_make(p, i, config, tsc_khz);
     if (!rc)
         rc = soft_signals_install();
-    if (!rc)
-        rc = soft_direct_create(e);
     if (rc) {
-        soft_destroy(e);
+        all_free(p);
         return rc;
     }
-    config->bus->dma_dirty = dma_dirty;
-    config->bus->dma_dirty_opaque = e;
-    *out = e;
+    config->bus->dma_dirty = soft_device_wrote;
+    config->bus->dma_dirty_opaque = p;
+    *out = p->of[0];
     return 0;
 }
 
 static struct cpu *soft_vcpu_cpu(struct engine *e, unsigned i)
 {
-    return &e->vcpus[i]->cpu;
+    return &e->peers->of[i]->vcpu->cpu;
 }
 
 static void soft_kick(struct engine *e, unsigned i)
 {
-    atomic_store(&e->vcpus[i]->poll, 1);
+    e = e->peers->of[i];
+    atomic_store(&e->vcpu->poll, 1);
     soft_direct_kick(e);
 }
 
 void *engine_soft_fpu(struct engine *e, unsigned i)
 {
-    return e->vcpus[i]->xsave;
+    return e->peers->of[i]->vcpu->xsave;
 }
 
 const struct engine_ops engine_soft = {

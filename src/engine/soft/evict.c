@@ -146,7 +146,7 @@ static void leave_page(struct engine *e, const struct cache_region *r, uint64_t 
             b->unlisted = true;
     }
     if (!e->page_blocks[page])
-        e->code_granules[page] = 0;
+        soft_code_gone(e, page);
 }
 
 /* Takes the region's exits out of a list of those that lead to one block. */
@@ -197,11 +197,10 @@ static void evict(struct engine *e, unsigned i)
         if (!e->blocks[n].dead)
             evict_block(e, r, &e->blocks[n]);
     leave_cross(e, r);
-    for (unsigned k = 0; k < e->n_cpus; k++)
-        for (unsigned mmu = 0; mmu < MMU_COUNT; mmu++)
-            soft_ibtc_flush(e->vcpus[k], mmu);
+    for (unsigned mmu = 0; mmu < MMU_COUNT; mmu++)
+        soft_ibtc_flush(e->vcpu, mmu);
     e->filled[i] = *r;
-    e->vcpus[0]->stats.evictions++;
+    e->vcpu->stats.evictions++;
 }
 
 static bool has_room(const struct engine *e)
@@ -235,7 +234,7 @@ static void forget_page(struct engine *e, uint64_t page)
     if (page >= e->n_pages)
         return;
     e->page_blocks[page] = NULL;
-    e->code_granules[page] = 0;
+    soft_code_gone(e, page);
 }
 
 void soft_cache_flush(struct engine *e)
@@ -248,8 +247,7 @@ void soft_cache_flush(struct engine *e)
         }
     e->cross = 0;
     all_empty(e);
-    for (unsigned i = 0; i < e->n_cpus; i++)
-        for (unsigned mmu = 0; mmu < MMU_COUNT; mmu++)
-            soft_ibtc_flush(e->vcpus[i], mmu);
-    e->vcpus[0]->stats.evictions++;
+    for (unsigned mmu = 0; mmu < MMU_COUNT; mmu++)
+        soft_ibtc_flush(e->vcpu, mmu);
+    e->vcpu->stats.evictions++;
 }

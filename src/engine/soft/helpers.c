@@ -4,6 +4,8 @@
  */
 #include "engine/soft/helpers.h"
 
+#include <sched.h>
+
 const void *helper_undefined(struct soft_vcpu *v, const struct site *s)
 {
     if (s->arg)
@@ -109,6 +111,16 @@ const void *helper_target(struct soft_vcpu *v, const struct site *s)
                 ((sp & 4095) + s->arg <= 4096 || !cpu_walk(&v->cpu, (sp | 4095) + 1, ACCESS_WRITE, user_mode(v), &tr))))
         cpu_raise_error(&v->cpu, EXC_GP, 0);
     return fault(v);
+}
+
+/* One of several in a row that a spinning vCPU comes by: its host's CPU is for those that can go on. */
+const void *helper_pause(struct soft_vcpu *v, const struct site *s)
+{
+    enum { PATIENCE = 32 };
+    __builtin_ia32_pause();
+    if (++v->pauses % PATIENCE == 0)
+        sched_yield();
+    return finish(v, s);
 }
 
 const void *helper_clzero(struct soft_vcpu *v, const struct site *s)

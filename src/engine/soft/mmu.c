@@ -229,6 +229,19 @@ static const void *slow_resume(struct soft_vcpu *v, const struct site *s, uint8_
     return soft_code(v->engine, s->resume);
 }
 
+/* A bounce buffer would divide it: it runs on the memory itself, and who has code there is told at the next branch. */
+static const void *slow_locked(struct soft_vcpu *v, const struct site *s, const struct piece *p)
+{
+    if (soft_holds_code(v->engine, p->gpa, s->size)) {
+        soft_fpu_park(v);
+        soft_invalidate(v->engine, p->gpa, s->size);
+        soft_fpu_unpark(v);
+    }
+    soft_others_tell_later(v, p->gpa, s->size);
+    atomic_store(&v->poll, 1);
+    return slow_resume(v, s, p->hva);
+}
+
 static uint32_t site_hits(const struct soft_vcpu *v, const struct site *s, uint64_t gva)
 {
     bool write = s->access & SITE_WRITE;
@@ -303,9 +316,12 @@ const void *soft_slow(struct soft_vcpu *v)
         return access_fault(v, s);
     if (!p.hva)
         return slow_bounce(v, s, gva);
-    if (write && e->code_granules[p.gpa >> 12]) {
+    bool others = soft_others_code(e, p.gpa >> 12);
+    if (write && (e->code_granules[p.gpa >> 12] || others)) {
         v->stats.slow_code++;
-        if (soft_holds_code(e, p.gpa, s->size))
+        if (s->locked && e->peers->n > 1)
+            return slow_locked(v, s, &p);
+        if (others || soft_holds_code(e, p.gpa, s->size))
             return slow_bounce(v, s, gva);
         return slow_resume(v, s, p.hva);
     }
@@ -372,13 +388,12 @@ static void commit_ram(struct soft_vcpu *v, const struct piece *p, const uint8_t
         soft_fpu_park(v);
         soft_invalidate(v->engine, p->gpa, p->len);
     }
-    if (!masked) {
+    if (!masked)
         cpu_copy(p->hva, from, p->len);
-        return;
-    }
-    for (unsigned i = 0; i < p->len; i++)
+    for (unsigned i = 0; masked && i < p->len; i++)
         if (bytes >> (p->offset + i) & 1)
             p->hva[i] = from[i];
+    soft_others_tell(v, p->gpa, p->len);
 }
 
 /* From glue: the instruction has run on the bounce buffer; make its store real. */

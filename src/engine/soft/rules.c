@@ -198,6 +198,7 @@ void operand_rules(const struct translator *t, struct shape *s)
     const struct decoded *in = s->what;
     s->simd = is_simd(in);
     s->x87 = waits_for_x87(in);
+    s->locked = (in->d.attributes & ZYDIS_ATTRIB_HAS_LOCK) || in->d.mnemonic == ZYDIS_MNEMONIC_XCHG;
     s->masked = is_masked(t, in) || masks_by_vector(in->d.mnemonic);
     if (s->memory < 0)
         return;

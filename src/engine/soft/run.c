@@ -187,6 +187,7 @@ static const void *known_target(struct soft_vcpu *v)
 /* Where to go on at cpu.rip.  cpu.rflags is right here. */
 const void *soft_next(struct soft_vcpu *v)
 {
+    soft_told(v);
     for (;;) {
         /* an interrupt that waits for IF does not keep us out: popf, iret and sti pass here */
         if (v->cpu.request && ((v->cpu.rflags & FL_IF) || (v->cpu.request & ~(uint32_t)(REQ_IRQ | REQ_WINDOW))))
@@ -239,6 +240,7 @@ const void *soft_helper(struct soft_vcpu *v)
     v->stats.helpers++;
     v->stats.by_mnemonic[s->mnemonic & 2047]++;
     const void *next = s->helper(v, s);
+    soft_told(v);
     if (!v->fpu_live && next != soft_leave)
         soft_fpu_unpark(v);
     soft_flags_out(v);
@@ -283,7 +285,7 @@ const void *soft_exit(struct soft_vcpu *v)
         v->cpu.rip = (uint32_t)v->cpu.rip;
     if (v->poll)
         return soft_next(v);
-    uint64_t evictions = e->vcpus[0]->stats.evictions;
+    uint64_t evictions = v->stats.evictions;
     struct block *b = block_at_rip(v);
     if (b && v->promote_left) {
         v->promote_left--;
@@ -294,7 +296,7 @@ const void *soft_exit(struct soft_vcpu *v)
     if (!b) {
         next = soft_deliver(v);
     } else {
-        if (evictions == e->vcpus[0]->stats.evictions && may_chain(v, x, b)) {
+        if (evictions == v->stats.evictions && may_chain(v, x, b)) {
             x->cross = crosses(x, b);
             soft_chain(e, x, b);
             v->stats.chained++;
@@ -380,19 +382,6 @@ static void set_gs_base(struct soft_vcpu *v)
     syscall(SYS_arch_prctl, ARCH_SET_GS, (unsigned long)v);
 }
 
-static void handle_dma(struct soft_vcpu *v)
-{
-    struct engine *e = v->engine;
-    pthread_mutex_lock(&e->dma_lock);
-    if (e->n_dma > sizeof(e->dma_pages) / sizeof(e->dma_pages[0]))
-        soft_cache_flush(e);
-    else
-        for (unsigned i = 0; i < e->n_dma; i++)
-            soft_invalidate(e, e->dma_pages[i] << 12, 4096);
-    e->n_dma = 0;
-    pthread_mutex_unlock(&e->dma_lock);
-}
-
 /* Everything asynchronous arrives here.  false: leave with *exit. */
 static bool take_requests(struct soft_vcpu *v, enum engine_exit *exit, bool *single)
 {
@@ -413,7 +402,7 @@ static bool take_requests(struct soft_vcpu *v, enum engine_exit *exit, bool *sin
     }
     if (c->request & REQ_FLUSH) {
         atomic_fetch_and(&c->request, ~(uint32_t)REQ_FLUSH);
-        handle_dma(v);
+        soft_serve(v->engine);
     }
     if (c->request & REQ_EXIT) {
         atomic_fetch_and(&c->request, ~(uint32_t)REQ_EXIT);
@@ -458,11 +447,14 @@ static const void *first_block(struct soft_vcpu *v, bool single)
 
 enum engine_exit soft_run(struct engine *e, unsigned i, char *error)
 {
-    struct soft_vcpu *v = e->vcpus[i];
+    e = e->peers->of[i];
+    struct soft_vcpu *v = e->vcpu;
     enum engine_exit exit;
     soft_signals_thread(v);
     set_gs_base(v);
+    bus_set_initiator(e->config.bus, i);
     soft_update_mode(v);
+    soft_go_inside(e);
     for (;;) {
         bool single = false;
         if (e->direct)
@@ -480,6 +472,7 @@ enum engine_exit soft_run(struct engine *e, unsigned i, char *error)
             continue;
         if (how == DIRECT_NEXT_INSTRUCTION || how == DIRECT_NEXT_PIECE)
             atomic_store(&v->poll, 1);
+        soft_told(v);
         v->next = next;
         soft_flags_out(v);
         v->stats.enters++;
@@ -490,6 +483,8 @@ enum engine_exit soft_run(struct engine *e, unsigned i, char *error)
         soft_fpu_park(v);
     }
     soft_fpu_park(v);
+    soft_told(v);
+    soft_come_out(e);
     if (exit == ENGINE_EXIT_ERROR)
         snprintf(error, 256, "%s", v->error);
     return exit;

@@ -202,6 +202,7 @@ struct site {
     bool clears_top : 1;   /* a fault leaves x87 TOP at 0 */
     bool lent : 1;         /* the guest's rdi waits in cpu.gpr[] while the instruction runs */
     bool null_segment : 1; /* 32-bit code: its segment holds nothing, or must not be written */
+    bool locked : 1;       /* the access is indivisible */
 };
 _Static_assert(sizeof(struct site) == 48, "there is one for each access");
 enum {
@@ -335,6 +336,7 @@ struct soft_vcpu {
     uint64_t nested_ticks; /* of the way out being timed: counted as another kind */
     char error[256];
     bool failed, shutdown;
+    uint32_t pauses;     /* counts */
     uint32_t debug_hits; /* breakpoints on data and ports that the instruction under way has met: bits of DR6 */
     /* breakpoints on data: their pages stay out of the TLBs, so that accesses come to soft_slow */
     struct watch {
@@ -355,11 +357,31 @@ struct direct;
 
 #define SLOT_BUDGET 16384
 #define INDEXED_BITS 65536
+#define SOFT_CPUS_MAX 64
+#define PAGE_LIST 256u
 
+struct page_list {
+    uint64_t page[PAGE_LIST];
+    unsigned n; /* > PAGE_LIST: any */
+};
+
+/* What the vCPUs of a machine have in common (coherence.c). */
+struct peers {
+    unsigned n;
+    struct engine *of[SOFT_CPUS_MAX];
+    uint64_t *code; /* by page: bit i: vCPU i has translated code of it, or is about to; NULL for one vCPU */
+    uint64_t n_pages;
+    struct cpuid_table *cpuid;
+    struct direct_helper *helper; /* direct_child.c; NULL: none has been wanted */
+    int helper_failed;
+};
+
+/* One vCPU's: it shares nothing with the others' but RAM, the bus and `peers`. */
 struct engine {
     struct engine_config config;
-    unsigned n_cpus;
-    struct soft_vcpu **vcpus;
+    unsigned index;
+    struct peers *peers;
+    struct soft_vcpu *vcpu;
     struct code_cache cache;
     uint32_t *hash;             /* 1 << HASH_BITS, numbers as in block.next_hash */
     struct block **page_blocks; /* by gpa >> 12 up to memory->end: blocks with code in the page */
@@ -385,16 +407,22 @@ struct engine {
     uint64_t xcr0;                       /* SIMD components saved and restored */
     uint32_t xs_offset[8], xs_size[8];   /* of components 2-7 in the standard format (CPUID 0xD) */
     bool xs_aligned[8];
-    struct cpuid_table *cpuid;
     uint64_t tsc_khz;
     bool amd;        /* the guest's CPU is one of AMD's */
     bool zen5;       /* ... of family 1Ah or later, which looks at some operands in another way */
     uint64_t random; /* config.stress: the generator's state */
-    /* pages dirtied by DMA, handled by the vCPU at its next poll */
-    pthread_mutex_t dma_lock;
-    uint64_t dma_pages[256];
-    unsigned n_dma;        /* > 256: everything */
-    struct direct *direct; /* NULL: no second tier */
+    /* what others want of this vCPU: done when it next looks up (coherence.c) */
+    struct {
+        pthread_mutex_t lock;     /* guards the rest but `served` */
+        struct page_list changed, /* others, or a device, have written there, */
+            closed;               /* or want to be sure that this one does not unnoticed */
+        uint64_t tickets;         /* of those who wait for that, and up to where they were served */
+        _Atomic uint64_t served;
+        bool inside; /* it may be running guest code */
+    } asked;
+    uint64_t translating[2];  /* pages + 1 whose bytes are being looked at */
+    struct page_list to_tell; /* pages with code of others that this one writes to */
+    struct direct *direct;    /* NULL: no second tier */
 };
 
 static inline uint32_t soft_block_number(const struct engine *e, const struct block *b)
@@ -554,6 +582,29 @@ void soft_cache_flush(struct engine *e);
 unsigned soft_region_of(const struct engine *e, uint32_t code_offset);
 struct cache_region soft_region_filled(const struct engine *e, unsigned i); /* the end of what is in use of it */
 
+/* --- coherence.c --- */
+int soft_peers_create(struct peers **out, const struct engine_config *config);
+void soft_peers_destroy(struct peers *p);
+void soft_serve(struct engine *e);     /* REQ_FLUSH: what others want of this vCPU */
+void soft_go_inside(struct engine *e); /* it begins to run guest code; and has ended */
+void soft_come_out(struct engine *e);
+/* Around a translation: nobody writes to the page unnoticed from here on, as long as there is code of it. */
+void soft_code_claim(struct engine *e, uint64_t page);
+void soft_code_claimed(struct engine *e);             /* it has come to an end */
+void soft_code_gone(struct engine *e, uint64_t page); /* no code of it is left */
+bool soft_may_write(struct engine *e, uint64_t page); /* without saying so each time: true, and it is noted */
+bool soft_others_code(const struct engine *e, uint64_t page);
+void soft_others_tell(struct soft_vcpu *v, uint64_t gpa, uint64_t len); /* a store has been made, inside a page */
+/* Stores are about to be made; and have been. */
+void soft_others_tell_later(struct soft_vcpu *v, uint64_t gpa, uint64_t len);
+void soft_tell_now(struct soft_vcpu *v);
+static inline void soft_told(struct soft_vcpu *v)
+{
+    if (v->engine->to_tell.n)
+        soft_tell_now(v);
+}
+void soft_device_wrote(void *peers, uint64_t gpa, uint64_t len); /* any thread */
+
 /* --- cache.c --- */
 int soft_cache_create(struct engine *e);
 void soft_cache_destroy(struct engine *e);
@@ -569,6 +620,8 @@ void soft_unchain_incoming(struct engine *e, struct block *b);
 /* Drops translations that overlap [gpa, gpa+len); true when any was. */
 bool soft_invalidate(struct engine *e, uint64_t gpa, uint64_t len);
 struct block *soft_block_of_host(struct engine *e, uint32_t code_offset);
+void soft_close_page(struct engine *e, uint64_t page); /* it leaves the write TLB, and what is like it */
+void soft_close_all(struct engine *e);
 static inline const void *soft_code(const struct engine *e, uint32_t offset)
 {
     return e->cache.rx + offset;
@@ -592,7 +645,8 @@ void soft_xsave_layout(struct engine *e);
  * create, destroy, kick and the flushes want e->direct --- */
 int soft_direct_create(struct engine *e);
 void soft_direct_destroy(struct engine *e);
-void soft_direct_kick(struct engine *e); /* any thread */
+void soft_direct_helper_stop(struct peers *p); /* when all have been destroyed */
+void soft_direct_kick(struct engine *e);       /* any thread */
 /* The vCPU's thread got a #GP of the host's at a CPUID of ours: true: it may have it, it does not trap any more. */
 bool soft_direct_cpuid(struct engine *e);
 void soft_direct_stats(struct engine *e, FILE *out);

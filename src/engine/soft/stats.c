@@ -24,46 +24,44 @@ static void print_helpers(const struct stats *s, FILE *out)
 
 #define STAT(name) fprintf(out, "  %-14s %12llu\n", #name, (unsigned long long)s->name)
 
-void soft_stats(struct engine *e, FILE *out)
+static void print_one(struct engine *e, FILE *out)
 {
-    for (unsigned i = 0; i < e->n_cpus; i++) {
-        const struct stats *s = &e->vcpus[i]->stats;
-        fprintf(out, "vcpu %u (software engine)\n", i);
-        if (e->config.timing)
-            soft_timing_print(e->vcpus[i], out);
-        STAT(blocks);
-        STAT(insns);
-        STAT(guest_bytes);
-        STAT(evictions);
-        STAT(invalidated);
-        STAT(enters);
-        STAT(slow_read);
-        STAT(slow_write);
-        STAT(window_fill);
-        STAT(window_refused);
-        STAT(demoted);
-        STAT(promoted);
-        STAT(slow_cross);
-        STAT(slow_mmio);
-        STAT(slow_code);
-        STAT(walks);
-        STAT(tlb_flush);
-        STAT(tlb_flush_page);
-        STAT(cr3_writes);
-        STAT(helpers);
-        STAT(exits);
-        STAT(chained);
-        STAT(ibtc_miss);
-        STAT(ibtc_insert);
-        STAT(interrupts);
-        STAT(polls);
-        STAT(halts);
-        STAT(signals);
-        print_helpers(s, out);
-        for (unsigned k = 0; k < 32; k++)
-            if (s->exceptions[k])
-                fprintf(out, "  exception %-4u %12llu\n", k, (unsigned long long)s->exceptions[k]);
-    }
+    const struct stats *s = &e->vcpu->stats;
+    fprintf(out, "vcpu %u (software engine)\n", e->index);
+    if (e->config.timing)
+        soft_timing_print(e->vcpu, out);
+    STAT(blocks);
+    STAT(insns);
+    STAT(guest_bytes);
+    STAT(evictions);
+    STAT(invalidated);
+    STAT(enters);
+    STAT(slow_read);
+    STAT(slow_write);
+    STAT(window_fill);
+    STAT(window_refused);
+    STAT(demoted);
+    STAT(promoted);
+    STAT(slow_cross);
+    STAT(slow_mmio);
+    STAT(slow_code);
+    STAT(walks);
+    STAT(tlb_flush);
+    STAT(tlb_flush_page);
+    STAT(cr3_writes);
+    STAT(helpers);
+    STAT(exits);
+    STAT(chained);
+    STAT(ibtc_miss);
+    STAT(ibtc_insert);
+    STAT(interrupts);
+    STAT(polls);
+    STAT(halts);
+    STAT(signals);
+    print_helpers(s, out);
+    for (unsigned k = 0; k < 32; k++)
+        if (s->exceptions[k])
+            fprintf(out, "  exception %-4u %12llu\n", k, (unsigned long long)s->exceptions[k]);
     soft_direct_stats(e, out);
     uint32_t hot = 0, cold = 0;
     for (unsigned i = 0; i < e->n_regions; i++) {
@@ -72,4 +70,11 @@ void soft_stats(struct engine *e, FILE *out)
         cold += end.cold - e->regions[i].cold;
     }
     fprintf(out, "code cache: %u bytes hot, %u bytes cold\n", hot, cold);
+}
+
+void soft_stats(struct engine *e, FILE *out)
+{
+    const struct peers *p = e->peers;
+    for (unsigned i = 0; i < p->n; i++)
+        print_one(p->of[i], out);
 }

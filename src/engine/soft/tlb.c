@@ -43,10 +43,8 @@ void soft_tlb_fill(struct soft_vcpu *v, unsigned mmu, uint64_t gva, const struct
     if (!soft_watched(v, gva, false))
         tlb_insert(v, mmu, 0, gva, page, tr->global);
     bool may_write = tr->dirty && (tr->writable || (mmu != MMU_USER && !(v->cpu.cr0 & CR0_WP)));
-    if (may_write && !e->code_granules[tr->gpa >> 12] && !soft_watched(v, gva, true)) {
+    if (may_write && !soft_watched(v, gva, true) && soft_may_write(e, tr->gpa >> 12))
         tlb_insert(v, mmu, 1, gva, page, tr->global);
-        e->written[tr->gpa >> 18] |= 1ull << (tr->gpa >> 12 & 63);
-    }
     note_large(v, gva, tr);
 }
 
@@ -291,7 +289,7 @@ static void flush_modes(struct soft_vcpu *v, bool globals_too)
 /* The write TLBs are empty: a page that becomes one with code need not be looked for there. */
 static void forget_written(struct engine *e)
 {
-    if (e->n_cpus > 1)
+    if (e->peers->n > 1) /* the others go by it for mirrors, too */
         return;
     for (uint64_t i = 0; i <= e->n_pages / 64; i++)
         e->written[i] = 0;
@@ -419,6 +417,7 @@ static void before_write(struct cpu *cpu, uint64_t gpa, uint64_t len)
         soft_fpu_park(v);
         soft_invalidate(v->engine, gpa, len);
     }
+    soft_others_tell_later(v, gpa, len);
 }
 
 /* cpu/'s accesses through the same TLB: the address of a hit says the gpa. */

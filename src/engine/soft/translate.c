@@ -107,6 +107,7 @@ static bool decode_block(struct translator *t, uint64_t gpa, unsigned max_insns)
             uint64_t next_gpa;
             if (soft_translate_exec(t->v, soft_code_gva(t->v, t->gva + room), &next_gpa, NULL))
                 return false;
+            soft_code_claim(e, next_gpa >> 12);
             const uint8_t *more = memory_hva(e->config.memory, next_gpa, 16);
             if (more)
                 memcpy(t->code + room, more, 16);
@@ -289,8 +290,10 @@ struct block *soft_translate(struct soft_vcpu *v, uint64_t rip, uint64_t gpa, ui
                         .mode = mode,
                         .no_windows = no_windows,
                         .hot = e->config.always_hot || soft_is_hot(e, gpa)};
+    soft_code_claim(e, gpa >> 12);
     if (!decode_block(t, gpa, mode & (MODE_TF | MODE_BREAK) ? 1 : BLOCK_MAX_INSNS)) {
         e->n_blocks--;
+        soft_code_claimed(e);
         return NULL;
     }
     flag_liveness(t);
@@ -318,6 +321,7 @@ struct block *soft_translate(struct soft_vcpu *v, uint64_t rip, uint64_t gpa, ui
     v->stats.insns += t->n_insns;
     v->stats.guest_bytes += b->length;
     soft_block_insert(e, b);
+    soft_code_claimed(e);
     if (v->cpu.log && (e->config.log_items & ENGINE_LOG_TRANSLATE))
         v->cpu.log(&v->cpu, "translate",
                    "%#llx (gpa %#llx, mode %#x%s): %u instructions, %u bytes to %u at %#x and %u at %#x",

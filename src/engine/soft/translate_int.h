@@ -67,6 +67,7 @@ struct shape {
     bool clears_top : 1;  /* and a fault leaves x87 TOP at 0: how Intel's CPUs begin a store of an MMX register */
     bool masked : 1;      /* by mask.c's rules */
     bool safe : 1;        /* a window stays open: leaves r9 alone, and can do with r10 and r11 */
+    bool locked : 1;      /* its access is indivisible */
     bool served : 1;      /* a window can serve its access */
     bool resized : 1;     /* 16-bit code: a 66h prefix that it has must go, or one must come (copy.c) */
 } __attribute__((aligned(64)));

@@ -8,9 +8,13 @@ void sp_nop(struct translator *t, const struct insn *in) {}
 
 /* F3 90 is pause, but with REX.B the CPU takes it for the exchange of rax and r8 that 90 stands for, whatever the
  * decoder says.  A window must not miss that r8 changes: an instruction of this table ends it. */
+/* Who waits for another vCPU may keep it from its CPU. */
 void sp_pause(struct translator *t, const struct insn *in)
 {
-    copy_insn_plain(&t->hot, in);
+    if (t->engine->peers->n > 1)
+        emit_helper(t, in, helper_pause, false);
+    else
+        copy_insn_plain(&t->hot, in);
 }
 
 /* Shown on CPUs without it, too: kernels that are patching themselves are spared an IRET each time.  What it is for,

@@ -1,0 +1,293 @@
+/*
+ * Code that one vCPU writes and another has translated.
+ *
+ * Each vCPU has an engine of its own: what it has translated, its TLBs, its processes.  So RAM is all that they share,
+ * and whoever writes to a page has to know who has translated code of it.  By page there is a mask of those (`code`).
+ *
+ *      A wants to write                               B wants to translate
+ *      1. written_A |= page                           1. code[page] |= B
+ *      2. code[page] is empty: into A's write TLB     2. written_A has it: A is asked to give it up, and B waits
+ *         else each store comes here                     until A has, or is not in guest code
+ *                                                     3. reads the bytes
+ *
+ * One of the two sees the other.  A store to a page with code of others is made first; then those of them that have
+ * translated these bytes, or are about to, are told, and drop it when they next look up (REQ_FLUSH).  A does not wait
+ * for that: until then it is as if the store had not got there yet, and what A stores after it, which B could learn of
+ * it by, B looks at through a backward or a computed branch, where it looks up.  That is less than SDM vol. 3, 8.1.3
+ * asks of software that modifies the code of another processor, and more than it promises.
+ *
+ * Devices write as A does, without a TLB.
+ */
+#include "engine/soft/soft_int.h"
+
+#include <errno.h>
+#include <sched.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+
+int soft_peers_create(struct peers **out, const struct engine_config *config)
+{
+    struct peers *p = calloc(1, sizeof *p);
+    if (!p)
+        return -ENOMEM;
+    p->n = config->n_cpus;
+    p->n_pages = config->memory->end >> 12;
+    *out = p;
+    if (p->n == 1)
+        return 0;
+    void *code = mmap(NULL, p->n_pages * sizeof *p->code, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (code == MAP_FAILED) {
+        free(p);
+        return -ENOMEM;
+    }
+    p->code = code;
+    return 0;
+}
+
+void soft_peers_destroy(struct peers *p)
+{
+    if (p && p->code)
+        munmap(p->code, p->n_pages * sizeof *p->code);
+    free(p);
+}
+
+static uint64_t own_bit(const struct engine *e)
+{
+    return 1ull << e->index;
+}
+
+/* --- what others ask of a vCPU -------------------------------------------------------------------------------- */
+
+static void add(struct page_list *l, uint64_t page)
+{
+    if (l->n && l->n <= PAGE_LIST && l->page[l->n - 1] == page)
+        return;
+    if (l->n < PAGE_LIST)
+        l->page[l->n] = page;
+    if (l->n <= PAGE_LIST)
+        l->n++;
+}
+
+static void wake(struct engine *e)
+{
+    atomic_fetch_or(&e->vcpu->cpu.request, REQ_FLUSH);
+    atomic_store(&e->vcpu->poll, 1);
+    soft_direct_kick(e);
+}
+
+/* The page's bytes have changed. */
+static void tell(struct engine *e, uint64_t page)
+{
+    pthread_mutex_lock(&e->asked.lock);
+    add(&e->asked.changed, page);
+    pthread_mutex_unlock(&e->asked.lock);
+    wake(e);
+}
+
+/* It must not write there any more without saying so.  Returns what e->asked.served will be when that is so; 0: it runs
+ * no guest code before that. */
+static uint64_t ask(struct engine *e, uint64_t page)
+{
+    pthread_mutex_lock(&e->asked.lock);
+    add(&e->asked.closed, page);
+    uint64_t ticket = e->asked.inside ? ++e->asked.tickets : 0;
+    pthread_mutex_unlock(&e->asked.lock);
+    if (ticket)
+        wake(e);
+    return ticket;
+}
+
+static void drop_changed(struct engine *e)
+{
+    const struct page_list *l = &e->asked.changed;
+    if (l->n > PAGE_LIST)
+        soft_cache_flush(e);
+    for (unsigned i = 0; l->n <= PAGE_LIST && i < l->n; i++)
+        soft_invalidate(e, l->page[i] << 12, 4096);
+    e->asked.changed.n = 0;
+}
+
+static void give_up_closed(struct engine *e)
+{
+    const struct page_list *l = &e->asked.closed;
+    for (unsigned i = 0; l->n <= PAGE_LIST && i < l->n; i++)
+        soft_close_page(e, l->page[i]);
+    if (l->n > PAGE_LIST)
+        soft_close_all(e);
+    e->asked.closed.n = 0;
+    atomic_store(&e->asked.served, e->asked.tickets);
+}
+
+/* Between two blocks of guest code.  In the middle of a translation only what is asked of TLBs is done. */
+static void serve(struct engine *e, bool translating)
+{
+    pthread_mutex_lock(&e->asked.lock);
+    if (!translating)
+        drop_changed(e);
+    give_up_closed(e);
+    pthread_mutex_unlock(&e->asked.lock);
+}
+
+void soft_serve(struct engine *e)
+{
+    serve(e, false);
+}
+
+void soft_go_inside(struct engine *e)
+{
+    pthread_mutex_lock(&e->asked.lock);
+    e->asked.inside = true;
+    drop_changed(e);
+    give_up_closed(e);
+    pthread_mutex_unlock(&e->asked.lock);
+}
+
+void soft_come_out(struct engine *e)
+{
+    pthread_mutex_lock(&e->asked.lock);
+    e->asked.inside = false;
+    atomic_store(&e->asked.served, e->asked.tickets);
+    pthread_mutex_unlock(&e->asked.lock);
+}
+
+/* --- translating ---------------------------------------------------------------------------------------------- */
+
+static bool has_written(const struct engine *e, uint64_t page)
+{
+    return __atomic_load_n(&e->written[page / 64], __ATOMIC_RELAXED) >> page % 64 & 1;
+}
+
+/* Its thread may have to wait for a CPU: then this one is of more use to it. */
+static void await(struct engine *e, const struct engine *other, uint64_t ticket)
+{
+    enum { SPINS = 64 };
+    for (unsigned i = 0; atomic_load(&other->asked.served) < ticket; i++) {
+        serve(e, true); /* it may be waiting for us */
+        if (i % SPINS == SPINS - 1)
+            sched_yield();
+        else
+            __builtin_ia32_pause();
+    }
+}
+
+void soft_code_claim(struct engine *e, uint64_t page)
+{
+    struct peers *p = e->peers;
+    uint64_t tickets[SOFT_CPUS_MAX];
+    if (p->n == 1 || page >= e->n_pages)
+        return;
+    __atomic_exchange_n(&e->translating[e->translating[0] && e->translating[0] != page + 1], page + 1,
+                        __ATOMIC_SEQ_CST);
+    if (p->code[page] & own_bit(e)) /* only this vCPU takes it out */
+        return;
+    __atomic_fetch_or(&p->code[page], own_bit(e), __ATOMIC_SEQ_CST);
+    for (unsigned i = 0; i < p->n; i++)
+        tickets[i] = i != e->index && has_written(p->of[i], page) ? ask(p->of[i], page) : 0;
+    for (unsigned i = 0; i < p->n; i++)
+        if (tickets[i])
+            await(e, p->of[i], tickets[i]);
+}
+
+void soft_code_gone(struct engine *e, uint64_t page)
+{
+    e->code_granules[page] = 0;
+    if (e->peers->n > 1 && e->translating[0] != page + 1 && e->translating[1] != page + 1)
+        __atomic_fetch_and(&e->peers->code[page], ~own_bit(e), __ATOMIC_SEQ_CST);
+}
+
+void soft_code_claimed(struct engine *e)
+{
+    for (unsigned i = 0; e->peers->n > 1 && i < 2; i++) {
+        uint64_t page = e->translating[i] - 1;
+        __atomic_store_n(&e->translating[i], 0, __ATOMIC_RELEASE);
+        if (page < e->n_pages && !e->code_granules[page])
+            soft_code_gone(e, page);
+    }
+}
+
+/* --- writing -------------------------------------------------------------------------------------------------- */
+
+bool soft_others_code(const struct engine *e, uint64_t page)
+{
+    return e->peers->n > 1 && (__atomic_load_n(&e->peers->code[page], __ATOMIC_RELAXED) & ~own_bit(e));
+}
+
+bool soft_may_write(struct engine *e, uint64_t page)
+{
+    if (e->code_granules[page])
+        return false;
+    e->written[page / 64] |= 1ull << page % 64;
+    if (e->peers->n == 1)
+        return true;
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    return !soft_others_code(e, page);
+}
+
+static bool depends(const struct engine *e, uint64_t page, uint64_t granules)
+{
+    return (__atomic_load_n(&e->code_granules[page], __ATOMIC_RELAXED) & granules) ||
+           __atomic_load_n(&e->translating[0], __ATOMIC_RELAXED) == page + 1 ||
+           __atomic_load_n(&e->translating[1], __ATOMIC_RELAXED) == page + 1;
+}
+
+/* The store has been made.  `but`: of whom it is, who knows; NULL: a device's. */
+static void tell_page(struct peers *p, const struct engine *but, uint64_t page, uint64_t granules)
+{
+    __atomic_thread_fence(__ATOMIC_SEQ_CST); /* what they read from now on has it */
+    uint64_t others = __atomic_load_n(&p->code[page], __ATOMIC_RELAXED) & (but ? ~own_bit(but) : ~0ull);
+    for (; others; others &= others - 1) {
+        struct engine *e = p->of[__builtin_ctzll(others)];
+        if (depends(e, page, granules))
+            tell(e, page);
+    }
+}
+
+static uint64_t granules_of(uint64_t gpa, uint64_t len)
+{
+    unsigned first = gpa >> 6 & 63, last = (gpa + len - 1) >> 6 & 63;
+    return (~0ull >> (63 - (last - first))) << first;
+}
+
+void soft_others_tell(struct soft_vcpu *v, uint64_t gpa, uint64_t len)
+{
+    struct engine *e = v->engine;
+    if (!soft_others_code(e, gpa >> 12))
+        return;
+    soft_fpu_park(v);
+    tell_page(e->peers, e, gpa >> 12, granules_of(gpa, len));
+}
+
+void soft_others_tell_later(struct soft_vcpu *v, uint64_t gpa, uint64_t len)
+{
+    struct engine *e = v->engine;
+    for (uint64_t page = gpa >> 12; e->peers->n > 1 && page <= (gpa + len - 1) >> 12; page++)
+        if (page < e->n_pages && soft_others_code(e, page))
+            add(&e->to_tell, page);
+}
+
+void soft_tell_now(struct soft_vcpu *v)
+{
+    struct engine *e = v->engine;
+    struct page_list *l = &e->to_tell;
+    bool live = v->fpu_live;
+    soft_fpu_park(v);
+    for (unsigned i = 0; l->n <= PAGE_LIST && i < l->n; i++)
+        tell_page(e->peers, e, l->page[i], ~0ull);
+    for (uint64_t page = 0; l->n > PAGE_LIST && page < e->n_pages; page++)
+        if (soft_others_code(e, page))
+            tell_page(e->peers, e, page, ~0ull);
+    l->n = 0;
+    if (live)
+        soft_fpu_unpark(v);
+}
+
+void soft_device_wrote(void *opaque, uint64_t gpa, uint64_t len)
+{
+    struct peers *p = opaque;
+    for (uint64_t page = gpa >> 12; page <= (gpa + len - 1) >> 12 && page < p->n_pages; page++)
+        if (p->n > 1)
+            tell_page(p, NULL, page, ~0ull);
+        else if (p->of[0]->code_granules[page])
+            tell(p->of[0], page);
+}
