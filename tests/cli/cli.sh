@@ -46,7 +46,6 @@ refused "memory needs a unit" "the size 512 has no unit: write 512M or 512G" run
 refused "memory has a least value" "--memory" run --kernel x --memory 1K
 refused "cpus must be a number" "--cpus: 'two' is not a whole number" run --kernel x --cpus two
 refused "cpus must not be zero" "--cpus: 0 is not between 1 and" run --kernel x --cpus 0
-refused "the software engine runs one virtual CPU" "--cpus: the software engine runs one" run --kernel x --cpus 2 --engine soft
 refused "an engine must exist" "--engine: 'warp' is not one of auto, soft, " run --kernel x --engine warp
 refused "direct execution has its words" "--engine: 'soft,direct=maybe' is not one of auto, soft, " run --kernel x --engine soft,direct=maybe
 refused "direct execution is the software engine's" "--engine: 'kvm,direct=on' is not one of auto, soft, " run --kernel x --engine kvm,direct=on
