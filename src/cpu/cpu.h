@@ -162,6 +162,7 @@ enum cpu_request {
     REQ_SIPI = 8,    /* cpu->sipi_vector */
     REQ_EXIT = 16,   /* return from the engine's run function to its caller */
     REQ_FLUSH = 32,  /* another vCPU or a device changed code or mappings: engine drops and goes on */
+    REQ_WAKE = 128,  /* HLT ends, or the next one does not begin: another vCPU of the guest's has asked for that */
     REQ_WINDOW = 64, /* an interrupt waits for the end of an interrupt shadow or for IF */
 };
 
@@ -174,6 +175,9 @@ struct cpu_irq_ops {
     /* APIC_BASE (0x1b), TSC_DEADLINE (0x6e0), x2APIC (0x800-0x8ff).  false: #GP. */
     bool (*read_msr)(void *opaque, uint32_t index, uint64_t *value);
     bool (*write_msr)(void *opaque, uint32_t index, uint64_t value);
+    /* KVM's hypercalls of these names: their arguments and results.  NULL: there are none. */
+    int64_t (*send_ipi)(void *opaque, const uint64_t args[4]);
+    int64_t (*wake)(void *opaque, uint64_t id);
 };
 
 struct cpu;
@@ -241,6 +245,8 @@ struct cpu {
     int64_t tsc_offset; /* guest TSC = host TSC + tsc_offset */
     uint64_t tsc_adjust;
     uint64_t kvmclock_system_time, kvmclock_wall; /* pvclock MSRs */
+    uint64_t steal_time, pv_eoi;                  /* pvsched.c's, and the local APIC's: where, and bit 0 whether */
+    uint8_t unhalted;                             /* woken before it halted: the next HLT is none */
     uint64_t mcg_status;
 
     struct exception exc; /* recorded by cpu_raise, consumed by cpu_deliver */
@@ -356,8 +362,17 @@ struct cpuid_regs {
 void cpu_cpuid(const struct cpu *cpu, uint32_t leaf, uint32_t subleaf, struct cpuid_regs *out);
 /* Builds the guest's CPUID from the host's: what the host has, less what guise does not do. */
 int cpuid_table_create(struct cpuid_table **out, unsigned n_cpus, uint64_t tsc_khz);
+void cpuid_table_show_kvm(struct cpuid_table *t, uint32_t features); /* more of leaf 0x40000001's EAX */
 void cpuid_table_destroy(struct cpuid_table *t);
 uint64_t cpu_guest_tsc(const struct cpu *cpu);
+
+/* --- vCPUs that do not run (pvsched.c): KVM's MSR 0x4b564d03 and hypercalls ----------------------- */
+void cpu_steal_update(struct cpu *cpu, uint64_t ns); /* how long it has wanted to run and could not, in all */
+/* Around a time in which it runs no guest code. */
+void cpu_halts(struct cpu *cpu);
+void cpu_goes_on(struct cpu *cpu);
+/* VMCALL: all but rip.  true: the guest has nothing better to do than to let others run. */
+bool cpu_hypercall(struct cpu *cpu);
 
 /* --- paravirtual clock (pvclock.c), KVM's MSRs 0x4b564d00/01 and 0x11/0x12 ------------------------ */
 void cpu_pvclock_update(struct cpu *cpu); /* rewrites the guest's time page; on MSR write and after a pause */

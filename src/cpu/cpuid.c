@@ -326,6 +326,11 @@ int cpuid_table_create(struct cpuid_table **out, unsigned n_cpus, uint64_t tsc_k
     return 0;
 }
 
+void cpuid_table_show_kvm(struct cpuid_table *t, uint32_t features)
+{
+    find(t, 0x40000001, 0)->eax |= features;
+}
+
 void cpuid_table_destroy(struct cpuid_table *t)
 {
     free(t);

@@ -378,6 +378,13 @@ int cpu_take_events(struct cpu *cpu, bool *delivered)
             *delivered = true;
         }
     }
+    if (request & REQ_WAKE) {
+        atomic_fetch_and(&cpu->request, ~(uint32_t)REQ_WAKE);
+        if (!cpu->wait_sipi) {
+            cpu->unhalted = !cpu->halted;
+            cpu->halted = 0;
+        }
+    }
     if (cpu->wait_sipi) /* everything else is blocked (SDM 8.4.2) and would only keep the thread awake */
         atomic_fetch_and(&cpu->request, ~(uint32_t)(REQ_NMI | REQ_IRQ | REQ_WINDOW));
     if (*delivered || cpu->wait_sipi)

@@ -111,6 +111,28 @@ static bool write_pv_wall(struct cpu *cpu, const struct msr *m, uint32_t index, 
     return true;
 }
 
+static bool kvm_shows(const struct cpu *cpu, unsigned bit)
+{
+    const struct cpuid_regs *features = cpu->cpuid ? cpuid_find(cpu->cpuid, 0x40000001, 0) : NULL;
+    return features && (features->eax >> bit & 1);
+}
+
+static bool write_steal_time(struct cpu *cpu, const struct msr *m, uint32_t index, uint64_t value)
+{
+    if (!kvm_shows(cpu, 5) || (value & 0x3e))
+        return false;
+    cpu->steal_time = value;
+    return true;
+}
+
+static bool write_pv_eoi(struct cpu *cpu, const struct msr *m, uint32_t index, uint64_t value)
+{
+    if (!kvm_shows(cpu, 6) || (value & 2))
+        return false;
+    cpu->pv_eoi = value;
+    return true;
+}
+
 /* --- the local APIC's, and paging ------------------------------------------------------------------- */
 static bool read_apic(struct cpu *cpu, const struct msr *m, uint32_t index, uint64_t *value)
 {
@@ -243,6 +265,8 @@ static const struct msr table[] = {
     {0x800, 0x8ff, ANY, .read = read_apic, .write = write_apic},
     {0x4b564d00, 0x4b564d00, ANY, STORED(kvmclock_wall, write_pv_wall)},
     {0x4b564d01, 0x4b564d01, ANY, STORED(kvmclock_system_time, write_pv_time)},
+    {0x4b564d03, 0x4b564d03, ANY, STORED(steal_time, write_steal_time)},
+    {0x4b564d04, 0x4b564d04, ANY, STORED(pv_eoi, write_pv_eoi)},
     {0xc0000080, 0xc0000080, ANY, STORED(efer, write_efer)},
     {0xc0000081, 0xc0000081, ANY, FIELD(star, ALL_BITS)},
     {0xc0000082, 0xc0000082, ANY, ADDRESS(lstar)},

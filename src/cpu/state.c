@@ -26,7 +26,7 @@ static void reset_common(struct cpu *cpu)
     cpu->dr6 = 0xffff0ff0;
     cpu->dr7 = 0x400;
     cpu->cr2 = cpu->cr3 = cpu->cr4 = cpu->efer = 0;
-    cpu->cpl = cpu->irq_shadow = cpu->nmi_blocked = cpu->halted = cpu->delivering = 0;
+    cpu->cpl = cpu->irq_shadow = cpu->nmi_blocked = cpu->halted = cpu->unhalted = cpu->delivering = 0;
     cpu->kernel_gs_base = 0;
 }
 
@@ -56,6 +56,7 @@ void cpu_reset(struct cpu *cpu)
         cpu->mtrr_base[i] = cpu->mtrr_mask[i] = 0;
     cpu->mcg_status = 0;
     cpu->kvmclock_system_time = cpu->kvmclock_wall = 0;
+    cpu->steal_time = cpu->pv_eoi = 0;
     /* The host's, as long as the guest does not set it: so programs that run directly may read it. */
     cpu->tsc_offset = 0;
     atomic_store(&cpu->request, 0);

@@ -66,7 +66,8 @@ void lapic_request(struct lapic *a, uint32_t request)
 
 void lapic_update(struct lapic *a)
 {
-    bool due = extint_due(a) || fixed_due(a->regs) >= 0;
+    /* what is in service may have ended unseen: then its vCPU has to look */
+    bool due = extint_due(a) || fixed_due(a->regs) >= 0 || (a->eoi_by_memory && highest_bit(a->regs->irr) >= 0);
     atomic_store(&a->deliverable, due);
     if (due)
         lapic_request(a, REQ_IRQ);
@@ -117,7 +118,7 @@ void lapic_local(struct lapic *a, enum lvt entry)
     }
 }
 
-static void end_of_interrupt(struct lapic *a)
+void lapic_end_of_interrupt(struct lapic *a)
 {
     struct lapic_regs *r = a->regs;
     int vector = highest_bit(r->isr);
@@ -248,7 +249,7 @@ static bool register_write(struct lapic *a, unsigned reg, uint32_t value)
         tpr_write(a, value);
         break;
     case APIC_EOI:
-        end_of_interrupt(a);
+        lapic_end_of_interrupt(a);
         break;
     case APIC_LDR:
         r->ldr = value & 0xff000000;
@@ -281,7 +282,10 @@ static struct lapic *mmio_target(struct lapic_set *s)
 {
     unsigned i = bus_initiator(s->bus);
     struct lapic *a = i < s->n_cpus ? &s->apic[i] : NULL;
-    return a && lapic_enabled(a->regs) && !lapic_x2apic(a->regs) ? a : NULL;
+    if (!a || !lapic_enabled(a->regs) || lapic_x2apic(a->regs))
+        return NULL;
+    lapic_pv_look(a);
+    return a;
 }
 
 static uint64_t mmio_read(void *opaque, uint64_t offset, unsigned size)
@@ -389,6 +393,7 @@ static bool x2apic_write(struct lapic *a, unsigned reg, uint64_t value)
 
 static void registers_reset(struct lapic *a)
 {
+    a->eoi_by_memory = false;
     struct lapic_regs *r = a->regs;
     uint64_t base = r->base;
     *r = (struct lapic_regs){.base = base, .id = a->index, .dfr = 0xffffffff, .svr = 0xff};
@@ -437,6 +442,7 @@ static int op_acknowledge(void *opaque)
     struct lapic *a = opaque;
     int vector;
     pthread_mutex_lock(&a->set->bus->lock);
+    lapic_pv_look(a);
     if (extint_due(a)) {
         a->regs->extint_edge = 0;
         vector = a->set->extint(a->set->extint_opaque);
@@ -445,6 +451,7 @@ static int op_acknowledge(void *opaque)
         if (vector >= 0) {
             bit_set(a->regs->irr, (unsigned)vector, false);
             bit_set(a->regs->isr, (unsigned)vector, true);
+            lapic_pv_taken(a, (unsigned)vector);
         }
     }
     lapic_update(a);
@@ -473,6 +480,7 @@ static bool op_read_msr(void *opaque, uint32_t index, uint64_t *value)
     struct lapic *a = opaque;
     bool ok = true;
     pthread_mutex_lock(&a->set->bus->lock);
+    lapic_pv_look(a);
     if (index == MSR_APIC_BASE)
         *value = a->regs->base;
     else if (index == MSR_TSC_DEADLINE)
@@ -490,6 +498,7 @@ static bool op_write_msr(void *opaque, uint32_t index, uint64_t value)
     struct lapic *a = opaque;
     bool ok = true;
     pthread_mutex_lock(&a->set->bus->lock);
+    lapic_pv_look(a);
     if (index == MSR_TSC_DEADLINE)
         lapic_timer_set_deadline(a, value);
     else if (index >= MSR_X2APIC && index < MSR_X2APIC_END && lapic_x2apic(a->regs))
@@ -509,6 +518,8 @@ static const struct cpu_irq_ops lapic_cpu_ops = {
     .set_tpr = op_set_tpr,
     .read_msr = op_read_msr,
     .write_msr = op_write_msr,
+    .send_ipi = lapic_pv_send,
+    .wake = lapic_pv_wake,
 };
 
 /* --- wiring --------------------------------------------------------------------------------------- */
@@ -619,6 +630,8 @@ static void lapic_destroy(struct device *dev)
 static void lapic_pre_save(struct device *dev)
 {
     struct lapic_set *s = dev->state;
+    for (unsigned i = 0; i < s->n_cpus; i++)
+        lapic_pv_look(&s->apic[i]);
     s->saved.save_ns = clock_ns();
 }
 

@@ -68,6 +68,7 @@ struct lapic {
     /* Whether there is something to acknowledge: written with the bus lock held whenever registers
      * change, read by the vCPU's thread without it.  Pairs with REQ_IRQ: stored before the request. */
     _Atomic bool deliverable;
+    bool eoi_by_memory; /* lapic_pv.c: it may have ended without our having seen that */
     struct loop_timer timer;
     struct cpu *cpu;
     void (*kick)(void *opaque, unsigned i);
@@ -107,6 +108,14 @@ void lapic_update(struct lapic *a);                    /* after any change: tell
 void lapic_request(struct lapic *a, uint32_t request); /* sets cpu->request and kicks */
 void lapic_accept(struct lapic *a, unsigned vector, bool level);
 void lapic_error(struct lapic *a, uint32_t esr_bit);
+void lapic_end_of_interrupt(struct lapic *a);
+enum { ICR_LOGICAL = 1 << 11, ICR_ASSERT = 1 << 14, ICR_LEVEL = 1 << 15, ICR_SHORTHAND = 3 << 18 };
+bool lapic_deliver_ipi(struct lapic *a, uint32_t icr); /* fixed or NMI: true; else, or when it is off, nothing */
+/* lapic_pv.c */
+void lapic_pv_taken(struct lapic *a, unsigned vector); /* it is in service now: its end may come by memory */
+void lapic_pv_look(struct lapic *a); /* has it come?  On its vCPU's thread, or while that stands still */
+int64_t lapic_pv_send(void *opaque, const uint64_t args[4]);
+int64_t lapic_pv_wake(void *opaque, uint64_t id);
 void lapic_local(struct lapic *a, enum lvt entry); /* a local source fires */
 unsigned lapic_ppr(const struct lapic_regs *r);
 void lapic_init_reset(struct lapic *a); /* INIT (SDM 11.4.7.3) */

@@ -10,7 +10,6 @@ struct message {
     uint8_t vector;
 };
 
-enum { ICR_LOGICAL = 1 << 11, ICR_ASSERT = 1 << 14, ICR_LEVEL = 1 << 15 };
 enum shorthand { TO_FIELD, TO_SELF, TO_ALL, TO_OTHERS };
 
 static bool logical_match(const struct lapic_regs *r, const struct message *m)
@@ -64,6 +63,15 @@ static void deliver(struct lapic *a, const struct message *m)
     default: /* SMI: no SMM here; reserved: nothing */
         break;
     }
+}
+
+bool lapic_deliver_ipi(struct lapic *a, uint32_t icr)
+{
+    const struct message m = {.mode = icr >> 8 & 7, .vector = (uint8_t)icr};
+    if (!lapic_enabled(a->regs) || (m.mode != DM_FIXED && m.mode != DM_NMI))
+        return false;
+    deliver(a, &m);
+    return true;
 }
 
 /* Lowest priority: the CPU with the lowest processor priority; equals take turns. */

@@ -4,6 +4,8 @@
  */
 #include "engine/soft/helpers.h"
 
+#include <sched.h>
+
 const void *helper_cli(struct soft_vcpu *v, const struct site *s)
 {
     struct cpu *c = &v->cpu;
@@ -152,9 +154,18 @@ const void *helper_hlt(struct soft_vcpu *v, const struct site *s)
     if (v->cpu.cpl)
         return gp0(v);
     v->cpu.rip = next_pc(v, s);
-    v->cpu.halted = 1;
+    v->cpu.halted = !v->cpu.unhalted;
+    v->cpu.unhalted = 0;
     atomic_store(&v->poll, 1);
     return soft_leave;
+}
+
+const void *helper_hypercall(struct soft_vcpu *v, const struct site *s)
+{
+    soft_fpu_park(v);
+    if (cpu_hypercall(&v->cpu))
+        sched_yield();
+    return finish(v, s);
 }
 
 /* bit 31 of arg: pop, else from a register or (register 16) memory */

@@ -343,6 +343,15 @@ uint64_t direct_child_cpu_ns(const struct direct_slot *s)
     return (uint64_t)t.tv_sec * 1000000000 + (uint64_t)t.tv_nsec;
 }
 
+uint64_t soft_direct_cpu_ns(const struct engine *e)
+{
+    uint64_t sum = 0;
+    for (unsigned i = 0; e->direct && i < DIRECT_SLOTS; i++)
+        if (e->direct->slots[i].state == SLOT_READY)
+            sum += direct_child_cpu_ns(&e->direct->slots[i]);
+    return sum;
+}
+
 /* Has it gone on for too long since it was first asked for?  Or slept, with signals blocked. */
 static bool impatient(const struct direct_slot *s, uint64_t *asked, unsigned *looks)
 {

@@ -198,6 +198,10 @@ static void soft_destroy(struct engine *e)
         all_free(e->peers);
 }
 
+/* What guests that know KVM are offered (cpu/pvsched.c, devices/lapic_pv.c): steal time; and where there are others to
+ * wait for, ends of interrupts by memory, wake-ups, TLB flushes of those that do not run, IPIs to many, yielding. */
+enum { ONE = 1 << 5, SEVERAL = ONE | 1 << 6 | 1 << 7 | 1 << 9 | 1 << 11 | 1 << 13 };
+
 static int soft_create(struct engine **out, const struct engine_config *config)
 {
     struct peers *p;
@@ -208,6 +212,8 @@ static int soft_create(struct engine **out, const struct engine_config *config)
         return rc;
     const uint64_t tsc_khz = measure_tsc_khz();
     rc = cpuid_table_create(&p->cpuid, p->n, tsc_khz);
+    if (!rc)
+        cpuid_table_show_kvm(p->cpuid, p->n > 1 ? SEVERAL : ONE);
     for (unsigned i = 0; !rc && i < p->n; i++)
         rc = engine_make(p, i, config, tsc_khz);
     if (!rc)

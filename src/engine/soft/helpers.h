@@ -22,7 +22,8 @@ enum { INT_IMM, INT_3, INT_O, INT_1 };
 enum { SYS_LGDT, SYS_LIDT, SYS_SGDT, SYS_SIDT, SYS_SLDT, SYS_STR, SYS_SMSW, SYS_SELECTOR };
 enum { XS_XSAVE, XS_XSAVEOPT, XS_XSAVEC, XS_XRSTOR, XS_FXSAVE, XS_FXRSTOR, XS_KIND = 7, XS_64 = 8 };
 helper_fn helper_target, helper_clzero, helper_movdir64b, helper_load_far, helper_x87_env, helper_decimal, helper_arpl,
-    helper_vzero, helper_no_segment, helper_protected, helper_push, helper_pop, helper_call, helper_ret, helper_leave, helper_pause;
+    helper_vzero, helper_no_segment, helper_protected, helper_push, helper_pop, helper_call, helper_ret, helper_leave,
+    helper_pause, helper_hypercall;
 enum { DEC_DAA, DEC_DAS, DEC_AAA, DEC_AAS, DEC_AAM, DEC_AAD, DEC_SALC };
 /* decimal.c: what the instruction makes of *ax and RFLAGS on a CPU of that vendor; imm not 0 for AAM */
 uint32_t decimal_adjust(unsigned kind, uint16_t *ax, uint8_t imm, uint32_t rflags, bool amd);

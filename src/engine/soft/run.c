@@ -410,6 +410,8 @@ static bool take_requests(struct soft_vcpu *v, enum engine_exit *exit, bool *sin
         return false;
     }
     bool delivered = false;
+    if (c->request & REQ_IRQ)
+        soft_steal_update(v->engine);
     if (c->request || c->irq_shadow || c->halted) {
         bool shadow = c->irq_shadow;
         if (cpu_take_events(c, &delivered) == CPU_SHUTDOWN) {
@@ -455,6 +457,8 @@ enum engine_exit soft_run(struct engine *e, unsigned i, char *error)
     bus_set_initiator(e->config.bus, i);
     soft_update_mode(v);
     soft_go_inside(e);
+    cpu_goes_on(&v->cpu);
+    soft_steal_begin(e);
     for (;;) {
         bool single = false;
         if (e->direct)
@@ -483,6 +487,9 @@ enum engine_exit soft_run(struct engine *e, unsigned i, char *error)
         soft_fpu_park(v);
     }
     soft_fpu_park(v);
+    soft_steal_update(e);
+    if (exit == ENGINE_EXIT_HALT)
+        cpu_halts(&v->cpu);
     soft_told(v);
     soft_come_out(e);
     if (exit == ENGINE_EXIT_ERROR)

@@ -420,6 +420,9 @@ struct engine {
         _Atomic uint64_t served;
         bool inside; /* it may be running guest code */
     } asked;
+    struct {
+        uint64_t wall, cpu, total; /* ns: when it was last looked at, the CPU time until then, what was stolen */
+    } steal;
     uint64_t translating[2];  /* pages + 1 whose bytes are being looked at */
     struct page_list to_tell; /* pages with code of others that this one writes to */
     struct direct *direct;    /* NULL: no second tier */
@@ -582,6 +585,10 @@ void soft_cache_flush(struct engine *e);
 unsigned soft_region_of(const struct engine *e, uint32_t code_offset);
 struct cache_region soft_region_filled(const struct engine *e, unsigned i); /* the end of what is in use of it */
 
+/* --- steal.c --- */
+void soft_steal_begin(struct engine *e);  /* it begins to run guest code */
+void soft_steal_update(struct engine *e); /* while it does */
+
 /* --- coherence.c --- */
 int soft_peers_create(struct peers **out, const struct engine_config *config);
 void soft_peers_destroy(struct peers *p);
@@ -650,8 +657,9 @@ void soft_direct_kick(struct engine *e);       /* any thread */
 /* The vCPU's thread got a #GP of the host's at a CPUID of ours: true: it may have it, it does not trap any more. */
 bool soft_direct_cpuid(struct engine *e);
 void soft_direct_stats(struct engine *e, FILE *out);
-void soft_direct_tick(struct soft_vcpu *v);        /* the vCPU is wanted */
-bool soft_direct_armed(const struct soft_vcpu *v); /* does user code run so, in this address space? */
+uint64_t soft_direct_cpu_ns(const struct engine *e); /* CPU time of the processes that there are */
+void soft_direct_tick(struct soft_vcpu *v);          /* the vCPU is wanted */
+bool soft_direct_armed(const struct soft_vcpu *v);   /* does user code run so, in this address space? */
 enum direct_next {
     DIRECT_NEXT_CODE,        /* on with translated code */
     DIRECT_NEXT_PIECE,       /* with as little of it as may be, then again */

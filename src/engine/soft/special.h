@@ -52,5 +52,5 @@ bool rep_serves(const struct translator *t, const struct insn *in, unsigned kind
 struct site *sp_rep(struct translator *t, const struct insn *in, bool move, unsigned size);
 
 /* unusual.c */
-special_fn sp_nop, sp_pause, sp_serialize, sp_lea, sp_xlat, sp_bt, sp_mov, sp_incdec, sp_string, sp_gather, sp_clzero,
-    sp_movdir64b, sp_x87_env, sp_maskmov, sp_vzero, sp_pcmpestr;
+special_fn sp_nop, sp_pause, sp_hypercall, sp_serialize, sp_lea, sp_xlat, sp_bt, sp_mov, sp_incdec, sp_string,
+    sp_gather, sp_clzero, sp_movdir64b, sp_x87_env, sp_maskmov, sp_vzero, sp_pcmpestr;

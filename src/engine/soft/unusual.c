@@ -17,6 +17,12 @@ void sp_pause(struct translator *t, const struct insn *in)
         copy_insn_plain(&t->hot, in);
 }
 
+/* KVM takes either instruction on either vendor's CPUs. */
+void sp_hypercall(struct translator *t, const struct insn *in)
+{
+    emit_helper(t, in, helper_hypercall, false);
+}
+
 /* Shown on CPUs without it, too: kernels that are patching themselves are spared an IRET each time.  What it is for,
  * fetching again what has been written, is done anyway. */
 void sp_serialize(struct translator *t, const struct insn *in)
