@@ -381,6 +381,8 @@ int cpu_take_events(struct cpu *cpu, bool *delivered)
     if (request & REQ_WAKE) {
         atomic_fetch_and(&cpu->request, ~(uint32_t)REQ_WAKE);
         if (!cpu->wait_sipi) {
+            if (cpu->halted)
+                atomic_fetch_or(&cpu->request, REQ_IRQ); /* one may have waited for IF through HLT */
             cpu->unhalted = !cpu->halted;
             cpu->halted = 0;
         }

@@ -221,6 +221,9 @@ bool isa_has(const struct translator *t, const ZydisDecodedInstruction *d)
 {
     if (d->mnemonic == ZYDIS_MNEMONIC_MOVDIR64B) /* of the same set as MOVDIRI */
         return t->movdir64b;
+    if (d->mnemonic == ZYDIS_MNEMONIC_VMCALL ||
+        d->mnemonic == ZYDIS_MNEMONIC_VMMCALL) /* a hypervisor's, not VMX or SVM */
+        return true;
     if (d->opcode_map == ZYDIS_OPCODE_MAP_0F && d->opcode == 0x0d && d->raw.modrm.mod == 3)
         return !t->amd; /* PREFETCH of a register: a no-op elsewhere */
     return t->isa[d->meta.isa_set];
