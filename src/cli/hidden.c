@@ -9,6 +9,7 @@
 
 struct vm_arguments {
     bool attached;
+    const char *restore;
 };
 
 const struct option_spec vm_command_options[] = {
@@ -16,6 +17,11 @@ const struct option_spec vm_command_options[] = {
      .kind = OPTION_FLAG,
      .offset = offsetof(struct vm_arguments, attached),
      .help = "end when the command that started it does"},
+    {.name = "restore",
+     .kind = OPTION_FILE,
+     .offset = offsetof(struct vm_arguments, restore),
+     .value = "FILE",
+     .help = "begin with what this snapshot holds"},
     {0},
 };
 
@@ -29,7 +35,7 @@ int vm_main(const struct command *self, int argc, char **argv)
         return status;
     if (operands == 0)
         return cli_usage_error(self, "this is for other commands of guise");
-    return process_main(argv[1], a.attached);
+    return process_main(argv[1], a.attached, a.restore);
 }
 
 static void print_images(void)

@@ -68,6 +68,13 @@ const struct command cli_commands[] = {
      "PORTS is [IP:]HOST:GUEST[/udp], as of `guise run --publish`.\n", publish_options, "@vm", publish_main},
     {"unpublish", "take such ports back", "NAME PORTS...", "Connections that exist stay.\n", unpublish_options, "@vm",
      unpublish_main},
+    {"snapshot", "keep the state of a virtual machine that runs", "NAME [TAG] [OPTION]...",
+     "Prints the tag (snap-1, snap-2, ... unless told); the guest runs on.  `guise restore` goes back to it.\n\n"
+     "   or: guise snapshot COMMAND [ARGUMENT]...\n",
+     snapshot_options, "@vm", snapshot_main, snapshot_commands},
+    {"restore", "let a virtual machine go on from a snapshot", "NAME [TAG] [OPTION]...",
+     "From the newest unless told.  What it is and has on its disk now is lost, unless that is in another snapshot.\n",
+     restore_options, "@vm", restore_main},
     {"stats", "show what virtual machines use", "[NAME]... [OPTION]...",
      "On a terminal the table is refreshed until Ctrl-C.\n", stats_options, "@vm", stats_main},
     {"events", "show what has happened to virtual machines", "[NAME] [OPTION]...", NULL, events_options, "@vm",

@@ -365,6 +365,11 @@ int cpuid_table_create(struct cpuid_table **out, unsigned n_cpus, uint64_t tsc_k
 void cpuid_table_show_kvm(struct cpuid_table *t, uint32_t features); /* more of leaf 0x40000001's EAX */
 void cpuid_table_destroy(struct cpuid_table *t);
 uint64_t cpu_guest_tsc(const struct cpu *cpu);
+/* What a guest was shown, as bytes (CPUID_SAVED_MAX of them at most); and whether this table has all of that.  A
+ * sentence's rest about what is missing goes to why[n]: "lacks avx2".  false: something is. */
+#define CPUID_SAVED_MAX 4096u
+size_t cpuid_save(const struct cpuid_table *t, uint8_t out[CPUID_SAVED_MAX]);
+bool cpuid_check(const struct cpuid_table *t, const uint8_t *saved, size_t n, char *why, size_t size);
 
 /* --- vCPUs that do not run (pvsched.c): KVM's MSR 0x4b564d03 and hypercalls ----------------------- */
 void cpu_steal_update(struct cpu *cpu, uint64_t ns); /* how long it has wanted to run and could not, in all */
@@ -376,3 +381,12 @@ bool cpu_hypercall(struct cpu *cpu);
 
 /* --- paravirtual clock (pvclock.c), KVM's MSRs 0x4b564d00/01 and 0x11/0x12 ------------------------ */
 void cpu_pvclock_update(struct cpu *cpu); /* rewrites the guest's time page; on MSR write and after a pause */
+
+/* --- saving and restoring (saved.c) ---------------------------------------------------------------- */
+#define CPU_SAVED_MAX 4096u
+/* All of it but the SIMD state, which the engine has, at the moment when the host's TSC is host_tsc (one for all vCPUs);
+ * not while it runs.  Returns the length. */
+size_t cpu_save(const struct cpu *cpu, uint64_t host_tsc, uint8_t out[CPU_SAVED_MAX]);
+/* The reverse, on one that was reset; the bytes may be anybody's.  NULL, or why it is refused: a sentence's rest.
+ * The guest's time goes on where it was. */
+const char *cpu_load(struct cpu *cpu, uint64_t host_tsc, const uint8_t *bytes, size_t n);

@@ -29,6 +29,9 @@ enum { EFER_AIBRSE = 1u << 21 }; /* automatic IBRS */
 
 const struct cpuid_regs *cpuid_find(const struct cpuid_table *t, uint32_t leaf, uint32_t subleaf);
 
+/* The machine's clock: the TSC's frequency and the host's TSC when it read 0. */
+void cpuid_table_clock(struct cpuid_table *t, uint64_t tsc_khz, uint64_t tsc_base);
+
 static inline bool cpu_is_amd(const struct cpu *c)
 {
     return c->cpuid && c->cpuid->amd;

@@ -279,9 +279,10 @@ static void derive_masks(struct cpuid_table *t)
 }
 
 /* ns per tick as a 32-bit fraction of a shifted tick count, the fraction's top bit set. */
-static void derive_clock(struct cpuid_table *t)
+void cpuid_table_clock(struct cpuid_table *t, uint64_t tsc_khz, uint64_t tsc_base)
 {
-    uint64_t khz = t->tsc_khz;
+    uint64_t khz = t->tsc_khz = tsc_khz;
+    t->tsc_base = tsc_base;
     t->pv_shift = 0;
     while (khz > 2000000) { /* more than 2 GHz: mul would lose bits */
         khz >>= 1;
@@ -297,9 +298,13 @@ static void derive_clock(struct cpuid_table *t)
     else
         numerator >>= t->pv_shift;
     t->pv_mul = (uint64_t)numerator / t->tsc_khz; /* numerator < 2^52 * 2^12 */
+}
+
+static uint64_t host_tsc(void)
+{
     uint32_t low, high;
     __asm__ volatile("rdtsc" : "=a"(low), "=d"(high));
-    t->tsc_base = (uint64_t)high << 32 | low;
+    return (uint64_t)high << 32 | low;
 }
 
 int cpuid_table_create(struct cpuid_table **out, unsigned n_cpus, uint64_t tsc_khz)
@@ -321,7 +326,7 @@ int cpuid_table_create(struct cpuid_table **out, unsigned n_cpus, uint64_t tsc_k
     add_topology(t, n_cpus);
     add_paravirtual(t);
     derive_masks(t);
-    derive_clock(t);
+    cpuid_table_clock(t, tsc_khz, host_tsc());
     *out = t;
     return 0;
 }

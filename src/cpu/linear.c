@@ -117,7 +117,7 @@ static void device_write(struct cpu *cpu, uint64_t gpa, const uint8_t *buf, size
 static void span_read(struct cpu *cpu, const struct span *s, uint8_t *buf)
 {
     for (unsigned i = 0; i < s->n; buf += s->len[i++]) {
-        const void *hva = memory_hva(cpu->memory, s->gpa[i], s->len[i]);
+        const void *hva = memory_hva_read(cpu->memory, s->gpa[i], s->len[i]);
         if (hva)
             cpu_copy(buf, hva, s->len[i]);
         else

@@ -23,7 +23,7 @@ static int check_pdptes(struct cpu *cpu, uint64_t cr0, uint64_t cr3, uint64_t cr
     if (!(cr0 & CR0_PG) || !(cr4 & CR4_PAE) || (cpu->efer & EFER_LME))
         return CPU_OK;
     for (unsigned i = 0; i < 4; i++) {
-        const uint64_t *p = memory_hva(cpu->memory, (cr3 & 0xffffffe0) + i * 8, 8);
+        const uint64_t *p = memory_hva_read(cpu->memory, (cr3 & 0xffffffe0) + i * 8, 8);
         uint64_t entry = p ? __atomic_load_n(p, __ATOMIC_RELAXED) : 0;
         if ((entry & 1) && (entry & (cpu_phys_reserved(cpu) | 0xfff00000000001e6ull)))
             return gp0(cpu);

@@ -16,7 +16,7 @@ struct walk {
     uint64_t gva;
     unsigned n;          /* entries used; the last is the leaf */
     unsigned entry_size; /* 4 or 8 */
-    void *where[5];
+    const void *where[5];
     uint64_t value[5];
     uint64_t all;   /* AND of all: W, U and A count */
     uint64_t any;   /* OR of all: NX counts */
@@ -41,7 +41,7 @@ static inline uint64_t reserved_bits(const struct cpu *cpu, unsigned shift, uint
 static inline int walk_levels(const struct cpu *cpu, struct walk *w, uint64_t table, unsigned shift)
 {
     for (;; shift -= 9) {
-        uint64_t *p = memory_hva(cpu->memory, table + ((w->gva >> shift) & 511) * 8, 8);
+        const uint64_t *p = memory_hva_read(cpu->memory, table + ((w->gva >> shift) & 511) * 8, 8);
         uint64_t entry = p ? __atomic_load_n(p, __ATOMIC_RELAXED) : 0;
         if (!(entry & PTE_P))
             return WALK_ABSENT;
@@ -64,7 +64,7 @@ static inline int walk_levels(const struct cpu *cpu, struct walk *w, uint64_t ta
  * not latched at MOV CR3: as AMD's processors do, and what Intel's manual lets software expect. */
 static int walk_pae(const struct cpu *cpu, struct walk *w)
 {
-    uint64_t *p = memory_hva(cpu->memory, (cpu->cr3 & 0xffffffe0) + ((w->gva >> 30) & 3) * 8, 8);
+    const uint64_t *p = memory_hva_read(cpu->memory, (cpu->cr3 & 0xffffffe0) + ((w->gva >> 30) & 3) * 8, 8);
     uint64_t entry = p ? __atomic_load_n(p, __ATOMIC_RELAXED) : 0;
     if (!(entry & PTE_P))
         return WALK_ABSENT;
@@ -78,7 +78,7 @@ static int walk_32(const struct cpu *cpu, struct walk *w)
     uint64_t table = cpu->cr3 & 0xfffff000;
     w->entry_size = 4;
     for (unsigned shift = 22;; shift = 12) {
-        uint32_t *p = memory_hva(cpu->memory, table + ((w->gva >> shift) & 1023) * 4, 4);
+        const uint32_t *p = memory_hva_read(cpu->memory, table + ((w->gva >> shift) & 1023) * 4, 4);
         uint32_t entry = p ? __atomic_load_n(p, __ATOMIC_RELAXED) : 0;
         if (!(entry & PTE_P))
             return WALK_ABSENT;
@@ -142,12 +142,14 @@ static inline bool entry_or(const struct walk *w, unsigned i, uint64_t bits)
 }
 
 /* Sets what is missing of A and D; false: an entry changed under us. */
-static bool walk_mark(struct walk *w, bool write)
+static bool walk_mark(const struct memory *m, struct walk *w, bool write)
 {
     for (unsigned i = 0; i < w->n; i++) {
         uint64_t bits = PTE_A | (write && i == w->n - 1 ? PTE_D : 0);
         if ((w->value[i] & bits) == bits)
             continue;
+        if (memory_is_watched(m))
+            memory_announce(m, (uint64_t)((const uint8_t *)w->where[i] - m->base), w->entry_size, true);
         if (!entry_or(w, i, bits))
             return false;
         w->value[i] |= bits;
@@ -185,10 +187,11 @@ static int walk_fault(struct cpu *cpu, uint64_t gva, unsigned access, bool user,
     return cpu_raise_page_fault(cpu, gva, error);
 }
 
-/* An entry of a page table inside RAM (whose parts are whole pages), or NULL. */
+/* An entry of a page table inside RAM (whose parts are whole pages), or NULL; that, too, while memory is watched, which
+ * is the general walk's to announce. */
 static inline const uint64_t *table_entry(const struct memory *m, uint64_t gpa)
 {
-    bool ram = gpa < m->low_size || gpa - MEMORY_HOLE_END < m->high_size;
+    bool ram = (gpa < m->low_size || gpa - MEMORY_HOLE_END < m->high_size) && !memory_is_watched(m);
     return __builtin_expect(ram, 1) ? (const uint64_t *)(m->base + gpa) : NULL;
 }
 
@@ -240,7 +243,7 @@ static int walk_slow(struct cpu *cpu, uint64_t gva, unsigned access, bool user, 
             return walk_fault(cpu, gva, access, user, found == WALK_RESERVED ? PFERR_P | PFERR_RSVD : 0);
         if (!walk_allowed(cpu, &w, access, user))
             return walk_fault(cpu, gva, access, user, PFERR_P);
-    } while (!walk_mark(&w, write));
+    } while (!walk_mark(cpu->memory, &w, write));
     walk_result(cpu, &w, out);
     out->accessed = true;
     return CPU_OK;

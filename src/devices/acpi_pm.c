@@ -30,6 +30,7 @@ struct acpi_pm_state {
     uint16_t status, enable, control;
     uint64_t start_ns; /* clock_ns() when the timer was zero */
     uint64_t halves;   /* half periods whose carry has been put into status */
+    uint64_t save_ns;  /* clock_ns() of the save */
 };
 
 struct acpi_pm {
@@ -172,9 +173,19 @@ static void acpi_pm_destroy(struct device *dev)
     dev->state = NULL;
 }
 
+static void acpi_pm_pre_save(struct device *dev)
+{
+    struct acpi_pm *pm = dev->state;
+    pm->saved.save_ns = clock_ns();
+}
+
+/* The clock that it counts by is another one now; the guest's timer goes on where it was. */
 static void acpi_pm_restored(struct device *dev)
 {
     struct acpi_pm *pm = dev->state;
+
+    pm->saved.start_ns += clock_ns() - pm->saved.save_ns;
+    pm->saved.control = (uint16_t)((pm->saved.control & CNT_WRITABLE) | CNT_SCI_EN);
     update(pm);
 }
 
@@ -185,5 +196,6 @@ const struct device_class acpi_pm_class = {
     .destroy = acpi_pm_destroy,
     .save_offset = offsetof(struct acpi_pm, saved),
     .save_size = sizeof(struct acpi_pm_state),
+    .pre_save = acpi_pm_pre_save,
     .post_restore = acpi_pm_restored,
 };

@@ -44,6 +44,7 @@ struct device_class {
     void (*destroy)(struct device *dev);
     /* The bytes that make up the saved state, a plain struct with no pointers, at state+offset. */
     size_t save_offset, save_size;
+    uint32_t save_version;                    /* raised by whoever changes them but by adding at the end */
     void (*pre_save)(struct device *dev);     /* brings the saved bytes up to date; may be NULL */
     void (*post_restore)(struct device *dev); /* re-arm timers, re-drive lines; may be NULL */
 };

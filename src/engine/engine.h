@@ -50,7 +50,16 @@ struct engine_ops {
     /* Makes vCPU i notice cpu->request soon; any thread. */
     void (*kick)(struct engine *e, unsigned i);
     void (*stats)(struct engine *e, FILE *out); /* --stats */
+    /* --- snapshots; while no vCPU runs --- */
+    /* The SIMD state of vCPU i as XSAVE's standard format has it (SDM vol. 1, 13.4.1-2): into out[ENGINE_SIMD_MAX], the
+     * length or -errno; and back, of anybody's making: 0 or -errno.  NULL: this engine's machines cannot be saved. */
+    int (*get_simd)(struct engine *e, unsigned i, uint8_t *out);
+    int (*set_simd)(struct engine *e, unsigned i, const uint8_t *bytes, size_t n);
+    /* Memory begins to be watched (memory/watch.h): forgets by what it is accessed without announcement. */
+    void (*watch)(struct engine *e);
 };
+
+#define ENGINE_SIMD_MAX 4096u
 
 extern const struct engine_ops engine_soft;
 extern const struct engine_ops engine_kvm;

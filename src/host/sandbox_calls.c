@@ -147,6 +147,7 @@ static const struct call calls[] = {
     {SYS(fcntl), PROCESS, "stdio, jansson, libslirp", {ARG_IS(1, F_GETFL)}},
     {SYS(fcntl), PROCESS, "non-blocking sockets", {ARG_IS(1, F_SETFL)}},
     {SYS(fcntl), PROCESS, "close on exec", {ARG_IS(1, F_SETFD)}},
+    {SYS(fcntl), VM, "a layer of a disk that is not written to any more is others' to read", {ARG_IS(1, F_OFD_SETLK)}},
     {SYS(flock), VM, "the record of a VM"},
     {SYS(io_uring_enter), VM | VCPU, "disks; the ring itself allows reads, writes, flushes and allocation only"},
 

@@ -80,7 +80,7 @@ static int build(struct machine *m, char *error, size_t n)
     if (err)
         return error_set(error, n, err, "cannot set up the machine's device \"%s\": %s", failed, strerror(-err));
     pc_describe(m, &m->platform);
-    return load(m, error, n);
+    return c->restored ? 0 : load(m, error, n);
 }
 
 int machine_create(struct machine **out, const struct machine_config *config, char *error, size_t error_size)

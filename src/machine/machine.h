@@ -20,9 +20,11 @@ struct machine_config {
     size_t (*console_output)(void *opaque, const void *data, size_t len);
     bool (*console_wait)(void *opaque);
     void *console_opaque;
+    bool restored; /* no kernel is loaded: machine_restore is what comes next */
 };
 
 struct machine;
+struct sections;
 struct cpu;
 
 /* Builds it and loads the kernel.  `config` is copied, the strings are kept by reference.  0, or -errno
@@ -58,3 +60,11 @@ int machine_reset(struct machine *m, char *error, size_t error_size);
 void machine_set_event(struct machine *m, void (*event)(void *opaque, int event), void *opaque);
 /* Accesses by range, most used first. */
 void machine_stats(struct machine *m, FILE *out);
+
+/* --- snapshots (save.c); no vCPU runs --- */
+/* Lets devices finish what they are at and adds the sections of the machine: all but the contents of memory and the
+ * vCPUs' SIMD state.  0/-errno. */
+int machine_save(struct machine *m, struct sections *out);
+/* The reverse, on a machine of the same configuration that has not run, with its memory's contents in place: the
+ * devices go on at once.  0, or -errno with a sentence's rest ("it has 2 CPUs, ..."), and then the machine is of no use. */
+int machine_restore(struct machine *m, const struct sections *in, char *err, size_t n);

@@ -7,6 +7,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "memory/watch.h"
+
 enum { PAGE = 4096 };
 #define MIB (1ull << 20)
 #define HUGE_PAGE (2 * MIB)
@@ -96,6 +98,7 @@ void memory_destroy(struct memory *m)
         munmap(m->base, m->end + PAGE);
     if (m->fd >= 0)
         close(m->fd);
+    memory_watch_destroy(m);
     free(m->touched);
     free(m);
 }
@@ -111,7 +114,7 @@ void memory_touch_chunk(struct memory *m, uint64_t gpa)
 
 int memory_read(const struct memory *m, uint64_t gpa, void *buf, size_t len)
 {
-    const void *p = memory_hva(m, gpa, len);
+    const void *p = memory_hva_read(m, gpa, len);
     if (!p)
         return -EFAULT;
     memcpy(buf, p, len);
@@ -134,6 +137,7 @@ int memory_discard(struct memory *m, uint64_t gpa, uint64_t len)
     uint64_t first = (gpa + PAGE - 1) & -(uint64_t)PAGE, end = (gpa + len) & -(uint64_t)PAGE;
     if (first >= end)
         return 0;
+    memory_watch_discard(m, first, end - first);
     uint64_t offset = gpa < MEMORY_HOLE_START ? first : first - (MEMORY_HOLE_END - m->low_size);
     int err = fallocate(m->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)(end - first));
     return err ? -errno : 0;

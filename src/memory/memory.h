@@ -10,6 +10,7 @@
  * Accesses outside RAM are the bus's business (bus/bus.h).
  */
 #pragma once
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -17,6 +18,8 @@
 #define MEMORY_HOLE_START 0xC0000000ull /* first gpa that is never low RAM (3 GiB) */
 #define MEMORY_HOLE_END 0x100000000ull  /* where high RAM begins (4 GiB) */
 #define MEMORY_SPARE (1u << 20)         /* bytes of the file behind all RAM: not the guest's but its engine's */
+
+struct memory_watch;
 
 struct memory {
     uint8_t *base;      /* hva of gpa 0 */
@@ -26,6 +29,9 @@ struct memory {
     uint64_t end;       /* one past the last RAM gpa */
     uint8_t *touched;   /* by chunk: its pages are there, as far as nobody has taken them away */
     int fd;             /* the memfd; offset in the file = gpa for low RAM, gpa - hole for high RAM */
+    /* Accesses are to be announced (watch.h).  Set while nobody accesses memory; cleared at any time. */
+    _Atomic bool watched;
+    struct memory_watch *watch; /* NULL: never was */
 };
 
 /* Allocates `size` bytes of zeroed guest RAM (a multiple of 4096, >= 1 MiB).  0 or -errno. */
@@ -38,10 +44,38 @@ static inline bool memory_is_ram(const struct memory *m, uint64_t gpa, uint64_t 
            (gpa >= MEMORY_HOLE_END && gpa < m->end && len <= m->end - gpa);
 }
 
-/* The hva of [gpa, gpa+len) or NULL unless all of it is RAM. */
+/* Somebody is about to read, or write, RAM at [gpa, gpa+len): what memory_hva does while memory is watched (watch.h).
+ * Keeps SIMD registers as they are.  memory_may_write_unseen: may a translation be kept by which pages there are written
+ * without a further word? */
+void memory_announce(const struct memory *m, uint64_t gpa, uint64_t len, bool write);
+bool memory_may_write_unseen(const struct memory *m, uint64_t gpa);
+static inline bool memory_is_watched(const struct memory *m)
+{
+    return __builtin_expect(atomic_load_explicit(&m->watched, memory_order_relaxed), 0);
+}
+static inline bool memory_may_write(const struct memory *m, uint64_t gpa)
+{
+    return !memory_is_watched(m) || memory_may_write_unseen(m, gpa);
+}
+
+/* The hva of [gpa, gpa+len), to be written to now or by what was begun now, or NULL unless all of it is RAM.  An address
+ * that is kept for later writes must have been asked for since memory began to be watched. */
 static inline void *memory_hva(const struct memory *m, uint64_t gpa, uint64_t len)
 {
-    return memory_is_ram(m, gpa, len) ? m->base + gpa : NULL;
+    if (!memory_is_ram(m, gpa, len))
+        return NULL;
+    if (memory_is_watched(m))
+        memory_announce(m, gpa, len, true);
+    return m->base + gpa;
+}
+/* The same, to be read only. */
+static inline const void *memory_hva_read(const struct memory *m, uint64_t gpa, uint64_t len)
+{
+    if (!memory_is_ram(m, gpa, len))
+        return NULL;
+    if (memory_is_watched(m))
+        memory_announce(m, gpa, len, false);
+    return m->base + gpa;
 }
 
 /* Whoever is the first to use a page asks for those around it, too: guests use their memory by large pieces, and a page

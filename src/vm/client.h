@@ -28,6 +28,10 @@ void client_close(struct client *c);
  * bad-request, -ECONNRESET: the process ended, -ETIMEDOUT, -EIO anything else. */
 int client_call(struct client *c, const char *command, json_t *arguments, json_t **result, char *err, size_t n);
 
+/* The same, and sends descriptors along, which stay the caller's: CONTROL_FDS_MAX of control.h at most. */
+int client_call_fds(struct client *c, const char *command, json_t *arguments, const int *fds, unsigned n_fds,
+                    json_t **result, char *err, size_t n);
+
 /* The next event (a new reference), after a call of "events".  -ETIMEDOUT, or -ECONNRESET when there will be no more.
  * timeout_ms -1: for ever. */
 int client_event(struct client *c, int timeout_ms, json_t **event);

@@ -10,6 +10,7 @@
 #include "vm/life.h"
 #include "vm/link.h"
 #include "vm/registry.h"
+#include "vm/snapshot.h"
 
 #define GRACE_MS_MAX 3600000
 #define LOG_BYTES_MAX 65536
@@ -203,6 +204,7 @@ const struct control_command vm_commands[] = {
     {"log", command_log},
     {"connect", link_connect},
     {"console", command_console},
+    {"snapshot", command_snapshot},
     {0},
 };
 /* clang-format on */

@@ -19,6 +19,7 @@
 #define CONTROL_LINE_MAX (64u << 10)
 #define CONTROL_QUEUE_MAX (1u << 20) /* bytes that a client has not read yet */
 #define CONTROL_CODE_SIZE 32
+#define CONTROL_FDS_MAX 2u /* descriptors that a client may send along with a request */
 
 struct control;
 struct control_client;
@@ -58,6 +59,10 @@ void control_destroy(struct control *control);
 /* For `return control_fail(call, "wrong-state", "...")` in a handler. */
 json_t *control_fail(struct control_call *call, const char *code, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
+
+/* The descriptors that came along with this request, or before it and for none: *fds of them, the caller's to close.
+ * Returns how many. */
+unsigned control_take_fds(const struct control_call *call, int fds[CONTROL_FDS_MAX]);
 
 /* --- answers that come later ---------------------------------------------------------------------------- */
 

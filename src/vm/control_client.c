@@ -12,8 +12,36 @@
 #define FIRST_ROOM 1024u
 #define BUSY (CONTROL_QUEUE_MAX / 2) /* with more than this unread, no further command is taken */
 
+/* More than there is room for are closed at once. */
+static void keep_fds(struct control_client *c, struct msghdr *msg)
+{
+    for (struct cmsghdr *h = CMSG_FIRSTHDR(msg); h; h = CMSG_NXTHDR(msg, h)) {
+        if (h->cmsg_level != SOL_SOCKET || h->cmsg_type != SCM_RIGHTS)
+            continue;
+        for (size_t i = 0; i < (h->cmsg_len - CMSG_LEN(0)) / sizeof(int); i++) {
+            int fd;
+            memcpy(&fd, CMSG_DATA(h) + i * sizeof fd, sizeof fd);
+            if (c->n_fds < CONTROL_FDS_MAX)
+                c->fds[c->n_fds++] = fd;
+            else
+                close(fd);
+        }
+    }
+}
+
+unsigned control_take_fds(const struct control_call *call, int fds[CONTROL_FDS_MAX])
+{
+    struct control_client *c = call->client;
+    unsigned n = c->n_fds;
+
+    memcpy(fds, c->fds, n * sizeof *fds);
+    c->n_fds = 0;
+    return n;
+}
+
 int client_fill(struct control_client *c)
 {
+    char ancillary[CMSG_SPACE(CONTROL_FDS_MAX * sizeof(int))] __attribute__((aligned(8)));
     if (c->in_len == c->in_room && c->in_room < CONTROL_LINE_MAX) {
         size_t room = c->in_room ? 2 * c->in_room : FIRST_ROOM;
         char *larger = realloc(c->in, room);
@@ -24,7 +52,12 @@ int client_fill(struct control_client *c)
     }
     if (c->in_len == c->in_room)
         return 0;
-    ssize_t n = recv(c->fd, c->in + c->in_len, c->in_room - c->in_len, MSG_DONTWAIT);
+    struct iovec piece = {c->in + c->in_len, c->in_room - c->in_len};
+    struct msghdr msg = {
+        .msg_iov = &piece, .msg_iovlen = 1, .msg_control = ancillary, .msg_controllen = sizeof ancillary};
+    ssize_t n = recvmsg(c->fd, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+    if (n >= 0)
+        keep_fds(c, &msg);
     if (n < 0)
         return errno == EAGAIN || errno == EINTR ? 0 : -1;
     c->in_len += (size_t)n;
@@ -161,6 +194,8 @@ void client_drop(struct control_client *c)
 
 void client_free(struct control_client *c)
 {
+    while (c->n_fds)
+        close(c->fds[--c->n_fds]);
     free(c->in);
     free(c->out);
     free(c);

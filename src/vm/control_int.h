@@ -18,6 +18,8 @@ struct control_client {
     unsigned pending;         /* tickets */
     bool subscribed, console;
     bool ended; /* it sends no more */
+    int fds[CONTROL_FDS_MAX]; /* that have come and nobody has taken */
+    unsigned n_fds;
     bool first; /* the connection that the process was started with */
 };
 

@@ -17,6 +17,7 @@
 #include "host/child.h"
 #include "vm/life.h"
 #include "vm/prepare.h"
+#include "vm/snapshot.h"
 
 #define CLIENT_FD 3
 #define LOCK_FD 4
@@ -36,12 +37,19 @@ static int open_log(const struct registry *r, const char *name, char *err, size_
     return fd < 0 ? error_sys(err, n, -errno, "cannot write %s", path) : fd;
 }
 
-int process_start(const struct registry *r, const struct vm_record *record, int lock, bool attached, int *client,
-                  char *err, size_t n)
+int process_start(const struct registry *r, const struct vm_record *record, int lock, bool attached,
+                  const char *snapshot, int *client, char *err, size_t n)
 {
-    const char *const argv[] = {NULL, "vm", record->name, attached ? "--attached" : NULL, NULL};
+    const char *argv[7] = {NULL, "vm", record->name};
+    unsigned argc = 3;
     int ends[2], log = open_log(r, record->name, err, n);
 
+    if (attached)
+        argv[argc++] = "--attached";
+    if (snapshot) {
+        argv[argc++] = "--restore";
+        argv[argc++] = snapshot;
+    }
     if (log < 0)
         return log;
     if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends)) {
@@ -116,12 +124,13 @@ static void note_death(struct vm_life *life)
         free(event_log_add(&life->events, "crashed", json_pack("{s:s, s:s}", "end", "died", "reason", last.reason)));
 }
 
-int process_main(const char *name, bool attached)
+int process_main(const char *name, bool attached, const char *snapshot)
 {
     struct registry r;
     struct vm_record record;
     struct prepared prepared = {.n_texts = 0};
     struct vm_result result = {0};
+    struct restore restore = {.file.fd = -1};
     struct vm_life life = {
         .record = &record, .said = {.fd = -1, .old = -1}, .lock = LOCK_FD, .client = CLIENT_FD, .attached = attached};
     char err[ERROR_SIZE], serial[PATH_MAX + 4];
@@ -143,6 +152,10 @@ int process_main(const char *name, bool attached)
         note_death(&life);
         failed = set_up(&r, &prepared, &life, serial, err, sizeof err);
     }
+    if (!failed && snapshot) {
+        failed = restore_open(&restore, snapshot, err, sizeof err);
+        prepared.config.restore = &restore;
+    }
     if (!failed) {
         vm_run(&prepared.config, &result);
         snprintf(err, sizeof err, "%s", result.reason);
@@ -150,6 +163,7 @@ int process_main(const char *name, bool attached)
         life_never_began(&life, err);
     }
     log_say("%s", err);
+    restore_close(&restore);
     prepare_free(&prepared);
     event_log_close(&life.events);
     logfile_close(&life.said);

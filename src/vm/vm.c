@@ -20,6 +20,7 @@
 #include "vm/attach.h"
 #include "vm/confine.h"
 #include "vm/life.h"
+#include "vm/snapshot.h"
 #include "vm/vm_int.h"
 
 /* --- how it ends: the first reason is kept ------------------------------------------------------------ */
@@ -147,6 +148,7 @@ static int setup_machine(struct vm *vm, char *error, size_t n)
         .initrd_paths = c->initrds.value,
         .n_initrds = c->initrds.n,
         .append = c->append,
+        .restored = c->restore != NULL,
         .console_output = console_output,
         .console_wait = console_wait,
         .console_opaque = vm,
@@ -231,6 +233,15 @@ static void arm_timeout(struct vm *vm)
         vm_limit(vm, vm->config->timeout_ms);
 }
 
+/* Devices go on at once: helpers of theirs may answer. */
+static int setup_restore(struct vm *vm, char *error, size_t n)
+{
+    pthread_mutex_lock(&vm->bus->lock);
+    int err = restore_machine(vm, vm->config->restore, error, n);
+    pthread_mutex_unlock(&vm->bus->lock);
+    return err;
+}
+
 static int setup(struct vm *vm, char *error, size_t n)
 {
     int err = vm_confine_prepare(vm, error, n);
@@ -251,6 +262,8 @@ static int setup(struct vm *vm, char *error, size_t n)
         error_sys(error, n, err, "the console cannot be set up");
     if (!err)
         err = life_open(vm, error, n);
+    if (!err && vm->config->restore)
+        err = setup_restore(vm, error, n);
     if (!err)
         err = vm_confine(vm, error, n);
     if (err)
@@ -266,20 +279,25 @@ static int setup(struct vm *vm, char *error, size_t n)
 
 /* --- the run --------------------------------------------------------------------------------------------------- */
 
-/* Runs vCPUs and loop until the run ends or the guest resets. */
+/* Runs vCPUs and loop until the run ends, the guest resets, or it is to stand still for a snapshot. */
 static void run_once(struct vm *vm)
 {
     int err = vcpus_start(vm);
     pthread_mutex_lock(&vm->bus->lock);
     if (err)
         vm_end(vm, VM_FAILED, "cannot start the CPUs' threads: %s", strerror(-err));
-    while (!vm->ended && !vm->reset) {
+    if (vm->stopped_ns)
+        snapshot_taken(vm, clock_ns() - vm->stopped_ns);
+    vm->stopped_ns = 0;
+    while (!vm->ended && !vm->reset && !snapshot_due(vm)) {
         pthread_mutex_unlock(&vm->bus->lock);
         loop_run(vm->loop);
         pthread_mutex_lock(&vm->bus->lock);
         if (chr_user_left(vm->chr) || (vm->terminal && chr_user_left(vm->terminal)))
             vm_end(vm, VM_USER_LEFT, "left by Ctrl-] q");
     }
+    if (snapshot_due(vm))
+        vm->stopped_ns = clock_ns();
     pthread_mutex_unlock(&vm->bus->lock);
     vcpus_stop(vm);
 }
@@ -292,9 +310,11 @@ static void run(struct vm *vm)
         run_once(vm);
         pthread_mutex_lock(&vm->bus->lock);
         machine_console_flush(vm->machine);
-        if (!vm->ended && machine_reset(vm->machine, error, sizeof error))
+        if (!vm->ended && vm->reset && machine_reset(vm->machine, error, sizeof error))
             vm_end(vm, VM_FAILED, "cannot start the machine again: %s", error);
         vm->reset = false;
+        if (!vm->ended && snapshot_due(vm))
+            snapshot_take(vm);
         bool ended = vm->ended;
         pthread_mutex_unlock(&vm->bus->lock);
         if (ended)
@@ -318,6 +338,7 @@ static void print_stats(struct vm *vm)
 
 static void teardown(struct vm *vm)
 {
+    snapshot_abandon(vm);
     console_close(vm);
     if (vm->config->stats && vm->engine && vm->start_ns)
         print_stats(vm);

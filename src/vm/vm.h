@@ -13,6 +13,7 @@
 
 struct engine_ops;
 struct vm_life;
+struct restore;
 
 #define VM_DEFAULT_MEMORY (512ull << 20)
 
@@ -41,6 +42,7 @@ struct vm_config {
     unsigned log_items;        /* enum engine_log */
     const char *log_path;      /* NULL: stderr */
     struct vm_life *life;      /* life.h; NULL: a VM without a name */
+    struct restore *restore;   /* snapshot.h: begin with what that holds; NULL: from the beginning */
 };
 
 /* What of a vm_config can be said on a command line (options.c): each text is checked as it is stored. */

@@ -49,6 +49,8 @@ struct vm {
     uint64_t inherited[VM_INHERITED_MAX / 64]; /* descriptors that were open before the VM: bits */
     struct vsock *vsock;                       /* NULL: none */
     struct balloon *balloon;                   /* NULL: none */
+    struct saving *saving;                     /* snapshot_int.h; NULL: no snapshot was asked for */
+    uint64_t stopped_ns;                       /* when the vCPUs were stopped for one; 0: they were not */
     FILE *log;
     struct vcpu vcpus[VM_MAX_CPUS];
     unsigned n_started;

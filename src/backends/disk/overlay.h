@@ -19,6 +19,9 @@ int disk_overlay_create(const char *path, const char *base, uint64_t size, char 
 /* Makes the disk larger; nobody has it open.  A smaller size is refused. */
 int disk_overlay_grow(const char *path, uint64_t size, char *err, size_t n);
 
+/* The path of what the overlay lies on, empty for none, without opening it as a disk.  0/-errno. */
+int disk_overlay_base(const char *path, char base[4096]);
+
 struct disk_overlay_report {
     uint64_t size, base_size, granules, owned; /* granules of 4096 bytes; those whose contents are here */
     char base[4096];                           /* path; empty: none */
@@ -31,6 +34,17 @@ struct disk_overlay_report {
 /* Looks through the whole map; nobody writes to it meanwhile.  0 when nothing is wrong; -EBADMSG with a sentence and
  * the report when something is; another -errno with a sentence when it could not be read. */
 int disk_overlay_check(const char *path, struct disk_overlay_report *report, char *err, size_t n);
+
+/* --- layers: a new overlay on one that a machine has open (overlay_stack.c) --- */
+
+/* Makes the file `path`, which must not be there, over the overlay `base`, which may be written to meanwhile; `base` is
+ * the path that it will be found by.  Durable on return.  0, or -errno with one sentence. */
+int disk_overlay_stack_create(const char *path, const char *base, char *err, size_t n);
+/* Opens and locks it, for disk_overlay_stack in another process.  The descriptor, or -errno with one sentence. */
+int disk_overlay_stack_open(const char *path, char *err, size_t n);
+/* From now on `disk`, an overlay that is at rest and flushed, writes to that file and only reads what it was.  Takes fd
+ * over on success.  0, or -errno with one sentence, and nothing has changed. */
+int disk_overlay_stack(struct disk *disk, int fd, char *err, size_t n);
 
 /* For tests: opens with file operations of one's own, which become the disk's. */
 int overlay_open_with(struct disk **out, const struct disk_spec *spec, struct loop *loop, struct fileio *io, char *err,

@@ -80,7 +80,10 @@ static int open_base(struct overlay *o, struct loop *loop, char *err, size_t n)
     int failed = disk_open_spec(&o->base, &spec, loop, why, sizeof why);
     if (failed)
         return error_set(err, n, failed, "the base of overlay %s: %s", o->disk.spec.path, why);
-    failed = fingerprint(o->base, &print);
+    if (o->base->ops == &overlay_ops && h->base_print == overlay_id_print(((struct overlay *)o->base)->header.id))
+        print = h->base_print; /* a layer of the same disk (overlay_stack.c) */
+    else
+        failed = fingerprint(o->base, &print);
     if (failed)
         return error_sys(err, n, failed, "cannot read %s, the base of overlay %s", h->base, o->disk.spec.path);
     if (o->base->size != h->base_size || print != h->base_print)
@@ -94,14 +97,15 @@ static int open_base(struct overlay *o, struct loop *loop, char *err, size_t n)
 
 /* --- opening --------------------------------------------------------------------------------------------------- */
 
-static int read_headers(int fd, const char *path, struct overlay_header *h, unsigned *slot, char *err, size_t n)
+int overlay_read_headers(int fd, const char *path, struct overlay_header *h, unsigned *slot, char *err, size_t n)
 {
+    unsigned which;
     uint8_t bytes[2 * OVERLAY_HEADER] = {0};
     ssize_t got = pread(fd, bytes, sizeof bytes, 0);
 
     if (got < 0)
         return error_sys(err, n, -errno, "cannot read overlay %s", path);
-    const char *why = overlay_header_choose(h, bytes, slot);
+    const char *why = overlay_header_choose(h, bytes, slot ? slot : &which);
     return why ? error_set(err, n, -EBADMSG, "%s %s", path, why) : 0;
 }
 
@@ -174,7 +178,8 @@ static int open_map(struct overlay *o, char *err, size_t n)
 void overlay_free(struct overlay *o)
 {
     disk_close(o->base);
-    fileio_destroy(o->file.io);
+    if (!o->shares_io)
+        fileio_destroy(o->file.io);
     zero_file_destroy(&o->file);
     if (o->file.fd >= 0)
         close(o->file.fd);
@@ -201,7 +206,7 @@ static int open_file(struct overlay *o, char *err, size_t n)
         return error_sys(err, n, -errno, "cannot write to overlay %s", o->disk.spec.path);
     if (block)
         return error_set(err, n, -EINVAL, "overlay %s is a block device: an overlay is a file", o->disk.spec.path);
-    return read_headers(fd, o->disk.spec.path, &o->header, &slot, err, n);
+    return overlay_read_headers(fd, o->disk.spec.path, &o->header, &slot, err, n);
 }
 
 int overlay_open_with(struct disk **out, const struct disk_spec *spec, struct loop *loop, struct fileio *io, char *err,
@@ -299,7 +304,7 @@ static int choose_size(struct overlay_header *h, uint64_t size, char *err, size_
     return 0;
 }
 
-static int write_file(const char *path, const struct overlay_header *h, char *err, size_t n)
+int overlay_write_file(const char *path, const struct overlay_header *h, char *err, size_t n)
 {
     int fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
 
@@ -339,7 +344,7 @@ int disk_overlay_create(const char *path, const char *base, uint64_t size, char 
         if (!failed)
             failed = choose_size(h, size, err, n);
         if (!failed)
-            failed = write_file(path, h, err, n);
+            failed = overlay_write_file(path, h, err, n);
     }
     loop_destroy(loop);
     free(h);
@@ -363,7 +368,7 @@ static int open_plain(const char *path, bool read_only, struct overlay_header *h
     free(spec);
     if (fd < 0)
         return fd;
-    int failed = read_headers(fd, path, h, slot, err, n);
+    int failed = overlay_read_headers(fd, path, h, slot, err, n);
     if (failed) {
         close(fd);
         return failed;

@@ -122,3 +122,8 @@ bool overlay_sector_ok(const uint8_t *sector, const uint8_t id[OVERLAY_ID], uint
         return true;
     return get32(sector + 4) == number && get32(sector) == sector_crc(sector, id);
 }
+
+uint32_t overlay_id_print(const uint8_t id[OVERLAY_ID])
+{
+    return crc32c(crc32c(0, "layer", 5), id, OVERLAY_ID);
+}

@@ -18,6 +18,9 @@
  * none map sector      0   crc32c of the id, then of the 508 bytes behind this field (4) 4   number of the sector, from
  * 0 through all groups (4)    8  4032 bits, lowest first all zero: no bit is set
  *
+ * The fingerprint of the base is crc32c of parts of its contents; of an overlay that this one was put on while a machine
+ * wrote to it, which has the same size, it may be crc32c of "layer" and its id.
+ *
  * Two copies of the header, of which the valid one with the higher generation counts, make a change of it one step.
  *
  * What makes a flush true: bits only ever go from clear to set, and reach the file after the data that they speak of is
@@ -60,6 +63,9 @@ const char *overlay_header_choose(struct overlay_header *h, const uint8_t *bytes
 /* A map sector in memory is as in the file; seal before writing, check after reading. */
 void overlay_sector_seal(uint8_t *sector, const uint8_t id[OVERLAY_ID], uint32_t number);
 bool overlay_sector_ok(const uint8_t *sector, const uint8_t id[OVERLAY_ID], uint32_t number);
+
+/* The fingerprint of an overlay as a layer. */
+uint32_t overlay_id_print(const uint8_t id[OVERLAY_ID]);
 
 static inline uint64_t overlay_granules(uint64_t size)
 {

@@ -1,6 +1,7 @@
 /* Inside the overlay: overlay_file.c (opening, creating), overlay_request.h (requests), overlay_flush.c. */
 #pragma once
 #include "backends/disk.h"
+#include "backends/disk/disk_int.h"
 #include "backends/disk/overlay_format.h"
 #include "backends/disk/zero.h"
 
@@ -32,6 +33,7 @@ struct overlay {
     struct disk disk;
     struct overlay_header header;
     struct zero_file file;
+    bool shares_io; /* with its base, an overlay too, which will destroy it (overlay_stack.c) */
     struct disk *base; /* NULL: zeroes */
     uint8_t *map;      /* all map sectors, as in the file but for their check sums */
     uint32_t n_sectors;
@@ -65,7 +67,11 @@ static inline void overlay_finish(struct overlay *o, struct disk_request *r, int
 }
 
 extern const struct disk_ops overlay_ops;
-void overlay_free(struct overlay *o); /* overlay_file.c */
+/* overlay_file.c */
+void overlay_free(struct overlay *o);
+/* slot, which of the two copies it was, may be NULL. */
+int overlay_read_headers(int fd, const char *path, struct overlay_header *h, unsigned *slot, char *err, size_t n);
+int overlay_write_file(const char *path, const struct overlay_header *h, char *err, size_t n);
 
 /* For a map of so many sectors; NULL: no memory. */
 struct overlay_flush *overlay_flush_create(uint32_t n_sectors);

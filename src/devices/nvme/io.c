@@ -94,8 +94,12 @@ static uint16_t transfer(struct nvme *n, struct nvme_request *r, const struct nv
     uint16_t status = nvme_map(n, c, blocks << NVME_LBA_SHIFT, r->pieces, &r->n_pieces);
     if (status)
         return status;
-    for (unsigned i = 0; i < r->n_pieces; i++)
-        r->iov[i] = (struct iovec){memory_hva(n->bus->memory, r->pieces[i].gpa, r->pieces[i].len), r->pieces[i].len};
+    for (unsigned i = 0; i < r->n_pieces; i++) {
+        const struct nvme_piece *p = &r->pieces[i];
+        r->iov[i] = (struct iovec){read ? memory_hva(n->bus->memory, p->gpa, p->len)
+                                        : (void *)(uintptr_t)memory_hva_read(n->bus->memory, p->gpa, p->len),
+                                   p->len};
+    }
     r->disk.iov = r->iov;
     r->disk.n_iov = r->n_pieces;
     r->disk.flags = !read && (c->cdw12 & FLAG_FUA) ? DISK_FUA : 0;

@@ -200,8 +200,9 @@ static bool in_range(const struct blk *b, uint64_t sector, uint64_t sectors)
 
 /* The pieces of guest memory behind `skip` bytes of n buffers, `length` bytes in all. */
 static unsigned pieces(struct blk *b, const struct virtio_buffer *buf, unsigned n, uint32_t skip, uint32_t length,
-                       struct iovec *iov)
+                       struct iovec *iov, bool written)
 {
+    const struct memory *m = b->virtio.bus->memory;
     unsigned count = 0;
 
     for (unsigned i = 0; i < n && length; i++) {
@@ -210,7 +211,9 @@ static unsigned pieces(struct blk *b, const struct virtio_buffer *buf, unsigned 
             continue;
         }
         uint32_t piece = buf[i].len - skip < length ? buf[i].len - skip : length;
-        iov[count++] = (struct iovec){memory_hva(b->virtio.bus->memory, buf[i].gpa + skip, piece), piece};
+        uint64_t at = buf[i].gpa + skip;
+        iov[count++] = (struct iovec){
+            written ? memory_hva(m, at, piece) : (void *)(uintptr_t)memory_hva_read(m, at, piece), piece};
         length -= piece;
         skip = 0;
     }
@@ -226,8 +229,8 @@ static int transfer(struct blk_request *r, const struct blk_header *h)
 
     if (length % DISK_SECTOR || !in_range(b, h->sector, length / DISK_SECTOR) || (!read && b->disk->read_only))
         return VIRTIO_BLK_S_IOERR;
-    r->disk.n_iov = read ? pieces(b, c->buf + c->n_out, c->n_in, 0, length, r->iov)
-                         : pieces(b, c->buf, c->n_out, sizeof *h, length, r->iov);
+    r->disk.n_iov = read ? pieces(b, c->buf + c->n_out, c->n_in, 0, length, r->iov, true)
+                         : pieces(b, c->buf, c->n_out, sizeof *h, length, r->iov, false);
     start(r, read ? DISK_READ : DISK_WRITE, 0, h->sector, length, read ? read_done : done);
     return -1;
 }

@@ -28,7 +28,7 @@ static unsigned gather(struct virtio_device *v, const struct virtio_chain *chain
             skip -= b->len;
             continue;
         }
-        uint8_t *hva = memory_hva(v->bus->memory, b->gpa, b->len);
+        uint8_t *hva = (uint8_t *)(uintptr_t)memory_hva_read(v->bus->memory, b->gpa, b->len);
         iov[n++] = (struct iovec){hva + skip, b->len - skip};
         skip = 0;
     }

@@ -57,7 +57,7 @@ const char *virtio_queue_check(const struct virtio_device *v, const struct virti
  * a restored state comes from outside. */
 static uint16_t load16(const struct virtio_device *v, uint64_t gpa)
 {
-    const uint16_t *p = memory_hva(v->bus->memory, gpa, sizeof *p);
+    const uint16_t *p = memory_hva_read(v->bus->memory, gpa, sizeof *p);
     return p && gpa % 2 == 0 ? __atomic_load_n(p, __ATOMIC_SEQ_CST) : 0;
 }
 

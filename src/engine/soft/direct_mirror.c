@@ -109,7 +109,7 @@ static bool tells(const struct direct *d, const uint8_t *page, const uint8_t *p)
 static uint8_t byte_at(struct soft_vcpu *v, uint64_t gva)
 {
     struct translation tr;
-    const uint8_t *p = cpu_walk_probe(&v->cpu, gva, &tr) ? memory_hva(v->engine->config.memory, tr.gpa, 1) : NULL;
+    const uint8_t *p = cpu_walk_probe(&v->cpu, gva, &tr) ? memory_hva_read(v->engine->config.memory, tr.gpa, 1) : NULL;
     return p ? *p : 0;
 }
 

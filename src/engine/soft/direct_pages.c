@@ -79,7 +79,7 @@ void pages_set(struct direct_slot *s, uint64_t *page, uint64_t value)
 
 static const volatile uint64_t *table_at(struct soft_vcpu *v, uint64_t entry)
 {
-    return memory_hva(v->engine->config.memory, entry & PTE_ADDR, 4096);
+    return memory_hva_read(v->engine->config.memory, entry & PTE_ADDR, 4096);
 }
 
 /* Those above the lowest table; none below that of a large page. */

@@ -6,6 +6,7 @@
 #include <cpuid.h>
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <time.h>
 
@@ -245,6 +246,46 @@ void *engine_soft_fpu(struct engine *e, unsigned i)
     return e->peers->of[i]->vcpu->xsave;
 }
 
+/* --- snapshots ------------------------------------------------------------------------------------------------ */
+
+enum { SIMD_LEGACY = 512, SIMD_HEADER = 64, SIMD_MXCSR = 24 };
+_Static_assert(ENGINE_SIMD_MAX <= sizeof((struct soft_vcpu *)0)->xsave, "the area holds it");
+
+static int soft_get_simd(struct engine *e, unsigned i, uint8_t *out)
+{
+    memcpy(out, e->peers->of[i]->vcpu->xsave, ENGINE_SIMD_MAX);
+    return ENGINE_SIMD_MAX;
+}
+
+/* What XRSTOR would refuse is not in it afterwards: it runs in the host. */
+static int soft_set_simd(struct engine *e, unsigned i, const uint8_t *bytes, size_t n)
+{
+    uint8_t *area = e->peers->of[i]->vcpu->xsave;
+    uint64_t components;
+    uint32_t mxcsr;
+
+    if (n < SIMD_LEGACY + SIMD_HEADER || n > ENGINE_SIMD_MAX)
+        return -EINVAL;
+    memset(area, 0, ENGINE_SIMD_MAX);
+    memcpy(area, bytes, n);
+    memcpy(&mxcsr, area + SIMD_MXCSR, sizeof mxcsr);
+    mxcsr &= 0xffff;
+    memcpy(area + SIMD_MXCSR, &mxcsr, sizeof mxcsr);
+    memcpy(&components, area + SIMD_LEGACY, sizeof components);
+    components &= e->xcr0;
+    memset(area + SIMD_LEGACY, 0, SIMD_HEADER);
+    memcpy(area + SIMD_LEGACY, &components, sizeof components);
+    return 0;
+}
+
+/* The process that runs guest code directly is not let run while memory is watched (direct.c). */
+static void soft_watch(struct engine *e)
+{
+    for (unsigned i = 0; i < e->peers->n; i++)
+        for (unsigned mmu = 0; mmu < MMU_COUNT; mmu++)
+            soft_tlb_flush(e->peers->of[i]->vcpu, mmu, true);
+}
+
 const struct engine_ops engine_soft = {
     .name = "soft",
     .probe = soft_probe,
@@ -254,4 +295,7 @@ const struct engine_ops engine_soft = {
     .run = soft_run,
     .kick = soft_kick,
     .stats = soft_stats,
+    .get_simd = soft_get_simd,
+    .set_simd = soft_set_simd,
+    .watch = soft_watch,
 };

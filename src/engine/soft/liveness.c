@@ -112,7 +112,7 @@ static uint8_t peek(struct translator *t, int64_t target)
     if (offset < 0 || offset >= 4096)
         return F_ALL;
     unsigned room = 4096 - (unsigned)offset;
-    const uint8_t *ram = memory_hva(t->engine->config.memory, (t->b->gpa & ~4095ull) + (uint64_t)offset, room);
+    const uint8_t *ram = memory_hva_read(t->engine->config.memory, (t->b->gpa & ~4095ull) + (uint64_t)offset, room);
     if (!ram)
         return F_ALL;
     for (unsigned i = 0; i < PEEK_INSNS && written != F_ALL; i++) {

@@ -17,13 +17,20 @@ static uint64_t wrap(const struct soft_vcpu *v, uint64_t gva)
     return v->mode & MODE_64 ? gva : (uint32_t)gva;
 }
 
+/* The hva for an access, or NULL: not RAM. */
+static uint8_t *ram_at(struct soft_vcpu *v, uint64_t gpa, unsigned len, unsigned access)
+{
+    const struct memory *m = v->engine->config.memory;
+    return access == ACCESS_WRITE ? memory_hva(m, gpa, len) : (uint8_t *)(uintptr_t)memory_hva_read(m, gpa, len);
+}
+
 static int piece_translate(struct soft_vcpu *v, uint64_t gva, unsigned access, struct piece *p, struct translation *tr)
 {
     if (cpu_walk(&v->cpu, gva, access, soft_mmu(v) == MMU_USER, tr))
         return CPU_FAULT;
     v->stats.walks++;
     p->gpa = tr->gpa;
-    p->hva = memory_hva(v->engine->config.memory, tr->gpa, p->len);
+    p->hva = ram_at(v, tr->gpa, p->len, access);
     return 0;
 }
 
@@ -189,7 +196,7 @@ static int bounce_fill(struct soft_vcpu *v, const struct site *s, uint64_t gva, 
         if (piece_translate(v, byte_gva(v, s, gva, first), access, &p[i], &tr))
             return CPU_FAULT;
         p[i].gpa -= skip;
-        p[i].hva = memory_hva(v->engine->config.memory, p[i].gpa, p[i].len);
+        p[i].hva = ram_at(v, p[i].gpa, p[i].len, access);
     }
     for (unsigned i = 0; i < n; i++) {
         if (!used[i] || !(s->access & SITE_READ))
@@ -338,7 +345,7 @@ const void *soft_window(struct soft_vcpu *v)
     bool write = s->access & SITE_WRITE;
     struct translation tr;
     if (cpu_canonical(&v->cpu, gva) && (gva & 4095) + s->size <= 4096 && cpu_walk_probe_access(v, gva, &tr)) {
-        uint8_t *page = memory_hva(v->engine->config.memory, tr.gpa & ~4095ull, 4096);
+        uint8_t *page = ram_at(v, tr.gpa & ~4095ull, 4096, write ? ACCESS_WRITE : ACCESS_READ);
         if (page) {
             unsigned mmu = soft_mmu(v);
             soft_tlb_fill(v, mmu, gva, &tr, page);

@@ -49,7 +49,9 @@ static uint8_t *string_run(struct soft_vcpu *v, uint64_t gva, uint64_t bytes, un
         v->cpu.exc = saved; /* the element access raises it again, with the right progress */
         return NULL;
     }
-    uint8_t *page = memory_hva(v->engine->config.memory, tr.gpa & ~4095ull, 4096);
+    const struct memory *m = v->engine->config.memory;
+    uint64_t at = tr.gpa & ~4095ull;
+    uint8_t *page = access == ACCESS_WRITE ? memory_hva(m, at, 4096) : (uint8_t *)(uintptr_t)memory_hva_read(m, at, 4096);
     if (!page)
         return NULL;
     if (access == ACCESS_WRITE)

@@ -43,7 +43,8 @@ void soft_tlb_fill(struct soft_vcpu *v, unsigned mmu, uint64_t gva, const struct
     if (!soft_watched(v, gva, false))
         tlb_insert(v, mmu, 0, gva, page, tr->global);
     bool may_write = tr->dirty && (tr->writable || (mmu != MMU_USER && !(v->cpu.cr0 & CR0_WP)));
-    if (may_write && !soft_watched(v, gva, true) && soft_may_write(e, tr->gpa >> 12))
+    if (may_write && !soft_watched(v, gva, true) && memory_may_write(e->config.memory, tr->gpa) &&
+        soft_may_write(e, tr->gpa >> 12))
         tlb_insert(v, mmu, 1, gva, page, tr->global);
     note_large(v, gva, tr);
 }
@@ -437,7 +438,9 @@ static int translate(struct cpu *cpu, uint64_t gva, unsigned access, bool user, 
     int rc = cpu_walk(cpu, gva, access, user, out);
     if (rc || kind == ACCESS_EXEC || user != out->user)
         return rc;
-    uint8_t *hva = memory_hva(v->engine->config.memory, out->gpa & ~4095ull, 4096);
+    const struct memory *m = v->engine->config.memory;
+    uint64_t at = out->gpa & ~4095ull;
+    uint8_t *hva = kind == ACCESS_WRITE ? memory_hva(m, at, 4096) : (uint8_t *)(uintptr_t)memory_hva_read(m, at, 4096);
     if (hva)
         soft_tlb_fill(v, user ? MMU_USER : MMU_KERNEL, gva, out, hva);
     return 0;

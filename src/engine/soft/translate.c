@@ -89,7 +89,7 @@ static bool decode_block(struct translator *t, uint64_t gpa, unsigned max_insns)
 {
     struct engine *e = t->engine;
     unsigned room = 4096 - t->page_offset;
-    const uint8_t *ram = memory_hva(e->config.memory, gpa, room);
+    const uint8_t *ram = memory_hva_read(e->config.memory, gpa, room);
     decode_begin(t);
     t->n_insns = t->fetched = 0;
     t->straddles = false;
@@ -108,7 +108,7 @@ static bool decode_block(struct translator *t, uint64_t gpa, unsigned max_insns)
             if (soft_translate_exec(t->v, soft_code_gva(t->v, t->gva + room), &next_gpa, NULL))
                 return false;
             soft_code_claim(e, next_gpa >> 12);
-            const uint8_t *more = memory_hva(e->config.memory, next_gpa, 16);
+            const uint8_t *more = memory_hva_read(e->config.memory, next_gpa, 16);
             if (more)
                 memcpy(t->code + room, more, 16);
             else

@@ -1,0 +1,99 @@
+/* `guise restore`: a virtual machine goes on from a snapshot. */
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/error.h"
+#include "base/log.h"
+#include "cli/life.h"
+#include "vm/snapshot.h"
+#include "vm/snapshot_store.h"
+
+struct restore_arguments {
+    bool quiet, verbose;
+};
+
+/* clang-format off */
+const struct option_spec restore_options[] = {
+    {.name = "quiet", .letter = 'q', .kind = OPTION_FLAG, .offset = offsetof(struct restore_arguments, quiet),
+     .help = "show no progress"},
+    {.name = "verbose", .letter = 'v', .kind = OPTION_FLAG, .offset = offsetof(struct restore_arguments, verbose),
+     .help = "say how long it took"},
+    {0},
+};
+/* clang-format on */
+
+/* What can be seen of it before the machine that runs now is given up. */
+static int look(const char *path, const struct vm_record *record, char layer[64], char *err, size_t n)
+{
+    struct restore restore;
+    int failed = restore_open(&restore, path, err, n);
+
+    if (failed)
+        return failed;
+    failed = restore_check(&restore, record, err, n);
+    json_t *about = failed ? NULL : snapshot_about(&restore.file, path, err, n);
+    if (!failed && !about)
+        failed = -EBADMSG;
+    const char *text = json_string_value(json_object_get(about, "layer"));
+    snprintf(layer, 64, "%s", text ? text : "");
+    json_decref(about);
+    restore_close(&restore);
+    return failed;
+}
+
+static int stop_running(const struct registry *r, const char *name)
+{
+    struct vm_run run;
+
+    registry_run(r, name, &run);
+    return run.state == VM_RUNNING ? life_cut_power(r, name) : STATUS_OK;
+}
+
+static int go_back(const struct registry *r, const struct vm_record *record, const char *path, const char *layer,
+                   const struct restore_arguments *a)
+{
+    struct progress progress;
+    struct life_start s = {.registry = r, .record = record, .progress = &progress, .snapshot = path};
+    char err[ERROR_SIZE];
+    int lock, failed = registry_lock(r, record->name, &lock, err, sizeof err);
+
+    if (failed)
+        return cli_failed(failed, err);
+    if (*layer && (failed = snapshot_disk_back(r, record->name, layer, err, sizeof err))) {
+        close(lock);
+        return cli_failed(failed, err);
+    }
+    progress_begin(&progress, a->verbose, a->quiet);
+    int status = life_begin(&s, lock, false);
+    progress_end(&progress);
+    if (status == STATUS_OK)
+        client_close(&s.client);
+    return status;
+}
+
+int restore_main(const struct command *self, int argc, char **argv)
+{
+    struct restore_arguments a = {0};
+    struct vm_record record;
+    struct registry r;
+    char err[ERROR_SIZE], path[PATH_MAX], tag[NAME_SIZE], layer[64];
+    int status, operands = life_parse(self, argc, argv, &a, 2, &r, &status);
+
+    if (operands < 0)
+        return status;
+    if (operands == 0)
+        return cli_usage_error(self, "the name of a virtual machine must be given");
+    int failed = registry_load(&r, argv[1], &record, err, sizeof err);
+    if (failed)
+        return cli_failed(failed, err);
+    failed = snapshot_find(&r, argv[1], operands == 2 ? argv[2] : NULL, tag, path, err, sizeof err);
+    if (!failed)
+        failed = look(path, &record, layer, err, sizeof err);
+    status = failed ? cli_failed(failed, err) : stop_running(&r, argv[1]);
+    if (status == STATUS_OK)
+        status = go_back(&r, &record, path, layer, &a);
+    record_free(&record);
+    return status;
+}

@@ -1,0 +1,259 @@
+#include "memory/watch.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { KEEP = 1, ABSENT = 2 };
+
+struct memory_watch {
+    pthread_mutex_t lock; /* guards the contents of chunks that have a bit set, and clearing bits */
+    struct memory_keeper keeper;
+    struct memory_source source;
+    uint64_t n;
+    uint8_t buffer[WATCH_CHUNK]; /* of the holder of the lock */
+    _Atomic uint8_t state[];
+};
+
+uint64_t memory_chunks(const struct memory *m)
+{
+    return (m->size + WATCH_CHUNK - 1) >> WATCH_SHIFT;
+}
+
+static uint64_t offset_of(const struct memory *m, uint64_t gpa)
+{
+    return gpa < m->low_size ? gpa : gpa - MEMORY_HOLE_END + m->low_size;
+}
+
+/* The parts of RAM begin and end at multiples of a chunk, but for the last one's end. */
+static uint8_t *chunk_at(const struct memory *m, uint64_t chunk)
+{
+    uint64_t offset = chunk << WATCH_SHIFT;
+    return m->base + (offset < m->low_size ? offset : offset - m->low_size + MEMORY_HOLE_END);
+}
+
+static uint32_t length_of(const struct memory *m, uint64_t chunk)
+{
+    uint64_t left = m->size - (chunk << WATCH_SHIFT);
+    return left < WATCH_CHUNK ? (uint32_t)left : WATCH_CHUNK;
+}
+
+static int begin(struct memory *m)
+{
+    uint64_t n = memory_chunks(m);
+
+    if (m->watch)
+        return 0;
+    m->watch = calloc(1, sizeof *m->watch + n);
+    if (!m->watch)
+        return -ENOMEM;
+    m->watch->n = n;
+    pthread_mutex_init(&m->watch->lock, NULL);
+    return 0;
+}
+
+static void set_all(struct memory *m, uint8_t bit)
+{
+    struct memory_watch *w = m->watch;
+
+    for (uint64_t i = 0; i < w->n; i++)
+        atomic_fetch_or_explicit(&w->state[i], bit, memory_order_relaxed);
+    atomic_store(&m->watched, true);
+}
+
+static void clear_all(struct memory *m, uint8_t bit)
+{
+    struct memory_watch *w = m->watch;
+    uint8_t left = 0;
+
+    if (!w)
+        return;
+    pthread_mutex_lock(&w->lock);
+    for (uint64_t i = 0; i < w->n; i++)
+        left |= atomic_fetch_and(&w->state[i], (uint8_t)~bit) & (uint8_t)~bit;
+    atomic_store(&m->watched, left != 0);
+    pthread_mutex_unlock(&w->lock);
+}
+
+void memory_fill_chunk(struct memory *m, uint64_t chunk, const void *bytes)
+{
+    memcpy(chunk_at(m, chunk), bytes, length_of(m, chunk));
+}
+
+void memory_watch_destroy(struct memory *m)
+{
+    if (m->watch)
+        pthread_mutex_destroy(&m->watch->lock);
+    free(m->watch);
+}
+
+/* --- with the lock held ---------------------------------------------------------------------------------------- */
+
+static bool load(struct memory *m, uint64_t chunk)
+{
+    struct memory_watch *w = m->watch;
+
+    if (!(atomic_load(&w->state[chunk]) & ABSENT))
+        return false;
+    w->source.load(w->source.opaque, chunk, chunk_at(m, chunk), length_of(m, chunk));
+    atomic_fetch_and(&w->state[chunk], (uint8_t)~ABSENT);
+    return true;
+}
+
+/* By the file: reading a hole there takes no memory, where reading by the mapping would. */
+static void copy(struct memory *m, uint64_t chunk, uint8_t *out, uint32_t length)
+{
+    ssize_t got = pread(m->fd, out, length, (off_t)(chunk << WATCH_SHIFT));
+
+    if (got != (ssize_t)length)
+        memcpy(out, chunk_at(m, chunk), length);
+}
+
+static void keep(struct memory *m, uint64_t chunk)
+{
+    struct memory_watch *w = m->watch;
+    uint32_t length = length_of(m, chunk);
+
+    if (!(atomic_load(&w->state[chunk]) & KEEP))
+        return;
+    copy(m, chunk, w->buffer, length);
+    w->keeper.keep(w->keeper.opaque, chunk, w->buffer, length);
+    atomic_fetch_and(&w->state[chunk], (uint8_t)~KEEP);
+}
+
+/* --- announcements ---------------------------------------------------------------------------------------------- */
+
+/* In ordinary code, which may use SIMD registers. */
+static __attribute__((noinline)) void announce(struct memory *m, uint64_t chunk, bool write)
+{
+    struct memory_watch *w = m->watch;
+
+    if (write && (atomic_load(&w->state[chunk]) & KEEP))
+        w->keeper.room(w->keeper.opaque);
+    pthread_mutex_lock(&w->lock);
+    load(m, chunk);
+    if (write)
+        keep(m, chunk);
+    pthread_mutex_unlock(&w->lock);
+}
+
+/* x87, SSE, AVX, AVX-512: the guest's may be live. */
+#define SIMD_COMPONENTS 0xe7u
+#define SIMD_AREA 2816u
+
+__attribute__((target("general-regs-only"), noinline)) static void announce_quietly(struct memory *m, uint64_t chunk,
+                                                                                   bool write)
+{
+    uint8_t area[SIMD_AREA] __attribute__((aligned(64)));
+    const uint32_t mxcsr = 0x1f80;
+
+    for (unsigned i = 512; i < 576; i++) /* the header, of which XSAVE writes a part */
+        area[i] = 0;
+    __asm__ volatile("xsave64 (%0)" ::"r"(area), "a"(SIMD_COMPONENTS), "d"(0) : "memory");
+    __asm__ volatile("fninit\n ldmxcsr %0" ::"m"(mxcsr));
+    announce(m, chunk, write);
+    __asm__ volatile("xrstor64 (%0)" ::"r"(area), "a"(SIMD_COMPONENTS), "d"(0) : "memory");
+}
+
+__attribute__((target("general-regs-only"))) void memory_announce(const struct memory *memory, uint64_t gpa,
+                                                                  uint64_t len, bool write)
+{
+    struct memory *m = (struct memory *)memory; /* its contents are what they were: only where they are has changed */
+    const uint8_t matters = write ? KEEP | ABSENT : ABSENT;
+
+    for (uint64_t i = offset_of(m, gpa) >> WATCH_SHIFT; len && i <= (offset_of(m, gpa + len - 1) >> WATCH_SHIFT); i++)
+        if (atomic_load_explicit(&m->watch->state[i], memory_order_acquire) & matters)
+            announce_quietly(m, i, write);
+}
+
+bool memory_may_write_unseen(const struct memory *m, uint64_t gpa)
+{
+    return !(atomic_load_explicit(&m->watch->state[offset_of(m, gpa) >> WATCH_SHIFT], memory_order_acquire) &
+             (KEEP | ABSENT));
+}
+
+void memory_watch_discard(struct memory *m, uint64_t gpa, uint64_t len)
+{
+    if (memory_is_watched(m) && len)
+        memory_announce(m, gpa, len, true);
+}
+
+/* --- keeping ------------------------------------------------------------------------------------------------------ */
+
+int memory_keep_begin(struct memory *m, const struct memory_keeper *keeper)
+{
+    int err = begin(m);
+
+    if (err)
+        return err;
+    m->watch->keeper = *keeper;
+    set_all(m, KEEP);
+    return 0;
+}
+
+bool memory_keep_take(struct memory *m, uint64_t chunk, void *out, uint32_t *length)
+{
+    struct memory_watch *w = m->watch;
+    bool taken = false;
+
+    pthread_mutex_lock(&w->lock);
+    load(m, chunk);
+    if (atomic_load(&w->state[chunk]) & KEEP) {
+        *length = length_of(m, chunk);
+        copy(m, chunk, out, *length);
+        atomic_fetch_and(&w->state[chunk], (uint8_t)~KEEP);
+        taken = true;
+    }
+    pthread_mutex_unlock(&w->lock);
+    return taken;
+}
+
+/* What is a hole in the file was so at the beginning, or it would have been kept before it was written to.  But one
+ * that is absent has its contents elsewhere. */
+uint64_t memory_keep_skip(struct memory *m, uint64_t chunk)
+{
+    struct memory_watch *w = m->watch;
+    off_t data = lseek(m->fd, (off_t)(chunk << WATCH_SHIFT), SEEK_DATA);
+    uint64_t first = data >= 0 ? (uint64_t)data >> WATCH_SHIFT : errno == ENXIO ? w->n : chunk;
+
+    if (first > w->n)
+        first = w->n;
+    pthread_mutex_lock(&w->lock);
+    while (chunk < first && !(atomic_load(&w->state[chunk]) & ABSENT))
+        atomic_fetch_and(&w->state[chunk++], (uint8_t)~KEEP);
+    pthread_mutex_unlock(&w->lock);
+    return chunk;
+}
+
+void memory_keep_end(struct memory *m)
+{
+    clear_all(m, KEEP);
+}
+
+/* --- loading ------------------------------------------------------------------------------------------------------ */
+
+int memory_load_begin(struct memory *m, const struct memory_source *source)
+{
+    int err = begin(m);
+
+    if (err)
+        return err;
+    m->watch->source = *source;
+    set_all(m, ABSENT);
+    return 0;
+}
+
+bool memory_load_chunk(struct memory *m, uint64_t chunk)
+{
+    pthread_mutex_lock(&m->watch->lock);
+    bool loaded = load(m, chunk);
+    pthread_mutex_unlock(&m->watch->lock);
+    return loaded;
+}
+
+void memory_load_end(struct memory *m)
+{
+    clear_all(m, ABSENT);
+}

@@ -1,0 +1,62 @@
+/*
+ * Watching memory: who wants its contents as they are at one moment is asked before a piece of them changes, and who
+ * has contents that are not in place yet is asked for a piece before it is first used.  Snapshots are written by the
+ * one while the guest runs on, and restored by the other.
+ *
+ * Pieces are chunks of 64 KiB of the memory's file (memory.h: `fd`), numbered from its beginning.  The announcements
+ * come from memory_hva and its kind, which everybody calls who accesses memory: page walks, devices, and the software
+ * engine before it puts a page into a TLB.  An engine that does not ask (KVM) cannot be watched.
+ *
+ * Locking: `begin` functions while nobody accesses memory; the others at any time, on any thread.
+ */
+#pragma once
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "memory/memory.h"
+
+#define WATCH_SHIFT 16
+#define WATCH_CHUNK (1u << WATCH_SHIFT)
+
+/* --- its contents as they are now ---------------------------------------------------------------------------- */
+
+struct memory_keeper {
+    /* Waits for room for one chunk more; no lock is held. */
+    void (*room)(void *opaque);
+    /* The chunk, whose contents of the beginning are these, is about to change; called once for each. */
+    void (*keep)(void *opaque, uint64_t chunk, const void *bytes, uint32_t length);
+    void *opaque;
+};
+
+/* From now on each chunk is kept before it changes.  0/-errno. */
+int memory_keep_begin(struct memory *m, const struct memory_keeper *keeper);
+/* The contents of the beginning: copies the chunk to out[WATCH_CHUNK] and lets go of it; true.  false: it was kept
+ * before, or it is nothing but zeroes that take no room. */
+bool memory_keep_take(struct memory *m, uint64_t chunk, void *out, uint32_t *length);
+/* Lets go of chunks that have no contents yet, from `chunk` on; returns the first that may have some. */
+uint64_t memory_keep_skip(struct memory *m, uint64_t chunk);
+/* Lets go of all. */
+void memory_keep_end(struct memory *m);
+
+/* --- contents that come later --------------------------------------------------------------------------------- */
+
+struct memory_source {
+    /* Puts the chunk's contents to bytes[length], which are zeroes. */
+    void (*load)(void *opaque, uint64_t chunk, void *bytes, uint32_t length);
+    void *opaque;
+};
+
+/* All contents are still to come.  0/-errno. */
+int memory_load_begin(struct memory *m, const struct memory_source *source);
+/* Brings a chunk's if they are not in place; true when they were not. */
+bool memory_load_chunk(struct memory *m, uint64_t chunk);
+/* All are in place. */
+void memory_load_end(struct memory *m);
+
+/* Puts contents into a chunk that are all of it, WATCH_CHUNK bytes of which the last chunk may have less. */
+void memory_fill_chunk(struct memory *m, uint64_t chunk, const void *bytes);
+uint64_t memory_chunks(const struct memory *m);
+/* For memory.c. */
+void memory_watch_destroy(struct memory *m);
+/* The contents of [gpa, gpa+len) are about to be given up. */
+void memory_watch_discard(struct memory *m, uint64_t gpa, uint64_t len);

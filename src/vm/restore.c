@@ -1,0 +1,103 @@
+/* Beginning with what a snapshot holds. */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/error.h"
+#include "cpu/cpu.h"
+#include "memory/watch.h"
+#include "vm/record.h"
+#include "vm/snapshot.h"
+
+int restore_open(struct restore *r, const char *path, char *err, size_t n)
+{
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+
+    *r = (struct restore){.file.fd = -1};
+    if (fd < 0)
+        return error_sys(err, n, -errno, "cannot open the snapshot %s", path);
+    snprintf(r->name, sizeof r->name, "%s", path);
+    int failed = snapshot_open(&r->file, fd, path, err, n);
+    if (failed)
+        restore_close(r);
+    return failed;
+}
+
+void restore_close(struct restore *r)
+{
+    int fd = r->file.fd;
+
+    snapshot_close(&r->file);
+    if (fd >= 0)
+        close(fd);
+}
+
+int restore_check(const struct restore *r, const struct vm_record *record, char *err, size_t n)
+{
+    const struct section *table = sections_find(&r->file.sections, "cpuid", "table");
+    uint64_t memory = (record->settings.config.memory_bytes + 4095) & ~4095ull;
+    struct cpuid_table *ours;
+    char why[128];
+
+    if (r->file.extent[SNAPSHOT_MEMORY].bytes != memory)
+        return error_set(err, n, -EINVAL, "%s has %llu MiB of memory, %s has %llu", r->name,
+                         (unsigned long long)r->file.extent[SNAPSHOT_MEMORY].bytes >> 20, record->name,
+                         (unsigned long long)memory >> 20);
+    if (!table || cpuid_table_create(&ours, (unsigned)record->settings.config.n_cpus, 1000000))
+        return 0; /* the machine will look again */
+    bool fits = cpuid_check(ours, table->bytes, table->size, why, sizeof why);
+    cpuid_table_destroy(ours);
+    return fits ? 0 : error_set(err, n, -ENOTSUP, "%s cannot be restored here: this host's CPU %s, unlike the one that its "
+                                "guest was shown", r->name, why);
+}
+
+static int load_memory(struct vm *vm, struct restore *r, char *err, size_t n)
+{
+    struct memory *m = machine_memory(vm->machine);
+    const struct snapshot_file *f = &r->file;
+    uint8_t bytes[SNAPSHOT_CHUNK];
+
+    if (f->extent[SNAPSHOT_MEMORY].bytes != m->size)
+        return error_set(err, n, -EINVAL, "%s has %llu MiB of memory, this machine %llu", r->name,
+                         (unsigned long long)f->extent[SNAPSHOT_MEMORY].bytes >> 20, (unsigned long long)m->size >> 20);
+    for (uint64_t i = 0; i < f->extent[SNAPSHOT_MEMORY].n; i++) {
+        int kept = snapshot_read_chunk(f, SNAPSHOT_MEMORY, i, bytes);
+        if (kept < 0)
+            return error_set(err, n, kept, "%s is damaged: the check sum of a piece of memory is wrong", r->name);
+        if (kept)
+            memory_fill_chunk(m, i, bytes);
+    }
+    return 0;
+}
+
+static int load_simd(struct vm *vm, struct restore *r, char *err, size_t n)
+{
+    char name[16];
+
+    for (unsigned i = 0; i < vm->config->n_cpus; i++) {
+        snprintf(name, sizeof name, "%u", i);
+        const struct section *s = sections_find(&r->file.sections, "simd", name);
+        if (!s || s->version != 1 || vm->ops->set_simd(vm->engine, i, s->bytes, s->size))
+            return error_set(err, n, -EBADMSG, "%s is damaged: CPU %u has no SIMD registers, or impossible ones",
+                             r->name, i);
+    }
+    return 0;
+}
+
+int restore_machine(struct vm *vm, struct restore *r, char *err, size_t n)
+{
+    char why[ERROR_SIZE];
+
+    if (!vm->ops->set_simd)
+        return error_set(err, n, -ENOTSUP, "machines of the %s engine cannot be restored: use --engine soft",
+                         vm->ops->name);
+    int failed = load_memory(vm, r, err, n);
+    if (!failed)
+        failed = load_simd(vm, r, err, n);
+    if (!failed && (failed = machine_restore(vm->machine, &r->file.sections, why, sizeof why)))
+        error_set(err, n, failed, "%s cannot be restored here: %s", r->name, why);
+    return failed;
+}

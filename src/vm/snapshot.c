@@ -1,0 +1,334 @@
+#include "vm/snapshot.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "backends/disk/overlay.h"
+#include "base/error.h"
+#include "base/timestamp.h"
+#include "vm/life.h"
+#include "vm/prepare.h"
+#include "vm/snapshot_int.h"
+
+#define LOOK_NS 2000000
+
+const char *const saving_state_names[] = {"flushing", "flushing", "writing", "complete", "failed"};
+
+static void free_saving(struct vm *vm)
+{
+    struct saving *s = vm->saving;
+
+    if (!s)
+        return;
+    loop_timer_cancel(vm->loop, &s->look);
+    s->give_up = true;
+    pthread_mutex_lock(&s->lock);
+    pthread_cond_broadcast(&s->room);
+    pthread_mutex_unlock(&s->lock);
+    saving_memory_end(s);
+    sections_free(&s->sections);
+    if (s->file >= 0)
+        close(s->file);
+    if (s->layer >= 0)
+        close(s->layer);
+    pthread_cond_destroy(&s->room);
+    pthread_cond_destroy(&s->more);
+    pthread_mutex_destroy(&s->lock);
+    free(s);
+    vm->saving = NULL;
+}
+
+/* --- how it ends --------------------------------------------------------------------------------------------------- */
+
+static json_t *describe(const struct saving *s)
+{
+    uint64_t total = machine_memory(s->vm->machine)->size;
+    uint64_t done = s->done_bytes < total ? s->done_bytes : total;
+
+    return json_pack("{s:s, s:s, s:I, s:I, s:I, s:I, s:b, s:s?}", "state", saving_state_names[s->state], "tag", s->tag,
+                     "done_bytes",
+                     (json_int_t)done, "total_bytes", (json_int_t)total, "file_bytes", (json_int_t)s->written_bytes,
+                     "pause_us", (json_int_t)(s->pause_ns / 1000), "layered", (int)(s->layer_name[0] && s->layer < 0),
+                     "reason", s->error[0] ? s->error : NULL);
+}
+
+/* The files are done with; what is known stays, for who asks, until the next. */
+static void finish(struct saving *s, enum saving_state state)
+{
+    s->state = state;
+    saving_memory_end(s);
+    sections_free(&s->sections);
+    close(s->file);
+    s->file = -1;
+    if (s->layer >= 0)
+        close(s->layer);
+    s->layer = -1;
+    if (state == SAVING_COMPLETE)
+        life_event(s->vm, "snapshot",
+                   json_pack("{s:s, s:I, s:I}", "tag", s->tag, "pause_us", (json_int_t)(s->pause_ns / 1000),
+                             "file_bytes", (json_int_t)s->written_bytes));
+}
+
+static void answer(struct saving *s)
+{
+    struct control *control = s->vm->config->life->control;
+
+    if (!s->ticket.id)
+        return;
+    if (s->state == SAVING_FAILED)
+        control_reply(control, &s->ticket, NULL, "failed", s->error);
+    else
+        control_reply(control, &s->ticket, describe(s), NULL, NULL);
+}
+
+static void fail(struct saving *s)
+{
+    bool layered = s->layer < 0 && s->layer_name[0];
+
+    finish(s, SAVING_FAILED);
+    if (!layered)
+        s->layer_name[0] = 0;
+    answer(s);
+}
+
+/* On the loop, now and then, while the thread writes. */
+static void look(void *opaque)
+{
+    struct saving *s = opaque;
+
+    if (s->result == 1) {
+        loop_timer_set(s->vm->loop, &s->look, clock_ns() + LOOK_NS);
+    } else if (s->result == 0) {
+        finish(s, SAVING_COMPLETE);
+    } else {
+        if (s->result == -ECANCELED)
+            error_set(s->error, sizeof s->error, 0, "it was cancelled");
+        else
+            error_sys(s->error, sizeof s->error, s->result, "the snapshot cannot be written");
+        fail(s);
+    }
+}
+
+/* --- the moment ----------------------------------------------------------------------------------------------------- */
+
+bool snapshot_due(const struct vm *vm)
+{
+    return vm->saving && vm->saving->state == SAVING_DUE;
+}
+
+static int save_simd(struct saving *s)
+{
+    uint8_t bytes[ENGINE_SIMD_MAX];
+    char name[16];
+
+    for (unsigned i = 0; i < s->vm->config->n_cpus; i++) {
+        int size = s->vm->ops->get_simd(s->vm->engine, i, bytes);
+        if (size < 0)
+            return size;
+        snprintf(name, sizeof name, "%u", i);
+        sections_add(&s->sections, "simd", name, 1, bytes, (size_t)size);
+    }
+    return s->sections.failed;
+}
+
+static int save_about(struct saving *s)
+{
+    const struct vm_life *life = s->vm->config->life;
+    char now[TIMESTAMP_SIZE];
+    char *record = record_format(life->record);
+    json_t *record_json = record ? json_loads(record, 0, NULL) : NULL;
+
+    timestamp_format(timestamp_ms(), now);
+    json_t *about = json_pack("{s:i, s:s, s:s, s:s, s:s, s:I, s:I, s:s?, s:o}", "schema_version",
+                              SNAPSHOT_ABOUT_SCHEMA, "name", life->record->name, "tag", s->tag, "created", now,
+                              "engine", s->vm->ops->name, "memory_bytes",
+                              (json_int_t)machine_memory(s->vm->machine)->size, "cpus",
+                              (json_int_t)s->vm->config->n_cpus, "layer", s->layer_name[0] ? s->layer_name : NULL,
+                              "machine", record_json);
+    char *text = about ? json_dumps(about, JSON_INDENT(2)) : NULL;
+    int err = text ? sections_add(&s->sections, "about", "json", 1, text, strlen(text)) : -ENOMEM;
+    free(text);
+    json_decref(about);
+    free(record);
+    return err;
+}
+
+static void flushed(struct disk_request *r) {}
+
+/* What the guest was told to be durable is in the layer that stays behind. */
+static int freeze_disk(struct saving *s)
+{
+    struct disk *disk = s->vm->disks[0];
+
+    if (s->layer < 0)
+        return 0;
+    s->flush = (struct disk_request){.op = DISK_FLUSH, .done = flushed, .result = 1};
+    disk_submit(disk, &s->flush);
+    disk_drain(disk);
+    if (s->flush.result)
+        return error_sys(s->error, sizeof s->error, s->flush.result < 0 ? s->flush.result : -EIO,
+                         "the disk cannot be written to");
+    int failed = disk_overlay_stack(disk, s->layer, s->error, sizeof s->error);
+    if (!failed)
+        s->layer = -1;
+    return failed;
+}
+
+void snapshot_take(struct vm *vm)
+{
+    struct saving *s = vm->saving;
+    uint64_t began = clock_ns();
+    int failed = machine_save(vm->machine, &s->sections);
+
+    s->state = SAVING_WRITING;
+    if (!failed)
+        failed = save_simd(s);
+    if (!failed)
+        failed = save_about(s);
+    if (failed)
+        error_sys(s->error, sizeof s->error, failed, "the machine cannot be saved");
+    else if (!(failed = freeze_disk(s)) && (failed = saving_memory_begin(s)))
+        error_sys(s->error, sizeof s->error, failed, "memory cannot be saved");
+    s->pause_ns = clock_ns() - began;
+    if (failed)
+        fail(s);
+    else
+        loop_timer_set(vm->loop, &s->look, clock_ns() + LOOK_NS);
+}
+
+void snapshot_taken(struct vm *vm, uint64_t pause_ns)
+{
+    vm->saving->pause_ns = pause_ns;
+    answer(vm->saving);
+}
+
+void snapshot_abandon(struct vm *vm)
+{
+    struct saving *s = vm->saving;
+
+    if (s && s->state == SAVING_FLUSHING)
+        disk_drain(vm->disks[0]);
+    if (s && s->ticket.id) {
+        error_set(s->error, sizeof s->error, 0, "the machine has ended meanwhile");
+        s->state = SAVING_FAILED;
+        answer(s);
+    }
+    free_saving(vm);
+}
+
+/* --- what is asked --------------------------------------------------------------------------------------------------- */
+
+/* Why this machine cannot be saved, as an error of the call; false: it can. */
+static bool refused(struct control_call *call)
+{
+    const struct vm *vm = call->opaque;
+    const struct vm_record *record = vm->config->life->record;
+    bool own_disk = record_has_disk(record);
+
+    if (!vm->ops->get_simd)
+        return control_fail(call, "unsupported", "machines of the %s engine cannot be saved: start it with --engine soft",
+                            vm->ops->name),
+               true;
+    if (vm->config->shares.n)
+        return control_fail(call, "unsupported",
+                            "it has shared folders, and what the guest has open in them cannot be saved"),
+               true;
+    for (unsigned i = own_disk; i < vm->n_disks; i++)
+        if (!vm->disks[i]->read_only)
+            return control_fail(call, "unsupported",
+                                "it writes to disk %s, which is not its own and would go on without it: only disks of "
+                                "images, and disks that are ro, are part of a snapshot",
+                                vm->disks[i]->spec.path),
+                   true;
+    if (vm->saving && vm->saving->state < SAVING_COMPLETE)
+        return control_fail(call, "wrong-state", "a snapshot is being taken already"), true;
+    return false;
+}
+
+static void disk_flushed(struct disk_request *r)
+{
+    struct saving *s = r->opaque;
+
+    s->state = SAVING_DUE; /* whether it could is seen when it is done again, in the pause */
+    loop_stop(s->vm->loop);
+}
+
+static json_t *begin(struct control_call *call)
+{
+    struct vm *vm = call->opaque;
+    bool own_disk = record_has_disk(vm->config->life->record);
+    const char *tag = json_string_value(json_object_get(call->arguments, "tag"));
+    const char *layer = json_string_value(json_object_get(call->arguments, "layer"));
+    int fds[CONTROL_FDS_MAX];
+    unsigned n = control_take_fds(call, fds);
+    struct saving *s = NULL;
+
+    if (n != 1u + own_disk || !tag || strlen(tag) >= sizeof s->tag || (own_disk && (!layer || strlen(layer) > 60)))
+        control_fail(call, "bad-request",
+                     "\"tag\" and the descriptor of a file must be given, and for a machine with a disk \"layer\" and "
+                     "that of a new overlay on its disk");
+    else if (!refused(call) && !(s = calloc(1, sizeof *s)))
+        control_fail(call, "failed", "out of memory");
+    if (!s) {
+        while (n)
+            close(fds[--n]);
+        return NULL;
+    }
+    free_saving(vm);
+    *s = (struct saving){
+        .vm = vm, .state = SAVING_DUE, .file = fds[0], .layer = own_disk ? fds[1] : -1, .asked_ns = clock_ns()};
+    pthread_mutex_init(&s->lock, NULL);
+    pthread_cond_init(&s->more, NULL);
+    pthread_cond_init(&s->room, NULL);
+    s->kept_end = &s->kept;
+    loop_timer_init(&s->look, look, s);
+    memcpy(s->tag, tag, strlen(tag) + 1);
+    if (own_disk)
+        memcpy(s->layer_name, layer, strlen(layer) + 1);
+    s->ticket = control_ticket(call);
+    call->later = true;
+    vm->saving = s;
+    if (!own_disk) {
+        loop_stop(vm->loop);
+        return NULL;
+    }
+    s->state = SAVING_FLUSHING;
+    s->flush = (struct disk_request){.op = DISK_FLUSH, .done = disk_flushed, .opaque = s};
+    disk_submit(vm->disks[0], &s->flush);
+    disk_kick(vm->disks[0]);
+    return NULL;
+}
+
+static json_t *status(struct control_call *call)
+{
+    const struct vm *vm = call->opaque;
+
+    return vm->saving ? describe(vm->saving) : json_pack("{s:s}", "state", "none");
+}
+
+static json_t *cancel(struct control_call *call)
+{
+    const struct vm *vm = call->opaque;
+
+    if (!vm->saving || vm->saving->state != SAVING_WRITING)
+        return control_fail(call, "wrong-state", "no snapshot is being written");
+    vm->saving->give_up = true;
+    return json_object();
+}
+
+static const struct {
+    const char *action;
+    json_t *(*run)(struct control_call *call);
+} actions[] = {{"begin", begin}, {"status", status}, {"cancel", cancel}};
+
+json_t *command_snapshot(struct control_call *call)
+{
+    const char *action = json_string_value(json_object_get(call->arguments, "action"));
+
+    for (size_t i = 0; i < sizeof actions / sizeof *actions; i++)
+        if (action && strcmp(actions[i].action, action) == 0)
+            return actions[i].run(call);
+    return control_fail(call, "bad-request", "\"action\" is not one of begin, status, cancel");
+}

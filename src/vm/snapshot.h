@@ -1,0 +1,46 @@
+/*
+ * Saving a VM while it runs, and beginning with what was saved.
+ *
+ *      asked -> disks are flushed while the guest runs -> [ vCPUs stand still: devices finish, state is taken, the disk
+ *      gets a new layer ] -> the guest runs on, and a thread writes memory as it was -> complete
+ *
+ * The command that asks makes the files and gives us their descriptors: this process can open none.  What it does with
+ * them, and what becomes of a snapshot that is not completed, is cli/snapshot.c's.
+ */
+#pragma once
+#include <jansson.h>
+
+#include "vm/control.h"
+#include "vm/snapshot_file.h"
+#include "vm/vm_int.h"
+
+#define SNAPSHOT_ABOUT_SCHEMA 1
+
+/* The control socket's "snapshot" (docs/CONTROL.md). */
+json_t *command_snapshot(struct control_call *call);
+
+/* The event loop is to end for it, and then, with no vCPU running: snapshot_take.  Bus lock held, both. */
+bool snapshot_due(const struct vm *vm);
+void snapshot_take(struct vm *vm);
+/* After that the vCPUs run again, having stood still for so long. */
+void snapshot_taken(struct vm *vm, uint64_t pause_ns);
+/* The machine goes: what is being saved is given up. */
+void snapshot_abandon(struct vm *vm);
+
+/* --- restore.c ---------------------------------------------------------------------------------------------- */
+
+/* What a vm_config.restore says; of a file that is open. */
+struct restore {
+    struct snapshot_file file;
+    char name[256]; /* for messages */
+};
+
+/* Opens and checks the file of a snapshot that is `path`.  0, or -errno with a sentence. */
+int restore_open(struct restore *r, const char *path, char *err, size_t n);
+void restore_close(struct restore *r);
+/* What can be known without making the machine: that it is of one like `record`, and that this host's CPU will do. */
+struct vm_record;
+int restore_check(const struct restore *r, const struct vm_record *record, char *err, size_t n);
+/* Makes the machine, which was set up for it and has not run, what was saved.  Bus lock held.  0, or -errno with a
+ * sentence. */
+int restore_machine(struct vm *vm, struct restore *r, char *err, size_t n);
