@@ -1,6 +1,6 @@
 /*
- * The saved state of something, in memory: pieces of bytes with a kind, a name and a version, in the order in which they
- * were added.  What a snapshot's file holds beside the contents of memory and disks (vm/snapshot_file.h).
+ * The saved state of something, in memory: pieces of bytes with a kind, a name and a version, in the order in which
+ * they were added.  What a snapshot's file holds beside the contents of memory and disks (vm/snapshot_file.h).
  */
 #pragma once
 #include <stddef.h>

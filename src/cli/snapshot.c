@@ -117,8 +117,8 @@ static int take_one(const struct registry *r, const struct vm_record *record, co
     int failed = client_open(&c, r, record->name, err, sizeof err);
 
     if (!failed && record->ephemeral)
-        failed = error_set(err, sizeof err, -EBUSY, "%s goes away with all that it has when it ends: a snapshot would, too",
-                           record->name);
+        failed = error_set(err, sizeof err, -EBUSY,
+                           "%s goes away with all that it has when it ends: a snapshot would, too", record->name);
     if (!failed)
         failed = snapshot_make(r, record, tag, &m, err, sizeof err);
     if (failed) {
@@ -248,7 +248,8 @@ static int rm(const struct command *self, int argc, char **argv)
     return failed ? cli_failed(failed, err) : STATUS_OK;
 }
 
-/* --- check --------------------------------------------------------------------------------------------------------- */
+/* --- check ---------------------------------------------------------------------------------------------------------
+ */
 
 /* Every piece of memory, which restoring looks at one by one only when it is needed. */
 static int check_chunks(const struct snapshot_file *f, const char *path, char *err, size_t n)
@@ -258,8 +259,8 @@ static int check_chunks(const struct snapshot_file *f, const char *path, char *e
     for (unsigned e = 0; e < SNAPSHOT_EXTENTS; e++)
         for (uint64_t i = 0; i < f->extent[e].n; i++)
             if (snapshot_read_chunk(f, e, i, bytes) < 0)
-                return error_set(err, n, -EBADMSG, "%s is damaged: the check sum of piece %llu of its %s is wrong", path,
-                                 (unsigned long long)i, e == SNAPSHOT_MEMORY ? "memory" : "disk");
+                return error_set(err, n, -EBADMSG, "%s is damaged: the check sum of piece %llu of its %s is wrong",
+                                 path, (unsigned long long)i, e == SNAPSHOT_MEMORY ? "memory" : "disk");
     return 0;
 }
 
@@ -291,7 +292,7 @@ const struct command snapshot_commands[] = {
     {"snapshot rm", "remove snapshots", "NAME TAG...",
      "What later snapshots, or the disk, stand on stays on the host's disk as long as they do.\n", no_options, "@vm",
      rm},
-    {"snapshot check", "read all of a snapshot, and say what is damaged", "NAME TAG",
-     "Exit status 1: it is.\n", no_options, "@vm", check},
+    {"snapshot check", "read all of a snapshot, and say what is damaged", "NAME TAG", "Exit status 1: it is.\n",
+     no_options, "@vm", check},
     {0},
 };

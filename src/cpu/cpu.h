@@ -384,8 +384,8 @@ void cpu_pvclock_update(struct cpu *cpu); /* rewrites the guest's time page; on 
 
 /* --- saving and restoring (saved.c) ---------------------------------------------------------------- */
 #define CPU_SAVED_MAX 4096u
-/* All of it but the SIMD state, which the engine has, at the moment when the host's TSC is host_tsc (one for all vCPUs);
- * not while it runs.  Returns the length. */
+/* All of it but the SIMD state, which the engine has, at the moment when the host's TSC is host_tsc (one for all
+ * vCPUs); not while it runs.  Returns the length. */
 size_t cpu_save(const struct cpu *cpu, uint64_t host_tsc, uint8_t out[CPU_SAVED_MAX]);
 /* The reverse, on one that was reset; the bytes may be anybody's.  NULL, or why it is refused: a sentence's rest.
  * The guest's time goes on where it was. */

@@ -112,9 +112,9 @@ static bool canonical48(uint64_t a)
 
 static bool addresses_ok(const struct cpu *c)
 {
-    const uint64_t all[] = {c->seg[FS].base, c->seg[GS].base, c->kernel_gs_base, c->ldtr.base, c->tr.base,
-                            c->gdtr.base,    c->idtr.base,    c->lstar,          c->cstar,     c->sysenter_esp,
-                            c->sysenter_eip};
+    const uint64_t all[] = {c->seg[FS].base, c->seg[GS].base, c->kernel_gs_base, c->ldtr.base,
+                            c->tr.base,      c->gdtr.base,    c->idtr.base,      c->lstar,
+                            c->cstar,        c->sysenter_esp, c->sysenter_eip};
 
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         if (!canonical48(all[i]))

@@ -66,5 +66,6 @@ void machine_stats(struct machine *m, FILE *out);
  * vCPUs' SIMD state.  0/-errno. */
 int machine_save(struct machine *m, struct sections *out);
 /* The reverse, on a machine of the same configuration that has not run, with its memory's contents in place: the
- * devices go on at once.  0, or -errno with a sentence's rest ("it has 2 CPUs, ..."), and then the machine is of no use. */
+ * devices go on at once.  0, or -errno with a sentence's rest ("it has 2 CPUs, ..."), and then the machine is of no
+ * use. */
 int machine_restore(struct machine *m, const struct sections *in, char *err, size_t n);

@@ -45,8 +45,8 @@ static inline bool memory_is_ram(const struct memory *m, uint64_t gpa, uint64_t 
 }
 
 /* Somebody is about to read, or write, RAM at [gpa, gpa+len): what memory_hva does while memory is watched (watch.h).
- * Keeps SIMD registers as they are.  memory_may_write_unseen: may a translation be kept by which pages there are written
- * without a further word? */
+ * Keeps SIMD registers as they are.  memory_may_write_unseen: may a translation be kept by which pages there are
+ * written without a further word? */
 void memory_announce(const struct memory *m, uint64_t gpa, uint64_t len, bool write);
 bool memory_may_write_unseen(const struct memory *m, uint64_t gpa);
 static inline bool memory_is_watched(const struct memory *m)
@@ -58,8 +58,8 @@ static inline bool memory_may_write(const struct memory *m, uint64_t gpa)
     return !memory_is_watched(m) || memory_may_write_unseen(m, gpa);
 }
 
-/* The hva of [gpa, gpa+len), to be written to now or by what was begun now, or NULL unless all of it is RAM.  An address
- * that is kept for later writes must have been asked for since memory began to be watched. */
+/* The hva of [gpa, gpa+len), to be written to now or by what was begun now, or NULL unless all of it is RAM.  An
+ * address that is kept for later writes must have been asked for since memory began to be watched. */
 static inline void *memory_hva(const struct memory *m, uint64_t gpa, uint64_t len)
 {
     if (!memory_is_ram(m, gpa, len))

@@ -144,7 +144,7 @@ static __attribute__((noinline)) void announce(struct memory *m, uint64_t chunk,
 #define SIMD_AREA 2816u
 
 __attribute__((target("general-regs-only"), noinline)) static void announce_quietly(struct memory *m, uint64_t chunk,
-                                                                                   bool write)
+                                                                                    bool write)
 {
     uint8_t area[SIMD_AREA] __attribute__((aligned(64)));
     const uint32_t mxcsr = 0x1f80;

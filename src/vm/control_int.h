@@ -17,7 +17,7 @@ struct control_client {
     uint64_t active_ns, lost; /* lost: bytes of the console that it was too slow for */
     unsigned pending;         /* tickets */
     bool subscribed, console;
-    bool ended; /* it sends no more */
+    bool ended;               /* it sends no more */
     int fds[CONTROL_FDS_MAX]; /* that have come and nobody has taken */
     unsigned n_fds;
     bool first; /* the connection that the process was started with */

@@ -4,7 +4,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/random.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "agent/client.h"
@@ -15,6 +17,8 @@
 #include "vm/life.h"
 
 #define CONNECTING_MAX 64u
+#define NEWS_TRIES 50u
+#define NEWS_PAUSE_NS 100000000ull
 
 /* Something on its way to a port of the guest.  Lives until the device calls back, which it does at its end at the
  * latest. */
@@ -30,6 +34,9 @@ struct link {
     size_t len;
     uint8_t bytes[AGENT_HELLO_MAX];
     unsigned connecting;
+    int news; /* our end of the one that tells of a restore; -1: none */
+    unsigned tries;
+    struct loop_timer again;
 };
 
 static struct vm_life *life_of(struct vm *vm)
@@ -106,6 +113,8 @@ static int accept_hello(void *opaque, uint32_t guest_port)
     return ends[1];
 }
 
+static void tell_news(void *opaque);
+
 int link_open(struct vm *vm, char *err, size_t n)
 {
     struct vm_life *life = life_of(vm);
@@ -115,7 +124,8 @@ int link_open(struct vm *vm, char *err, size_t n)
     life->link = calloc(1, sizeof *life->link);
     if (!life->link)
         return error_sys(err, n, -ENOMEM, "the way to the guest's agent cannot be made");
-    life->link->hello = life->link->power = -1;
+    life->link->hello = life->link->power = life->link->news = -1;
+    loop_timer_init(&life->link->again, tell_news, vm);
     int failed = vsock_listen(vm->vsock, AGENT_PORT, accept_hello, vm);
     return failed ? error_sys(err, n, failed, "cannot listen for the guest's agent") : 0;
 }
@@ -127,11 +137,24 @@ static void forget_request(struct link *link)
     link->power = -1;
 }
 
+static void end_news(struct vm *vm)
+{
+    struct link *link = life_of(vm)->link;
+
+    loop_timer_cancel(vm->loop, &link->again);
+    if (link->news < 0)
+        return;
+    loop_fd_del(vm->loop, link->news);
+    close(link->news);
+    link->news = -1;
+}
+
 void link_reset(struct vm *vm)
 {
     if (!life_of(vm) || !life_of(vm)->link)
         return;
     end_hello(vm);
+    end_news(vm);
     forget_request(life_of(vm)->link);
     life_of(vm)->ready_ns = 0;
 }
@@ -144,6 +167,7 @@ void link_close(struct vm *vm)
         return;
     vsock_listen(vm->vsock, AGENT_PORT, NULL, NULL);
     end_hello(vm);
+    end_news(vm);
     forget_request(life->link);
     free(life->link);
     life->link = NULL;
@@ -292,4 +316,93 @@ int link_power_off(struct vm *vm)
 bool link_power_was_asked(struct vm *vm)
 {
     return life_of(vm)->link && life_of(vm)->link->power >= 0;
+}
+
+/* --- a restored guest -------------------------------------------------------------------------------------------- */
+
+/* Its clock stands where it stood, and others may have the same random numbers.  The connections that it had end while
+ * it goes on; so one that is made meanwhile may end with them, and another is made. */
+static void news_failed(struct vm *vm)
+{
+    struct link *link = life_of(vm)->link;
+
+    end_news(vm);
+    if (++link->tries < NEWS_TRIES)
+        loop_timer_set(vm->loop, &link->again, clock_ns() + NEWS_PAUSE_NS);
+}
+
+static void on_news(void *opaque, uint32_t events)
+{
+    struct vm *vm = opaque;
+    uint8_t answer[FRAME_HEADER];
+    ssize_t got = recv(life_of(vm)->link->news, answer, sizeof answer, MSG_DONTWAIT);
+
+    if (got < 0 && (errno == EAGAIN || errno == EINTR))
+        return;
+    if (got > 0)
+        end_news(vm);
+    else
+        news_failed(vm);
+}
+
+static int send_identity(int fd)
+{
+    struct timespec now;
+    struct stream s;
+    uint8_t seed[32];
+
+    if (getrandom(seed, sizeof seed, 0) != sizeof seed)
+        return -EIO;
+    clock_gettime(CLOCK_REALTIME, &now);
+    stream_init(&s, fd);
+    stream_begin(&s, FRAME_IDENTITY);
+    stream_bytes(&s, FIELD_SEED, seed, sizeof seed);
+    stream_number(&s, FIELD_TIME, (uint64_t)now.tv_sec * 1000000000ull + (uint64_t)now.tv_nsec);
+    stream_end(&s);
+    int failed = stream_flush(&s);
+    stream_release(&s);
+    return failed;
+}
+
+/* An end of the connection is seen at our end of the pair. */
+static void news_connected(void *opaque, int err, uint32_t host_port)
+{
+    struct errand *e = opaque;
+
+    end_errand(e);
+    if (err)
+        close(e->fd);
+    free(e);
+}
+
+static void tell_news(void *opaque)
+{
+    struct vm *vm = opaque;
+    struct link *link = life_of(vm)->link;
+    struct errand *e;
+    int ends[2];
+
+    if (make_pair(ends))
+        return;
+    link->news = ends[0];
+    int failed = loop_fd_add(vm->loop, ends[0], EPOLLIN, on_news, vm);
+    if (!failed)
+        failed = send_identity(ends[0]);
+    if (failed)
+        close(ends[1]);
+    else
+        failed = send_errand(vm, AGENT_PORT, ends[1], news_connected, &e);
+    if (failed)
+        news_failed(vm);
+}
+
+void link_restored(struct vm *vm)
+{
+    struct vm_life *life = life_of(vm);
+
+    if (!life || !life->link)
+        return;
+    life->ready_ns = clock_ns();
+    life->link->tries = 0;
+    loop_timer_set(vm->loop, &life->link->again, 0);
 }

@@ -5,7 +5,8 @@
 /*
  * Starts it for a VM whose lock is held, and lets the lock go over to it.  *client is a control connection to it
  * (client.h), on which `attached` makes the run depend.  When the process cannot go on it says so there: an event
- * "failed", then the end.  snapshot: a file to begin with (restore.h), or NULL.  0, or -errno with a sentence; the lock is the caller's to close either way.
+ * "failed", then the end.  snapshot: a file to begin with (restore.h), or NULL.  0, or -errno with a sentence; the lock
+ * is the caller's to close either way.
  */
 int process_start(const struct registry *r, const struct vm_record *record, int lock, bool attached,
                   const char *snapshot, int *client, char *err, size_t n);

@@ -9,8 +9,10 @@
 #include "base/error.h"
 #include "cpu/cpu.h"
 #include "memory/watch.h"
-#include "vm/record.h"
+#include "vm/life.h"
+#include "vm/link.h"
 #include "vm/snapshot.h"
+#include "vm/snapshot_store.h"
 
 int restore_open(struct restore *r, const char *path, char *err, size_t n)
 {
@@ -50,8 +52,11 @@ int restore_check(const struct restore *r, const struct vm_record *record, char 
         return 0; /* the machine will look again */
     bool fits = cpuid_check(ours, table->bytes, table->size, why, sizeof why);
     cpuid_table_destroy(ours);
-    return fits ? 0 : error_set(err, n, -ENOTSUP, "%s cannot be restored here: this host's CPU %s, unlike the one that its "
-                                "guest was shown", r->name, why);
+    return fits ? 0
+                : error_set(err, n, -ENOTSUP,
+                            "%s cannot be restored here: this host's CPU %s, unlike the one that its "
+                            "guest was shown",
+                            r->name, why);
 }
 
 static int load_memory(struct vm *vm, struct restore *r, char *err, size_t n)
@@ -100,4 +105,17 @@ int restore_machine(struct vm *vm, struct restore *r, char *err, size_t n)
     if (!failed && (failed = machine_restore(vm->machine, &r->file.sections, why, sizeof why)))
         error_set(err, n, failed, "%s cannot be restored here: %s", r->name, why);
     return failed;
+}
+
+void restore_started(struct vm *vm, const struct restore *r)
+{
+    char none[1];
+    json_t *about = snapshot_about(&r->file, r->name, none, sizeof none);
+
+    life_event(
+        vm, "restored",
+        json_pack("{s:O?, s:O?}", "tag", json_object_get(about, "tag"), "created", json_object_get(about, "created")));
+    if (json_is_true(json_object_get(about, "agent")))
+        link_restored(vm);
+    json_decref(about);
 }

@@ -16,31 +16,8 @@
 
 const char *const saving_state_names[] = {"flushing", "flushing", "writing", "complete", "failed"};
 
-static void free_saving(struct vm *vm)
-{
-    struct saving *s = vm->saving;
-
-    if (!s)
-        return;
-    loop_timer_cancel(vm->loop, &s->look);
-    s->give_up = true;
-    pthread_mutex_lock(&s->lock);
-    pthread_cond_broadcast(&s->room);
-    pthread_mutex_unlock(&s->lock);
-    saving_memory_end(s);
-    sections_free(&s->sections);
-    if (s->file >= 0)
-        close(s->file);
-    if (s->layer >= 0)
-        close(s->layer);
-    pthread_cond_destroy(&s->room);
-    pthread_cond_destroy(&s->more);
-    pthread_mutex_destroy(&s->lock);
-    free(s);
-    vm->saving = NULL;
-}
-
-/* --- how it ends --------------------------------------------------------------------------------------------------- */
+/* --- how it ends ---------------------------------------------------------------------------------------------------
+ */
 
 static json_t *describe(const struct saving *s)
 {
@@ -48,16 +25,25 @@ static json_t *describe(const struct saving *s)
     uint64_t done = s->done_bytes < total ? s->done_bytes : total;
 
     return json_pack("{s:s, s:s, s:I, s:I, s:I, s:I, s:b, s:s?}", "state", saving_state_names[s->state], "tag", s->tag,
-                     "done_bytes",
-                     (json_int_t)done, "total_bytes", (json_int_t)total, "file_bytes", (json_int_t)s->written_bytes,
-                     "pause_us", (json_int_t)(s->pause_ns / 1000), "layered", (int)(s->layer_name[0] && s->layer < 0),
-                     "reason", s->error[0] ? s->error : NULL);
+                     "done_bytes", (json_int_t)done, "total_bytes", (json_int_t)total, "file_bytes",
+                     (json_int_t)s->written_bytes, "pause_us", (json_int_t)(s->pause_ns / 1000), "layered",
+                     (int)(s->layer_name[0] && s->layer < 0), "reason", s->error[0] ? s->error : NULL);
+}
+
+/* Whoever waits for the thread need not. */
+static void give_up(struct saving *s)
+{
+    s->give_up = true;
+    pthread_mutex_lock(&s->lock);
+    pthread_cond_broadcast(&s->room);
+    pthread_mutex_unlock(&s->lock);
 }
 
 /* The files are done with; what is known stays, for who asks, until the next. */
 static void finish(struct saving *s, enum saving_state state)
 {
     s->state = state;
+    loop_timer_cancel(s->vm->loop, &s->look);
     saving_memory_end(s);
     sections_free(&s->sections);
     close(s->file);
@@ -111,7 +97,8 @@ static void look(void *opaque)
     }
 }
 
-/* --- the moment ----------------------------------------------------------------------------------------------------- */
+/* --- the moment -----------------------------------------------------------------------------------------------------
+ */
 
 bool snapshot_due(const struct vm *vm)
 {
@@ -141,12 +128,11 @@ static int save_about(struct saving *s)
     json_t *record_json = record ? json_loads(record, 0, NULL) : NULL;
 
     timestamp_format(timestamp_ms(), now);
-    json_t *about = json_pack("{s:i, s:s, s:s, s:s, s:s, s:I, s:I, s:s?, s:o}", "schema_version",
-                              SNAPSHOT_ABOUT_SCHEMA, "name", life->record->name, "tag", s->tag, "created", now,
-                              "engine", s->vm->ops->name, "memory_bytes",
-                              (json_int_t)machine_memory(s->vm->machine)->size, "cpus",
-                              (json_int_t)s->vm->config->n_cpus, "layer", s->layer_name[0] ? s->layer_name : NULL,
-                              "machine", record_json);
+    json_t *about = json_pack(
+        "{s:i, s:s, s:s, s:s, s:s, s:I, s:I, s:b, s:s?, s:o}", "schema_version", SNAPSHOT_ABOUT_SCHEMA, "name",
+        life->record->name, "tag", s->tag, "created", now, "engine", s->vm->ops->name, "memory_bytes",
+        (json_int_t)machine_memory(s->vm->machine)->size, "cpus", (json_int_t)s->vm->config->n_cpus, "agent",
+        (int)(life->ready_ns != 0), "layer", s->layer_name[0] ? s->layer_name : NULL, "machine", record_json);
     char *text = about ? json_dumps(about, JSON_INDENT(2)) : NULL;
     int err = text ? sections_add(&s->sections, "about", "json", 1, text, strlen(text)) : -ENOMEM;
     free(text);
@@ -208,17 +194,23 @@ void snapshot_abandon(struct vm *vm)
 {
     struct saving *s = vm->saving;
 
-    if (s && s->state == SAVING_FLUSHING)
+    if (!s)
+        return;
+    if (s->state == SAVING_FLUSHING)
         disk_drain(vm->disks[0]);
-    if (s && s->ticket.id) {
+    if (s->state < SAVING_COMPLETE) {
         error_set(s->error, sizeof s->error, 0, "the machine has ended meanwhile");
-        s->state = SAVING_FAILED;
-        answer(s);
+        give_up(s);
+        fail(s);
     }
-    free_saving(vm);
+    pthread_cond_destroy(&s->room);
+    pthread_mutex_destroy(&s->lock);
+    free(s);
+    vm->saving = NULL;
 }
 
-/* --- what is asked --------------------------------------------------------------------------------------------------- */
+/* --- what is asked ---------------------------------------------------------------------------------------------------
+ */
 
 /* Why this machine cannot be saved, as an error of the call; false: it can. */
 static bool refused(struct control_call *call)
@@ -228,8 +220,8 @@ static bool refused(struct control_call *call)
     bool own_disk = record_has_disk(record);
 
     if (!vm->ops->get_simd)
-        return control_fail(call, "unsupported", "machines of the %s engine cannot be saved: start it with --engine soft",
-                            vm->ops->name),
+        return control_fail(call, "unsupported",
+                            "machines of the %s engine cannot be saved: start it with --engine soft", vm->ops->name),
                true;
     if (vm->config->shares.n)
         return control_fail(call, "unsupported",
@@ -255,6 +247,45 @@ static void disk_flushed(struct disk_request *r)
     loop_stop(s->vm->loop);
 }
 
+/* One for all snapshots of the machine: a vCPU that has only just seen that a chunk is to be kept may look at it when
+ * the snapshot is over. */
+static struct saving *renew(struct vm *vm)
+{
+    struct saving *s = vm->saving;
+
+    if (!s) {
+        s = vm->saving = calloc(1, sizeof *s);
+        if (!s)
+            return NULL;
+        pthread_mutex_init(&s->lock, NULL);
+        pthread_cond_init(&s->room, NULL);
+        loop_timer_init(&s->look, look, s);
+        s->vm = vm;
+        s->kept_end = &s->kept;
+    }
+    s->layer_name[0] = s->error[0] = 0;
+    s->pause_ns = 0;
+    s->give_up = false;
+    s->done_bytes = s->written_bytes = 0;
+    return s;
+}
+
+/* The guest runs while most of what it has written to its disk gets there. */
+static void start(struct saving *s)
+{
+    struct vm *vm = s->vm;
+
+    if (s->layer < 0) {
+        s->state = SAVING_DUE;
+        loop_stop(vm->loop);
+        return;
+    }
+    s->state = SAVING_FLUSHING;
+    s->flush = (struct disk_request){.op = DISK_FLUSH, .done = disk_flushed, .opaque = s};
+    disk_submit(vm->disks[0], &s->flush);
+    disk_kick(vm->disks[0]);
+}
+
 static json_t *begin(struct control_call *call)
 {
     struct vm *vm = call->opaque;
@@ -265,39 +296,25 @@ static json_t *begin(struct control_call *call)
     unsigned n = control_take_fds(call, fds);
     struct saving *s = NULL;
 
-    if (n != 1u + own_disk || !tag || strlen(tag) >= sizeof s->tag || (own_disk && (!layer || strlen(layer) > 60)))
+    if (n != 1u + own_disk || !tag || strlen(tag) >= sizeof s->tag ||
+        (own_disk && (!layer || strlen(layer) >= sizeof s->layer_name)))
         control_fail(call, "bad-request",
                      "\"tag\" and the descriptor of a file must be given, and for a machine with a disk \"layer\" and "
                      "that of a new overlay on its disk");
-    else if (!refused(call) && !(s = calloc(1, sizeof *s)))
+    else if (!refused(call) && !(s = renew(vm)))
         control_fail(call, "failed", "out of memory");
     if (!s) {
         while (n)
             close(fds[--n]);
         return NULL;
     }
-    free_saving(vm);
-    *s = (struct saving){
-        .vm = vm, .state = SAVING_DUE, .file = fds[0], .layer = own_disk ? fds[1] : -1, .asked_ns = clock_ns()};
-    pthread_mutex_init(&s->lock, NULL);
-    pthread_cond_init(&s->more, NULL);
-    pthread_cond_init(&s->room, NULL);
-    s->kept_end = &s->kept;
-    loop_timer_init(&s->look, look, s);
-    memcpy(s->tag, tag, strlen(tag) + 1);
-    if (own_disk)
-        memcpy(s->layer_name, layer, strlen(layer) + 1);
+    s->file = fds[0];
+    s->layer = own_disk ? fds[1] : -1;
+    snprintf(s->tag, sizeof s->tag, "%s", tag);
+    snprintf(s->layer_name, sizeof s->layer_name, "%s", own_disk ? layer : "");
     s->ticket = control_ticket(call);
     call->later = true;
-    vm->saving = s;
-    if (!own_disk) {
-        loop_stop(vm->loop);
-        return NULL;
-    }
-    s->state = SAVING_FLUSHING;
-    s->flush = (struct disk_request){.op = DISK_FLUSH, .done = disk_flushed, .opaque = s};
-    disk_submit(vm->disks[0], &s->flush);
-    disk_kick(vm->disks[0]);
+    start(s);
     return NULL;
 }
 
@@ -314,7 +331,7 @@ static json_t *cancel(struct control_call *call)
 
     if (!vm->saving || vm->saving->state != SAVING_WRITING)
         return control_fail(call, "wrong-state", "no snapshot is being written");
-    vm->saving->give_up = true;
+    give_up(vm->saving);
     return json_object();
 }
 

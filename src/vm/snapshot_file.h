@@ -9,9 +9,9 @@
  *
  *      entry           0 kind (16)   16 name (40)   56 version (4)   60 crc32c of its bytes (4)
  *                      64 offset (8)   72 length (8)   80 size of what is indexed (8; else 0)   88 zeroes
- *      index           kind "chunks", name "memory" or "disk": for each 64 KiB of that an offset (8), a length (4) and a
- *                      crc32c (4) of the bytes there.  Length 0: nothing is kept of it, which for memory means zeroes
- *                      and for a disk what its image has.  65536: as it is.  Else one frame of zstd.
+ *      index           kind "chunks", name "memory" or "disk": for each 64 KiB of that an offset (8), a length (4) and
+ * a crc32c (4) of the bytes there.  Length 0: nothing is kept of it, which for memory means zeroes and for a disk what
+ * its image has.  65536: as it is.  Else one frame of zstd.
  *
  * The trailer is written last, so that a file without one was never finished.  What is read is anybody's: lengths are
  * checked before they are used, sums before contents are.

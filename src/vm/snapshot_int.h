@@ -1,4 +1,5 @@
-/* Inside the saving of a VM: snapshot.c (what is asked and answered, the moment itself), snapshot_memory.c (the thread). */
+/* Inside the saving of a VM: snapshot.c (what is asked and answered, the moment itself), snapshot_memory.c (the
+ * thread). */
 #pragma once
 #include <pthread.h>
 
@@ -31,7 +32,7 @@ struct saving {
     int file, layer; /* descriptors; -1: none, or it is somebody else's by now */
     char layer_name[64], tag[NAME_SIZE];
     struct disk_request flush;
-    uint64_t asked_ns, pause_ns;
+    uint64_t pause_ns;
     struct sections sections;
     struct loop_timer look; /* after the thread */
     pthread_t thread;
@@ -40,7 +41,7 @@ struct saving {
 
     /* The thread's, and of who keeps chunks for it. */
     pthread_mutex_t lock; /* guards all below; taken with the lock of the watch held, never the other way round */
-    pthread_cond_t more, room;
+    pthread_cond_t room;
     struct kept_chunk *kept, **kept_end;
     uint64_t kept_bytes;
     _Atomic bool give_up;

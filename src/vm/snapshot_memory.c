@@ -42,7 +42,6 @@ static void keep(void *opaque, uint64_t chunk, const void *bytes, uint32_t lengt
     *s->kept_end = k;
     s->kept_end = &k->next;
     s->kept_bytes += length;
-    pthread_cond_signal(&s->more);
     pthread_mutex_unlock(&s->lock);
 }
 

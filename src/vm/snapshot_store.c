@@ -19,6 +19,7 @@
 #define STATE "state"
 #define NEW ".new-"
 #define LAYERS_MAX 256u
+#define LAYERS_MOST (DISK_OVERLAYS_MAX - 4) /* of one disk; the image's own may lie below */
 #define SUFFIX ".overlay"
 
 /* --- looking --------------------------------------------------------------------------------------------------- */
@@ -147,8 +148,9 @@ int snapshot_find(const struct registry *r, const char *name, const char *tag, c
     }
     free(list);
     if (!failed && access(path, F_OK))
-        failed = error_set(err, n, -ENOENT, "%s has no snapshot '%s'; `guise snapshot ls %s` shows those that there are",
-                           name, out_tag, name);
+        failed = error_set(err, n, -ENOENT,
+                           "%s has no snapshot '%s'; `guise snapshot ls %s` shows those that there are", name, out_tag,
+                           name);
     return failed;
 }
 
@@ -226,6 +228,23 @@ static void sweep_layers(const struct registry *r, const char *name)
     if (dir)
         closedir(dir);
     free(l);
+}
+
+/* How many overlays of ours the disk is made of. */
+static unsigned count_layers(const struct registry *r, const char *name)
+{
+    char path[PATH_MAX], sub[128], none[1], layer[64];
+    unsigned n = 1;
+
+    if (registry_path(r, name, VM_DISK, path, none, sizeof none))
+        return 0;
+    while (n < LAYERS_MAX && base_layer(path, layer)) {
+        snprintf(sub, sizeof sub, "layers/%s", layer);
+        if (registry_path(r, name, sub, path, none, sizeof none))
+            break;
+        n++;
+    }
+    return n;
 }
 
 /* --- making ------------------------------------------------------------------------------------------------------ */
@@ -360,6 +379,11 @@ int snapshot_make(const struct registry *r, const struct vm_record *record, cons
                            record->name, tag, record->name, tag);
     if (!failed)
         failed = open_state(m, err, n);
+    if (!failed && disk && count_layers(r, record->name) >= LAYERS_MOST)
+        failed = error_set(err, n, -E2BIG,
+                           "the disk of %s consists of %u layers, and more would be slow: `guise restore` an older "
+                           "snapshot, or copy the disk into a new machine",
+                           record->name, LAYERS_MOST);
     if (!failed && disk)
         failed = choose_layer(r, record->name, m, err, n);
     if (!failed && disk)

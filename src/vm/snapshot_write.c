@@ -151,8 +151,7 @@ int snapshot_copy_chunk(struct snapshot_writer *w, enum snapshot_extent e, uint6
     const struct snapshot_place *p = &f->extent[e].place[i];
     if (!p->length)
         return 0;
-    if (pread(f->fd, bytes, p->length, (off_t)p->offset) != (ssize_t)p->length ||
-        crc32c(0, bytes, p->length) != p->crc)
+    if (pread(f->fd, bytes, p->length, (off_t)p->offset) != (ssize_t)p->length || crc32c(0, bytes, p->length) != p->crc)
         return -EBADMSG;
     return place(w, e, i, bytes, p->length);
 }

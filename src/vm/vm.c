@@ -273,6 +273,8 @@ static int setup(struct vm *vm, char *error, size_t n)
     chr_set_input(vm->chr, console_input, vm);
     arm_timeout(vm);
     life_started(vm);
+    if (vm->config->restore)
+        restore_started(vm, vm->config->restore);
     pthread_mutex_unlock(&vm->bus->lock);
     return 0;
 }

@@ -16,6 +16,9 @@ struct disk_spec;
  * return. 0, or -errno with one sentence. */
 int disk_overlay_create(const char *path, const char *base, uint64_t size, char *err, size_t n);
 
+/* Overlays that may lie on one another. */
+#define DISK_OVERLAYS_MAX 32u
+
 /* Makes the disk larger; nobody has it open.  A smaller size is refused. */
 int disk_overlay_grow(const char *path, uint64_t size, char *err, size_t n);
 

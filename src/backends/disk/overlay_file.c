@@ -17,7 +17,6 @@
 #include "base/file.h"
 #include "host/loop.h"
 
-#define DEPTH_MAX 16u
 #define PRINT_PIECES 16u
 
 /* --- the base ------------------------------------------------------------------------------------------- */
@@ -69,8 +68,8 @@ static int open_base(struct overlay *o, struct loop *loop, char *err, size_t n)
 
     if (!h->base[0])
         return 0;
-    if (spec.depth > DEPTH_MAX)
-        return error_set(err, n, -ELOOP, "overlay %s lies on more than %u others", h->base, DEPTH_MAX);
+    if (spec.depth > DISK_OVERLAYS_MAX)
+        return error_set(err, n, -ELOOP, "overlay %s lies on more than %u others", h->base, DISK_OVERLAYS_MAX);
     if (format < 0)
         return error_set(err, n, format, "overlay %s is damaged: its base has the unknown format '%s'",
                          o->disk.spec.path, h->base_format);

@@ -18,8 +18,8 @@
  * none map sector      0   crc32c of the id, then of the 508 bytes behind this field (4) 4   number of the sector, from
  * 0 through all groups (4)    8  4032 bits, lowest first all zero: no bit is set
  *
- * The fingerprint of the base is crc32c of parts of its contents; of an overlay that this one was put on while a machine
- * wrote to it, which has the same size, it may be crc32c of "layer" and its id.
+ * The fingerprint of the base is crc32c of parts of its contents; of an overlay that this one was put on while a
+ * machine wrote to it, which has the same size, it may be crc32c of "layer" and its id.
  *
  * Two copies of the header, of which the valid one with the higher generation counts, make a change of it one step.
  *

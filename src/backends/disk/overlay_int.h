@@ -33,7 +33,7 @@ struct overlay {
     struct disk disk;
     struct overlay_header header;
     struct zero_file file;
-    bool shares_io; /* with its base, an overlay too, which will destroy it (overlay_stack.c) */
+    bool shares_io;    /* with its base, an overlay too, which will destroy it (overlay_stack.c) */
     struct disk *base; /* NULL: zeroes */
     uint8_t *map;      /* all map sectors, as in the file but for their check sums */
     uint32_t n_sectors;

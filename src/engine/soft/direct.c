@@ -601,7 +601,8 @@ bool soft_direct_armed(const struct soft_vcpu *v)
 
 static bool wanted(struct soft_vcpu *v, struct direct *d)
 {
-    if (v->cpu.cpl != 3 || v->poll || memory_is_watched(v->engine->config.memory) || !soft_direct_armed(v) || !suitable(v, d))
+    if (v->cpu.cpl != 3 || v->poll || memory_is_watched(v->engine->config.memory) || !soft_direct_armed(v) ||
+        !suitable(v, d))
         return false;
     if (d->mode != ENGINE_DIRECT_RANDOM)
         return true;

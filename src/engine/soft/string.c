@@ -51,7 +51,8 @@ static uint8_t *string_run(struct soft_vcpu *v, uint64_t gva, uint64_t bytes, un
     }
     const struct memory *m = v->engine->config.memory;
     uint64_t at = tr.gpa & ~4095ull;
-    uint8_t *page = access == ACCESS_WRITE ? memory_hva(m, at, 4096) : (uint8_t *)(uintptr_t)memory_hva_read(m, at, 4096);
+    uint8_t *page = access == ACCESS_WRITE ? memory_hva(m, at, 4096)
+                                           : (uint8_t *)(uintptr_t)memory_hva_read(m, at, 4096);
     if (!page)
         return NULL;
     if (access == ACCESS_WRITE)

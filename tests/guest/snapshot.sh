@@ -1,0 +1,156 @@
+#!/bin/bash
+# Snapshots: the guest goes on from where it was, its disk too, and nothing that goes wrong harms what there was before.
+. "$(dirname "$(readlink -f "$0")")/lib.sh"
+export GUISE_DATA=$work/data GUISE_RUNTIME=$work/run
+export -n GUISE_ENGINE
+cleanup() {
+    "$GUISE" ls --json 2>/dev/null | grep -o '"pid": [0-9]*' | grep -o '[0-9]*' | xargs -r kill -9
+    mountpoint -q "$work/full" && umount "$work/full"
+    rm -rf "$work"
+}
+trap cleanup EXIT
+cd "$work" || exit 1
+tiny_image tiny || { not_ok image "cannot be made" && finish; }
+
+guise() { "$GUISE" "$@"; }
+inside() { guise exec vm -- sh -c "$1"; }
+# is NAME EXPECTED COMMAND...: its standard output is exactly that
+is() {
+    local name=$1 expected=$2 got
+    shift 2
+    got=$("$@" 2>"$work/stderr")
+    if [ "$got" = "$expected" ]; then ok "$name"; else not_ok "$name" "'$got' instead of '$expected'; $(tail -n 1 "$work/stderr")"; fi
+}
+# status NAME EXPECTED COMMAND...: its exit status
+status() {
+    local name=$1 expected=$2 got=0
+    shift 2
+    "$@" >"$work/stdout" 2>"$work/stderr" </dev/null || got=$?
+    if [ "$got" = "$expected" ]; then ok "$name"; else not_ok "$name" "status $got instead of $expected; $(tail -n 1 "$work/stderr")"; fi
+}
+says() { # NAME PATTERN: of the last status
+    if grep -q "$2" "$work/stderr"; then ok "$1"; else not_ok "$1" "$(tail -n 1 "$work/stderr")"; fi
+}
+tags() { guise snapshot ls vm --json | python3 -c 'import json, sys; print(*[s["tag"] + ("!" if s["damage"] else "") for s in json.load(sys.stdin)["snapshots"]])'; }
+
+guise launch tiny --name vm >"$work/stdout" 2>"$work/stderr" || { not_ok launch "$(tail -n 1 "$work/stderr")" && finish; }
+memory() { inside 'mkdir -p /dev/shm && mount -t tmpfs -o size=90% none /dev/shm'; }
+memory
+# A counter that lives in memory, and a program that computes: its checksum tells whether any register was lost.
+inside 'awk "BEGIN { for (i = 1; i < 400000; i++) { x = x / 3 + i / 7; n = n + int(x) % 7 }; printf \"%.9f %d\", x, n }" >/dev/shm/right'
+inside '(i=0; while :; do i=$((i+1)); echo $i >/dev/shm/count; usleep 10000; done) >/dev/null 2>&1 &
+while :; do awk "BEGIN { for (i = 1; i < 400000; i++) { x = x / 3 + i / 7; n = n + int(x) % 7 }; printf \"%.9f %d\", x, n }" >/dev/shm/now
+cmp -s /dev/shm/now /dev/shm/right && echo same >>/dev/shm/results || cp /dev/shm/now /dev/shm/wrong; done >/dev/null 2>&1 &'
+inside 'echo before >/root/file; sync; echo unsynced >/root/other'
+
+# --- there and back --------------------------------------------------------------------------------------------
+before=$(inside 'cat /dev/shm/count')
+is "its tag is printed" first guise snapshot vm first
+sleep 1
+later=$(inside 'cat /dev/shm/count')
+if [ "$later" -gt "$before" ]; then ok "the guest runs on"; else not_ok "the guest runs on" "$before, then $later"; fi
+inside 'echo after >/root/file; rm /root/other; sync; echo 1000000 >/dev/shm/mark'
+is "another gets a number" snap-1 guise snapshot vm
+is "both are listed" "first snap-1" tags
+status "a tag is taken" 5 guise snapshot vm first
+
+status "it goes back" 0 guise restore vm first
+now=$(inside 'cat /dev/shm/count')
+if [ "$now" -lt "$later" ] && [ "$now" -ge "$before" ]; then ok "memory is what it was"; else not_ok "memory is what it was" "$before, $later, then $now"; fi
+is "and goes on" yes inside "sleep 0.5; [ \$(cat /dev/shm/count) -gt $now ] && echo yes"
+is "the disk is what it was" "before unsynced" inside 'cat /root/file /root/other | xargs'
+is "what came later is not there" "" inside 'cat /dev/shm/mark 2>/dev/null'
+is "the guest's clock is the host's" yes inside "[ \$(( \$(date +%s) - $(date +%s) )) -le 1 ] && echo yes"
+status "and forward" 0 guise restore vm snap-1
+is "the disk of then" after inside 'cat /root/file'
+is "the memory of then" 1000000 inside 'cat /dev/shm/mark'
+inside 'rm -f /dev/shm/results; sleep 3'
+is "computing goes on" yes inside '[ -s /dev/shm/results ] && [ ! -e /dev/shm/wrong ] && echo yes'
+is "and nothing is said about it" "" inside 'dmesg | grep -iE "stall|lockup|unstable|error|nvme.*timeout"'
+status "what is written now lasts" 0 inside 'echo kept >/root/kept; sync'
+
+# --- stopped ------------------------------------------------------------------------------------------------------
+guise kill vm
+status "one that does not run has no state to keep" 5 guise snapshot vm
+status "but goes on from what was kept" 0 guise restore vm first
+is "as it was" before inside 'cat /root/file'
+guise kill vm
+guise start vm >"$work/stdout" 2>&1
+is "and boots from the disk that it has" before inside 'cat /root/file'
+
+# --- what goes wrong ----------------------------------------------------------------------------------------------
+memory
+inside 'head -c 100000000 /dev/urandom >/dev/shm/noise; echo here >/root/file; sync'
+for moment in 0.005 0.03 0.1 0.2; do
+    guise snapshot vm killed >/dev/null 2>&1 &
+    sleep "$moment"
+    kill -9 $! 2>/dev/null
+    wait $! 2>/dev/null
+done
+for _ in $(seq 50); do guise snapshot vm whole >/dev/null 2>"$work/stderr" && break || sleep 0.1; done
+case "$(tags)" in
+"first snap-1 whole" | "first snap-1 killed whole") ok "commands that are killed leave nothing behind, or all" ;;
+*) not_ok "commands that are killed leave nothing behind, or all" "$(tags)" ;;
+esac
+guise snapshot rm vm killed 2>/dev/null
+is "the guest has noticed nothing" here inside 'cat /root/file'
+guise kill vm
+guise start vm >/dev/null 2>&1
+is "nor its disk" here inside 'cat /root/file'
+status "what came after is whole" 0 guise restore vm whole
+is "as it was then" "here 100000000" inside '(cat /root/file; wc -c </dev/shm/noise) | xargs'
+
+(guise snapshot vm dying >/dev/null 2>"$work/stderr" || echo $? >"$work/status") &
+sleep 0.15
+guise kill vm
+wait $!
+status "a machine that dies meanwhile leaves no snapshot" 0 guise start vm
+if tags | grep -q dying; then ok "(it was faster)"; else ok "and says so"; fi
+is "and its disk" here inside 'cat /root/file'
+
+store=$GUISE_DATA/vms/vm/snapshots
+cp "$store/whole/state" good
+guise snapshot rm vm whole
+mkdir -p "$store/bad"
+head -c $(($(stat -c %s good) / 2)) good >"$store/bad/state"
+status "one that is cut off is refused" 1 guise restore vm bad
+says "with the reason" "bad/state is damaged: it is cut off, or was never finished"
+is "and the machine runs on" here inside 'cat /root/file'
+cp good "$store/bad/state"
+printf 'XXXX' | dd of="$store/bad/state" bs=1 seek=$(($(stat -c %s good) - 400)) conv=notrunc 2>/dev/null
+status "one with a wrong check sum, too" 1 guise restore vm bad
+says "with that reason" "check sum"
+is "it is listed as damaged" "bad! first snap-1" tags
+cp good "$store/bad/state"
+printf 'XXXX' | dd of="$store/bad/state" bs=1 seek=1000000 conv=notrunc 2>/dev/null
+status "check finds damage in memory" 1 guise snapshot check vm bad
+says "and says where" "of its memory is wrong"
+status "and passes what is whole" 0 guise snapshot check vm first
+guise snapshot rm vm bad
+
+if mkdir -p full && mount -t tmpfs -o size=4M none full 2>/dev/null; then
+    mv "$store" "$work/store" && mkdir full/store && ln -s "$work/full/store" "$store"
+    status "a full disk" 1 guise snapshot vm full
+    says "is said" "No space left"
+    is "and leaves nothing" "" tags
+    is "the guest runs on" here inside 'cat /root/file'
+    rm "$store" && mv "$work/store" "$store"
+else
+    skip "a full disk" "nothing can be mounted here"
+fi
+
+# --- removing, and others -----------------------------------------------------------------------------------------
+status "snapshots are removed" 0 guise snapshot rm vm first snap-1
+is "they are gone" "" tags
+status "and are not there twice" 4 guise snapshot rm vm first
+guise restore vm 2>"$work/stderr"
+says "without any there is nothing to go back to" "has no snapshots"
+is "the disk does not miss them" here inside 'cat /root/file'
+guise kill vm
+guise start vm >/dev/null 2>&1
+is "at a start neither" here inside 'cat /root/file'
+mkdir shared
+guise launch tiny --name sharing --share shared:/mnt >/dev/null 2>&1
+status "shared folders are refused" 7 guise snapshot sharing
+says "with the reason" "shared folders"
+finish

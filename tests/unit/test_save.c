@@ -1,0 +1,365 @@
+/* Saving and restoring: a vCPU, what a guest was shown of it, and the machine by its array of devices. */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+
+#include "boot_fixture.h"
+#include "backends/disk.h"
+#include "base/sections.h"
+#include "bus/bus.h"
+#include "cpu/cpu.h"
+#include "devices/nvme/nvme.h"
+#include "devices/virtio/balloon.h"
+#include "devices/virtio/blk.h"
+#include "devices/virtio/vsock.h"
+#include "host/loop.h"
+#include "machine/machine.h"
+#include "memory/memory.h"
+
+#define TSC 1000000000000ull
+
+static uint8_t image[BZIMAGE_SIZE], bytes[CPU_SAVED_MAX];
+static char kernel_path[] = "/tmp/guise-kernel-XXXXXX", error[512], directory[] = "/tmp/guise-save-XXXXXX";
+static struct cpuid_table *table;
+
+/* --- a vCPU --- */
+
+static struct cpu sample(void)
+{
+    struct cpu c = {.n_cpus = 1, .cpuid = table, .tsc_khz = 2000000};
+
+    cpu_reset(&c);
+    for (unsigned i = 0; i < 16; i++)
+        c.gpr[i] = 0x1111111111111111ull * i;
+    c.rip = 0xffffffff81000000ull;
+    c.cr0 = CR0_PE | CR0_PG | CR0_WP | CR0_NE | CR0_ET;
+    c.cr3 = 0x1234000;
+    c.cr4 = CR4_PAE | CR4_PGE | CR4_OSFXSR;
+    c.efer = EFER_LME | EFER_LMA | EFER_SCE;
+    c.xcr0 = 3;
+    c.cpl = 3;
+    c.lstar = 0xffffffff81a00000ull;
+    c.seg[FS].base = 0x7f0000001000ull;
+    c.tsc_offset = -12345;
+    c.dr[1] = 0x4000;
+    c.request = REQ_NMI;
+    return c;
+}
+
+static const char *reload(struct cpu *to, uint64_t now, size_t n)
+{
+    *to = (struct cpu){.n_cpus = 1, .cpuid = table, .tsc_khz = 2000000};
+    cpu_reset(to);
+    return cpu_load(to, now, bytes, n);
+}
+
+static void a_vcpu_comes_back(void **state)
+{
+    struct cpu c = sample(), d;
+    size_t n = cpu_save(&c, TSC, bytes);
+
+    assert_true(n > 0);
+    assert_null(reload(&d, TSC + 777, n));
+    assert_memory_equal(d.gpr, c.gpr, sizeof c.gpr);
+    assert_memory_equal(d.seg, c.seg, sizeof c.seg);
+    assert_int_equal(d.rip, c.rip);
+    assert_int_equal(d.cr3, c.cr3);
+    assert_int_equal(d.lstar, c.lstar);
+    assert_int_equal(d.cpl, 3);
+    assert_int_equal(d.dr[1], 0x4000);
+    assert_true(d.request & REQ_NMI);
+    assert_true(d.request & REQ_IRQ);                                                   /* it looks */
+    assert_int_equal((int64_t)(TSC + 777) + d.tsc_offset, (int64_t)TSC + c.tsc_offset); /* time stood still */
+}
+
+static void one_from_elsewhere_is_checked(void **state)
+{
+    struct cpu good = sample(), c, d;
+
+    c = good, c.cr0 &= ~(uint64_t)CR0_PE;
+    assert_non_null(reload(&d, TSC, cpu_save(&c, TSC, bytes)));
+    c = good, c.cr4 |= 1ull << 40;
+    assert_non_null(reload(&d, TSC, cpu_save(&c, TSC, bytes)));
+    c = good, c.efer &= ~(uint64_t)EFER_LMA;
+    assert_non_null(reload(&d, TSC, cpu_save(&c, TSC, bytes)));
+    c = good, c.xcr0 = 1ull << 62;
+    assert_non_null(reload(&d, TSC, cpu_save(&c, TSC, bytes)));
+    c = good, c.cr3 = 1ull << 51;
+    assert_non_null(reload(&d, TSC, cpu_save(&c, TSC, bytes)));
+    c = good, c.seg[GS].base = 1ull << 60;
+    assert_non_null(reload(&d, TSC, cpu_save(&c, TSC, bytes)));
+    c = good, c.cpl = 9;
+    assert_non_null(reload(&d, TSC, cpu_save(&c, TSC, bytes)));
+    c = good, c.pat = 2;
+    assert_non_null(reload(&d, TSC, cpu_save(&c, TSC, bytes)));
+    c = good, c.tsc_khz = 3000000;
+    assert_non_null(strstr(reload(&d, TSC, cpu_save(&c, TSC, bytes)), "another speed"));
+    c = good, c.halted = 200, c.dr7 = ~0ull;
+    assert_null(reload(&d, TSC, cpu_save(&c, TSC, bytes)));
+    assert_int_equal(d.halted, 1);
+    assert_int_equal(d.dr7 >> 32, 0);
+}
+
+static void records_are_checked(void **state)
+{
+    struct cpu c = sample(), d;
+    size_t n = cpu_save(&c, TSC, bytes);
+
+    for (size_t cut = 1; cut < 200; cut++)
+        if (reload(&d, TSC, n - cut) == NULL)
+            assert_true(cut % 4 == 0); /* a whole record less is an older guise's */
+    memcpy(bytes, "nonesuch\0\0\0", 12);
+    assert_non_null(strstr(reload(&d, TSC, n), "newer guise"));
+}
+
+static void a_missing_feature_is_named(void **state)
+{
+    uint8_t saved[CPUID_SAVED_MAX];
+    char why[128] = "";
+    size_t n = cpuid_save(table, saved);
+
+    assert_true(cpuid_check(table, saved, n, why, sizeof why));
+    for (size_t i = 0; i < n; i += 24) {
+        uint32_t leaf, subleaf;
+        memcpy(&leaf, saved + i, 4);
+        memcpy(&subleaf, saved + i + 4, 4);
+        if (leaf == 7 && subleaf == 0)
+            saved[i + 16] |= 1 << 3; /* ECX bit 3: protection keys, which no guest of ours has */
+    }
+    assert_false(cpuid_check(table, saved, n, why, sizeof why));
+    assert_string_equal(why, "lacks a feature (CPUID 0x7, ecx bit 0x3)");
+    n = cpuid_save(table, saved);
+    for (size_t i = 0; i < n; i += 24)
+        if (memcmp(saved + i, "\0\0\0\0", 4) == 0)
+            saved[i + 12] ^= 1;
+    assert_false(cpuid_check(table, saved, n, why, sizeof why));
+    assert_string_equal(why, "is another vendor's");
+}
+
+/* --- the machine --- */
+
+struct board {
+    struct machine *m;
+    struct cpu cpus[2];
+};
+
+static size_t output(void *opaque, const void *data, size_t len)
+{
+    return len;
+}
+static void kick(void *opaque, unsigned i) {}
+
+static void add_disk(struct board *b, const char *name, const char *bus)
+{
+    struct disk *disk;
+    char words[256];
+
+    snprintf(words, sizeof words, "%s/%s,format=raw,ro,bus=%s", directory, name, bus);
+    if (disk_open(&disk, words, machine_loop(b->m), error, sizeof error))
+        fail_msg("%s", error);
+    const struct nvme_config nvme = {.disk = disk};
+    const struct blk_config blk = {.disk = disk};
+    bool is_nvme = strcmp(bus, "nvme") == 0;
+    assert_int_equal(machine_add(b->m, is_nvme ? "nvme" : "virtio-blk", is_nvme ? &nvme_class : &virtio_blk_class,
+                                 is_nvme ? (const void *)&nvme : &blk, error, sizeof error),
+                     0);
+}
+
+static void make(struct board *b, bool restored, bool disks)
+{
+    const struct machine_config config = {.memory_bytes = 64 << 20,
+                                          .n_cpus = 2,
+                                          .kernel_path = kernel_path,
+                                          .console_output = output,
+                                          .restored = restored};
+    const struct vsock_config vsock = {.cid = 3};
+    const struct balloon_config balloon = {0};
+
+    memset(b, 0, sizeof *b);
+    assert_int_equal(machine_create(&b->m, &config, error, sizeof error), 0);
+    if (disks) {
+        add_disk(b, "one", "nvme");
+        add_disk(b, "two", "nvme");
+        add_disk(b, "three", "virtio");
+    }
+    assert_int_equal(machine_add(b->m, "vsock", &virtio_vsock_class, &vsock, error, sizeof error), 0);
+    assert_int_equal(machine_add(b->m, "balloon", &virtio_balloon_class, &balloon, error, sizeof error), 0);
+    for (unsigned i = 0; i < 2; i++) {
+        b->cpus[i] = (struct cpu){.index = i,
+                                  .n_cpus = 2,
+                                  .memory = machine_memory(b->m),
+                                  .bus = machine_bus(b->m),
+                                  .cpuid = table,
+                                  .tsc_khz = 2000000};
+        assert_int_equal(machine_attach_cpu(b->m, &b->cpus[i], i, kick, NULL), 0);
+    }
+}
+
+static void port_out(struct board *b, uint16_t port, uint64_t value, unsigned size)
+{
+    bus_write(machine_bus(b->m), BUS_PORT, port, value, size);
+}
+
+/* As a guest would have left it: timers run, lines are routed, a disk is in use. */
+static void use(struct board *b)
+{
+    struct bus *bus = machine_bus(b->m);
+
+    port_out(b, 0x43, 0x34, 1);
+    port_out(b, 0x40, 0x10, 1);
+    port_out(b, 0x40, 0x20, 1);
+    port_out(b, 0x20, 0x11, 1), port_out(b, 0x21, 0x30, 1), port_out(b, 0x21, 4, 1), port_out(b, 0x21, 1, 1),
+        port_out(b, 0x21, 0xfb, 1);
+    port_out(b, 0x70, 0x0b, 1), port_out(b, 0x71, 0x42, 1);
+    port_out(b, 0x3fc, 0x0b, 1), port_out(b, 0x3f9, 5, 1), port_out(b, 0x3ff, 0x5a, 1);
+    port_out(b, 0x602, 0x100, 2);
+    bus_write(bus, BUS_MEM, 0xfec00000, 0x14, 4);
+    bus_write(bus, BUS_MEM, 0xfec00010, 0x31, 4);
+    bus_write(bus, BUS_MEM, 0xfed00010, 1, 4);
+    bus_write(bus, BUS_MEM, 0xfee000f0, 0x1ff, 4);
+    bus_write(bus, BUS_MEM, 0xfee00380, 1000000, 4);
+    for (unsigned slot = 1; slot < 7; slot++)
+        bus_write(bus, BUS_MEM, 0xe0000000 + (slot << 15) + 4, 6, 2); /* memory and bus master */
+}
+
+/* What counts time goes on; and some note that they were restored. */
+static bool moves(const struct section *s)
+{
+    static const char *const kinds[] = {"i8254", "lapic", "hpet", "rtc", "acpi-pm", "cpu", "uart16550", "virtio-vsock"};
+
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
+        if (strcmp(s->kind, kinds[i]) == 0)
+            return true;
+    return false;
+}
+
+static void save(struct board *b, struct sections *s)
+{
+    pthread_mutex_lock(&machine_bus(b->m)->lock);
+    assert_int_equal(machine_save(b->m, s), 0);
+    pthread_mutex_unlock(&machine_bus(b->m)->lock);
+}
+
+static int restore(struct board *b, const struct sections *s)
+{
+    pthread_mutex_lock(&machine_bus(b->m)->lock);
+    int err = machine_restore(b->m, s, error, sizeof error);
+    pthread_mutex_unlock(&machine_bus(b->m)->lock);
+    return err;
+}
+
+static void every_device_comes_back(void **state)
+{
+    struct board a, b;
+    struct sections first = {0}, second = {0};
+
+    make(&a, false, true);
+    use(&a);
+    save(&a, &first);
+    make(&b, true, true);
+    memcpy(machine_memory(b.m)->base, machine_memory(a.m)->base, 1 << 20);
+    if (restore(&b, &first))
+        fail_msg("%s", error);
+    save(&b, &second);
+    assert_int_equal(first.n, second.n);
+    for (unsigned i = 0; i < first.n; i++) {
+        const struct section *x = &first.all[i], *y = &second.all[i];
+        assert_string_equal(x->kind, y->kind);
+        assert_string_equal(x->name, y->name);
+        assert_int_equal(x->size, y->size);
+        if (!moves(x) && memcmp(x->bytes, y->bytes, x->size) != 0)
+            fail_msg("%s (%s) is not what it was", x->name, x->kind);
+    }
+    assert_int_equal(bus_read(machine_bus(b.m), BUS_PORT, 0x3ff, 1), 0x5a);
+    assert_int_equal(bus_read(machine_bus(b.m), BUS_PORT, 0x21, 1), 0xfb);
+    sections_free(&first);
+    sections_free(&second);
+    machine_destroy(a.m);
+    machine_destroy(b.m);
+}
+
+static void another_machine_is_refused(void **state)
+{
+    struct board a, b;
+    struct sections s = {0};
+
+    make(&a, false, true);
+    save(&a, &s);
+    make(&b, true, false);
+    assert_int_equal(restore(&b, &s), -EINVAL);
+    assert_non_null(strstr(error, "nvme.0"));
+    machine_destroy(b.m);
+    make(&b, true, true);
+    s.all[s.n - 1].version++;
+    assert_int_equal(restore(&b, &s), -ENOTSUP);
+    s.all[s.n - 1].version--;
+    machine_destroy(b.m);
+    make(&b, true, true);
+    s.all[s.n - 1].size--; /* an older guise's */
+    assert_int_equal(restore(&b, &s), 0);
+    machine_destroy(b.m);
+    machine_destroy(a.m);
+    sections_free(&s);
+}
+
+/* What comes in is anybody's: nothing of it may be followed out of bounds. */
+static void noise_is_survived(void **state)
+{
+    struct board a, b;
+    uint64_t x = 88172645463325252ull;
+
+    make(&a, false, true);
+    use(&a);
+    for (unsigned round = 0; round < 60; round++) {
+        struct sections s = {0};
+        save(&a, &s);
+        for (unsigned i = 0; i < s.n; i++)
+            for (uint32_t k = 0; k < s.all[i].size && strcmp(s.all[i].kind, "machine") != 0; k++) {
+                x ^= x << 13, x ^= x >> 7, x ^= x << 17;
+                if (x % (round + 2) == 0 && strcmp(s.all[i].kind, "cpu") != 0 && strcmp(s.all[i].kind, "cpuid") != 0)
+                    s.all[i].bytes[k] = (uint8_t)(x >> 40);
+            }
+        make(&b, true, true);
+        restore(&b, &s);
+        use(&b);
+        machine_destroy(b.m);
+        sections_free(&s);
+    }
+    machine_destroy(a.m);
+}
+
+static int make_files(void **state)
+{
+    static const char *const names[] = {"one", "two", "three"};
+    char path[128];
+
+    make_bzimage(image, "", 0);
+    int fd = mkstemp(kernel_path), bad = fd < 0 || write(fd, image, sizeof image) != sizeof image || close(fd);
+    bad |= !mkdtemp(directory) || cpuid_table_create(&table, 2, 2000000);
+    for (size_t i = 0; i < 3; i++) {
+        snprintf(path, sizeof path, "%s/%s", directory, names[i]);
+        fd = open(path, O_RDWR | O_CREAT, 0600);
+        bad |= fd < 0 || ftruncate(fd, 1 << 20) || close(fd);
+    }
+    return bad;
+}
+
+static int remove_files(void **state)
+{
+    char command[128];
+
+    cpuid_table_destroy(table);
+    snprintf(command, sizeof command, "rm -rf %s %s", directory, kernel_path);
+    return system(command);
+}
+
+#define T(name) cmocka_unit_test(name)
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        T(a_vcpu_comes_back),          T(one_from_elsewhere_is_checked), T(records_are_checked),
+        T(a_missing_feature_is_named), T(every_device_comes_back),       T(another_machine_is_refused),
+        T(noise_is_survived),
+    };
+    return cmocka_run_group_tests(tests, make_files, remove_files);
+}

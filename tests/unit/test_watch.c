@@ -1,0 +1,229 @@
+/* Watching memory: contents as they were at one moment, and contents that come when they are needed. */
+#include <errno.h>
+#include <pthread.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "memory/memory.h"
+#include "memory/watch.h"
+
+#define SIZE (64ull << 20)
+#define CHUNKS (SIZE >> WATCH_SHIFT)
+
+static struct memory *m;
+static uint8_t kept[CHUNKS], first_byte[CHUNKS];
+static unsigned loads[CHUNKS];
+
+static int setup(void **state)
+{
+    memset(kept, 0, sizeof kept);
+    memset(loads, 0, sizeof loads);
+    return memory_create(&m, SIZE);
+}
+
+static int teardown(void **state)
+{
+    memory_destroy(m);
+    return 0;
+}
+
+static void room(void *opaque) {}
+
+static void keep(void *opaque, uint64_t chunk, const void *bytes, uint32_t length)
+{
+    assert_int_equal(length, WATCH_CHUNK);
+    kept[chunk]++;
+    first_byte[chunk] = *(const uint8_t *)bytes;
+}
+static const struct memory_keeper keeper = {room, keep, NULL};
+
+static void load(void *opaque, uint64_t chunk, void *bytes, uint32_t length)
+{
+    loads[chunk]++;
+    memset(bytes, (int)(chunk % 250 + 1), length);
+}
+static const struct memory_source source = {load, NULL};
+
+static void a_chunk_is_kept_before_it_is_written_to(void **state)
+{
+    uint8_t byte = 9, bytes[WATCH_CHUNK];
+    uint32_t length;
+
+    memory_write(m, 5 * WATCH_CHUNK, "a", 1);
+    assert_int_equal(memory_keep_begin(m, &keeper), 0);
+    assert_false(memory_may_write(m, 5 * WATCH_CHUNK));
+    assert_int_equal(memory_read(m, 5 * WATCH_CHUNK, &byte, 1), 0); /* reading changes nothing */
+    assert_int_equal(kept[5], 0);
+    assert_int_equal(memory_write(m, 5 * WATCH_CHUNK, "b", 1), 0);
+    assert_int_equal(kept[5], 1);
+    assert_int_equal(first_byte[5], 'a');
+    assert_true(memory_may_write(m, 5 * WATCH_CHUNK));
+    assert_int_equal(memory_write(m, 5 * WATCH_CHUNK, "c", 1), 0); /* once is enough */
+    assert_int_equal(kept[5], 1);
+    assert_false(memory_keep_take(m, 5, bytes, &length));
+    memory_keep_end(m);
+    assert_false(memory_is_watched(m));
+}
+
+static void what_nobody_wrote_to_is_taken(void **state)
+{
+    uint8_t bytes[WATCH_CHUNK];
+    uint32_t length = 0;
+
+    memory_write(m, 7 * WATCH_CHUNK + 1, "x", 1);
+    assert_int_equal(memory_keep_begin(m, &keeper), 0);
+    assert_true(memory_keep_take(m, 7, bytes, &length));
+    assert_int_equal(length, WATCH_CHUNK);
+    assert_int_equal(bytes[1], 'x');
+    memory_write(m, 7 * WATCH_CHUNK + 1, "y", 1);
+    assert_int_equal(kept[7], 0);
+    memory_keep_end(m);
+}
+
+static void what_has_no_contents_is_skipped(void **state)
+{
+    memory_write(m, 100 * WATCH_CHUNK, "x", 1);
+    assert_int_equal(memory_keep_begin(m, &keeper), 0);
+    uint64_t first = memory_keep_skip(m, 0);
+    assert_true(first > 0 && first <= 100); /* huge pages may be at work */
+    assert_true(memory_may_write(m, 0));
+    assert_false(memory_may_write(m, 100 * WATCH_CHUNK));
+    memory_keep_end(m);
+}
+
+static void a_range_over_chunks_keeps_all_of_them(void **state)
+{
+    assert_int_equal(memory_keep_begin(m, &keeper), 0);
+    memory_hva(m, 3 * WATCH_CHUNK - 1, WATCH_CHUNK + 2);
+    for (unsigned i = 0; i < 6; i++)
+        assert_int_equal(kept[i], i >= 2 && i <= 4);
+    memory_keep_end(m);
+}
+
+static void what_is_given_back_is_kept_first(void **state)
+{
+    memory_write(m, 9 * WATCH_CHUNK, "z", 1);
+    assert_int_equal(memory_keep_begin(m, &keeper), 0);
+    assert_int_equal(memory_discard(m, 9 * WATCH_CHUNK, 4096), 0);
+    assert_int_equal(kept[9], 1);
+    assert_int_equal(first_byte[9], 'z');
+    memory_keep_end(m);
+}
+
+static void contents_come_when_they_are_needed(void **state)
+{
+    uint8_t byte = 0;
+
+    assert_int_equal(memory_load_begin(m, &source), 0);
+    assert_int_equal(memory_read(m, 3 * WATCH_CHUNK + 17, &byte, 1), 0);
+    assert_int_equal(byte, 4);
+    assert_int_equal(loads[3], 1);
+    memory_write(m, 4 * WATCH_CHUNK, "q", 1); /* the rest of the chunk is what it was */
+    memory_read(m, 4 * WATCH_CHUNK, &byte, 1);
+    assert_int_equal(byte, 'q');
+    memory_read(m, 4 * WATCH_CHUNK + 1, &byte, 1);
+    assert_int_equal(byte, 5);
+    assert_int_equal(loads[4], 1);
+    assert_true(memory_load_chunk(m, 6));
+    assert_false(memory_load_chunk(m, 6));
+    assert_int_equal(loads[5], 0);
+    for (uint64_t i = 0; i < CHUNKS; i++)
+        memory_load_chunk(m, i);
+    memory_load_end(m);
+    assert_false(memory_is_watched(m));
+}
+
+static void what_is_to_come_is_kept_as_well(void **state)
+{
+    uint8_t bytes[WATCH_CHUNK];
+    uint32_t length;
+
+    assert_int_equal(memory_load_begin(m, &source), 0);
+    assert_int_equal(memory_keep_begin(m, &keeper), 0);
+    memory_write(m, 8 * WATCH_CHUNK, "w", 1);
+    assert_int_equal(first_byte[8], 9);
+    assert_true(memory_keep_take(m, 10, bytes, &length));
+    assert_int_equal(bytes[0], 11);
+    assert_int_equal(memory_keep_skip(m, 11), 11); /* no contents here, but elsewhere */
+    memory_keep_end(m);
+    assert_true(memory_is_watched(m));
+    memory_load_end(m);
+}
+
+/* A page walk may announce while the guest's registers are live. */
+static void simd_registers_stay(void **state)
+{
+    static const uint8_t pattern[16] __attribute__((aligned(16))) = "sixteen letters";
+    uint8_t after[16] __attribute__((aligned(16)));
+    const struct memory *memory = m;
+
+    assert_int_equal(memory_keep_begin(m, &keeper), 0);
+    register const struct memory *a __asm__("rdi") = memory;
+    register uint64_t b __asm__("rsi") = 20 * WATCH_CHUNK, c __asm__("rdx") = 8, d __asm__("rcx") = 1;
+    __asm__ volatile("movdqa %5, %%xmm7\n call *%6\n movdqa %%xmm7, %4"
+                     : "+r"(a), "+r"(b), "+r"(c), "+r"(d), "=m"(after)
+                     : "m"(pattern), "r"(memory_announce)
+                     : "memory", "rax", "r8", "r9", "r10", "r11", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5",
+                       "xmm6", "xmm7");
+    assert_int_equal(kept[20], 1);
+    assert_memory_equal(after, pattern, 16);
+    memory_keep_end(m);
+}
+
+static void *write_everywhere(void *opaque)
+{
+    for (uint64_t i = 0; i < CHUNKS; i++)
+        memory_write(m, i * WATCH_CHUNK, "!", 1);
+    return NULL;
+}
+
+static void threads_agree(void **state)
+{
+    pthread_t threads[3];
+    uint8_t bytes[WATCH_CHUNK];
+    uint32_t length;
+    unsigned taken = 0;
+
+    for (uint64_t i = 0; i < CHUNKS; i++)
+        memory_write(m, i * WATCH_CHUNK, "o", 1);
+    assert_int_equal(memory_keep_begin(m, &keeper), 0);
+    for (unsigned i = 0; i < 3; i++)
+        assert_int_equal(pthread_create(&threads[i], NULL, write_everywhere, NULL), 0);
+    for (uint64_t i = CHUNKS; i-- > 0;)
+        if (memory_keep_take(m, i, bytes, &length)) {
+            assert_int_equal(bytes[0], 'o');
+            taken++;
+        }
+    for (unsigned i = 0; i < 3; i++)
+        pthread_join(threads[i], NULL);
+    for (uint64_t i = 0; i < CHUNKS; i++) {
+        taken += kept[i];
+        if (kept[i])
+            assert_int_equal(first_byte[i], 'o');
+    }
+    assert_int_equal(taken, CHUNKS);
+    memory_keep_end(m);
+}
+
+#define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        T(a_chunk_is_kept_before_it_is_written_to),
+        T(what_nobody_wrote_to_is_taken),
+        T(what_has_no_contents_is_skipped),
+        T(a_range_over_chunks_keeps_all_of_them),
+        T(what_is_given_back_is_kept_first),
+        T(contents_come_when_they_are_needed),
+        T(what_is_to_come_is_kept_as_well),
+        T(simd_registers_stay),
+        T(threads_agree),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
