@@ -312,6 +312,17 @@ CALL(ssize_t, recv, int fd, void *data, size_t len, int flags)
     return e ? end_receive(e, data, len) : __real_recv(fd, data, len, flags);
 }
 
+/* No descriptor ever comes along. */
+CALL(ssize_t, recvmsg, int fd, struct msghdr *m, int flags)
+{
+    struct end *e = end_of(fd);
+
+    if (!e)
+        return __real_recvmsg(fd, m, flags);
+    m->msg_controllen = 0;
+    return end_receive(e, m->msg_iov->iov_base, m->msg_iov->iov_len);
+}
+
 CALL(ssize_t, read, int fd, void *data, size_t len)
 {
     struct end *e = end_of(fd);

@@ -160,7 +160,7 @@ static const struct call calls[] = {
 
     /* --- connections that exist --- */
     {SYS(recvfrom), VM | VCPU | HELPERS, "vsock, control socket, network frames"},
-    {SYS(recvmsg), VM | VCPU | HELPERS, "the same; descriptors from the keeper"},
+    {SYS(recvmsg), VM | VCPU | HELPERS, "the same; descriptors from the keeper, and with requests"},
     {SYS(recvmmsg), VM | VCPU | NET, "network frames"},
     {SYS(sendto), VM | VCPU | HELPERS, "vsock, control socket, network frames"},
     {SYS(sendmsg), VM | VCPU | HELPERS, "the same; what the keeper hands over"},
