@@ -373,6 +373,7 @@ bool cpuid_check(const struct cpuid_table *t, const uint8_t *saved, size_t n, ch
 
 /* --- vCPUs that do not run (pvsched.c): KVM's MSR 0x4b564d03 and hypercalls ----------------------- */
 void cpu_steal_update(struct cpu *cpu, uint64_t ns); /* how long it has wanted to run and could not, in all */
+uint64_t cpu_steal_shown(struct cpu *cpu);           /* what the guest was told last */
 /* Around a time in which it runs no guest code. */
 void cpu_halts(struct cpu *cpu);
 void cpu_goes_on(struct cpu *cpu);

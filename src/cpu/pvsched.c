@@ -43,6 +43,12 @@ void cpu_steal_update(struct cpu *cpu, uint64_t ns)
     page->version = version + 1;
 }
 
+uint64_t cpu_steal_shown(struct cpu *cpu)
+{
+    const struct pv_steal *page = steal_page(cpu);
+    return page ? page->steal : 0;
+}
+
 void cpu_halts(struct cpu *cpu)
 {
     struct pv_steal *page = steal_page(cpu);

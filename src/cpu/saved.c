@@ -12,7 +12,7 @@
 
 #define NAME 12u
 #define RECORD (NAME + 4u)
-#define EVENTS (REQ_IRQ | REQ_NMI | REQ_INIT | REQ_SIPI | REQ_WINDOW)
+#define EVENTS (REQ_IRQ | REQ_NMI | REQ_INIT | REQ_SIPI | REQ_WINDOW | REQ_WAKE)
 #define KHZ_TOLERANCE 500u /* a host's TSC against the same, or the next one's: one part in so many */
 
 struct saved_field {
@@ -37,6 +37,7 @@ static const struct saved_field fields[] = {
     FIELD("specctrl", spec_ctrl), FIELD("mtrrtype", mtrr_def_type), FIELD("mtrrfixed", mtrr_fixed),
     FIELD("mtrrbase", mtrr_base), FIELD("mtrrmask", mtrr_mask), FIELD("tscadjust", tsc_adjust),
     FIELD("pvtime", kvmclock_system_time), FIELD("pvwall", kvmclock_wall), FIELD("mcgstatus", mcg_status),
+    FIELD("stealtime", steal_time), FIELD("pveoi", pv_eoi), FIELD("unhalted", unhalted),
 };
 /* clang-format on */
 #define FIELDS (sizeof fields / sizeof *fields)
@@ -153,6 +154,7 @@ static void tidy(struct cpu *c)
     c->nmi_blocked = !!c->nmi_blocked;
     c->halted = !!c->halted;
     c->wait_sipi = !!c->wait_sipi;
+    c->unhalted = !!c->unhalted;
     for (unsigned i = 0; i < 6; i++)
         c->seg[i].attr &= 0xfff;
     c->ldtr.attr &= 0xfff;

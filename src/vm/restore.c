@@ -49,7 +49,8 @@ int restore_check(const struct restore *r, const struct vm_record *record, char 
                          (unsigned long long)r->file.extent[SNAPSHOT_MEMORY].bytes >> 20, record->name,
                          (unsigned long long)memory >> 20);
     if (!table || cpuid_table_create(&ours, (unsigned)record->settings.config.n_cpus, 1000000))
-        return 0; /* the machine will look again */
+        return 0;                    /* the machine will look again */
+    cpuid_table_show_kvm(ours, ~0u); /* what of KVM's is the engine's to know */
     bool fits = cpuid_check(ours, table->bytes, table->size, why, sizeof why);
     cpuid_table_destroy(ours);
     return fits ? 0

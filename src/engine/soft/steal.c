@@ -40,8 +40,10 @@ void soft_steal_update(struct engine *e)
         return;
     const uint64_t wall = e->steal.wall, cpu = e->steal.cpu;
     mark(e);
-    if (!wall) /* it has just begun to be shown */
+    if (!wall) { /* it has just begun to be shown; or the machine was restored: it never goes back */
+        e->steal.total = cpu_steal_shown(&e->vcpu->cpu);
         return;
+    }
     const uint64_t passed = e->steal.wall - wall, used = e->steal.cpu > cpu ? e->steal.cpu - cpu : 0;
     e->steal.total += passed > used ? passed - used : 0;
     cpu_steal_update(&e->vcpu->cpu, e->steal.total);
