@@ -189,6 +189,18 @@ void sp_push(struct translator *t, const struct insn *in)
     end_push_part(t, in, size, stored, &tail);
 }
 
+/* rsp moves, and then its lower half is overwritten. */
+static void pop_sp(struct translator *t, const struct insn *in)
+{
+    struct tail after;
+    choose_scratch(t, 0); /* A = r11 */
+    tail_begin(&after);
+    e_lea(&after.e, code64(t), RSP, RSP, NO_REG, 0, 2);
+    e8(&after.e, 0x66);
+    e_mov(&after.e, false, RSP, R11);
+    emit_stack_load(t, in, R11, 2, 0, &after);
+}
+
 void sp_pop(struct translator *t, const struct insn *in)
 {
     const ZydisDecodedOperand *op = &in->op[0];
@@ -204,6 +216,10 @@ void sp_pop(struct translator *t, const struct insn *in)
     }
     if (t->mode & MODE_SEGMENTED) {
         segmented_pop(t, in);
+        return;
+    }
+    if (op->type == ZYDIS_OPERAND_TYPE_REGISTER && op_gpr(op) == RSP && size == 2) {
+        pop_sp(t, in);
         return;
     }
     struct tail after;
@@ -222,8 +238,6 @@ void sp_pop(struct translator *t, const struct insn *in)
                 e_store(&after.e, reg, GPR_OFFSET(reg));
             }
         }
-        if (reg == RSP && size == 2)
-            e_lea(&after.e, true, RSP, RSP, NO_REG, 0, 0);
         emit_stack_load(t, in, reg, size, 0, &after);
         return;
     }
