@@ -95,6 +95,10 @@ static uint8_t loop_opcode(const struct translator *t, const struct insn *in)
 void sp_loop(struct translator *t, const struct insn *in)
 {
     struct emit *e = &t->hot;
+    if (t->mode & MODE_SEGMENTED) {
+        segmented_loop(t, in, loop_opcode(t, in), branch_target(t, in));
+        return;
+    }
     flags_to_host(t, R10); /* both ways out begin with them there */
     if (addr16(in)) {
         e_mov(e, true, R10, RCX);

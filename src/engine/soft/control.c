@@ -44,6 +44,8 @@ const void *helper_stac(struct soft_vcpu *v, const struct site *s)
 const void *helper_pushf(struct soft_vcpu *v, const struct site *s)
 {
     uint64_t value = cpu_pushf_value(&v->cpu);
+    if ((v->cpu.rflags & FL_VM) && (v->cpu.rflags & FL_IOPL) != FL_IOPL)
+        return gp0(v);
     return data_push(v, &value, arg_kind(s)) ? fault(v) : finish(v, s);
 }
 

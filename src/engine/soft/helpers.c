@@ -19,20 +19,75 @@ const void *helper_gp0(struct soft_vcpu *v, const struct site *s)
     return gp0(v);
 }
 
-/* An operand in a segment that is not flat: helper_ea is its offset, arg the segment. */
+/* Of an operand with a mask each element that is used.  Where there is no limit only the end of all addresses stops
+ * one, and the pages of those before it come first. */
+static int elements_fault(struct soft_vcpu *v, const struct site *s, uint32_t offset)
+{
+    bool write = s->access & SITE_WRITE, endless = v->cpu.seg[s->segment].limit == UINT32_MAX;
+    uint64_t bytes = soft_active_bytes(s);
+    struct translation tr;
+    for (unsigned at = 0; at < s->size; at += s->element) {
+        uint32_t gva = offset + at + (uint32_t)v->cpu.seg[s->segment].base;
+        if ((bytes >> at & 1) &&
+            (segment_fault(v, s->segment, offset + at, s->element, write) ||
+             (endless && cpu_walk(&v->cpu, gva, write ? ACCESS_WRITE : ACCESS_READ, user_mode(v), &tr))))
+            return CPU_FAULT;
+    }
+    return 0;
+}
+
+/* The limit and rights of an operand; alignment that is looked at first. */
+static int operand_fault(struct soft_vcpu *v, const struct site *s, uint32_t offset)
+{
+    bool write = s->access & SITE_WRITE, area = s->halves;
+    uint32_t gva = offset + (uint32_t)v->cpu.seg[s->segment].base;
+    if (s->mask_kind && !soft_active_bytes(s))
+        return 0;
+    if (!area && (gva & s->gp_align) && !soft_misaligned_sse())
+        return cpu_raise_error(&v->cpu, EXC_GP, 0);
+    if (!segment_fault(v, s->segment, offset, s->size, write))
+        return 0;
+    if (s->mask_kind)
+        return elements_fault(v, s, offset);
+    if (!area || segment_fault(v, s->segment, offset, 4, write))
+        return CPU_FAULT;
+    if ((gva & 3) && (v->mode & MODE_ALIGN))
+        return cpu_raise_error(&v->cpu, EXC_AC, 0);
+    if (gva & s->gp_align)
+        return cpu_raise_error(&v->cpu, EXC_GP, 0);
+    return segment_fault(v, s->segment, offset, s->size, write);
+}
+
+/* What an x87 or MMX instruction has done before it faults. */
+static void before_fault(struct soft_vcpu *v, const struct site *s)
+{
+    uint32_t mm0;
+    if (s->clears_top)
+        soft_clear_x87_top(v);
+    if (s->mnemonic == ZYDIS_MNEMONIC_MASKMOVQ) /* x87 state has become MMX state */
+        __asm__ volatile("movd %%mm0, %0" : "=r"(mm0));
+}
+
+/* An operand in a segment that is not flat: helper_ea is its offset. */
 const void *helper_segment(struct soft_vcpu *v, const struct site *s)
 {
     struct cpu *c = &v->cpu;
     uint64_t offset = v->helper_ea;
-    if (s->arg2 == SEGMENT_XLAT) {
+    if (s->first == SEGMENT_XLAT) {
         offset += (uint8_t)c->gpr[RAX];
-    } else if (s->arg2 == SEGMENT_BIT) {
+    } else if (s->first == SEGMENT_BIT) {
         int64_t bit = s->size == 2 ? (int16_t)c->gpr[s->element] : (int32_t)c->gpr[s->element];
         offset += (uint64_t)(bit >> 3 & -(int64_t)s->size);
     }
-    if (cpu_check_segment(c, (enum sreg)s->arg, (uint32_t)(offset & s->imm), s->size, s->access & SITE_WRITE))
-        return fault(v);
-    return soft_code(v->engine, s->next);
+    if (!v->fpu_live)
+        soft_fpu_unpark(v);
+    if (!operand_fault(v, s, (uint32_t)(offset & s->imm)))
+        return soft_code(v->engine, s->next);
+    if (s->x87 && soft_x87_pending(v))
+        cpu_raise(c, EXC_MF);
+    else
+        before_fault(v, s);
+    return fault(v);
 }
 
 /* Control comes here when the instruction of a MODE_BY_C block is complete, or (arg) is a branch to helper_ea. */

@@ -17,13 +17,14 @@
 enum { STR_MOVS, STR_STOS, STR_LODS, STR_SCAS, STR_CMPS, STR_INS, STR_OUTS };
 enum { STR_REPE = 1, STR_REPNE = 2 };
 enum { SEGMENT_PLAIN, SEGMENT_BIT, SEGMENT_XLAT };
+enum { LOOP_NE, LOOP_E, LOOP_PLAIN, LOOP_JCXZ }; /* in the order of their opcodes */
 enum { STACK_IMMEDIATE, STACK_REGISTER, STACK_SELECTOR, STACK_MEMORY };
 enum { INT_IMM, INT_3, INT_O, INT_1 };
 enum { SYS_LGDT, SYS_LIDT, SYS_SGDT, SYS_SIDT, SYS_SLDT, SYS_STR, SYS_SMSW, SYS_SELECTOR };
 enum { XS_XSAVE, XS_XSAVEOPT, XS_XSAVEC, XS_XRSTOR, XS_FXSAVE, XS_FXRSTOR, XS_KIND = 7, XS_64 = 8 };
 helper_fn helper_target, helper_clzero, helper_movdir64b, helper_load_far, helper_x87_env, helper_decimal, helper_arpl,
     helper_vzero, helper_no_segment, helper_protected, helper_push, helper_pop, helper_call, helper_ret, helper_leave,
-    helper_pause, helper_hypercall;
+    helper_loop, helper_pause, helper_hypercall;
 enum { DEC_DAA, DEC_DAS, DEC_AAA, DEC_AAS, DEC_AAM, DEC_AAD, DEC_SALC };
 /* decimal.c: what the instruction makes of *ax and RFLAGS on a CPU of that vendor; imm not 0 for AAM */
 uint32_t decimal_adjust(unsigned kind, uint16_t *ax, uint8_t imm, uint32_t rflags, bool amd);
@@ -103,11 +104,15 @@ static inline uint64_t linear(const struct soft_vcpu *v, uint64_t gva)
     return v->mode & MODE_64 ? gva : (uint32_t)gva;
 }
 
-/* With segments that are not flat: may it be accessed? */
+/* With segments that are not flat: may it be accessed?  Where there is no limit Intel's CPUs go on at 0. */
 static inline int segment_fault(struct soft_vcpu *v, unsigned segment, uint64_t offset, unsigned n, bool write)
 {
+    const struct segment *s = &v->cpu.seg[segment];
+    uint32_t room = UINT32_MAX - (uint32_t)offset;
     if (!(v->mode & MODE_SEGMENTED))
         return 0;
+    if (room < n - 1 && s->limit == UINT32_MAX && !s->base && !v->engine->amd)
+        n = room + 1;
     return cpu_check_segment(&v->cpu, (enum sreg)segment, (uint32_t)offset, n, write);
 }
 

@@ -215,6 +215,7 @@ void isa_init(struct translator *t, const struct cpu *cpu)
     t->zen5 = soft_is_zen5(cpu);
     decoder_modes(&t->decoder64, w, t->amd);
     decoder_modes(&t->decoder32, w, t->amd);
+    decoder_modes(&t->decoder16, w, t->amd);
 }
 
 bool isa_has(const struct translator *t, const ZydisDecodedInstruction *d)

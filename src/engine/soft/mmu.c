@@ -78,7 +78,7 @@ bool soft_x87_pending(const struct soft_vcpu *v)
     return fsw & 0x80;
 }
 
-static bool misaligned_sse(const struct soft_vcpu *v)
+bool soft_misaligned_sse(void)
 {
     uint32_t mxcsr;
     __asm__ volatile("stmxcsr %0" : "=m"(mxcsr));
@@ -149,16 +149,16 @@ static bool beyond_limit(const struct soft_vcpu *v, const struct site *s, uint64
 }
 
 /* The exception for an operand whose bytes `low` to `high` are looked at first, or 0.  Intel's CPUs look at the
- * alignment before they look where it ends. */
+ * alignment before they look where it ends in 64-bit code. */
 static unsigned bad_operand(const struct soft_vcpu *v, const struct site *s, uint64_t gva, unsigned low, unsigned high)
 {
     unsigned outside = s->access & SITE_STACK ? EXC_SS : EXC_GP;
     bool misaligned = gva & s->align;
-    if (!canonical(v, gva + low) || soft_bad_offset(v, s, gva + low))
+    if (!canonical(v, gva + low) || soft_bad_offset(v, s, gva + low) || beyond_limit(v, s, gva, high))
         return outside;
     if (misaligned && !v->engine->amd && !s->mask_kind)
         return EXC_AC;
-    if (!canonical(v, gva + high) || beyond_limit(v, s, gva, high))
+    if (!canonical(v, gva + high))
         return outside;
     return misaligned ? EXC_AC : 0;
 }
@@ -285,7 +285,7 @@ const void *soft_slow(struct soft_vcpu *v)
         v->stats.slow_read++;
     if (s->mask_kind && !soft_active_bytes(s))
         return slow_bounce(v, s, gva);
-    if ((gva & s->gp_align) && !misaligned_sse(v)) {
+    if ((gva & s->gp_align) && !soft_misaligned_sse()) {
         cpu_raise_error(&v->cpu, EXC_GP, 0);
         return access_fault(v, s);
     }

@@ -12,12 +12,12 @@ void watch_data(struct soft_vcpu *v, uint64_t gva, unsigned n, bool write)
 }
 
 /* What is wrong with an operand of n bytes at gva: `vector` (#GP or #SS) where it cannot be, or #AC.  Intel's CPUs
- * look at the alignment before they look where it ends. */
+ * look at the alignment before they look where it ends in 64-bit code. */
 int address_fault(struct soft_vcpu *v, unsigned segment, unsigned vector, uint64_t gva, unsigned n)
 {
     bool code64 = v->mode & MODE_64, begins = !code64 || cpu_canonical(&v->cpu, gva);
     bool ends = code64 ? cpu_canonical(&v->cpu, gva + n - 1) : !wraps(v, segment, gva - v->cpu.seg[segment].base, n);
-    if (begins && (ends || !v->engine->amd) && misaligned(v, gva, n))
+    if (begins && (ends || (code64 && !v->engine->amd)) && misaligned(v, gva, n))
         return cpu_raise_error(&v->cpu, EXC_AC, 0);
     return begins && ends ? 0 : cpu_raise_error(&v->cpu, vector, 0);
 }
@@ -61,7 +61,7 @@ int data_write(struct soft_vcpu *v, uint64_t gva, const void *buf, unsigned n)
 /* Through ES, whatever segment the site's operand has. */
 int data_write_es(struct soft_vcpu *v, uint64_t gva, const void *buf, unsigned n)
 {
-    if (address_fault(v, ES, EXC_GP, gva, n))
+    if (segment_fault(v, ES, gva - v->cpu.seg[ES].base, n, true) || address_fault(v, ES, EXC_GP, gva, n))
         return CPU_FAULT;
     watch_data(v, linear(v, gva), n, true);
     return cpu_write(&v->cpu, linear(v, gva), buf, n, user_mode(v));

@@ -16,12 +16,31 @@ static struct site *emit_segment_check(struct translator *t, const struct insn *
     t->mode = mode;
     e_store(&t->hot, R11, VOFF(helper_ea));
     struct site *s = emit_helper(t, in, helper_segment, false);
-    s->arg = segment;
-    s->arg2 = SEGMENT_PLAIN;
+    s->segment = (uint8_t)segment & 7;
+    s->first = SEGMENT_PLAIN;
+    s->x87 = in->shape->x87;
+    s->clears_top = in->shape->clears_top;
     s->imm = ea->addr16 ? 0xffff : UINT32_MAX;
     s->access = write ? SITE_WRITE : SITE_READ;
     s->size = (uint16_t)size;
     return s;
+}
+
+/* Address bits that must be clear in the areas that helpers move; 0: it is none. */
+static uint8_t area_alignment(const struct insn *in)
+{
+    switch (in->d->mnemonic) {
+    case M(FXSAVE):
+    case M(FXRSTOR):
+        return 15;
+    case M(XSAVE):
+    case M(XSAVEC):
+    case M(XSAVEOPT):
+    case M(XRSTOR):
+        return 63;
+    default:
+        return 0;
+    }
 }
 
 static void check_operand(struct translator *t, const struct insn *in, const ZydisDecodedOperand *op)
@@ -53,8 +72,15 @@ static void check_operand(struct translator *t, const struct insn *in, const Zyd
     }
     bool write = (op->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE) && in->d->mnemonic != M(ARPL);
     struct site *s = emit_segment_check(t, in, &ea, write, size);
-    s->arg2 = kind;
-    s->element = (uint8_t)reg;
+    s->first = kind & 7;
+    if (kind == SEGMENT_BIT)
+        s->element = (uint8_t)reg;
+    if (op != in->op + in->shape->memory)
+        return;
+    s->halves = area_alignment(in); /* its beginning is looked at first */
+    s->gp_align = s->halves ? area_alignment(in) : in->shape->gp_align;
+    if (in->d->encoding != ZYDIS_INSTRUCTION_ENCODING_LEGACY)
+        masked_access(t, s, in, op);
 }
 
 /* String instructions, gathers and what uses the stack look themselves. */
@@ -74,7 +100,9 @@ void emit_segment_checks(struct translator *t, const struct insn *in)
         const ZydisDecodedOperand *op = &in->op[i];
         bool hidden_stack = op->visibility == ZYDIS_OPERAND_VISIBILITY_HIDDEN &&
                             (gpr_of(op->mem.base) == RSP || gpr_of(op->mem.base) == RBP);
-        if (op->type == ZYDIS_OPERAND_TYPE_MEMORY && op->mem.type != ZYDIS_MEMOP_TYPE_AGEN && !hidden_stack)
+        bool later = hidden_stack ||
+                     (in->d->mnemonic == M(MOVDIR64B) && (op->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE));
+        if (op->type == ZYDIS_OPERAND_TYPE_MEMORY && op->mem.type != ZYDIS_MEMOP_TYPE_AGEN && !later)
             check_operand(t, in, op);
     }
 }
@@ -147,6 +175,13 @@ void segmented_call(struct translator *t, const struct insn *in, int64_t target)
     }
     struct site *s = emit_helper(t, in, helper_call, true);
     s->arg = STACK_IMMEDIATE | (uint32_t)in->d->operand_width / 8 << 16;
+    s->imm = (uint32_t)(t->gva + (uint64_t)target);
+}
+
+void segmented_loop(struct translator *t, const struct insn *in, unsigned opcode, int64_t target)
+{
+    struct site *s = emit_helper(t, in, helper_loop, true);
+    s->arg = (opcode & 3) | (uint32_t)in->d->address_width / 8 << 16;
     s->imm = (uint32_t)(t->gva + (uint64_t)target);
 }
 

@@ -70,9 +70,13 @@ const void *helper_pop(struct soft_vcpu *v, const struct site *s)
 
 const void *helper_call(struct soft_vcpu *v, const struct site *s)
 {
-    uint64_t target, next = next_pc(v, s);
-    if (operand_value(v, s, &target) || bad_target(v, target) || data_push(v, &next, arg_size(s)))
+    uint64_t target, next = next_pc(v, s), rsp = v->cpu.gpr[RSP];
+    if (operand_value(v, s, &target) || (v->engine->amd && bad_target(v, target)) || data_push(v, &next, arg_size(s)))
         return fault(v);
+    if (bad_target(v, target)) { /* Intel's CPUs have pushed already, but for the stack pointer */
+        v->cpu.gpr[RSP] = rsp;
+        return fault(v);
+    }
     return branch_to(v, target);
 }
 
@@ -83,6 +87,20 @@ const void *helper_ret(struct soft_vcpu *v, const struct site *s)
         return fault(v);
     v->cpu.gpr[RSP] = stack_moved_by(v, arg_size(s) + (int64_t)s->imm);
     return branch_to(v, target);
+}
+
+/* loop, loope, loopne, and jcxz by its two widths: the counter stays where the target is refused. */
+const void *helper_loop(struct soft_vcpu *v, const struct site *s)
+{
+    struct cpu *c = &v->cpu;
+    unsigned width = arg_size(s);
+    uint64_t rcx = c->gpr[RCX], count = cut(rcx - (arg_kind(s) != LOOP_JCXZ), width);
+    bool zero = c->rflags & FL_ZF, taken = arg_kind(s) == LOOP_JCXZ ? !count : count;
+    taken &= !(arg_kind(s) == LOOP_E && !zero) && !(arg_kind(s) == LOOP_NE && zero);
+    if (taken && bad_target(v, s->imm))
+        return fault(v);
+    set_gpr(v, RCX, arg_kind(s) == LOOP_JCXZ ? rcx : count, width == 2 ? 2 : 8);
+    return branch_to(v, taken ? s->imm : next_pc(v, s));
 }
 
 const void *helper_leave(struct soft_vcpu *v, const struct site *s)
@@ -114,11 +132,10 @@ const void *helper_enter(struct soft_vcpu *v, const struct site *s)
 {
     struct cpu *c = &v->cpu;
     unsigned size = s->arg2, level = s->element & 31;
-    uint64_t rsp = c->gpr[RSP], frame;
-    uint64_t value = c->gpr[RBP];
+    uint64_t rsp = c->gpr[RSP], value = c->gpr[RBP];
     if (data_push(v, &value, size))
         return fault(v);
-    frame = c->gpr[RSP];
+    uint64_t frame = linear(v, rsp - size); /* all of it, even where the stack is addressed by sp */
     bool failed = false;
     for (unsigned i = 1; i < level && !failed; i++) {
         uint64_t up = 0;

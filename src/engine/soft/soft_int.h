@@ -546,6 +546,7 @@ void soft_timing_print(const struct soft_vcpu *v, FILE *out);
 /* --- mmu.c --- */
 bool soft_x87_pending(const struct soft_vcpu *v); /* an unmasked x87 exception waits for the next instruction */
 void soft_clear_x87_top(struct soft_vcpu *v);
+bool soft_misaligned_sse(void); /* packed operands need no alignment: MXCSR as it is now */
 
 /* --- mask.c --- */
 uint64_t soft_active_bytes(const struct site *s); /* of an operand with a mask: bit i for byte i; else all ones */

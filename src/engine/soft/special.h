@@ -33,6 +33,7 @@ special_fn sp_jcc, sp_loop, sp_call, sp_jmp, sp_ret;
 void segmented_push(struct translator *t, const struct insn *in);
 void segmented_pop(struct translator *t, const struct insn *in);
 void segmented_call(struct translator *t, const struct insn *in, int64_t target);
+void segmented_loop(struct translator *t, const struct insn *in, unsigned opcode, int64_t target);
 void segmented_ret(struct translator *t, const struct insn *in);
 void segmented_leave(struct translator *t, const struct insn *in);
 

@@ -186,6 +186,8 @@ static int string_access(struct soft_vcpu *v, const struct string_op *o, unsigne
 {
     if (!(v->mode & MODE_64) && !(v->cpu.seg[segment].attr & SEG_P))
         return cpu_raise_error(&v->cpu, EXC_GP, 0);
+    if (segment_fault(v, segment, offset, o->size, write))
+        return CPU_FAULT;
     uint64_t gva = linear(v, offset + seg_base(v, segment));
     uint8_t *hit = tlb_hit(v, gva, o->size, write);
     if (hit && !(v->mode & MODE_ALIGN)) {
@@ -219,11 +221,6 @@ static int string_element(struct soft_vcpu *v, const struct string_op *o)
 {
     uint64_t value = 0, other = 0;
     uint16_t port = (uint16_t)v->cpu.gpr[RDX];
-    bool source = o->kind == STR_MOVS || o->kind == STR_LODS || o->kind == STR_CMPS || o->kind == STR_OUTS;
-    bool destination = o->kind != STR_LODS && o->kind != STR_OUTS, write = o->kind != STR_SCAS && o->kind != STR_CMPS;
-    if ((source && segment_fault(v, o->segment, get_wide(v, RSI, o->width), o->size, false)) ||
-        (destination && segment_fault(v, ES, get_wide(v, RDI, o->width), o->size, write)))
-        return CPU_FAULT;
     switch (o->kind) {
     case STR_MOVS:
         if (read_source(v, o, &value) || write_destination(v, o, &value))
@@ -257,7 +254,8 @@ static int string_element(struct soft_vcpu *v, const struct string_op *o)
         string_advance(v, o, 1, true, true);
         return 0;
     case STR_INS:
-        if (cpu_check_io(&v->cpu, port, o->size))
+        if (cpu_check_io(&v->cpu, port, o->size) ||
+            segment_fault(v, ES, get_wide(v, RDI, o->width), o->size, true)) /* before anything is read */
             return CPU_FAULT;
         value = port_read(v, port, o->size);
         if (write_destination(v, o, &value))

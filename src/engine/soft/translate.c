@@ -83,12 +83,40 @@ static bool may_pass(const struct translator *t)
     return t->b->hot && (t->mode & MODE_64) && !(t->mode & MODE_BY_C);
 }
 
+/* Bytes from the block's start up to the end of the page, or of its segment. */
+static unsigned room_for_code(const struct translator *t)
+{
+    unsigned page = 4096 - t->page_offset;
+    uint64_t limit = t->v->cpu.seg[CS].limit;
+    return (t->mode & MODE_SEGMENTED) && limit - t->gva + 1 < page ? (unsigned)(limit - t->gva + 1) : page;
+}
+
+/* What an instruction that does not fit there has in the next page.  false: a fault is recorded. */
+static bool fetch_second(struct translator *t, unsigned room)
+{
+    uint64_t gpa;
+    if ((t->mode & MODE_SEGMENTED) && t->gva + room > t->v->cpu.seg[CS].limit) {
+        cpu_raise_error(&t->v->cpu, EXC_GP, 0);
+        return false;
+    }
+    if (soft_translate_exec(t->v, soft_code_gva(t->v, t->gva + room), &gpa, NULL))
+        return false;
+    soft_code_claim(t->engine, gpa >> 12);
+    const uint8_t *more = memory_hva_read(t->engine->config.memory, gpa, 16);
+    if (more)
+        memcpy(t->code + room, more, 16);
+    else
+        memset(t->code + room, 0xff, 16);
+    t->b->gpa2 = gpa;
+    return true;
+}
+
 /* Reads the guest's bytes up to the end of the page; the second page only if the first instruction
  * needs it.  false: a fetch fault is recorded. */
 static bool decode_block(struct translator *t, uint64_t gpa, unsigned max_insns)
 {
     struct engine *e = t->engine;
-    unsigned room = 4096 - t->page_offset;
+    unsigned room = room_for_code(t);
     const uint8_t *ram = memory_hva_read(e->config.memory, gpa, room);
     decode_begin(t);
     t->n_insns = t->fetched = 0;
@@ -104,16 +132,8 @@ static bool decode_block(struct translator *t, uint64_t gpa, unsigned max_insns)
             t->straddles = t->n_insns > 0;
             if (t->straddles)
                 break; /* the straddling instruction gets its own block */
-            uint64_t next_gpa;
-            if (soft_translate_exec(t->v, soft_code_gva(t->v, t->gva + room), &next_gpa, NULL))
+            if (!fetch_second(t, room))
                 return false;
-            soft_code_claim(e, next_gpa >> 12);
-            const uint8_t *more = memory_hva_read(e->config.memory, next_gpa, 16);
-            if (more)
-                memcpy(t->code + room, more, 16);
-            else
-                memset(t->code + room, 0xff, 16);
-            t->b->gpa2 = next_gpa;
             status = decode_at(t, in, 0, 15);
         }
         if (ZYAN_FAILED(status))
