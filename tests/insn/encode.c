@@ -140,11 +140,31 @@ static void choose_memory(struct operands *o, const struct form *f, struct rng *
     put_disp(o, r, disp == 0 ? 0 : disp == 1 ? 1 : 4);
 }
 
+/* The same with an address of 16 bits, in an instruction without 67h. */
+static void choose_narrow_memory(struct operands *o, const struct form *f, struct rng *r, enum mem_mode mode,
+                                 unsigned base)
+{
+    static const uint8_t near[8] = {[3] = 7, [5] = 6, [6] = 4, [7] = 5}; /* bx, bp, si, di */
+    bool by_base = base < 8 && near[base];
+    unsigned mod = by_base ? 1 : rng_below(r, 3), rm = by_base ? near[base] : rng_below(r, 8);
+    o->modrm = (uint8_t)((o->modrm & 0x38) | mod << 6 | rm);
+    if (mod == 0 && rm == 6) {
+        uint32_t v = (uint32_t)(target_pick(r, mode, f->mem_size, true) - DATA_LOW);
+        memcpy(o->disp, &v, 4);
+        o->disp_len = 2;
+        return;
+    }
+    put_disp(o, r, mod);
+    if (by_base)
+        o->disp[0] = (uint8_t)(rng_below(r, 9) * 8 - (rng_percent(r, 30) ? 32 : 0));
+}
+
 /* base: a register for all memory operands, or ANY_BASE. */
 #define ANY_BASE 16
-static void choose_operands(struct operands *o, const struct form *f, struct rng *r, enum mem_mode mode, bool compat,
-                            unsigned base)
+static void choose_operands(struct operands *o, const struct forms *forms, const struct form *f, struct rng *r,
+                            enum mem_mode mode, unsigned base)
 {
+    bool compat = forms->compat, narrow = forms->narrow;
     *o = (struct operands){.w = f->w, .modrm = f->modrm, .vvvv = 15};
     bool high = !compat && rng_percent(r, 60); /* r8 and up, xmm8 and up */
     if (f->has_modrm && f->reg_free) {
@@ -153,7 +173,10 @@ static void choose_operands(struct operands *o, const struct form *f, struct rng
         o->r2 = !compat && rng_percent(r, 30);
     }
     if (f->is_mem) {
-        if (base != ANY_BASE && !f->vsib)
+        o->a32 = narrow && (f->vsib || rng_percent(r, 25));
+        if (narrow && !o->a32)
+            choose_narrow_memory(o, f, r, mode, base);
+        else if (base != ANY_BASE && !f->vsib)
             choose_near_base(o, r, base);
         else
             choose_memory(o, f, r, mode, compat);
@@ -173,9 +196,9 @@ static void choose_operands(struct operands *o, const struct form *f, struct rng
         if (!f->vsib && !compat)
             o->v2 = rng_percent(r, 30);
     }
-    if (!f->has_modrm && f->disp && !compat && rng_percent(r, 12))
+    if (!f->has_modrm && f->disp && (!compat || narrow) && rng_percent(r, 12))
         o->a32 = true;
-    if (rng_percent(r, 4)) /* redundant ones too */
+    if (rng_percent(r, narrow ? 12 : 4)) /* redundant ones too */
         o->segment = "\x2e\x36\x3e\x26\x64\x65"[rng_below(r, 6)];
     if (f->mem_size && !f->has_modrm && !f->disp && rng_percent(r, 8))
         o->a32 = true; /* string operations, xlat, push: esi, edi, ecx */
@@ -269,7 +292,7 @@ static unsigned form_encode_off(const struct forms *f, const struct form *form, 
 {
     struct operands o;
     struct insn i;
-    choose_operands(&o, form, r, mode, f->compat, base);
+    choose_operands(&o, f, form, r, mode, base);
     unsigned n = form->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY ? put_legacy(form, &o, r, out, f->compat)
                                                                      : put_vector(form, &o, r, out);
     unsigned disp_at = 0;
@@ -281,7 +304,7 @@ static unsigned form_encode_off(const struct forms *f, const struct form *form, 
         memcpy(out + n, o.disp, 4);
         n += o.disp_len;
     } else if (form->disp) {
-        uint64_t t = target_pick(r, mode, form->mem_size, f->compat);
+        uint64_t t = target_pick(r, mode, form->mem_size, f->compat) - (f->narrow ? DATA_LOW : 0);
         memcpy(out + n, &t, 8);
         n += o.a32 ? 4 : form->disp;
     }
@@ -405,6 +428,8 @@ unsigned sequence_encode(const struct forms *f, struct rng *r, uint64_t addr, ui
     unsigned body = 2 + rng_below(r, 5), loop_at = 0;
     bool loop = rng_percent(r, 20);
     uint8_t skip[4][2], skips = 0;
+    if (loop && f->narrow)
+        out[p.len++] = 0x66;
     if (loop) {
         uint32_t count = rng_percent(r, 90) ? 1 + rng_below(r, 5) : 5000 + rng_below(r, 4000); /* few or hot */
         out[p.len++] = 0xb9;                                                                   /* mov ecx, count */

@@ -334,6 +334,11 @@ static int walk_modrm(struct forms *f, const struct form *t, const uint8_t *head
                     bytes[len] = (uint8_t)(reg << 3 | 4);
                     bytes[len + 1] = 0x33; /* [rbx + rsi] */
                     r = try_template(f, t, bytes, len + 2, &i);
+                    if (r == 0 && f->narrow) { /* which 16-bit addresses have not */
+                        memmove(bytes + 1, bytes, len + 2);
+                        bytes[0] = 0x67;
+                        r = try_template(f, t, bytes, len + 3, &i);
+                    }
                 }
                 if (r < 0)
                     return r;
@@ -439,13 +444,18 @@ static void decoder_init(ZydisDecoder *d)
     ZydisDecoderEnableMode(d, ZYDIS_DECODER_MODE_TZCNT, b7 >> 3 & 1);
 }
 
-int forms_enumerate(struct forms *f, bool compat)
+int forms_enumerate(struct forms *f, bool compat, bool narrow)
 {
     memset(f, 0, sizeof *f);
     f->compat = compat;
+    f->narrow = narrow;
     if (ZYAN_FAILED(ZydisDecoderInit(&f->decoder,
-                                     compat ? ZYDIS_MACHINE_MODE_LONG_COMPAT_32 : ZYDIS_MACHINE_MODE_LONG_64,
-                                     compat ? ZYDIS_STACK_WIDTH_32 : ZYDIS_STACK_WIDTH_64)))
+                                     narrow   ? ZYDIS_MACHINE_MODE_LONG_COMPAT_16
+                                     : compat ? ZYDIS_MACHINE_MODE_LONG_COMPAT_32
+                                              : ZYDIS_MACHINE_MODE_LONG_64,
+                                     narrow   ? ZYDIS_STACK_WIDTH_16
+                                     : compat ? ZYDIS_STACK_WIDTH_32
+                                              : ZYDIS_STACK_WIDTH_64)))
         return -EINVAL;
     decoder_init(&f->decoder);
     int r = walk_legacy(f);

@@ -133,7 +133,18 @@ static void build_tables(struct guest *g)
 
 static uint16_t code_selector(const struct guest *g, const struct test *t)
 {
-    return t && t->compat ? 0x23 : g->cpl == 3 ? 0x33 : 0x10;
+    return t && t->compat ? t->seg[IN_CS] : g->cpl == 3 ? 0x33 : 0x10;
+}
+
+static uint16_t stack_selector(const struct guest *g, const struct test *t)
+{
+    return t && t->compat ? t->seg[IN_SS] : g->cpl == 3 ? 0x2b : 0x18;
+}
+
+static struct segment hidden_part(uint16_t selector)
+{
+    struct segment_in s = segment_in(selector);
+    return (struct segment){selector, s.attr, s.limit, s.base};
 }
 
 /* t NULL: 64-bit code. */
@@ -142,9 +153,11 @@ static void set_cpl(struct guest *g, unsigned cpl, const struct test *t)
     struct cpu *c = g->cpu;
     bool user = cpl == 3, compat = t && t->compat;
     g->cpl = cpl;
-    c->seg[CS] = (struct segment){code_selector(g, t), compat ? 0xcfb : user ? 0xafb : 0xa9b, 0xffffffff, 0};
-    c->seg[DS] = c->seg[ES] = compat ? (struct segment){0x2b, 0xcf3, 0xffffffff, 0} : (struct segment){0};
-    c->seg[SS] = (struct segment){user ? 0x2b : 0x18, user ? 0xcf3 : 0xc93, 0xffffffff, 0};
+    c->seg[CS] = (struct segment){code_selector(g, t), user ? 0xafb : 0xa9b, 0xffffffff, 0};
+    c->seg[DS] = c->seg[ES] = (struct segment){0};
+    c->seg[SS] = (struct segment){stack_selector(g, t), user ? 0xcf3 : 0xc93, 0xffffffff, 0};
+    for (unsigned n = 0; n < 6 && compat; n++)
+        c->seg[n] = hidden_part(t->seg[n]);
     c->cpl = (uint8_t)cpl;
 }
 
@@ -290,7 +303,7 @@ static void collect(struct guest *g, const struct test *t, struct result *r)
     r->cr2 = r->vector == EXC_PF ? c->cr2 : 0;
     memcpy(r->out.xstate, g->fpu, g->layout->size);
     r->status = RUN_OK;
-    if (frame[1] != code_selector(g, t) || frame[4] != (g->cpl == 3 ? 0x2bu : 0x18u)) {
+    if (frame[1] != code_selector(g, t) || frame[4] != stack_selector(g, t)) {
         r->status = RUN_ODD;
         snprintf(r->note, sizeof r->note, "frame holds cs %#llx ss %#llx", (unsigned long long)frame[1],
                  (unsigned long long)frame[4]);
@@ -325,10 +338,10 @@ static void run_test(struct guest *g, const struct test *t, struct result *r)
     c->rflags = (uint32_t)t->in.rflags;
     c->cr2 = 0, c->halted = 0, c->irq_shadow = 0, c->nmi_blocked = 0, c->delivering = 0;
     set_cpl(g, g->cpl, t);
-    uint16_t fs = t->compat ? compat_selector(t->in.fs_base, COMPAT_FS) : 0;
-    uint16_t gs = t->compat ? compat_selector(t->in.gs_base, COMPAT_GS) : 0;
-    c->seg[FS] = (struct segment){fs, fs ? 0xcf3 : 0, fs ? 0xffffffff : 0, t->in.fs_base};
-    c->seg[GS] = (struct segment){gs, gs ? 0xcf3 : 0, gs ? 0xffffffff : 0, t->in.gs_base};
+    if (!t->compat) {
+        c->seg[FS] = (struct segment){.base = t->in.fs_base};
+        c->seg[GS] = (struct segment){.base = t->in.gs_base};
+    }
     memcpy(g->fpu, t->in.xstate, 464); /* not the words beyond, which are the engine's or reserved */
     memcpy(g->fpu + 512, t->in.xstate + 512, g->layout->size - 512);
     memset(r, 0, offsetof(struct result, diff));

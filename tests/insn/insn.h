@@ -8,6 +8,7 @@
  *      forms.c     walks the opcode space, classifies, says what is left out and why
  *      encode.c    form + random choices -> code bytes
  *      values.c    edge values, the memory that tests run in
+ *      segments.c  the segments of 32-bit and 16-bit code
  *      state.c     code bytes + seed -> registers, SIMD state, memory patch
  *      native.c    backend: the real CPU, in a sandboxed child, tests loaded through sigreturn
  *      guest.c     backend: a bare machine driven by an engine
@@ -33,7 +34,7 @@ struct region {
 };
 /* Everything beside these pages is not mapped. */
 #define DATA_LOW 0x10000000ull      /* rw rw ro rw, then nothing */
-#define DATA_STACK 0x10100000ull    /* rw rw */
+#define DATA_STACK 0x1000f000ull    /* rw rw: where 16-bit segments at DATA_LOW have their end */
 #define DATA_HIGH 0x123456780000ull /* rw rw */
 #define CODE_LOW 0x20000000ull      /* rx rx */
 #define CODE_HIGH 0x123456700000ull /* rx rx */
@@ -56,8 +57,9 @@ struct xstate_layout { /* of this host, from CPUID leaf 0xD */
     struct {
         uint32_t offset, size;
     } part[8];
-    bool segments;  /* COMPAT_FS and COMPAT_GS can be used */
+    bool segments;  /* those of segments.c can be used */
     bool high_base; /* FS and GS may have a base in the kernel's half */
+    bool flat;      /* 32-bit code gets no others */
     bool any_stack; /* programs may run with an RSP that is not canonical */
 };
 void xstate_layout_init(struct xstate_layout *l);
@@ -68,7 +70,7 @@ struct insn_state {
     uint8_t xstate[XSTATE_MAX] __attribute__((aligned(64)));
 };
 
-enum { GPR_RSP = 4 }; /* its number in gpr */
+enum { GPR_RSP = 4, GPR_RBP }; /* its number in gpr */
 #define CODE_MAX 96
 #define PATCH_MAX 192
 #define N_PATCHES 2
@@ -85,8 +87,10 @@ struct test {
     uint8_t len;
     uint8_t kind, mode;
     bool cpl3_only;
-    bool area;   /* an instruction in it moves an x87 or XSAVE area */
-    bool compat; /* 32-bit code in compatibility mode; else 64-bit */
+    bool area;       /* an instruction in it moves an x87 or XSAVE area */
+    bool compat;     /* 32-bit code in compatibility mode; else 64-bit */
+    bool narrow;     /* 16-bit; compat, too */
+    uint16_t seg[6]; /* selectors, with compat: ES, CS, SS, DS, FS, GS */
     uint64_t seed;
     uint32_t form; /* index, or UINT32_MAX */
     uint64_t undefined_flags;
@@ -108,16 +112,19 @@ struct result {
     char note[80];
 };
 
-/* 32-bit code: FS and GS are null (base 0) or one of these, as 32-bit programs use them. */
-#define COMPAT_FS_BASE 0x1000u
-#define COMPAT_GS_BASE 0x01230000u
-#define COMPAT_FS 0x07
-#define COMPAT_GS 0x0f /* in the native child's LDT; the guest has them in the hidden parts only */
-bool compat_segments_create(void);
-static inline uint16_t compat_selector(uint64_t base, uint16_t selector)
-{
-    return base ? selector : 0;
-}
+/* ---- segments.c: of code that is not 64-bit ------------------------------------------------------- */
+/* In the native child's LDT; the guest has them in the hidden parts only.  Others are Linux's flat ones, and null. */
+enum { IN_ES, IN_CS, IN_SS, IN_DS, IN_FS, IN_GS };
+struct segment_in {
+    uint32_t base, limit; /* in bytes */
+    uint16_t attr;        /* as in cpu/cpu.h */
+};
+struct segment_in segment_in(uint16_t selector);
+bool segment_is_big(uint16_t selector); /* D/B */
+bool segments_create(void);             /* children inherit them; not every kernel and container has modify_ldt */
+struct rng;
+/* flat: as 32-bit programs have them; else others, too. */
+void segments_pick(struct rng *r, bool narrow, bool flat, bool created, uint16_t seg[6]);
 
 /* Does the host's kernel let programs use RDFSBASE, WRFSBASE and so on? */
 bool fsgsbase_offered(void);
@@ -230,9 +237,9 @@ struct forms {
     uint32_t n, max;
     uint32_t *hash;
     ZydisDecoder decoder;
-    bool compat;
+    bool compat, narrow;
 };
-int forms_enumerate(struct forms *f, bool compat);
+int forms_enumerate(struct forms *f, bool compat, bool narrow);
 void forms_free(struct forms *f);
 bool insn_decode(const ZydisDecoder *d, const void *bytes, size_t len, struct insn *out);
 enum left_out insn_left_out(const struct insn *i);
@@ -269,7 +276,7 @@ unsigned sequence_encode(const struct forms *f, struct rng *r, uint64_t addr, ui
 unsigned invalid_encode(const struct forms *f, struct rng *r, uint64_t addr, uint8_t *out);
 
 /* ---- state.c -------------------------------------------------------------------------------------- */
-/* Fills everything of t but addr, code, len, kind, mode, compat, seed and form, which are its input.
+/* Fills everything of t but addr, code, len, kind, mode, compat, narrow, seed and form, which are its input.
  * false: an instruction in it is left out. */
 bool test_fill(struct test *t, const ZydisDecoder *d, const struct xstate_layout *l);
 
@@ -283,7 +290,7 @@ enum verdict compare(const struct test *t, const struct result *oracle, const st
  * windows (src/engine/soft/window.c) trust those.  `text` says which. */
 bool writes_unlisted(const struct test *t, const ZydisDecoder *d, const struct result *cpu, char *text, size_t size);
 /* ---- known.c --------------------------------------------------------------------------------------- */
-#define N_KNOWN 6
+#define N_KNOWN 7
 struct seen { /* a test and what came of it */
     const struct test *t;
     const ZydisDecoder *d;

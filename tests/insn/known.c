@@ -19,8 +19,8 @@ static bool seen_same(const struct seen *s, const struct result *other)
 static bool insn_at(const struct seen *s, uint64_t rip, struct insn *out)
 {
     const struct test *t = s->t;
-    return rip >= t->addr && rip < t->addr + t->len &&
-           insn_decode(s->d, t->code + (rip - t->addr), t->addr + t->len - rip, out);
+    uint64_t at = rip - t->in.rip;
+    return at < t->len && insn_decode(s->d, t->code + at, t->len - at, out);
 }
 
 /* The instruction that faults in the engine, with a memory operand, on a CPU of Intel's; NULL: none. */
@@ -66,14 +66,15 @@ static bool hidden_component(const struct seen *s)
     uint64_t hidden = ((uint64_t)high << 32 | low) & ~XSTATE_BITS;
     uint64_t asked = s->t->in.gpr[2] << 32 | (uint32_t)s->t->in.gpr[0];
     struct result r = *s->other;
-    if (s->t->kind != TEST_FORM || !insn_at(s, s->t->addr, &i))
+    if (s->t->kind != TEST_FORM || !insn_at(s, s->t->in.rip, &i))
         return false;
     if (i.i.mnemonic == M(XGETBV))
         r.out.gpr[0] |= s->cpu->out.gpr[0] & hidden;
     else if ((i.i.meta.category == ZYDIS_CATEGORY_XSAVE || i.i.meta.category == ZYDIS_CATEGORY_XSAVEOPT) &&
              (asked & hidden))
         r.n_diffs = s->cpu->n_diffs, r.diff_hash = s->cpu->diff_hash;
-    return seen_same(s, &r);
+    bool restores = i.i.mnemonic == M(XRSTOR) || i.i.mnemonic == M(XRSTOR64);
+    return seen_same(s, &r) || (restores && (asked & hidden) && s->cpu->vector == 14); /* met behind what is ours */
 }
 
 /* Intel: an x87 store that meets an unmasked exception stores nothing, and so does not fault.  The engine looks at
@@ -127,6 +128,52 @@ static bool masked_store_address(const struct seen *s)
     return masked && s->other->vector == 14 && by < 64 && seen_same(s, &r);
 }
 
+/* The offset of a memory operand, with these registers. */
+static uint64_t offset_of(const struct insn *i, const ZydisDecodedOperand *mem, const uint64_t gpr[16])
+{
+    uint64_t offset = (uint64_t)mem->mem.disp.value;
+    const ZydisRegister reg[2] = {mem->mem.base, mem->mem.index};
+    for (unsigned n = 0; n < 2; n++)
+        if (reg[n] != ZYDIS_REGISTER_NONE)
+            offset += gpr[ZydisRegisterGetId(ZydisRegisterGetLargestEnclosing(ZYDIS_MACHINE_MODE_LONG_64, reg[n]))] *
+                      (n && mem->mem.scale ? mem->mem.scale : 1u);
+    return i->i.address_width == 16 ? (uint16_t)offset : (uint32_t)offset;
+}
+
+/* A store under a mask in a vector, or one that packs. */
+static bool is_masked_store(const struct insn *i, const ZydisDecodedOperand *mem)
+{
+    return (mem->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE) &&
+           (i->i.mnemonic == M(VMASKMOVPS) || i->i.mnemonic == M(VMASKMOVPD) || i->i.mnemonic == M(VPMASKMOVD) ||
+            i->i.mnemonic == M(VPMASKMOVQ) || i->i.meta.category == ZYDIS_CATEGORY_COMPRESS);
+}
+
+/* Does an operand that CPUs take in parts go over the end of its segment, or of a 16-bit address? */
+static bool over_the_end(const struct seen *s, uint64_t rip, const uint64_t gpr[16])
+{
+    struct insn i;
+    const ZydisDecodedOperand *mem = insn_at(s, rip, &i) ? insn_mem(&i) : NULL;
+    if (!mem)
+        return false;
+    bool parts = insn_moves_area(&i) || mem->size == 80 || i.i.mnemonic == M(BOUND) || i.i.mnemonic == M(MASKMOVDQU) ||
+                 i.i.mnemonic == M(VMASKMOVDQU) || i.i.mnemonic == M(MASKMOVQ);
+    bool area = i.i.meta.category == ZYDIS_CATEGORY_XSAVE || i.i.meta.category == ZYDIS_CATEGORY_XSAVEOPT;
+    uint64_t limit = segment_in(s->t->seg[mem->mem.segment - ZYDIS_REGISTER_ES]).limit;
+    uint64_t end = offset_of(&i, mem, gpr) + (area ? XSTATE_MAX : mem->size / 8u) - 1;
+    if (!parts)
+        return is_masked_store(&i, mem) && end > UINT32_MAX;
+    return end > limit || (i.i.address_width == 16 && end > 0xffff) || end > UINT32_MAX;
+}
+
+/* The rest of such an operand is at the segment's beginning, or what comes before its end is moved. */
+static bool parts_at_the_end(const struct seen *s)
+{
+    const struct test *t = s->t;
+    return t->compat &&
+           ((t->kind == TEST_FORM && over_the_end(s, t->in.rip, t->in.gpr)) ||
+            over_the_end(s, s->cpu->out.rip, s->cpu->out.gpr) || over_the_end(s, s->other->out.rip, s->other->out.gpr));
+}
+
 static const struct known {
     bool (*is)(const struct seen *s);
     const char *what;
@@ -137,6 +184,7 @@ static const struct known {
     {x87_store_in_part, "x87 store of 80 bits that faults in its second page (Intel)"},
     {converted_before_fault, "MXCSR at a VCVTPS2PH that faults (Intel)"},
     {masked_store_address, "byte of a masked store that a page fault shows (Intel)"},
+    {parts_at_the_end, "x87, XSAVE, BOUND and masked operands over the end of a segment"},
 };
 
 int known_difference(const struct seen *s)

@@ -5,6 +5,8 @@
  *      insn-diff --fuzz [--seconds N] [--seed N]                                                until stopped
  *      insn-diff --one SPEC                                                                     one failing case again
  *      ... --bits 32                                                                            compatibility mode
+ *      ... --bits 16                                        16-bit code in it
+ *      ... --flat                                           32-bit code with no segments but Linux's
  *      ... --hot                                            only the part in which the engine takes all code for hot
  *      ... --strict                                         differences of known.c are failures, too
  */
@@ -22,7 +24,7 @@ struct options {
     const struct backend *engine;
     uint64_t seed;
     unsigned rounds, sequences, invalid, seconds, show, repeat;
-    bool fuzz, left_out, compat, hot, strict;
+    bool fuzz, left_out, compat, narrow, flat, hot, strict;
     const char *one, *only;
 };
 
@@ -110,7 +112,7 @@ static const char *name_of(unsigned mnemonic)
 static void failure(struct session *s, const struct test *t, const struct result *cpu, const struct result *other,
                     unsigned cpl, const char *what)
 {
-    char key[64], line[256], code[320];
+    char key[64], line[256], code[320], options[32];
     unsigned mnemonic = t->kind == TEST_INVALID ? NO_MNEMONIC + 1 : NO_MNEMONIC;
     if (t->form != UINT32_MAX) {
         s->forms.form[t->form].failures++;
@@ -131,13 +133,14 @@ static void failure(struct session *s, const struct test *t, const struct result
         return;
     disassemble(&s->forms.decoder, t, line, sizeof line);
     spec(t, code, sizeof code);
+    snprintf(options, sizeof options, "%s%s%s",
+             t->narrow   ? " --bits 16"
+             : t->compat ? " --bits 32"
+                         : "",
+             s->layout.flat ? " --flat" : "", s->o.engine->fast ? " --hot" : "");
     snprintf(g->sample[g->n_samples++], sizeof g->sample[0],
              "cpl%u %s | %s |%.400s\n        insn-diff --one %s%s (cpl%u)", cpl, line, mem_mode_name[t->mode], what,
-             code,
-             t->compat           ? (s->o.engine->fast ? " --bits 32 --hot" : " --bits 32")
-             : s->o.engine->fast ? " --hot"
-                                 : "",
-             cpl);
+             code, options, cpl);
 }
 
 static void print_group(const struct group *g)
@@ -309,10 +312,10 @@ static void judge(struct session *s, const struct test *t, const struct result *
     if (t->form != UINT32_MAX && v != NO_ORACLE) {
         struct form *f = &s->forms.form[t->form];
         f->runs++;
-        bool fetch = cpu->vector == 14 && cpu->error & 16 && cpu->out.rip == t->addr;
-        f->not_ud += !(cpu->vector == 6 && cpu->out.rip == t->addr) && !fetch;
+        bool fetch = cpu->vector == 14 && cpu->error & 16 && cpu->out.rip == t->in.rip;
+        f->not_ud += !(cpu->vector == 6 && cpu->out.rip == t->in.rip) && !fetch;
     }
-    if (v != NO_ORACLE && t->kind == TEST_INVALID && !(cpu->vector == 6 && cpu->out.rip == t->addr) &&
+    if (v != NO_ORACLE && t->kind == TEST_INVALID && !(cpu->vector == 6 && cpu->out.rip == t->in.rip) &&
         !too_long(s, t)) {
         note_rejected(s, t, v != SAME);
         return;
@@ -385,6 +388,7 @@ static bool push(struct session *s, uint64_t addr, const uint8_t *code, unsigned
     struct test *t = &s->batch->test[s->batch->n];
     t->addr = addr, t->len = (uint8_t)len, t->kind = kind, t->mode = (uint8_t)mode, t->seed = seed, t->form = form;
     t->compat = s->forms.compat;
+    t->narrow = s->forms.narrow;
     memcpy(t->code, code, len);
     if (!test_fill(t, &s->forms.decoder, &s->layout))
         return true;
@@ -542,10 +546,11 @@ static bool run_one(struct session *s)
 
 /* ---- what the host lets programs do ---------------------------------------------------------------------- */
 /* Runs a no-operation from this stack pointer.  true: the host did not let it begin. */
-static bool nop_refused(struct session *s, bool compat, uint64_t rsp)
+static bool nop_refused(struct session *s, bool compat, bool narrow, uint64_t rsp)
 {
     struct test *t = &s->batch->test[0];
-    *t = (struct test){.addr = CODE_LOW, .code = {0x90}, .len = 1, .compat = compat, .form = UINT32_MAX};
+    *t = (struct test){
+        .addr = CODE_LOW, .code = {0x90}, .len = 1, .compat = compat, .narrow = narrow, .form = UINT32_MAX};
     if (!test_fill(t, &s->forms.decoder, &s->layout))
         return false;
     t->in.gpr[GPR_RSP] = rsp;
@@ -556,18 +561,25 @@ static bool nop_refused(struct session *s, bool compat, uint64_t rsp)
     s->batch->n = 0;
     if (!r || r->status == RUN_DIED)
         return true;
-    return r->status == RUN_OK && (r->vector == 13 || r->vector == 6) && r->out.rip == CODE_LOW;
+    return r->status == RUN_OK && (r->vector == 13 || r->vector == 6) && r->out.rip == t->in.rip;
 }
 
 /* false: nothing can be tried here, and why has been said. */
 static bool probe_host(struct session *s)
 {
     s->layout.high_base = fsgsbase_offered();
-    bool sound = !nop_refused(s, false, DATA_STACK + PAGE);
-    s->layout.any_stack = s->o.compat || !nop_refused(s, false, 0x5555000000000000);
-    if (!s->o.compat || !sound || !nop_refused(s, true, DATA_STACK + PAGE))
+    bool sound = !nop_refused(s, false, false, DATA_STACK + PAGE);
+    s->layout.any_stack = s->o.compat || !nop_refused(s, false, false, 0x5555000000000000);
+    if (s->o.narrow && !s->layout.segments) {
+        printf("this host's kernel has no modify_ldt, or no 16-bit segments\n");
+        return false;
+    }
+    s->layout.flat = true;
+    bool refused = s->o.compat && sound && nop_refused(s, true, s->o.narrow, DATA_STACK + PAGE);
+    s->layout.flat = s->o.flat;
+    if (!refused)
         return true;
-    printf("this host's kernel runs no 32-bit code\n");
+    printf("this host's kernel runs no %s code\n", s->o.narrow ? "16-bit" : "32-bit");
     return false;
 }
 
@@ -575,10 +587,23 @@ static bool probe_host(struct session *s)
 static int parse(struct options *o, int argc, char **argv)
 {
     static const struct option longs[] = {
-        {"engine", 1, 0, 'e'},  {"seed", 1, 0, 's'},    {"rounds", 1, 0, 'r'},   {"sequences", 1, 0, 'q'},
-        {"invalid", 1, 0, 'i'}, {"seconds", 1, 0, 't'}, {"fuzz", 0, 0, 'f'},     {"one", 1, 0, '1'},
-        {"only", 1, 0, 'm'},    {"show", 1, 0, 'n'},    {"left-out", 0, 0, 'l'}, {"bits", 1, 0, 'b'},
-        {"repeat", 1, 0, 'p'},  {"hot", 0, 0, 'h'},     {"strict", 0, 0, 'k'},   {0},
+        {"engine", 1, 0, 'e'},
+        {"seed", 1, 0, 's'},
+        {"rounds", 1, 0, 'r'},
+        {"sequences", 1, 0, 'q'},
+        {"invalid", 1, 0, 'i'},
+        {"seconds", 1, 0, 't'},
+        {"fuzz", 0, 0, 'f'},
+        {"one", 1, 0, '1'},
+        {"only", 1, 0, 'm'},
+        {"show", 1, 0, 'n'},
+        {"left-out", 0, 0, 'l'},
+        {"bits", 1, 0, 'b'},
+        {"repeat", 1, 0, 'p'},
+        {"hot", 0, 0, 'h'},
+        {"strict", 0, 0, 'k'},
+        {"flat", 0, 0, 'F'},
+        {0},
     };
     for (int c; (c = getopt_long(argc, argv, "", longs, NULL)) != -1;) {
         uint64_t v = optarg ? strtoull(optarg, NULL, 0) : 0;
@@ -609,13 +634,17 @@ static int parse(struct options *o, int argc, char **argv)
             o->repeat = (unsigned)v;
             break;
         case 'b':
-            o->compat = v == 32;
+            o->compat = v != 64;
+            o->narrow = v == 16;
             break;
         case 'l':
             o->left_out = true;
             break;
         case 'f':
             o->fuzz = true;
+            break;
+        case 'F':
+            o->flat = true;
             break;
         case 'k':
             o->strict = true;
@@ -642,20 +671,22 @@ int main(int argc, char **argv)
     s.o = (struct options){
         .engine = BACKEND_DEFAULT, .rounds = 4, .sequences = 200000, .invalid = 30000, .show = 200, .seed = 1};
     if (parse(&s.o, argc, argv)) {
-        fprintf(stderr, "usage: insn-diff [--engine soft|native] [--seed N] [--rounds N] [--sequences N] [--invalid N] "
-                        "[--bits 64|32] [--hot] [--strict] [--only MNEMONIC] [--show GROUPS] [--left-out] [--fuzz "
-                        "[--seconds N]] [--one "
-                        "CASE [--repeat N]]\n");
+        fprintf(stderr,
+                "usage: insn-diff [--engine soft|native] [--seed N] [--rounds N] [--sequences N] [--invalid N] "
+                "[--bits 64|32|16] [--flat] [--hot] [--strict] [--only MNEMONIC] [--show GROUPS] [--left-out] [--fuzz "
+                "[--seconds N]] [--one "
+                "CASE [--repeat N]]\n");
         return 2;
     }
     if (s.o.hot && s.o.engine->hot)
         s.o.engine = s.o.engine->hot;
     signal(SIGPIPE, SIG_IGN);
     xstate_layout_init(&s.layout);
-    s.layout.segments = s.o.compat && compat_segments_create();
+    s.layout.segments = s.o.compat && segments_create();
+    s.layout.flat = s.o.flat;
     s.batch = shared_alloc(sizeof *s.batch);
     s.group = calloc(MAX_GROUPS, sizeof *s.group);
-    if (!s.batch || !s.group || forms_enumerate(&s.forms, s.o.compat)) {
+    if (!s.batch || !s.group || forms_enumerate(&s.forms, s.o.compat, s.o.narrow)) {
         fprintf(stderr, "insn-diff: no memory\n");
         return 2;
     }

@@ -7,7 +7,6 @@
  * handler has no other way to find its context; the process runs one thread.
  */
 #include <asm/hwcap2.h>
-#include <asm/ldt.h>
 #include <asm/prctl.h>
 #include <errno.h>
 #include <linux/audit.h>
@@ -137,15 +136,18 @@ static void load(ucontext_t *uc)
         uc->uc_mcontext.gregs[greg_of[n]] = (greg_t)t->in.gpr[n];
     uc->uc_mcontext.gregs[REG_RIP] = (greg_t)t->in.rip;
     uc->uc_mcontext.gregs[REG_EFL] = (greg_t)t->in.rflags;
-    /* CS selects the mode; 32-bit code needs DS and ES, which the frame does not hold. */
-    uint64_t selectors = (uint64_t)uc->uc_mcontext.gregs[REG_CSGSFS] & ~0xffffull;
-    uc->uc_mcontext.gregs[REG_CSGSFS] = (greg_t)(selectors | (t->compat ? 0x23 : 0x33));
-    __asm__ volatile("mov %0, %%ds; mov %0, %%es" ::"r"(t->compat ? 0x2b : 0));
+    /* CS selects the mode; 32-bit code needs DS and ES, which the frame does not hold, and may have an SS of its own.
+     */
+    uint64_t selectors = (uint64_t)uc->uc_mcontext.gregs[REG_CSGSFS] & (t->compat ? 0xffffffff0000 : ~0xffffull);
+    uc->uc_mcontext.gregs[REG_CSGSFS] = (greg_t)(selectors |
+                                                 (t->compat ? t->seg[IN_CS] | (uint64_t)t->seg[IN_SS] << 48 : 0x33));
+    __asm__ volatile("mov %0, %%ds; mov %1, %%es" ::"r"(t->compat ? t->seg[IN_DS] : 0),
+                     "r"(t->compat ? t->seg[IN_ES] : 0));
     xstate_load((uint8_t *)uc->uc_mcontext.fpregs, t->in.xstate, native.layout->size);
     native.fs_base = t->in.fs_base;
     native.gs_base = t->in.gs_base;
-    native.fs = t->compat ? compat_selector(t->in.fs_base, COMPAT_FS) : 0;
-    native.gs = t->compat ? compat_selector(t->in.gs_base, COMPAT_GS) : 0;
+    native.fs = t->compat ? t->seg[IN_FS] : 0;
+    native.gs = t->compat ? t->seg[IN_GS] : 0;
 }
 
 static void unload(ucontext_t *uc, int sig, unsigned long fs, unsigned long gs)
@@ -273,20 +275,6 @@ static int map_regions(int fd)
             return -errno;
     }
     return 0;
-}
-
-/* The descriptors behind COMPAT_FS and COMPAT_GS. */
-static bool local_segment(unsigned entry, unsigned base)
-{
-    struct user_desc d = {
-        .entry_number = entry, .base_addr = base, .limit = 0xfffff, .seg_32bit = 1, .limit_in_pages = 1, .useable = 1};
-    return syscall(SYS_modify_ldt, 0x11, &d, sizeof d) == 0;
-}
-
-/* Children inherit them.  Not every kernel and container has modify_ldt: FS and GS are then null only. */
-bool compat_segments_create(void)
-{
-    return local_segment(COMPAT_FS >> 3, COMPAT_FS_BASE) && local_segment(COMPAT_GS >> 3, COMPAT_GS_BASE);
 }
 
 static int native_open(void **ctx, const struct xstate_layout *layout)

@@ -147,6 +147,23 @@ static void set_gpr(struct placing *p, int reg, uint64_t value, unsigned width)
     p->t->in.gpr[reg] = p->t->compat ? value & 0xffffffff : value;
 }
 
+/* Of the segment that an operand is in. */
+static uint64_t base_of(const struct test *t, ZydisRegister segment)
+{
+    if (!t->compat || segment < ZYDIS_REGISTER_ES || segment > ZYDIS_REGISTER_GS)
+        return segment == ZYDIS_REGISTER_FS ? t->in.fs_base : segment == ZYDIS_REGISTER_GS ? t->in.gs_base : 0;
+    return segment_in(t->seg[segment - ZYDIS_REGISTER_ES]).base;
+}
+
+/* Bits of a register that count in an address: a stack's are those of SS. */
+static unsigned address_width(const struct test *t, const struct insn *i, const ZydisDecodedOperand *o)
+{
+    int base = gpr_of(o->mem.base);
+    if (!t->compat || o->visibility != ZYDIS_OPERAND_VISIBILITY_HIDDEN || (base != GPR_RSP && base != GPR_RBP))
+        return i->i.address_width;
+    return segment_is_big(t->seg[IN_SS]) ? 32 : 16;
+}
+
 static void place_vsib(struct placing *p, const struct insn *i, const ZydisDecodedOperand *o, uint64_t want)
 {
     set_gpr(p, gpr_of(o->mem.base), want - (uint64_t)o->mem.disp.value, i->i.address_width);
@@ -164,7 +181,7 @@ static void place_vsib(struct placing *p, const struct insn *i, const ZydisDecod
 static void place_registers(struct placing *p, const struct insn *i, const ZydisDecodedOperand *o, uint64_t want)
 {
     int base = gpr_of(o->mem.base), index = gpr_of(o->mem.index);
-    unsigned scale = o->mem.scale ? o->mem.scale : 1, width = i->i.address_width;
+    unsigned scale = o->mem.scale ? o->mem.scale : 1, width = address_width(p->t, i, o);
     uint64_t d = (uint64_t)o->mem.disp.value;
     if (o->mem.index == ZYDIS_REGISTER_AL) { /* xlat */
         set_gpr(p, base, want - (p->t->in.gpr[0] & 0xff), width);
@@ -201,7 +218,7 @@ static bool is_branch(const struct insn *i)
 
 static uint64_t code_target(struct placing *p)
 {
-    uint64_t page = p->t->addr >= CODE_HIGH ? CODE_HIGH : CODE_LOW;
+    uint64_t page = (p->t->addr >= CODE_HIGH ? CODE_HIGH : CODE_LOW) - base_of(p->t, ZYDIS_REGISTER_CS);
     return rng_percent(p->r, 90) ? page + rng_below(p->r, 2 * PAGE) : gpr_value(p->r);
 }
 
@@ -285,12 +302,10 @@ static bool place_image(struct placing *p, const struct insn *i, uint64_t *want)
 static void place_mem(struct placing *p, const struct insn *i, const ZydisDecodedOperand *o, enum mem_mode mode)
 {
     unsigned size = o->size / 8 ? o->size / 8 : 8;
-    uint64_t want = target_pick(p->r, mode, size, p->t->compat), segment = 0;
+    uint64_t want = target_pick(p->r, mode, size, p->t->compat), segment = base_of(p->t, o->mem.segment);
     bool image = place_image(p, i, &want);
-    if (o->mem.segment == ZYDIS_REGISTER_FS)
-        segment = p->t->in.fs_base;
-    if (o->mem.segment == ZYDIS_REGISTER_GS)
-        segment = p->t->in.gs_base;
+    if (p->t->compat && mode == MEM_NONCANONICAL) /* the end of the segment */
+        want = segment + segment_in(p->t->seg[o->mem.segment - ZYDIS_REGISTER_ES]).limit - rng_below(p->r, size);
     if (o->mem.base == ZYDIS_REGISTER_RIP || o->mem.base == ZYDIS_REGISTER_EIP) {
         want = p->t->addr + i->i.length + (uint64_t)o->mem.disp.value + segment;
     } else if (o->mem.type == ZYDIS_MEMOP_TYPE_VSIB) {
@@ -343,6 +358,8 @@ static void tune(struct placing *p, const struct insn *i)
     if (i->i.meta.category == ZYDIS_CATEGORY_STRINGOP && !(p->used & 2)) {
         static const uint32_t most[] = {1, 3, 20, 300, 2500};
         gpr[1] = rng_percent(p->r, 95) ? rng_below(p->r, most[rng_below(p->r, 5)]) : rng_next(p->r);
+        if (i->i.address_width == 16) /* the rest of it must not matter */
+            gpr[1] = (uint16_t)gpr[1] | rng_next(p->r) << 16;
         p->used |= 2;
         if (rng_percent(p->r, 40))
             p->t->in.rflags ^= 0x400;
@@ -378,6 +395,21 @@ static uint64_t segment_base(struct rng *r, const struct xstate_layout *l)
     return base >> 63 && !l->high_base ? 0x7fffffffe000 : base; /* the last page that programs may have */
 }
 
+/* What depends on segments with a base. */
+static void place_segments(struct test *t, struct rng *r)
+{
+    uint64_t *rsp = &t->in.gpr[GPR_RSP];
+    t->in.fs_base = base_of(t, ZYDIS_REGISTER_FS);
+    t->in.gs_base = base_of(t, ZYDIS_REGISTER_GS);
+    t->in.rip = (uint32_t)(t->addr - base_of(t, ZYDIS_REGISTER_CS));
+    *rsp = (uint32_t)(*rsp - base_of(t, ZYDIS_REGISTER_SS));
+    if (segment_is_big(t->seg[IN_SS]))
+        return;
+    if (rng_percent(r, 15)) /* goes round */
+        *rsp = rng_below(r, 33) - 16;
+    *rsp = (uint16_t)*rsp | (uint32_t)(rng_next(r) << 16);
+}
+
 bool test_fill(struct test *t, const ZydisDecoder *d, const struct xstate_layout *l)
 {
     struct rng r = {t->seed};
@@ -389,14 +421,14 @@ bool test_fill(struct test *t, const ZydisDecoder *d, const struct xstate_layout
         t->patch[n].len = 0;
     for (unsigned n = 0; n < 16; n++)
         t->in.gpr[n] = gpr_value(&r) & (t->compat && n < 8 ? 0xffffffff : ~0ull);
+    if (t->compat)
+        segments_pick(&r, t->narrow, l->flat, l->segments, t->seg);
     t->in.gpr[GPR_RSP] = DATA_STACK + PAGE + (rng_percent(&r, 80) ? rng_below(&r, 256) * 8 : rng_below(&r, 2048));
     t->in.fs_base = segment_base(&r, l);
     t->in.gs_base = segment_base(&r, l);
-    if (t->compat) {
-        t->in.fs_base = l->segments && rng_percent(&r, 90) ? COMPAT_FS_BASE : 0;
-        t->in.gs_base = l->segments && rng_percent(&r, 90) ? COMPAT_GS_BASE : 0;
-    }
     t->in.rip = t->addr;
+    if (t->compat)
+        place_segments(t, &r);
     t->in.rflags = 0x202 | (rng_next(&r) & 0x8d5) | (rng_percent(&r, 6) ? 0x400 : 0) |
                    (rng_percent(&r, 2) ? 0x40000 : 0);
     if (t->in.rflags & 0x40000)
