@@ -140,9 +140,12 @@ static uint64_t offset_of(const struct insn *i, const ZydisDecodedOperand *mem, 
     return i->i.address_width == 16 ? (uint16_t)offset : (uint32_t)offset;
 }
 
-/* A store under a mask in a vector, or one that packs. */
-static bool is_masked_store(const struct insn *i, const ZydisDecodedOperand *mem)
+/* Under a mask register, or a store under a mask in a vector or one that packs. */
+static bool is_masked(const struct insn *i, const ZydisDecodedOperand *mem)
 {
+    if (i->i.encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX && i->i.avx.mask.reg != ZYDIS_REGISTER_NONE &&
+        i->i.avx.mask.reg != ZYDIS_REGISTER_K0)
+        return true;
     return (mem->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE) &&
            (i->i.mnemonic == M(VMASKMOVPS) || i->i.mnemonic == M(VMASKMOVPD) || i->i.mnemonic == M(VPMASKMOVD) ||
             i->i.mnemonic == M(VPMASKMOVQ) || i->i.meta.category == ZYDIS_CATEGORY_COMPRESS);
@@ -161,7 +164,7 @@ static bool over_the_end(const struct seen *s, uint64_t rip, const uint64_t gpr[
     uint64_t limit = segment_in(s->t->seg[mem->mem.segment - ZYDIS_REGISTER_ES]).limit;
     uint64_t end = offset_of(&i, mem, gpr) + (area ? XSTATE_MAX : mem->size / 8u) - 1;
     if (!parts)
-        return is_masked_store(&i, mem) && end > UINT32_MAX;
+        return is_masked(&i, mem) && end > UINT32_MAX;
     return end > limit || (i.i.address_width == 16 && end > 0xffff) || end > UINT32_MAX;
 }
 
