@@ -10,11 +10,12 @@
  *         else each store comes here                     until A has, or is not in guest code
  *                                                     3. reads the bytes
  *
- * One of the two sees the other.  A store to a page with code of others is made first; then those of them that have
- * translated these bytes, or are about to, are told, and drop it when they next look up (REQ_FLUSH).  A does not wait
- * for that: until then it is as if the store had not got there yet, and what A stores after it, which B could learn of
- * it by, B looks at through a backward or a computed branch, where it looks up.  That is less than SDM vol. 3, 8.1.3
- * asks of software that modifies the code of another processor, and more than it promises.
+ * One of the two sees the other.  A store that is made once, without the write TLB, is noted in written_A all the same,
+ * so that B waits for it.  A store to a page with code of others is made first; then those of them that have translated
+ * these bytes, or are about to, are told, and drop it when they next look up (REQ_FLUSH).  A does not wait for that:
+ * until then it is as if the store had not got there yet, and what A stores after it, which B could learn of it by, B
+ * looks at through a backward or a computed branch, where it looks up.  That is less than SDM vol. 3, 8.1.3 asks of
+ * software that modifies the code of another processor, and more than it promises.
  *
  * Devices write as A does, without a TLB.
  */
@@ -31,6 +32,7 @@ int soft_peers_create(struct peers **out, const struct engine_config *config)
     if (!p)
         return -ENOMEM;
     p->n = config->n_cpus;
+    pthread_mutex_init(&p->split, NULL);
     p->n_pages = config->memory->end >> 12;
     *out = p;
     if (p->n == 1)
@@ -213,14 +215,18 @@ bool soft_others_code(const struct engine *e, uint64_t page)
     return e->peers->n > 1 && (__atomic_load_n(&e->peers->code[page], __ATOMIC_RELAXED) & ~own_bit(e));
 }
 
+void soft_note_write(struct engine *e, uint64_t page)
+{
+    e->written[page / 64] |= 1ull << page % 64;
+    if (e->peers->n > 1)
+        __atomic_thread_fence(__ATOMIC_SEQ_CST);
+}
+
 bool soft_may_write(struct engine *e, uint64_t page)
 {
     if (e->code_granules[page])
         return false;
-    e->written[page / 64] |= 1ull << page % 64;
-    if (e->peers->n == 1)
-        return true;
-    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    soft_note_write(e, page);
     return !soft_others_code(e, page);
 }
 
@@ -261,9 +267,13 @@ void soft_others_tell(struct soft_vcpu *v, uint64_t gpa, uint64_t len)
 void soft_others_tell_later(struct soft_vcpu *v, uint64_t gpa, uint64_t len)
 {
     struct engine *e = v->engine;
-    for (uint64_t page = gpa >> 12; e->peers->n > 1 && page <= (gpa + len - 1) >> 12; page++)
-        if (page < e->n_pages && soft_others_code(e, page))
+    for (uint64_t page = gpa >> 12; e->peers->n > 1 && page <= (gpa + len - 1) >> 12; page++) {
+        if (page >= e->n_pages)
+            continue;
+        soft_note_write(e, page);
+        if (soft_others_code(e, page))
             add(&e->to_tell, page);
+    }
 }
 
 void soft_tell_now(struct soft_vcpu *v)

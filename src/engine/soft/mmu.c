@@ -96,8 +96,28 @@ void soft_clear_x87_top(struct soft_vcpu *v)
     __asm__ volatile("fldenv %0" ::"m"(env));
 }
 
+/* A locked instruction on a bounce buffer, since its operand crosses a page: indivisible among its like, which is what
+ * there is of that without stopping the other vCPUs. */
+static void begin_locked(struct soft_vcpu *v, const struct site *s)
+{
+    if (!s->locked || v->engine->peers->n == 1 || v->bounce.locked)
+        return;
+    soft_fpu_park(v);
+    pthread_mutex_lock(&v->engine->peers->split);
+    v->bounce.locked = true;
+}
+
+void soft_end_locked(struct soft_vcpu *v)
+{
+    if (!v->bounce.locked)
+        return;
+    v->bounce.locked = false;
+    pthread_mutex_unlock(&v->engine->peers->split);
+}
+
 static const void *access_fault(struct soft_vcpu *v, const struct site *s)
 {
+    soft_end_locked(v);
     if (s->access & SITE_FLAGS)
         v->arith = (uint16_t)v->slow_flags;
     v->cpu.rip = soft_site_pc(v, soft_site_block(v->engine, s)) + s->pc;
@@ -220,6 +240,7 @@ static void set_address(struct soft_vcpu *v, const struct site *s, uint8_t *host
 static const void *slow_bounce(struct soft_vcpu *v, const struct site *s, uint64_t gva)
 {
     uint64_t bytes = soft_active_bytes(s);
+    begin_locked(v, s);
     if (bounce_fill(v, s, gva, bytes))
         return access_fault(v, s);
     v->bounce.gva = gva;
@@ -323,6 +344,8 @@ const void *soft_slow(struct soft_vcpu *v)
         return access_fault(v, s);
     if (!p.hva)
         return slow_bounce(v, s, gva);
+    if (write && e->peers->n > 1)
+        soft_note_write(e, p.gpa >> 12);
     bool others = soft_others_code(e, p.gpa >> 12);
     if (write && (e->code_granules[p.gpa >> 12] || others)) {
         v->stats.slow_code++;
@@ -395,6 +418,8 @@ static void commit_ram(struct soft_vcpu *v, const struct piece *p, const uint8_t
         soft_fpu_park(v);
         soft_invalidate(v->engine, p->gpa, p->len);
     }
+    if (v->engine->peers->n > 1)
+        soft_note_write(v->engine, p->gpa >> 12);
     if (!masked)
         cpu_copy(p->hva, from, p->len);
     for (unsigned i = 0; masked && i < p->len; i++)
@@ -429,6 +454,7 @@ const void *soft_commit(struct soft_vcpu *v)
         }
         done += p.len;
     }
+    soft_end_locked(v);
     const void *next = soft_code(e, s->next);
     if (soft_site_block(v->engine, s)->dead || v->cpu.request) { /* it patched itself, or the device wants attention */
         if (s->access & SITE_FLAGS_AFTER)

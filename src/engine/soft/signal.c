@@ -178,6 +178,7 @@ static void handler(int sig, siginfo_t *info, void *context)
 /* From glue, out of the handler: SIMD state is live again as the instruction left it. */
 const void *soft_signal_fault(struct soft_vcpu *v)
 {
+    soft_end_locked(v);
     if (v->signal_around) {
         const void *around = soft_next_ungrouped(v, v->signal_around);
         soft_flags_out(v);

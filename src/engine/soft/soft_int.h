@@ -307,6 +307,7 @@ struct soft_vcpu {
         uint8_t pad;
         uint64_t active_bytes[2]; /* masked stores: bytes to commit */
         bool masked;
+        bool locked; /* the peers' `split` is held */
     } bounce;
 
     struct tlb_entry tlb[MMU_COUNT][2][TLB_SIZE];
@@ -371,6 +372,7 @@ struct peers {
     struct engine *of[SOFT_CPUS_MAX];
     uint64_t *code; /* by page: bit i: vCPU i has translated code of it, or is about to; NULL for one vCPU */
     uint64_t n_pages;
+    pthread_mutex_t split; /* held around a locked instruction on a bounce buffer */
     struct cpuid_table *cpuid;
     struct direct_helper *helper; /* direct_child.c; NULL: none has been wanted */
     int helper_failed;
@@ -545,6 +547,7 @@ void soft_timing_print(const struct soft_vcpu *v, FILE *out);
 
 /* --- mmu.c --- */
 bool soft_x87_pending(const struct soft_vcpu *v); /* an unmasked x87 exception waits for the next instruction */
+void soft_end_locked(struct soft_vcpu *v); /* an instruction that ran on the bounce buffer has not got to its end */
 void soft_clear_x87_top(struct soft_vcpu *v);
 bool soft_misaligned_sse(void); /* packed operands need no alignment: MXCSR as it is now */
 
@@ -601,6 +604,7 @@ void soft_code_claim(struct engine *e, uint64_t page);
 void soft_code_claimed(struct engine *e);             /* it has come to an end */
 void soft_code_gone(struct engine *e, uint64_t page); /* no code of it is left */
 bool soft_may_write(struct engine *e, uint64_t page); /* without saying so each time: true, and it is noted */
+void soft_note_write(struct engine *e, uint64_t page); /* it is about to write there; then it looks who has code */
 bool soft_others_code(const struct engine *e, uint64_t page);
 void soft_others_tell(struct soft_vcpu *v, uint64_t gpa, uint64_t len); /* a store has been made, inside a page */
 /* Stores are about to be made; and have been. */
