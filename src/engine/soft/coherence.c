@@ -32,7 +32,6 @@ int soft_peers_create(struct peers **out, const struct engine_config *config)
     if (!p)
         return -ENOMEM;
     p->n = config->n_cpus;
-    pthread_mutex_init(&p->split, NULL);
     p->n_pages = config->memory->end >> 12;
     *out = p;
     if (p->n == 1)

@@ -6,6 +6,8 @@
  */
 #include "engine/soft/soft_int.h"
 
+#include <sched.h>
+
 struct piece {
     uint64_t gpa;
     uint8_t *hva;         /* NULL: not RAM */
@@ -96,14 +98,20 @@ void soft_clear_x87_top(struct soft_vcpu *v)
     __asm__ volatile("fldenv %0" ::"m"(env));
 }
 
-/* A locked instruction on a bounce buffer, since its operand crosses a page: indivisible among its like, which is what
- * there is of that without stopping the other vCPUs. */
-static void begin_locked(struct soft_vcpu *v, const struct site *s)
+/* Locked instructions on a bounce buffer, since their operands cross pages, are indivisible for one another and for
+ * other stores across pages, which is what there is of that without stopping the other vCPUs. */
+static void begin_locked(struct soft_vcpu *v, const struct site *s, uint64_t gva)
 {
-    if (!s->locked || v->engine->peers->n == 1 || v->bounce.locked)
+    bool crosses = (s->access & SITE_WRITE) && (gva & 4095) + s->size > 4096;
+    if (!(s->locked || crosses) || v->engine->peers->n == 1 || v->bounce.locked)
         return;
-    soft_fpu_park(v);
-    pthread_mutex_lock(&v->engine->peers->split);
+    struct peers *p = v->engine->peers;
+    uint32_t turn = atomic_fetch_add(&p->split.next, 1);
+    for (unsigned i = 1; atomic_load(&p->split.served) != turn; i++)
+        if (i % 64)
+            __builtin_ia32_pause();
+        else
+            sched_yield(); /* its thread may have no CPU */
     v->bounce.locked = true;
 }
 
@@ -112,7 +120,7 @@ void soft_end_locked(struct soft_vcpu *v)
     if (!v->bounce.locked)
         return;
     v->bounce.locked = false;
-    pthread_mutex_unlock(&v->engine->peers->split);
+    atomic_fetch_add(&v->engine->peers->split.served, 1);
 }
 
 static const void *access_fault(struct soft_vcpu *v, const struct site *s)
@@ -240,7 +248,7 @@ static void set_address(struct soft_vcpu *v, const struct site *s, uint8_t *host
 static const void *slow_bounce(struct soft_vcpu *v, const struct site *s, uint64_t gva)
 {
     uint64_t bytes = soft_active_bytes(s);
-    begin_locked(v, s);
+    begin_locked(v, s, gva);
     if (bounce_fill(v, s, gva, bytes))
         return access_fault(v, s);
     v->bounce.gva = gva;
