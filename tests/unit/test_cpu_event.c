@@ -348,6 +348,29 @@ static void boundaries(void **state)
     assert_true(delivered && !f->cpu.halted);
 }
 
+/* Another vCPU ends HLT, or lets the next one not begin; what waited for IF meanwhile is not lost. */
+static void woken_by_another(void **state)
+{
+    struct fixture *f = *state;
+    bool delivered;
+    struct controller controller = {0x56};
+    const struct cpu_irq_ops irq = {.pending = pending, .acknowledge = acknowledge};
+    enter_long(f);
+    f->cpu.irq = &irq;
+    f->cpu.irq_opaque = &controller;
+    f->cpu.rflags = FL_ONE;
+    f->cpu.halted = 1;
+    f->cpu.request = REQ_IRQ;
+    assert_ok(cpu_take_events(&f->cpu, &delivered));
+    assert_true(!delivered && f->cpu.halted && f->cpu.request == 0);
+    f->cpu.request = REQ_WAKE;
+    assert_ok(cpu_take_events(&f->cpu, &delivered));
+    assert_true(!delivered && !f->cpu.halted && !f->cpu.unhalted && (f->cpu.request & REQ_IRQ));
+    f->cpu.request = REQ_WAKE;
+    assert_ok(cpu_take_events(&f->cpu, &delivered));
+    assert_true(!f->cpu.halted && f->cpu.unhalted);
+}
+
 static void init_and_sipi(void **state)
 {
     struct fixture *f = *state;
@@ -383,6 +406,7 @@ int main(void)
         CPU_TEST(virtual_8086),
         CPU_TEST(real_mode),
         CPU_TEST(boundaries),
+        CPU_TEST(woken_by_another),
         CPU_TEST(init_and_sipi),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

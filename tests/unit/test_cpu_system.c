@@ -365,6 +365,81 @@ static void cpuid_tells_one_story(void **state)
     }
 }
 
+/* What a vCPU that does not run leaves to be done, and what it has waited. */
+static void steal_page(void **state)
+{
+    struct fixture *f = *state;
+    struct cpu *c = &f->cpu;
+    enum { AT = 0x32000, FLUSH = 2 };
+    uint8_t *page = (uint8_t *)at(f, AT), *preempted = page + 16;
+    f->ops.tlb_flush_all = count_flush;
+    assert_fault(cpu_wrmsr(c, 0x4b564d03, AT | 1), EXC_GP, 0); /* CPUID does not show it */
+    assert_fault(cpu_wrmsr(c, 0x4b564d04, AT | 1), EXC_GP, 0);
+    cpuid_table_show_kvm(f->table, 1 << 5 | 1 << 6);
+    assert_fault(cpu_wrmsr(c, 0x4b564d03, AT | 3), EXC_GP, 0);
+    assert_fault(cpu_wrmsr(c, 0x4b564d04, AT | 3), EXC_GP, 0);
+    cpu_steal_update(c, 5);
+    cpu_halts(c);
+    assert_true(*at(f, AT) == 0 && !*preempted); /* not wanted yet */
+    assert_ok(cpu_wrmsr(c, 0x4b564d03, AT | 1));
+    cpu_steal_update(c, 123456789);
+    assert_true(*at(f, AT) == 123456789 && *(uint32_t *)(page + 8) % 2 == 0 && *(uint32_t *)(page + 8) > 0);
+    cpu_halts(c);
+    assert_int_equal(*preempted, 1);
+    flushes = 0;
+    cpu_goes_on(c);
+    assert_true(*preempted == 0 && flushes == 0);
+    cpu_halts(c);
+    *preempted |= FLUSH;
+    cpu_goes_on(c);
+    assert_true(*preempted == 0 && flushes == 1);
+    assert_ok(cpu_wrmsr(c, 0x4b564d03, 0xfffffffff000 | 1)); /* not RAM: nothing happens */
+    cpu_halts(c);
+    cpu_goes_on(c);
+    cpu_steal_update(c, 1);
+}
+
+static int64_t sent(void *opaque, const uint64_t args[4])
+{
+    assert_true(args[0] == 5 && args[1] == 6 && args[2] == 7 && args[3] == 0xfd);
+    return 2;
+}
+static int64_t woken(void *opaque, uint64_t id)
+{
+    return id == 6 ? 0 : -1;
+}
+
+static void hypercalls(void **state)
+{
+    struct fixture *f = *state;
+    struct cpu *c = &f->cpu;
+    static const struct cpu_irq_ops irq = {.send_ipi = sent, .wake = woken};
+    const struct {
+        uint64_t number;
+        unsigned cpl;
+        bool yields;
+        int64_t result;
+    } calls[] = {{10, 0, false, 2},
+                 {5, 0, false, 0},
+                 {11, 0, true, 0},
+                 {10, 3, false, -1},
+                 {11, 3, false, -1},
+                 {1, 0, false, -1000},
+                 {1ull << 32, 0, false, -1000}};
+    enter_long(f);
+    for (unsigned there = 0; there < 2; there++) {
+        c->irq = there ? &irq : NULL;
+        for (unsigned i = 0; i < sizeof calls / sizeof *calls; i++) {
+            c->gpr[RAX] = calls[i].number;
+            c->gpr[RBX] = 5, c->gpr[RCX] = 6, c->gpr[RDX] = 7, c->gpr[RSI] = 0xfd;
+            c->cpl = (uint8_t)calls[i].cpl;
+            assert_true(cpu_hypercall(c) == calls[i].yields);
+            bool missing = !there && !calls[i].cpl && calls[i].number != 11;
+            assert_int_equal((int64_t)c->gpr[RAX], missing ? -1000 : calls[i].result);
+        }
+    }
+}
+
 static void paravirtual_clock(void **state)
 {
     struct fixture *f = *state;
@@ -415,6 +490,8 @@ int main(void)
         CPU_TEST(cpuid_is_within_the_host),
         CPU_TEST(cpuid_tells_one_story),
         CPU_TEST(paravirtual_clock),
+        CPU_TEST(steal_page),
+        CPU_TEST(hypercalls),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -619,6 +619,66 @@ static void garbage(void **state)
     board_destroy(b);
 }
 
+/* With nothing else to come, the guest may end an interrupt by a word in its memory. */
+static void an_interrupt_ends_by_memory(void **state)
+{
+    struct board *b = lapic_board(false);
+    enum { AT = 0x5000 };
+    uint32_t *word = (uint32_t *)(b->memory->base + AT);
+    enable_all(b);
+    enable_x2apic();
+    cpu[1].pv_eoi = AT | 1;
+    assert_true(wrmsr(0, 0x830, 1ull << 32 | 0x51));
+    requests(1);
+    assert_true(acknowledge(1) == 0x51 && *word == 1);
+    *word = 0; /* by the guest; nobody sees it yet, but the next one finds its way */
+    assert_true(wrmsr(0, 0x830, 1ull << 32 | 0x41));
+    assert_true((requests(1) & REQ_IRQ) && pending(1));
+    assert_true(acknowledge(1) == 0x41 && *word == 1);
+    /* one that comes before the end takes the short way away */
+    assert_true(wrmsr(0, 0x830, 1ull << 32 | 0x31));
+    assert_true(acknowledge(1) == -1 && *word == 0 && !pending(1));
+    assert_true(wrmsr(1, 0x80b, 0));
+    assert_true(acknowledge(1) == 0x31);
+    *word = 0;
+    assert_int_equal(msr(1, 0x811) & 1 << 0x11, 0); /* who looks at the APIC sees that it has ended */
+    /* two at once: by the APIC */
+    assert_true(wrmsr(0, 0x830, 1ull << 32 | 0x61) && wrmsr(0, 0x830, 1ull << 32 | 0x71));
+    assert_true(acknowledge(1) == 0x71 && *word == 0);
+    assert_true(wrmsr(1, 0x80b, 0) && acknowledge(1) == 0x61 && *word == 1);
+    *word = 0;
+    /* a level, of whose end the I/O APIC wants to hear */
+    bus_msi(b->bus, LAPIC_BASE | 1 << 12, 0xc081);
+    assert_true(acknowledge(1) == 0x81 && *word == 0 && eois == 0);
+    assert_true(wrmsr(1, 0x80b, 0) && eois == 1);
+    board_destroy(b);
+}
+
+static void hypercalls_reach_many(void **state)
+{
+    struct board *b = lapic_board(false);
+    const uint64_t some[] = {1 << 1 | 1 << 2, 0, 1, 0x91}, beyond[] = {UINT64_MAX, UINT64_MAX, 3, 0x91},
+                   far[] = {1, 1, UINT64_MAX, 0x91}, nmi[] = {1, 0, 0, 4 << 8}, odd[] = {1, 0, 0, 5 << 8},
+                   shorthand[] = {1, 0, 0, 1 << 18 | 0x91};
+    enable_all(b);
+    enable_x2apic();
+    for (unsigned i = 0; i < CPUS; i++)
+        requests(i);
+    assert_int_equal(cpu[0].irq->send_ipi(cpu[0].irq_opaque, some), 2);
+    assert_true(!requests(0) && !requests(1) && (requests(2) & REQ_IRQ) && (requests(3) & REQ_IRQ));
+    assert_true(acknowledge(2) == 0x91 && acknowledge(3) == 0x91);
+    assert_int_equal(cpu[0].irq->send_ipi(cpu[0].irq_opaque, beyond), 1);
+    assert_int_equal(cpu[0].irq->send_ipi(cpu[0].irq_opaque, far), 0);
+    assert_int_equal(cpu[3].irq->send_ipi(cpu[3].irq_opaque, nmi), 1);
+    assert_true(requests(0) & REQ_NMI);
+    assert_int_equal(cpu[3].irq->send_ipi(cpu[3].irq_opaque, odd), 0);
+    assert_int_equal(cpu[3].irq->send_ipi(cpu[3].irq_opaque, shorthand), -22);
+    assert_int_equal(cpu[3].irq->wake(cpu[3].irq_opaque, 1), 0);
+    assert_int_equal(requests(1), REQ_WAKE);
+    assert_int_equal(cpu[3].irq->wake(cpu[3].irq_opaque, 1000), 0);
+    board_destroy(b);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -632,6 +692,8 @@ int main(void)
         cmocka_unit_test(init_and_start_up),
         cmocka_unit_test(x2apic_is_entered_and_left_by_the_rules),
         cmocka_unit_test(x2apic_interrupts),
+        cmocka_unit_test(an_interrupt_ends_by_memory),
+        cmocka_unit_test(hypercalls_reach_many),
         cmocka_unit_test(errors_are_recorded),
         cmocka_unit_test(the_8259_comes_through_lint0),
         cmocka_unit_test(one_shot_and_periodic),
