@@ -192,9 +192,14 @@ static void choose_operands(struct operands *o, const struct forms *forms, const
         o->b = high && rng_percent(r, 60);
     }
     if (f->vvvv_free) {
-        o->vvvv = (uint8_t)(rng_below(r, 16) | (compat ? 8 : 0));
+        o->vvvv = (uint8_t)(rng_below(r, 16) | (compat && rng_percent(r, 90) ? 8 : 0));
         if (!f->vsib && !compat)
             o->v2 = rng_percent(r, 30);
+    }
+    if (compat && f->encoding != ZYDIS_INSTRUCTION_ENCODING_LEGACY) { /* bits that mean something in 64-bit code only */
+        o->b = rng_percent(r, 10);
+        o->r2 = rng_percent(r, 10);
+        o->w ^= rng_percent(r, 15);
     }
     if (!f->has_modrm && f->disp && (!compat || narrow) && rng_percent(r, 12))
         o->a32 = true;
@@ -237,7 +242,7 @@ static unsigned put_legacy(const struct form *f, const struct operands *o, struc
     return n;
 }
 
-static unsigned put_vector(const struct form *f, const struct operands *o, struct rng *r, uint8_t *out)
+static unsigned put_vector(const struct form *f, const struct operands *o, struct rng *r, uint8_t *out, bool compat)
 {
     unsigned n = 0;
     if (o->segment)
@@ -249,15 +254,15 @@ static unsigned put_vector(const struct form *f, const struct operands *o, struc
         uint8_t aaa = f->aaa ? (uint8_t)(1 + rng_below(r, 7)) : 0;
         out[n++] = 0x62;
         out[n++] = (uint8_t)(rxb | !o->r2 << 4 | f->map);
-        out[n++] = (uint8_t)(f->w << 7 | vvvv | 4 | f->pp);
+        out[n++] = (uint8_t)(o->w << 7 | vvvv | 4 | f->pp);
         out[n++] = (uint8_t)(f->z << 7 | f->l << 5 | f->b << 4 | !o->v2 << 3 | aaa);
-    } else if (f->map == 1 && !f->w && !o->x && !o->b && rng_percent(r, 70)) {
+    } else if (f->map == 1 && !o->w && !o->x && !o->b && (o->vvvv & 8 || !compat) && rng_percent(r, 70)) {
         out[n++] = 0xc5;
         out[n++] = (uint8_t)(!o->r << 7 | vvvv | f->l << 2 | f->pp);
     } else {
         out[n++] = 0xc4;
         out[n++] = rxb | f->map;
-        out[n++] = (uint8_t)(f->w << 7 | vvvv | f->l << 2 | f->pp);
+        out[n++] = (uint8_t)(o->w << 7 | vvvv | f->l << 2 | f->pp);
     }
     out[n++] = f->opcode;
     return n;
@@ -294,7 +299,7 @@ static unsigned form_encode_off(const struct forms *f, const struct form *form, 
     struct insn i;
     choose_operands(&o, f, form, r, mode, base);
     unsigned n = form->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY ? put_legacy(form, &o, r, out, f->compat)
-                                                                     : put_vector(form, &o, r, out);
+                                                                     : put_vector(form, &o, r, out, f->compat);
     unsigned disp_at = 0;
     if (form->has_modrm) {
         out[n++] = o.modrm;

@@ -35,7 +35,7 @@ static void copy_vector_opcode(struct emit *e, const struct insn *in, unsigned a
 {
     const ZydisDecodedInstruction *d = in->d;
     const uint8_t *b = in->bytes;
-    unsigned high = addr >> 3;
+    unsigned high = addr >> 3, w = in->shape->host == HOST_RESIZED ? 0x7f : 0xff;
     switch (d->encoding) {
     case ZYDIS_INSTRUCTION_ENCODING_VEX:
     case ZYDIS_INSTRUCTION_ENCODING_XOP: {
@@ -48,7 +48,7 @@ static void copy_vector_opcode(struct emit *e, const struct insn *in, unsigned a
         } else {
             e8(e, b[at]);
             e8(e, (b[at + 1] & 0x9f) | 0x40 | (high ? 0 : 0x20));
-            e8(e, b[at + 2]);
+            e8(e, b[at + 2] & w);
             e8(e, b[at + 3]);
         }
         return;
@@ -57,7 +57,8 @@ static void copy_vector_opcode(struct emit *e, const struct insn *in, unsigned a
         unsigned at = d->raw.evex.offset;
         e8(e, 0x62);
         e8(e, (b[at + 1] & 0x9f) | 0x40 | (high ? 0 : 0x20));
-        e_bytes(e, b + at + 2, 3);
+        e8(e, b[at + 2] & w);
+        e_bytes(e, b + at + 3, 2);
         return;
     }
     default:
@@ -70,7 +71,7 @@ static void copy_legacy_opcode(struct emit *e, const struct insn *in, unsigned a
 {
     unsigned at = in->shape->opcode, n = in->shape->modrm - at;
     bool has_rex = at && (in->bytes[at - 1] & 0xf0) == 0x40;
-    if (in->shape->resized)
+    if (in->shape->host == HOST_RESIZED)
         copy_resized_prefixes(e, in->bytes, at);
     else
         copy_prefixes(e, in->bytes, at);
@@ -147,10 +148,16 @@ void copy_insn_in_window(struct emit *e, const struct insn *in, unsigned base, u
 
 void copy_insn_plain(struct emit *e, const struct insn *in)
 {
-    if (in->shape->resized) {
+    if (in->shape->host == HOST_RESIZED && in->shape->legacy) {
         unsigned n = in->d->raw.prefix_count;
         copy_resized_prefixes(e, in->bytes, n);
         e_bytes(e, in->bytes + n, in->length - n);
+        return;
+    }
+    if (in->shape->host == HOST_RESIZED) { /* the W bit is in the second byte behind the first, whichever it is */
+        unsigned w = in->d->raw.prefix_count + 2u;
+        e_bytes(e, in->bytes, in->length);
+        e->p[(int)w - (int)in->length] &= 0x7f;
         return;
     }
     memcpy(e->p, in->bytes, 16);
@@ -189,6 +196,10 @@ static void stolen_stores(struct emit *e, const struct insn *in)
 /* Anything without privilege: copied, with at most one memory operand rewritten. */
 void generic_insn(struct translator *t, const struct insn *in)
 {
+    if (in->shape->host == HOST_NEVER) { /* the host would take it for something else */
+        emit_helper(t, in, helper_undefined, true);
+        return;
+    }
     if (in->shape->memory < 0) {
         flags_before(t, in);
         stolen_loads(&t->hot, in);

@@ -278,6 +278,37 @@ static void shape_facts(const struct translator *t, struct shape *s)
         number_facts(s);
 }
 
+/* Bytes of other code that 64-bit code, into which they are copied, reads differently: 82h is 80h, a register number in
+ * an immediate has three bits, and there are none in vector prefixes that make registers of 8 and up. */
+static void wide_bytes(const struct decoded *w, unsigned length, uint8_t *bytes)
+{
+    switch (w->d.encoding) {
+    case ZYDIS_INSTRUCTION_ENCODING_LEGACY:
+        if (w->d.opcode_map == ZYDIS_OPCODE_MAP_DEFAULT && w->d.opcode == 0x82)
+            bytes[w->d.raw.modrm.offset - 1] = 0x80;
+        return;
+    case ZYDIS_INSTRUCTION_ENCODING_VEX:
+        if (bytes[w->d.raw.vex.offset] == 0xc4) {
+            bytes[w->d.raw.vex.offset + 1] |= 0xe0;
+            bytes[w->d.raw.vex.offset + 2] |= 0x40;
+        }
+        break;
+    case ZYDIS_INSTRUCTION_ENCODING_XOP:
+        bytes[w->d.raw.xop.offset + 1] |= 0xe0;
+        bytes[w->d.raw.xop.offset + 2] |= 0x40;
+        break;
+    case ZYDIS_INSTRUCTION_ENCODING_EVEX:
+        bytes[w->d.raw.evex.offset + 1] |= 0xf0;
+        bytes[w->d.raw.evex.offset + 2] |= 0x40;
+        break;
+    default:
+        break;
+    }
+    for (unsigned i = 0; i < w->d.operand_count_visible; i++)
+        if (w->op[i].encoding == ZYDIS_OPERAND_ENCODING_IS4)
+            bytes[length - 1] &= 0x7f;
+}
+
 /* --- an instruction of a known shape ----------------------------------------------------------------------- */
 
 static int64_t number(const uint8_t *bytes, const struct number *n, bool is_signed)
@@ -320,18 +351,6 @@ static void instance(struct insn *in, const struct shape *s, const uint8_t *byte
     in->imm[1] = number(bytes, &s->imm[1], s->imm_signed);
 }
 
-/* Bytes of 32-bit code that 64-bit code, into which they are copied, reads differently: 82h is 80h, and a
- * register number in an immediate has three bits. */
-static void wide_bytes(const struct insn *in, uint8_t *bytes)
-{
-    if (in->d->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY && in->d->opcode_map == ZYDIS_OPCODE_MAP_DEFAULT &&
-        in->d->opcode == 0x82)
-        bytes[in->d->raw.modrm.offset - 1] = 0x80;
-    for (unsigned i = 0; i < in->d->operand_count_visible; i++)
-        if (in->op[i].encoding == ZYDIS_OPERAND_ENCODING_IS4)
-            bytes[in->length - 1] &= 0x7f;
-}
-
 /* The shape's place in the index, or where it is to be. */
 static struct shape *find_shape(struct shapes *shapes, uint64_t key)
 {
@@ -364,7 +383,7 @@ static const struct shape *keep(struct shapes *s, struct shape *to, uint64_t key
     return to;
 }
 
-static ZyanStatus decode_shape(const struct translator *t, const uint8_t *bytes, unsigned available, unsigned head,
+static ZyanStatus decode_shape(const struct translator *t, uint8_t *bytes, unsigned available, unsigned head,
                                struct shape **out)
 {
     struct decoded *what;
@@ -381,7 +400,10 @@ static ZyanStatus decode_shape(const struct translator *t, const uint8_t *bytes,
         return ZYDIS_STATUS_DECODING_ERROR;
     s->regular = is_regular(what, head);
     shape_facts(t, s);
-    s->resized = kind == CODE_16 && wants_other_size(t, s, bytes);
+    if (kind != CODE_64) {
+        wide_bytes(what, s->length, bytes);
+        s->host = host_form_of(t, s, bytes);
+    }
     *out = s;
     return status;
 }
@@ -403,7 +425,7 @@ ZyanStatus decode_insn(const struct translator *t, struct insn *in, uint8_t *byt
         return ZYDIS_STATUS_NO_MORE_DATA;
     instance(in, s, bytes);
     if (kind != CODE_64)
-        wide_bytes(in, bytes);
+        wide_bytes(s->what, s->length, bytes);
     return ZYAN_STATUS_SUCCESS;
 }
 

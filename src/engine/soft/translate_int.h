@@ -69,7 +69,8 @@ struct shape {
     bool safe : 1;        /* a window stays open: leaves r9 alone, and can do with r10 and r11 */
     bool locked : 1;      /* its access is indivisible */
     bool served : 1;      /* a window can serve its access */
-    bool resized : 1;     /* 16-bit code: a 66h prefix that it has must go, or one must come (copy.c) */
+    /* code that is not 64-bit: how the host wants it, HOST_* of resize.c */
+    uint8_t host : 2;
 } __attribute__((aligned(64)));
 _Static_assert(sizeof(struct shape) == 64, "one cache line");
 
@@ -179,8 +180,9 @@ void copy_insn_plain(struct emit *e, const struct insn *in);
 void copy_insn_in_window(struct emit *e, const struct insn *in, unsigned base, unsigned distance, int32_t disp);
 void generic_insn(struct translator *t, const struct insn *in); /* anything without privilege */
 
-/* resize.c: 16-bit code: does the host want the other operand-size prefix? */
-bool wants_other_size(const struct translator *t, const struct shape *s, const uint8_t *bytes);
+/* resize.c: of code that is not 64-bit, how the host has the same instruction */
+enum { HOST_AS_IT_IS, HOST_RESIZED /* with the other operand size: 66h, or the W bit */, HOST_NEVER };
+uint8_t host_form_of(const struct translator *t, const struct shape *s, const uint8_t *bytes);
 
 /* rules.c */
 void operand_rules(const struct translator *t, struct shape *s);
