@@ -73,8 +73,8 @@ static bool hidden_component(const struct seen *s)
     else if ((i.i.meta.category == ZYDIS_CATEGORY_XSAVE || i.i.meta.category == ZYDIS_CATEGORY_XSAVEOPT) &&
              (asked & hidden))
         r.n_diffs = s->cpu->n_diffs, r.diff_hash = s->cpu->diff_hash;
-    bool restores = i.i.mnemonic == M(XRSTOR) || i.i.mnemonic == M(XRSTOR64);
-    return seen_same(s, &r) || (restores && (asked & hidden) && s->cpu->vector == 14); /* met behind what is ours */
+    bool met = (asked & hidden) && s->cpu->vector == 14 && i.i.mnemonic != M(XGETBV); /* behind what is ours */
+    return met || seen_same(s, &r);
 }
 
 /* Intel: an x87 store that meets an unmasked exception stores nothing, and so does not fault.  The engine looks at
