@@ -229,11 +229,12 @@ bool soft_may_write(struct engine *e, uint64_t page)
     return !soft_others_code(e, page);
 }
 
+/* In this order: who is found not to translate it any more has entered what it has made of it. */
 static bool depends(const struct engine *e, uint64_t page, uint64_t granules)
 {
-    return (__atomic_load_n(&e->code_granules[page], __ATOMIC_RELAXED) & granules) ||
-           __atomic_load_n(&e->translating[0], __ATOMIC_RELAXED) == page + 1 ||
-           __atomic_load_n(&e->translating[1], __ATOMIC_RELAXED) == page + 1;
+    return __atomic_load_n(&e->translating[0], __ATOMIC_ACQUIRE) == page + 1 ||
+           __atomic_load_n(&e->translating[1], __ATOMIC_ACQUIRE) == page + 1 ||
+           (__atomic_load_n(&e->code_granules[page], __ATOMIC_RELAXED) & granules);
 }
 
 /* The store has been made.  `but`: of whom it is, who knows; NULL: a device's. */
