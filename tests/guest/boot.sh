@@ -3,22 +3,12 @@
 #
 #   tests/guest/boot.sh              each kernel a few times
 #   N=100 KERNEL=cloud tests/guest/boot.sh      cloud, generic, backports or backports-cloud
-#
-# Warnings that a kernel prints on any machine of this kind are listed in boot-known.txt.
 set -u
 . "$(dirname "$0")/lib.sh"
 
 append="console=ttyS0 panic=-1 oops=panic ${APPEND:-}"
 initrd=$GUISE_CACHE/boot.cpio
 image "$initrd" --add "$here/boot-init:init:755" || { not_ok image "could not be built"; finish; }
-
-# The console has all of the kernel's log at the default level and INIT's copy of its warnings.
-check_log() # FILE: prints the first complaint
-{
-    sed -n '/^LOG-BEGIN/,/^LOG-END/{s/^[0-4] //p}' "$1" | sed 's/^\[ *[0-9.]*\] //' |
-        grep -Evx -f <(grep -v '^#' "$here/boot-known.txt") | head -n 1
-    grep -E 'BUG:|Oops|Call Trace|Kernel panic|soft lockup|hard LOCKUP|rcu.*(stall|starved)|blocked for more than|nobody cared|segfault|general protection' "$1" | head -n 1
-}
 
 boot_once() # IMAGE: prints what is wrong, nothing if all is well
 {

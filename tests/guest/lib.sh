@@ -46,6 +46,15 @@ why()
     esac
 }
 
+# A console has all of the kernel's log at the default level, and init's copy of its warnings, where init prints one as boot-init
+# does.  Warnings that a kernel prints on any machine of this kind are listed in boot-known.txt.
+check_log() # FILE: prints the first complaint
+{
+    sed -n '/^LOG-BEGIN/,/^LOG-END/{s/^[0-4] //p}' "$1" | sed 's/^\[ *[0-9.]*\] //' |
+        grep -Evx -f <(grep -v '^#' "$here/boot-known.txt") | head -n 1
+    grep -E 'BUG:|Oops|Call Trace|Kernel panic|soft lockup|hard LOCKUP|rcu.*(stall|starved)|blocked for more than|nobody cared|segfault|general protection' "$1" | head -n 1
+}
+
 # image OUT ARGS...: scripts/guest-image.sh, kept in the cache until this script, the image script
 # or a file that is added changes.
 image()
