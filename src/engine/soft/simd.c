@@ -527,9 +527,7 @@ const void *helper_gather(struct soft_vcpu *v, const struct site *s)
             rc = cpu_raise_error(&v->cpu, stack_site(v) ? EXC_SS : EXC_GP, 0); /* nothing there, or a wrap */
             break;
         }
-        rc = v->mode & MODE_SEGMENTED ? cpu_check_segment(&v->cpu, (enum sreg)segment,
-                                                          (uint32_t)(gva - v->cpu.seg[segment].base), element, scatter)
-                                      : 0;
+        rc = segment_fault(v, segment, gva - v->cpu.seg[segment].base, element, scatter);
         rc = rc ? rc : access_memory(v, gva, data + i * element, element, scatter);
         if (rc)
             break;
