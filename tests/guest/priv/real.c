@@ -5,7 +5,8 @@
 extern u8 real_start[], real_end[], real_stubs[], results[];
 void real_run(const void *routine);
 extern u8 real_basics[], real_segments[], real_far[], real_interrupts[], real_exceptions[], real_strings[],
-    real_stack[], real_branches[], real_unreal[], real_hlt[], real_system[], int40[], tick[];
+    real_stack[], real_branches[], real_unreal[], real_hlt[], real_system[], real_step[], real_break[], real_smc[],
+    int40[], tick[];
 
 static u16 word(unsigned n)
 {
@@ -186,6 +187,28 @@ static void test_system(void)
     EXPECT_EQ(word(17), 0x37f);
 }
 
+static void test_step(void)
+{
+    run_real(real_step);
+    EXPECT_EQ(word(0), 11);
+}
+
+static void test_break(void)
+{
+    run_real(real_break);
+    EXPECT_EQ(word(0), 2);
+    EXPECT_EQ(word(1), word(6)); /* a fault: in front of the instruction */
+    EXPECT_EQ(word(2) & 15, 1);
+    EXPECT_EQ(word(3), word(5)); /* a trap */
+    EXPECT_EQ(word(4) & 15, 2);
+}
+
+static void test_smc(void)
+{
+    run_real(real_smc);
+    EXPECT_EQ(word(0), 5);
+}
+
 const struct test tests[] = {{"basics", test_basics, NULL},
                              {"segments", test_segments, NULL},
                              {"far", test_far, NULL},
@@ -197,4 +220,7 @@ const struct test tests[] = {{"basics", test_basics, NULL},
                              {"unreal", test_unreal, NULL},
                              {"hlt", test_hlt, NULL},
                              {"system", test_system, NULL},
+                             {"step", test_step, NULL},
+                             {"break", test_break, "it ends with a segmentation fault"},
+                             {"smc", test_smc, NULL},
                              {0}};
