@@ -28,7 +28,7 @@ const struct option_spec restore_options[] = {
 static int look(const char *path, const struct vm_record *record, char layer[64], char *err, size_t n)
 {
     struct restore restore;
-    int failed = restore_open(&restore, path, err, n);
+    int failed = restore_open(&restore, path, false, err, n);
 
     if (failed)
         return failed;

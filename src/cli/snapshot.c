@@ -279,7 +279,7 @@ static int check(const struct command *self, int argc, char **argv)
     if (!failed)
         failed = snapshot_find(&r, argv[1], argv[2], tag, path, err, sizeof err);
     if (!failed)
-        failed = restore_open(&restore, path, err, sizeof err);
+        failed = restore_open(&restore, path, false, err, sizeof err);
     if (failed)
         return cli_failed(failed, err);
     failed = check_chunks(&restore.file, path, err, sizeof err);

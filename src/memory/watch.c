@@ -242,13 +242,21 @@ int memory_load_begin(struct memory *m, const struct memory_source *source)
         return err;
     m->watch->source = *source;
     set_all(m, ABSENT);
+    for (uint64_t i = 0; i < m->watch->n; i++)
+        if (!source->has(source->opaque, i))
+            atomic_fetch_and_explicit(&m->watch->state[i], (uint8_t)~ABSENT, memory_order_relaxed);
     return 0;
 }
 
-bool memory_load_chunk(struct memory *m, uint64_t chunk)
+bool memory_load_chunk(struct memory *m, uint64_t chunk, bool *asking)
 {
+    bool unused;
+
     pthread_mutex_lock(&m->watch->lock);
+    asking = asking ? asking : &unused;
+    *asking = true;
     bool loaded = load(m, chunk);
+    *asking = false;
     pthread_mutex_unlock(&m->watch->lock);
     return loaded;
 }

@@ -43,13 +43,15 @@ void memory_keep_end(struct memory *m);
 struct memory_source {
     /* Puts the chunk's contents to bytes[length], which are zeroes. */
     void (*load)(void *opaque, uint64_t chunk, void *bytes, uint32_t length);
+    bool (*has)(void *opaque, uint64_t chunk); /* false: it stays zeroes */
     void *opaque;
 };
 
 /* All contents are still to come.  0/-errno. */
 int memory_load_begin(struct memory *m, const struct memory_source *source);
-/* Brings a chunk's if they are not in place; true when they were not. */
-bool memory_load_chunk(struct memory *m, uint64_t chunk);
+/* Brings a chunk's if they are not in place; true when they were not.  *asking (or NULL) is true meanwhile: `load` may
+ * look at it. */
+bool memory_load_chunk(struct memory *m, uint64_t chunk, bool *asking);
 /* All are in place. */
 void memory_load_end(struct memory *m);
 

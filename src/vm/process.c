@@ -130,7 +130,7 @@ int process_main(const char *name, bool attached, const char *snapshot)
     struct vm_record record;
     struct prepared prepared = {.n_texts = 0};
     struct vm_result result = {0};
-    struct restore restore = {.file.fd = -1};
+    struct restore restore = {.file.fd = -1, .set_fd = -1};
     struct vm_life life = {
         .record = &record, .said = {.fd = -1, .old = -1}, .lock = LOCK_FD, .client = CLIENT_FD, .attached = attached};
     char err[ERROR_SIZE], serial[PATH_MAX + 4];
@@ -153,8 +153,10 @@ int process_main(const char *name, bool attached, const char *snapshot)
         failed = set_up(&r, &prepared, &life, serial, err, sizeof err);
     }
     if (!failed && snapshot) {
-        failed = restore_open(&restore, snapshot, err, sizeof err);
+        failed = restore_open(&restore, snapshot, true, err, sizeof err);
         prepared.config.restore = &restore;
+        if (!failed)
+            restore_choose_engine(&restore, &prepared.config);
     }
     if (!failed) {
         vm_run(&prepared.config, &result);

@@ -1,6 +1,7 @@
 /* Beginning with what a snapshot holds. */
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -8,24 +9,31 @@
 
 #include "base/error.h"
 #include "cpu/cpu.h"
-#include "memory/watch.h"
+#include "memory/memory.h"
 #include "vm/life.h"
 #include "vm/link.h"
-#include "vm/snapshot.h"
+#include "vm/restore_int.h"
 #include "vm/snapshot_store.h"
 
-int restore_open(struct restore *r, const char *path, char *err, size_t n)
+int restore_open(struct restore *r, const char *path, bool to_run, char *err, size_t n)
 {
+    const char *slash = strrchr(path, '/');
+    char set[PATH_MAX];
     int fd = open(path, O_RDONLY | O_CLOEXEC);
 
-    *r = (struct restore){.file.fd = -1};
+    *r = (struct restore){.file.fd = -1, .set_fd = -1};
     if (fd < 0)
         return error_sys(err, n, -errno, "cannot open the snapshot %s", path);
     snprintf(r->name, sizeof r->name, "%s", path);
     int failed = snapshot_open(&r->file, fd, path, err, n);
-    if (failed)
+    if (failed) {
         restore_close(r);
-    return failed;
+        return failed;
+    }
+    /* Where it cannot be kept there is none. */
+    if (to_run && slash && snprintf(set, sizeof set, "%.*s/working-set", (int)(slash - path), path) < (int)sizeof set)
+        r->set_fd = open(set, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+    return 0;
 }
 
 void restore_close(struct restore *r)
@@ -35,6 +43,8 @@ void restore_close(struct restore *r)
     snapshot_close(&r->file);
     if (fd >= 0)
         close(fd);
+    if (r->set_fd >= 0)
+        close(r->set_fd);
 }
 
 int restore_check(const struct restore *r, const struct vm_record *record, char *err, size_t n)
@@ -60,23 +70,26 @@ int restore_check(const struct restore *r, const struct vm_record *record, char 
                             r->name, why);
 }
 
+void restore_choose_engine(const struct restore *r, struct vm_config *config)
+{
+    char none[1];
+    json_t *about = snapshot_about(&r->file, r->name, none, sizeof none);
+    const char *engine = json_string_value(json_object_get(about, "engine"));
+
+    if (engine && strcmp(engine, "soft") == 0 && strcmp(config->engine, "auto") == 0)
+        config->engine = "soft";
+    json_decref(about);
+}
+
 static int load_memory(struct vm *vm, struct restore *r, char *err, size_t n)
 {
-    struct memory *m = machine_memory(vm->machine);
-    const struct snapshot_file *f = &r->file;
-    uint8_t bytes[SNAPSHOT_CHUNK];
+    uint64_t bytes = r->file.extent[SNAPSHOT_MEMORY].bytes, here = machine_memory(vm->machine)->size;
 
-    if (f->extent[SNAPSHOT_MEMORY].bytes != m->size)
+    if (bytes != here)
         return error_set(err, n, -EINVAL, "%s has %llu MiB of memory, this machine %llu", r->name,
-                         (unsigned long long)f->extent[SNAPSHOT_MEMORY].bytes >> 20, (unsigned long long)m->size >> 20);
-    for (uint64_t i = 0; i < f->extent[SNAPSHOT_MEMORY].n; i++) {
-        int kept = snapshot_read_chunk(f, SNAPSHOT_MEMORY, i, bytes);
-        if (kept < 0)
-            return error_set(err, n, kept, "%s is damaged: the check sum of a piece of memory is wrong", r->name);
-        if (kept)
-            memory_fill_chunk(m, i, bytes);
-    }
-    return 0;
+                         (unsigned long long)bytes >> 20, (unsigned long long)here >> 20);
+    int failed = loading_begin(vm, r);
+    return failed ? error_sys(err, n, failed, "the memory of %s cannot be set up", r->name) : 0;
 }
 
 static int load_simd(struct vm *vm, struct restore *r, char *err, size_t n)
@@ -113,6 +126,8 @@ void restore_started(struct vm *vm, const struct restore *r)
     char none[1];
     json_t *about = snapshot_about(&r->file, r->name, none, sizeof none);
 
+    if (loading_start(vm))
+        vm_end(vm, VM_FAILED, "cannot start the thread that loads memory");
     life_event(
         vm, "restored",
         json_pack("{s:O?, s:O?}", "tag", json_object_get(about, "tag"), "created", json_object_get(about, "created")));

@@ -32,12 +32,16 @@ void snapshot_abandon(struct vm *vm);
 /* What a vm_config.restore says; of a file that is open. */
 struct restore {
     struct snapshot_file file;
+    int set_fd;     /* of the working set beside it (restore_memory.c), or -1 */
     char name[256]; /* for messages */
 };
 
-/* Opens and checks the file of a snapshot that is `path`.  0, or -errno with a sentence. */
-int restore_open(struct restore *r, const char *path, char *err, size_t n);
+/* Opens and checks the file of a snapshot that is `path`.  to_run: and what is needed to go on from it.  0, or -errno
+ * with a sentence. */
+int restore_open(struct restore *r, const char *path, bool to_run, char *err, size_t n);
 void restore_close(struct restore *r);
+/* One that says nothing of an engine gets the one that the snapshot is of, without looking for others. */
+void restore_choose_engine(const struct restore *r, struct vm_config *config);
 /* What can be known without making the machine: that it is of one like `record`, and that this host's CPU will do. */
 struct vm_record;
 int restore_check(const struct restore *r, const struct vm_record *record, char *err, size_t n);
@@ -46,3 +50,5 @@ int restore_check(const struct restore *r, const struct vm_record *record, char 
 int restore_machine(struct vm *vm, struct restore *r, char *err, size_t n);
 /* Its vCPUs are about to run: says so, and tells the guest. */
 void restore_started(struct vm *vm, const struct restore *r);
+/* The machine goes; no vCPU runs. */
+void restore_stop(struct vm *vm);

@@ -341,6 +341,7 @@ static void print_stats(struct vm *vm)
 static void teardown(struct vm *vm)
 {
     snapshot_abandon(vm);
+    restore_stop(vm);
     console_close(vm);
     if (vm->config->stats && vm->engine && vm->start_ns)
         print_stats(vm);

@@ -50,6 +50,7 @@ struct vm {
     struct vsock *vsock;                       /* NULL: none */
     struct balloon *balloon;                   /* NULL: none */
     struct saving *saving;                     /* snapshot_int.h; NULL: no snapshot was asked for */
+    struct loading *loading;                   /* restore_int.h; NULL: not restored */
     uint64_t stopped_ns;                       /* when the vCPUs were stopped for one; 0: they were not */
     FILE *log;
     struct vcpu vcpus[VM_MAX_CPUS];

@@ -139,6 +139,22 @@ else
     skip "a full disk" "nothing can be mounted here"
 fi
 
+# Memory comes out of the file when it is needed: then damage is seen, and no machine goes on with zeroes.
+mkdir -p "$store/bad"
+cp "$store/first/state" "$store/bad/state"
+printf 'XXXX' | dd of="$store/bad/state" bs=1 seek=1000000 conv=notrunc 2>/dev/null
+guise restore vm bad >"$work/stdout" 2>&1
+for _ in $(seq 100); do guise inspect vm | grep -q '"state": "stopped"' && break || sleep 0.1; done
+if guise inspect vm | grep -q 'is damaged: the check sum of a piece of memory is wrong'; then
+    ok "a machine whose memory is damaged ends with that reason"
+else
+    not_ok "a machine whose memory is damaged ends with that reason" "$(guise inspect vm | grep reason)"
+fi
+guise snapshot rm vm bad
+status "the one that is whole goes on" 0 guise restore vm first
+is "what is needed first was written down" yes eval '[ -s "$store/first/working-set" ] && echo yes'
+inside 'echo here >/root/file; sync'
+
 # --- removing, and others -----------------------------------------------------------------------------------------
 status "snapshots are removed" 0 guise snapshot rm vm first snap-1
 is "they are gone" "" tags

@@ -48,7 +48,11 @@ static void load(void *opaque, uint64_t chunk, void *bytes, uint32_t length)
     loads[chunk]++;
     memset(bytes, (int)(chunk % 250 + 1), length);
 }
-static const struct memory_source source = {load, NULL};
+static bool has(void *opaque, uint64_t chunk)
+{
+    return chunk != 50;
+}
+static const struct memory_source source = {load, has, NULL};
 
 static void a_chunk_is_kept_before_it_is_written_to(void **state)
 {
@@ -130,11 +134,13 @@ static void contents_come_when_they_are_needed(void **state)
     memory_read(m, 4 * WATCH_CHUNK + 1, &byte, 1);
     assert_int_equal(byte, 5);
     assert_int_equal(loads[4], 1);
-    assert_true(memory_load_chunk(m, 6));
-    assert_false(memory_load_chunk(m, 6));
+    assert_true(memory_load_chunk(m, 6, NULL));
+    assert_false(memory_load_chunk(m, 6, NULL));
     assert_int_equal(loads[5], 0);
     for (uint64_t i = 0; i < CHUNKS; i++)
-        memory_load_chunk(m, i);
+        memory_load_chunk(m, i, NULL);
+    assert_int_equal(loads[50], 0); /* it has none to come */
+    assert_int_equal(loads[51], 1);
     memory_load_end(m);
     assert_false(memory_is_watched(m));
 }

@@ -1,0 +1,25 @@
+/* Inside restoring: restore.c (the machine) and restore_memory.c (its memory, later). */
+#pragma once
+#include "vm/snapshot.h"
+
+#define LOADING_SET_MOST 16384u /* chunks of a working set: 1 GiB */
+
+struct loading {
+    struct vm *vm;
+    struct restore *restore;
+    pthread_t thread;
+    bool has_thread;
+    struct loop_timer look;
+    _Atomic bool stop, recording;
+    _Atomic int failed; /* the first error of reading */
+    /* With the lock of the watch held: */
+    bool by_thread; /* it is the thread that asks */
+    uint32_t n_set;
+    uint32_t set[LOADING_SET_MOST]; /* in the order in which they were asked for; little-endian */
+    uint8_t last[SNAPSHOT_CHUNK];   /* for a chunk that is shorter */
+};
+
+/* All of the machine's memory is to come.  0/-errno. */
+int loading_begin(struct vm *vm, struct restore *r);
+/* The vCPUs are about to run. */
+int loading_start(struct vm *vm);
