@@ -61,21 +61,20 @@ measure() # MEGABYTES COMMAND...: the longest gap in ms while the command runs
 }
 
 printf '%-8s %-10s %-22s %-22s %s\n' memory written 'longest gap, ms' 'with a snapshot, ms' 'restore, ms (each)'
-for sizes in "${*:-512M 4G}"; do
-    for memory in $sizes; do
-        "$GUISE" launch tiny --name bench --memory "$memory" >/dev/null || exit 1
-        "$GUISE" cp "$work/gap" bench:/root/gap
-        without=$(measure 100 sleep 3)
-        with=$(measure 100 "$GUISE" snapshot bench one)
-        times=
-        for _ in $(seq "$rounds"); do
-            "$GUISE" kill bench
-            start=$(date +%s%N)
-            "$GUISE" restore bench one || exit 1
-            times="$times $((($(date +%s%N) - start) / 1000000))"
-            sleep 1
-        done
-        printf '%-8s %-10s %-22s %-22s %s\n' "$memory" 100M "$without" "$with" "${times# }"
-        "$GUISE" rm --force bench
+[ $# -gt 0 ] || set -- 512M 4G
+for memory in "$@"; do
+    "$GUISE" launch tiny --name bench --memory "$memory" >/dev/null || exit 1
+    "$GUISE" cp "$work/gap" bench:/root/gap
+    without=$(measure 100 sleep 3)
+    with=$(measure 100 "$GUISE" snapshot bench one)
+    times=
+    for _ in $(seq "$rounds"); do
+        "$GUISE" kill bench
+        start=$(date +%s%N)
+        "$GUISE" restore bench one || exit 1
+        times="$times $((($(date +%s%N) - start) / 1000000))"
+        sleep 1
     done
+    printf '%-8s %-10s %-22s %-22s %s\n' "$memory" 100M "$without" "$with" "${times# }"
+    "$GUISE" rm --force bench
 done
