@@ -1,7 +1,13 @@
 /* Which engine runs a VM. */
+#include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <time.h>
 
+#include "base/error.h"
+#include "base/file.h"
 #include "base/log.h"
+#include "base/path.h"
 #include "vm/vm_int.h"
 
 /* In the order in which "auto" tries them. */
@@ -32,12 +38,86 @@ enum engine_direct vm_choose_direct(const struct vm_config *config)
     return ENGINE_DIRECT_ON;
 }
 
+/* --- a /dev/kvm that is of no use ---------------------------------------------------------------------------
+ *
+ * To find that out takes 20 ms each time: so it is written down, in the runtime directory, which does not outlive the
+ * host's boot, with the time of the device's inode, which is made anew with KVM's module.  For an hour: a host that was
+ * only too busy for the probe is to get its KVM back.
+ *
+ *      SECONDS.NANOSECONDS REASON
+ */
+#define NOTE_MAX 512
+#define NOTE_SECONDS 3600
+
+static bool note_path(char *path, size_t size)
+{
+    char directory[128], err[ERROR_SIZE];
+
+    return !path_runtime(directory, sizeof directory, err, sizeof err) &&
+           (size_t)snprintf(path, size, "%s/kvm-of-no-use", directory) < size;
+}
+
+static bool device_stamp(char *stamp, size_t size)
+{
+    struct stat st;
+
+    if (stat("/dev/kvm", &st))
+        return false;
+    snprintf(stamp, size, "%lld.%09ld ", (long long)st.st_ctim.tv_sec, st.st_ctim.tv_nsec);
+    return true;
+}
+
+static bool is_fresh(const char *path)
+{
+    struct stat st;
+    time_t now = time(NULL);
+
+    return stat(path, &st) == 0 && st.st_mtime <= now && now - st.st_mtime < NOTE_SECONDS;
+}
+
+static bool known_as_useless(char *why, size_t size)
+{
+    char path[256], stamp[64], err[ERROR_SIZE], *note = NULL;
+    size_t length;
+
+    if (!device_stamp(stamp, sizeof stamp) || !note_path(path, sizeof path) || !is_fresh(path) ||
+        file_read(path, NOTE_MAX, &note, &length, err, sizeof err))
+        return false;
+    bool same = length > strlen(stamp) && strncmp(note, stamp, strlen(stamp)) == 0;
+    if (same)
+        snprintf(why, size, "%.*s", (int)(length - strlen(stamp)), note + strlen(stamp));
+    free(note);
+    return same;
+}
+
+static void note_as_useless(const char *why)
+{
+    char path[256], note[NOTE_MAX], err[ERROR_SIZE];
+
+    if (!device_stamp(note, sizeof note) || !note_path(path, sizeof path))
+        return;
+    strncat(note, why, sizeof note - strlen(note) - 1);
+    (void)file_write(path, note, strlen(note), 0600, err, sizeof err);
+}
+
+static bool works(const struct engine_ops *engine, char *why, size_t size)
+{
+    if (engine != &engine_kvm)
+        return engine->probe(why, size);
+    if (known_as_useless(why, size))
+        return false;
+    if (engine->probe(why, size))
+        return true;
+    note_as_useless(why);
+    return false;
+}
+
 static const struct engine_ops *choose_auto(char *why, size_t size)
 {
     char first[256] = "", reason[256];
 
     for (size_t i = 0; i < ENGINES; i++) {
-        if (engines[i]->probe(reason, sizeof reason)) {
+        if (works(engines[i], reason, sizeof reason)) {
             if (i == 0)
                 log_say("running on the %s engine", engines[i]->name);
             else
