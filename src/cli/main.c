@@ -72,7 +72,7 @@ const struct command cli_commands[] = {
      "Prints the tag (snap-1, snap-2, ... unless told); the guest runs on.  `guise restore` goes back to it.\n\n"
      "   or: guise snapshot COMMAND [ARGUMENT]...\n",
      snapshot_options, "@vm", snapshot_main, snapshot_commands},
-    {"restore", "let a virtual machine go on from a snapshot", "NAME [TAG] [OPTION]...",
+    {"restore", "let a virtual machine go on from a snapshot", "NAME [TAG]|--from FILE [NAME] [OPTION]...",
      "From the newest unless told.  What it is and has on its disk now is lost, unless that is in another snapshot.\n",
      restore_options, "@vm", restore_main},
     {"stats", "show what virtual machines use", "[NAME]... [OPTION]...",

@@ -11,11 +11,14 @@
 #include "vm/snapshot_store.h"
 
 struct restore_arguments {
+    const char *from;
     bool quiet, verbose;
 };
 
 /* clang-format off */
 const struct option_spec restore_options[] = {
+    {.name = "from", .letter = 'f', .kind = OPTION_FILE, .offset = offsetof(struct restore_arguments, from),
+     .value = "FILE", .help = "make a new machine of what `guise snapshot export` wrote"},
     {.name = "quiet", .letter = 'q', .kind = OPTION_FLAG, .offset = offsetof(struct restore_arguments, quiet),
      .help = "show no progress"},
     {.name = "verbose", .letter = 'v', .kind = OPTION_FLAG, .offset = offsetof(struct restore_arguments, verbose),
@@ -51,11 +54,24 @@ static int stop_running(const struct registry *r, const char *name)
     return run.state == VM_RUNNING ? life_cut_power(r, name) : STATUS_OK;
 }
 
-static int go_back(const struct registry *r, const struct vm_record *record, const char *path, const char *layer,
-                   const struct restore_arguments *a)
+/* Takes over the lock. */
+static int run_from(const struct registry *r, const struct vm_record *record, int lock, const char *path,
+                    const struct restore_arguments *a)
 {
     struct progress progress;
     struct life_start s = {.registry = r, .record = record, .progress = &progress, .snapshot = path};
+
+    progress_begin(&progress, a->verbose, a->quiet);
+    int status = life_begin(&s, lock, false);
+    progress_end(&progress);
+    if (status == STATUS_OK)
+        client_close(&s.client);
+    return status;
+}
+
+static int go_back(const struct registry *r, const struct vm_record *record, const char *path, const char *layer,
+                   const struct restore_arguments *a)
+{
     char err[ERROR_SIZE];
     int lock, failed = registry_lock(r, record->name, &lock, err, sizeof err);
 
@@ -65,11 +81,29 @@ static int go_back(const struct registry *r, const struct vm_record *record, con
         close(lock);
         return cli_failed(failed, err);
     }
-    progress_begin(&progress, a->verbose, a->quiet);
-    int status = life_begin(&s, lock, false);
-    progress_end(&progress);
-    if (status == STATUS_OK)
-        client_close(&s.client);
+    return run_from(r, record, lock, path, a);
+}
+
+/* One that cannot go on here was not worth making. */
+static int bring_in(const struct registry *r, const char *name, const struct restore_arguments *a)
+{
+    struct vm_record record;
+    char err[ERROR_SIZE], tag[NAME_SIZE], path[PATH_MAX], out[NAME_SIZE], layer[64];
+    int lock, failed = snapshot_import(r, a->from, name, &record, tag, &lock, err, sizeof err);
+
+    if (failed)
+        return cli_failed(failed, err);
+    failed = snapshot_find(r, record.name, tag, out, path, err, sizeof err);
+    if (!failed)
+        failed = look(path, &record, layer, err, sizeof err);
+    int status = failed ? cli_failed(failed, err) : run_from(r, &record, lock, path, a);
+    if (failed)
+        registry_remove(r, record.name, lock, err, sizeof err);
+    if (status == STATUS_OK) {
+        puts(record.name);
+        status = cli_flush();
+    }
+    record_free(&record);
     return status;
 }
 
@@ -83,8 +117,11 @@ int restore_main(const struct command *self, int argc, char **argv)
 
     if (operands < 0)
         return status;
-    if (operands == 0)
-        return cli_usage_error(self, "the name of a virtual machine must be given");
+    if (a.from && operands < 2)
+        return bring_in(&r, operands ? argv[1] : NULL, &a);
+    if (operands == 0 || a.from)
+        return cli_usage_error(self, a.from ? "--from takes the name of the new machine, and no tag"
+                                            : "the name of a virtual machine must be given");
     int failed = registry_load(&r, argv[1], &record, err, sizeof err);
     if (failed)
         return cli_failed(failed, err);

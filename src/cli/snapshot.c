@@ -248,6 +248,25 @@ static int rm(const struct command *self, int argc, char **argv)
     return failed ? cli_failed(failed, err) : STATUS_OK;
 }
 
+/* --- export ---------------------------------------------------------------------------------------------------------
+ */
+
+static int export(const struct command *self, int argc, char **argv)
+{
+    struct registry r;
+    char err[ERROR_SIZE];
+    int status, operands = life_parse(self, argc, argv, NULL, 3, &r, &status);
+
+    if (operands < 0)
+        return status;
+    if (operands < 3)
+        return cli_usage_error(self, "the name of a virtual machine, the tag of a snapshot and a file must be given");
+    int failed = registry_exists(&r, argv[1], err, sizeof err);
+    if (!failed)
+        failed = snapshot_export(&r, argv[1], argv[2], argv[3], err, sizeof err);
+    return failed ? cli_failed(failed, err) : STATUS_OK;
+}
+
 /* --- check ---------------------------------------------------------------------------------------------------------
  */
 
@@ -292,6 +311,8 @@ const struct command snapshot_commands[] = {
     {"snapshot rm", "remove snapshots", "NAME TAG...",
      "What later snapshots, or the disk, stand on stays on the host's disk as long as they do.\n", no_options, "@vm",
      rm},
+    {"snapshot export", "write a snapshot into a file for another host", "NAME TAG FILE",
+     "`guise restore --from FILE NAME` goes on from it, where the same image is.\n", no_options, "@vm", export},
     {"snapshot check", "read all of a snapshot, and say what is damaged", "NAME TAG", "Exit status 1: it is.\n",
      no_options, "@vm", check},
     {0},

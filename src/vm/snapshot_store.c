@@ -161,8 +161,7 @@ struct layers {
     unsigned n;
 };
 
-/* The layer that an overlay lies on, by its header; false: none of ours. */
-static bool base_layer(const char *path, char layer[64])
+bool snapshot_base_layer(const char *path, char layer[64])
 {
     char base[4096];
 
@@ -192,7 +191,7 @@ static void use(const struct registry *r, const char *name, struct layers *l, co
     while (!is_used(l, next) && l->n < LAYERS_MAX) {
         memcpy(l->used[l->n++], next, sizeof next);
         snprintf(sub, sizeof sub, "layers/%s", next);
-        if (registry_path(r, name, sub, path, none, sizeof none) || !base_layer(path, next))
+        if (registry_path(r, name, sub, path, none, sizeof none) || !snapshot_base_layer(path, next))
             return;
     }
 }
@@ -207,7 +206,7 @@ static void find_used(const struct registry *r, const char *name, struct layers 
         if (list[i].layer[0])
             use(r, name, l, list[i].layer);
     free(list);
-    if (!registry_path(r, name, VM_DISK, path, none, sizeof none) && base_layer(path, layer))
+    if (!registry_path(r, name, VM_DISK, path, none, sizeof none) && snapshot_base_layer(path, layer))
         use(r, name, l, layer);
 }
 
@@ -238,7 +237,7 @@ static unsigned count_layers(const struct registry *r, const char *name)
 
     if (registry_path(r, name, VM_DISK, path, none, sizeof none))
         return 0;
-    while (n < LAYERS_MAX && base_layer(path, layer)) {
+    while (n < LAYERS_MAX && snapshot_base_layer(path, layer)) {
         snprintf(sub, sizeof sub, "layers/%s", layer);
         if (registry_path(r, name, sub, path, none, sizeof none))
             break;

@@ -58,3 +58,14 @@ void snapshot_make_abort(struct snapshot_making *m, bool layered);
 int snapshot_disk_back(const struct registry *r, const char *name, const char *layer, char *err, size_t n);
 /* 0, or -errno with a sentence: -ENOENT. */
 int snapshot_remove(const struct registry *r, const char *name, const char *tag, char *err, size_t n);
+/* The layer that the overlay `path` lies on, by its header; false: none of ours. */
+bool snapshot_base_layer(const char *path, char layer[64]);
+
+/* --- other hosts (snapshot_export.c) -------------------------------------------------------------------------- */
+
+/* Writes one into the file `path`, with what its disk has beyond its image.  0, or -errno with a sentence. */
+int snapshot_export(const struct registry *r, const char *name, const char *tag, const char *path, char *err, size_t n);
+/* Makes the machine that such a file is of, called `name` (NULL: as it says), with the snapshot `tag` and the disk of
+ * then.  *lock is held, *record is the caller's to free.  0, or -errno with a sentence, and there is nothing new. */
+int snapshot_import(const struct registry *r, const char *file, const char *name, struct vm_record *record,
+                    char tag[NAME_SIZE], int *lock, char *err, size_t n);

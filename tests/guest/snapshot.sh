@@ -155,6 +155,24 @@ status "the one that is whole goes on" 0 guise restore vm first
 is "what is needed first was written down" yes eval '[ -s "$store/first/working-set" ] && echo yes'
 inside 'echo here >/root/file; sync'
 
+# --- elsewhere ----------------------------------------------------------------------------------------------------
+guise exec vm -- sh -c 'head -c 3000000 /dev/urandom >/root/noise; sync'
+sum=$(inside 'sha256sum </root/noise')
+guise snapshot vm away >/dev/null
+status "a snapshot is exported" 0 guise snapshot export vm away "$work/away.snap"
+is "a machine is made of it" copy guise restore --from "$work/away.snap" copy
+is "with its disk" "$sum" guise exec copy -- sh -c 'sha256sum </root/noise'
+guise kill copy
+guise start copy >/dev/null 2>&1
+is "from which it boots" "$sum" guise exec copy -- sh -c 'sha256sum </root/noise'
+status "a name that is taken" 5 guise restore --from "$work/away.snap" copy
+guise rm --force copy
+head -c 1000000 "$work/away.snap" >"$work/half.snap"
+status "half of one" 1 guise restore --from "$work/half.snap" half
+GUISE_DATA=$work/elsewhere status "without the image" 4 guise restore --from "$work/away.snap" nowhere
+is "nothing is left of either" "vm" eval 'ls "$GUISE_DATA/vms" "$work/elsewhere/vms" 2>/dev/null | grep -v : | xargs'
+guise snapshot rm vm away
+
 # --- removing, and others -----------------------------------------------------------------------------------------
 status "snapshots are removed" 0 guise snapshot rm vm first snap-1
 is "they are gone" "" tags

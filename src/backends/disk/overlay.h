@@ -25,6 +25,10 @@ int disk_overlay_grow(const char *path, uint64_t size, char *err, size_t n);
 /* The path of what the overlay lies on, empty for none, without opening it as a disk.  0/-errno. */
 int disk_overlay_base(const char *path, char base[4096]);
 
+/* Sets owned[i] for each piece of 2^shift bytes that the overlay has any contents of, i < n.  0, or -errno with a
+ * sentence. */
+int disk_overlay_owned(const char *path, unsigned shift, uint8_t *owned, uint64_t n, char *err, size_t size);
+
 struct disk_overlay_report {
     uint64_t size, base_size, granules, owned; /* granules of 4096 bytes; those whose contents are here */
     char base[4096];                           /* path; empty: none */

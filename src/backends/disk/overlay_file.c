@@ -491,3 +491,41 @@ int disk_overlay_check(const char *path, struct disk_overlay_report *report, cha
     free(h);
     return failed;
 }
+
+struct owned {
+    unsigned shift;
+    uint8_t *bits;
+    uint64_t n;
+};
+
+static int note_owned(void *opaque, uint64_t group, const uint8_t *sectors)
+{
+    const struct owned *o = opaque;
+
+    for (uint64_t i = 0; i < OVERLAY_GROUP; i++) {
+        const uint8_t *sector = sectors + i / OVERLAY_SECTOR_BITS * OVERLAY_SECTOR;
+        uint64_t at = (group * OVERLAY_GROUP + i) * OVERLAY_GRANULE >> o->shift, bit = i % OVERLAY_SECTOR_BITS;
+        if (at < o->n && (sector[8 + bit / 8] >> bit % 8 & 1))
+            o->bits[at] = 1;
+    }
+    return 0;
+}
+
+int disk_overlay_owned(const char *path, unsigned shift, uint8_t *owned, uint64_t n, char *err, size_t size)
+{
+    struct overlay_header *h = calloc(1, sizeof *h);
+    struct owned o = {shift, owned, n};
+    int fd = open(path, O_RDONLY | O_CLOEXEC), failed = h ? 0 : -ENOMEM;
+
+    if (!failed && fd < 0)
+        failed = -errno;
+    if (failed)
+        error_sys(err, size, failed, "cannot read overlay %s", path);
+    else if (!(failed = overlay_read_headers(fd, path, h, NULL, err, size)) &&
+             (failed = each_map(fd, h->size, note_owned, &o)))
+        error_sys(err, size, failed, "cannot read overlay %s", path);
+    if (fd >= 0)
+        close(fd);
+    free(h);
+    return failed;
+}

@@ -604,9 +604,9 @@ void soft_go_inside(struct engine *e); /* it begins to run guest code; and has e
 void soft_come_out(struct engine *e);
 /* Around a translation: nobody writes to the page unnoticed from here on, as long as there is code of it. */
 void soft_code_claim(struct engine *e, uint64_t page);
-void soft_code_claimed(struct engine *e);             /* it has come to an end */
-void soft_code_gone(struct engine *e, uint64_t page); /* no code of it is left */
-bool soft_may_write(struct engine *e, uint64_t page); /* without saying so each time: true, and it is noted */
+void soft_code_claimed(struct engine *e);              /* it has come to an end */
+void soft_code_gone(struct engine *e, uint64_t page);  /* no code of it is left */
+bool soft_may_write(struct engine *e, uint64_t page);  /* without saying so each time: true, and it is noted */
 void soft_note_write(struct engine *e, uint64_t page); /* it is about to write there; then it looks who has code */
 bool soft_others_code(const struct engine *e, uint64_t page);
 void soft_others_tell(struct soft_vcpu *v, uint64_t gpa, uint64_t len); /* a store has been made, inside a page */
