@@ -4,6 +4,7 @@
 #   make run                  a root shell in a virtual machine with Debian's kernel
 #   make run CMD='uname -a'   one command in it; make fails as it does (make itself knows no status but 2 for that:
 #                             scripts/run-guest.sh CMD returns the command's own)
+#   make torture | stress | kernel-build      long runs with several vCPUs: tests/slow
 #   make test | bench | bench-quick | fuzz | lint | format | install [PREFIX=/usr/local] [DESTDIR=]
 #   make BUILD=debug|asan|cov any of these with another kind of build, in build-debug and so on
 #   make clean                removes the builds (downloads stay in ~/.cache/guise)
@@ -26,7 +27,7 @@ ifeq ($(options_$(BUILD)),)
 $(error there is no BUILD=$(BUILD); choose release, debug, asan or cov)
 endif
 
-.PHONY: all setup run test bench bench-quick charts fuzz lint format install coverage clean
+.PHONY: all setup run test torture stress kernel-build bench bench-quick charts fuzz lint format install coverage clean
 .DEFAULT_GOAL = all
 SHELL = /bin/bash
 .SHELLFLAGS = -o pipefail -c
@@ -48,6 +49,11 @@ run: all
 test: all
 	@scripts/setup.sh test guest
 	@tests/run.sh $(directory)
+
+# Not part of `make test`: each takes from some minutes to half an hour.
+torture stress kernel-build: all
+	@scripts/setup.sh test guest $(if $(filter stress,$@),,kernel)
+	@GUISE=$(guise) tests/slow/$@.sh
 
 bench bench-quick: all
 	@scripts/setup.sh guest image bench

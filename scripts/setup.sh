@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs what a part of the project needs, and nothing that is there already.
 #
-#   scripts/setup.sh GROUP...     groups: build test lint bench guest image fuzz cov
+#   scripts/setup.sh GROUP...     groups: build test lint bench guest kernel image fuzz cov
 #
 # As root with apt-get, else with sudo apt-get.  Prints nothing when there is nothing to do.
 set -eu
@@ -14,12 +14,13 @@ packages() {
     test) echo libcmocka-dev python3 qemu-system-x86 qemu-utils busybox-static cpio gzip iproute2 procps vde2 mtools dosfstools qemu-guest-agent ;;
     image) echo mmdebstrap qemu-utils uidmap e2fsprogs curl ;;
     guest) echo gcc libc6-dev gzip xz-utils zstd e2fsprogs python3 ;;
+    kernel) echo gcc libc6-dev make bc flex bison perl libelf-dev xz-utils ;; # to build one
     lint) echo clang-format clang-tidy clang cppcheck mandoc shellcheck ;;
     bench) echo gcc libc6-dev mawk python3 e2fsprogs qemu-utils util-linux ;;
     fuzz) echo clang libclang-rt-dev python3 ;;
     cov) echo gcovr ;;
     *)
-        echo "setup.sh: there is no group '$1' (build test lint bench guest image fuzz cov)" >&2
+        echo "setup.sh: there is no group '$1' (build test lint bench guest kernel image fuzz cov)" >&2
         return 2
         ;;
     esac
