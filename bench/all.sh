@@ -8,7 +8,7 @@ set -u
 bench=$(dirname "$(readlink -f "$0")")
 broken=''
 rm -f "$bench"/out/*.json
-for suite in boot run vm disk net share; do
+for suite in boot run smp vm disk net share; do
     "$bench/$suite.sh" "$@" || broken="$broken $suite"
 done
 python3 "$bench/report.py" merge

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# The machines that guise is held against, each with the same kernel, memory and one CPU.  Sourced after lib.sh.
+# The machines that guise is held against, each with the same kernel, memory and one CPU, unless told.  Sourced after lib.sh.
 #
 # Peers: guise qemu12 qemu-backports (the machine type behind it, -microvm or -q35; q35 unless told) uml.
 
@@ -25,17 +25,18 @@ machines_fetch() # what the peers are made of
     done
 }
 
-# machine_run PEER SECONDS MEBIBYTES KERNEL [--initrd FILE] [--disk FILE] [--append WORDS]: one boot; watch's lines.  The
+# machine_run PEER SECONDS MEBIBYTES KERNEL [--initrd FILE] [--disk FILE] [--append WORDS] [--cpus N]: one boot; watch's lines.  The
 # disk is the root, which nobody writes to.
 machine_run()
 {
-    local peer=$1 limit=$2 memory=$3 kernel=$4 initrd='' disk='' append="quiet panic=-1 mitigations=auto"
+    local peer=$1 limit=$2 memory=$3 kernel=$4 initrd='' disk='' cpus=1 append="quiet panic=-1 mitigations=auto"
     shift 4
     while [ $# -gt 0 ]; do
         case $1 in
         --initrd) initrd=$2 ;;
         --disk) disk=$2 append="$append ro init=/bench/init" ;;
         --append) append="$append $2" ;;
+        --cpus) cpus=$2 ;; # of guise
         esac
         shift 2
     done
@@ -49,7 +50,7 @@ machine_run()
 machine_guise()
 {
     "$out/watch" -t "$limit" -i 20 -m "$memory" "$GUISE" run --engine soft --kernel "$kernel" ${initrd:+--initrd "$initrd"} \
-        ${disk:+--disk "$disk,ro"} --append "console=ttyS0 $append${disk:+ root=/dev/nvme0n1}" --memory "${memory}M" --cpus 1 \
+        ${disk:+--disk "$disk,ro"} --append "console=ttyS0 $append${disk:+ root=/dev/nvme0n1}" --memory "${memory}M" --cpus "$cpus" \
         --no-reboot --timeout "$limit" --serial stdio </dev/null
 }
 
