@@ -3,6 +3,8 @@
  *         +2 PM1_EN   the same bits 0-10 enable the SCI
  *         +4 PM1_CNT  0 SCI_EN (always one: there is no legacy mode to switch from), 10-12 SLP_TYP, 13 SLP_EN
  *         +8 PM_TMR   32 bits at 3.579545 MHz; its bit 31 changing sets PM1_STS bit 0
+ *        +12 GPE0_STS 8 bits: general-purpose events, which are edges
+ *        +13 GPE0_EN  the same bits enable the SCI
  */
 #include "devices/acpi_pm.h"
 
@@ -22,7 +24,7 @@ enum {
 enum { CNT_SCI_EN = 1 << 0, CNT_WRITABLE = 7 << 10 | 2, CNT_TYPE_SHIFT = 10, CNT_SLEEP = 1 << 13 };
 #define STS_MASK (STS_TIMER | STS_GLOBAL_LOCK | STS_POWER_BUTTON | STS_SLEEP_BUTTON | STS_RTC | STS_WAKE)
 #define EN_MASK (STS_MASK & ~STS_WAKE)
-#define BLOCK_SIZE 12u
+#define BLOCK_SIZE ACPI_PM_PORTS
 #define HALF_PERIOD (1ull << 31)
 #define SECOND_NS 1000000000ull
 
@@ -31,6 +33,8 @@ struct acpi_pm_state {
     uint64_t start_ns; /* clock_ns() when the timer was zero */
     uint64_t halves;   /* half periods whose carry has been put into status */
     uint64_t save_ns;  /* clock_ns() of the save */
+    uint8_t gpe_status, gpe_enable;
+    uint8_t pad[6];
 };
 
 struct acpi_pm {
@@ -55,7 +59,7 @@ static void update(struct acpi_pm *pm)
         s->halves = halves;
         s->status |= STS_TIMER;
     }
-    irq_set(&pm->env.isa_irq[ACPI_SCI_GSI], (s->status & s->enable & EN_MASK) != 0);
+    irq_set(&pm->env.isa_irq[ACPI_SCI_GSI], (s->status & s->enable & EN_MASK) || (s->gpe_status & s->gpe_enable));
     if ((s->enable & STS_TIMER) && !(s->status & STS_TIMER)) {
         unsigned __int128 next = (unsigned __int128)(halves + 1) * HALF_PERIOD;
         loop_timer_set(pm->env.loop, &pm->timer, s->start_ns + (uint64_t)(next * SECOND_NS / ACPI_PM_TIMER_HZ) + 1);
@@ -76,6 +80,13 @@ void acpi_pm_power_button(struct device *dev)
     update(pm);
 }
 
+void acpi_pm_event(struct device *dev, unsigned n)
+{
+    struct acpi_pm *pm = dev->state;
+    pm->saved.gpe_status |= (uint8_t)(1u << n);
+    update(pm);
+}
+
 /* --- registers ------------------------------------------------------------------------------------ */
 
 static uint64_t block_read(void *opaque, uint64_t offset, unsigned size)
@@ -90,6 +101,8 @@ static uint64_t block_read(void *opaque, uint64_t offset, unsigned size)
     memcpy(image + 2, &pm->saved.enable, 2);
     memcpy(image + 4, &pm->saved.control, 2);
     memcpy(image + 8, &now, 4);
+    image[12] = pm->saved.gpe_status;
+    image[13] = pm->saved.gpe_enable;
     memcpy(&value, image + offset, size);
     return value;
 }
@@ -114,6 +127,11 @@ static void write_register(struct acpi_pm *pm, unsigned offset, uint16_t value, 
         break;
     case 4:
         write_control(pm, (uint16_t)((s->control & ~mask) | (value & mask)));
+        break;
+    case 12:
+        s->gpe_status &= (uint8_t) ~(value & mask);
+        if (mask >> 8)
+            s->gpe_enable = (uint8_t)(value >> 8);
         break;
     }
 }

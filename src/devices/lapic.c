@@ -535,6 +535,17 @@ void lapic_attach_cpu(void *state, unsigned i, struct cpu *cpu, void (*kick)(voi
     cpu->irq_opaque = a;
 }
 
+void lapic_set_present(void *state, unsigned i, bool present)
+{
+    struct lapic_set *s = state;
+    struct lapic *a = &s->apic[i];
+    a->absent = !present;
+    if (present)
+        return;
+    lapic_init_reset(a);
+    lapic_request(a, REQ_INIT);
+}
+
 void lapic_set_lint(void *opaque, unsigned pin, bool level)
 {
     struct lapic_set *s = opaque;

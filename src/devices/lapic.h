@@ -26,6 +26,9 @@ struct cpu;
  * set, with the bus lock held.  Call before the vCPU runs. */
 void lapic_attach_cpu(void *state, unsigned i, struct cpu *cpu, void (*kick)(void *opaque, unsigned i), void *opaque);
 
+/* CPU i is there (as all are after create), or not: then its APIC hears nothing, and it waits as after INIT. */
+void lapic_set_present(void *state, unsigned i, bool present);
+
 /* A message-signalled interrupt (SDM 3, 11.11); has the type of bus->msi.  `opaque` = the state. */
 void lapic_msi(void *opaque, uint64_t address, uint32_t data);
 

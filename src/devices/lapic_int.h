@@ -68,6 +68,7 @@ struct lapic {
     /* Whether there is something to acknowledge: written with the bus lock held whenever registers
      * change, read by the vCPU's thread without it.  Pairs with REQ_IRQ: stored before the request. */
     _Atomic bool deliverable;
+    bool absent;        /* there is no such CPU now: no message reaches it */
     bool eoi_by_memory; /* lapic_pv.c: it may have ended without our having seen that */
     struct loop_timer timer;
     struct cpu *cpu;
@@ -97,6 +98,11 @@ struct lapic_set {
 static inline bool lapic_enabled(const struct lapic_regs *r)
 {
     return r->base & BASE_ENABLE;
+}
+/* Does it take messages? */
+static inline bool lapic_listens(const struct lapic *a)
+{
+    return !a->absent && lapic_enabled(a->regs);
 }
 static inline bool lapic_x2apic(const struct lapic_regs *r)
 {

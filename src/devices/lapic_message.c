@@ -28,7 +28,7 @@ static bool logical_match(const struct lapic_regs *r, const struct message *m)
 static bool matches(const struct lapic *a, const struct message *m)
 {
     const struct lapic_regs *r = a->regs;
-    if (!lapic_enabled(r))
+    if (!lapic_listens(a))
         return false;
     if (m->destination == (m->wide ? 0xffffffffu : 0xffu))
         return true;
@@ -68,7 +68,7 @@ static void deliver(struct lapic *a, const struct message *m)
 bool lapic_deliver_ipi(struct lapic *a, uint32_t icr)
 {
     const struct message m = {.mode = icr >> 8 & 7, .vector = (uint8_t)icr};
-    if (!lapic_enabled(a->regs) || (m.mode != DM_FIXED && m.mode != DM_NMI))
+    if (!lapic_listens(a) || (m.mode != DM_FIXED && m.mode != DM_NMI))
         return false;
     deliver(a, &m);
     return true;
@@ -134,7 +134,7 @@ void lapic_send_icr(struct lapic *a, uint64_t icr)
     }
     for (unsigned i = 0; i < s->n_cpus; i++) {
         bool self = &s->apic[i] == a;
-        if (lapic_enabled(s->apic[i].regs) && (to == TO_ALL || (to == TO_SELF) == self))
+        if (lapic_listens(&s->apic[i]) && (to == TO_ALL || (to == TO_SELF) == self))
             deliver(&s->apic[i], &m);
     }
 }
