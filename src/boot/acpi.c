@@ -194,6 +194,8 @@ static int put_fadt(struct builder *b, uint64_t facs, uint64_t dsdt)
         .pm1_event_len = 4,
         .pm1_control_len = 2,
         .pm_timer_len = 4,
+        .gpe0 = p->cpus_port ? p->gpe0 : 0, /* for nothing else */
+        .gpe0_len = p->cpus_port ? 2 : 0,
         .c2_latency = NO_C2,
         .c3_latency = NO_C3,
         .century = p->century,
@@ -208,6 +210,10 @@ static int put_fadt(struct builder *b, uint64_t facs, uint64_t dsdt)
         .x_pm_timer = port(p->pm_timer, 32),
     };
     f.x_pm1a_event.access = 2; /* two registers of 16 bits */
+    if (p->cpus_port) {
+        f.x_gpe0 = port(p->gpe0, 16);
+        f.x_gpe0.access = 1; /* of 8 */
+    }
     memcpy(&f.hypervisor, "guise\0\0", sizeof f.hypervisor);
     aml_bytes(&a, &f, sizeof f);
     return finish_table(b, &a, "FACP", 6, gpa);
@@ -228,6 +234,9 @@ static void put_override(struct aml *a, uint8_t irq, uint32_t gsi, uint16_t flag
     aml_bytes(a, &flags, 2);
 }
 
+/* Local APIC flags (table 5.22): one that is not there may come later, which must be said. */
+enum { APIC_ENABLED = 1 << 0, APIC_ONLINE_CAPABLE = 1 << 1 };
+
 static int put_madt(struct builder *b)
 {
     uint64_t gpa;
@@ -238,7 +247,8 @@ static int put_madt(struct builder *b)
     aml_bytes(&a, &lapic, 4);
     aml_bytes(&a, &pcat_compat, 4);
     for (unsigned i = 0; i < b->p->n_cpus; i++)
-        put_bytes(&a, (const uint8_t[]){0, 8, (uint8_t)i, (uint8_t)i}, 1 /* enabled */);
+        put_bytes(&a, (const uint8_t[]){0, 8, (uint8_t)i, (uint8_t)i},
+                  b->p->absent_cpus >> i & 1 ? APIC_ONLINE_CAPABLE : APIC_ENABLED);
     aml_bytes(&a, (const uint8_t[]){1, 12, 0, 0}, 4);
     aml_bytes(&a, ioapic, 8);
     put_override(&a, 0, 2, 0);

@@ -17,9 +17,13 @@ enum {
     OP_PACKAGE = 0x12,
     OP_METHOD = 0x14,
     OP_DUAL_NAME = 0x2e,
+    OP_MULTI_NAME = 0x2f,
     OP_EXT = 0x5b,
+    OP_STORE = 0x70,
     OP_IF = 0xa0,
     OP_ELSE = 0xa1,
+    EXT_REGION = 0x80,
+    EXT_FIELD = 0x81,
     EXT_DEVICE = 0x82,
 };
 
@@ -75,17 +79,20 @@ static void segment(struct aml *a, const char *text, size_t len)
     aml_bytes(a, padded, 4);
 }
 
-/* At most two segments, which is as deep as these tables go. */
 void aml_path(struct aml *a, const char *path)
 {
+    uint8_t segments = 1;
+
     if (*path == '\\')
         aml_byte(a, (uint8_t)*path++);
-    const char *dot = strchr(path, '.');
-    if (dot) {
-        aml_byte(a, OP_DUAL_NAME);
-        segment(a, path, (size_t)(dot - path));
-        path = dot + 1;
-    }
+    for (const char *p = path; *p; p++)
+        segments = (uint8_t)(segments + (*p == '.'));
+    if (segments > 1)
+        aml_byte(a, segments == 2 ? OP_DUAL_NAME : OP_MULTI_NAME);
+    if (segments > 2)
+        aml_byte(a, segments);
+    for (size_t len; (len = strcspn(path, ".")), path[len]; path += len + 1)
+        segment(a, path, len);
     segment(a, path, strlen(path));
 }
 
@@ -187,6 +194,32 @@ size_t aml_else(struct aml *a)
 {
     aml_byte(a, OP_ELSE);
     return a->len;
+}
+
+void aml_store(struct aml *a, uint64_t value, const char *path)
+{
+    aml_byte(a, OP_STORE);
+    aml_integer(a, value);
+    aml_path(a, path);
+}
+
+void aml_port_byte(struct aml *a, const char *region, const char *field, uint16_t port)
+{
+    enum { SYSTEM_IO = 1, BYTE_ACCESS_WRITE_AS_ZEROS = 1 | 2 << 5, BITS = 8 };
+    aml_byte(a, OP_EXT);
+    aml_byte(a, EXT_REGION);
+    aml_path(a, region);
+    aml_byte(a, SYSTEM_IO);
+    aml_integer(a, port);
+    aml_integer(a, 1);
+    aml_byte(a, OP_EXT);
+    aml_byte(a, EXT_FIELD);
+    size_t open = a->len;
+    aml_path(a, region);
+    aml_byte(a, BYTE_ACCESS_WRITE_AS_ZEROS);
+    aml_path(a, field);
+    aml_byte(a, BITS);
+    aml_close(a, open);
 }
 
 /* --- resource templates ------------------------------------------------------------------------------------ */

@@ -39,6 +39,10 @@ void aml_integer(struct aml *a, uint64_t value);
 void aml_string(struct aml *a, const char *text);
 void aml_eisa_id(struct aml *a, const char *id); /* "PNP0501" */
 
+void aml_store(struct aml *a, uint64_t value, const char *path);
+/* Ports [port, port+1) as an 8-bit field of this name, through a region of that one; accesses write the whole byte. */
+void aml_port_byte(struct aml *a, const char *region, const char *field, uint16_t port);
+
 /* --- resource templates (ACPI 6.5, 6.4) -------------------------------------------------------------- */
 size_t aml_resources(struct aml *a);
 void aml_resources_close(struct aml *a, size_t open); /* end tag, and the sizes */

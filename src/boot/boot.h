@@ -21,12 +21,19 @@ struct cpu;
 
 /* The machine as its tables describe it; filled by the machine, so that an address is written once. */
 struct platform {
-    unsigned n_cpus; /* 1..BOOT_MAX_CPUS; APIC id = index */
+    unsigned n_cpus;      /* possible ones, 1..BOOT_MAX_CPUS; APIC id = index */
+    uint64_t absent_cpus; /* bits: of these, who is not there yet */
+    uint16_t cpus_port;   /* their registers, a byte each; 0: CPUs do not come and go */
+    struct {
+        uint8_t present, inserted, leave, eject, refuse; /* a register's bits: devices/acpi_cpus.h */
+    } cpu_bits;
     uint64_t lapic_base, ioapic_base, hpet_base;
     uint64_t ecam_base, ecam_size; /* 1 MiB a bus, from bus 0 */
     uint64_t mmio32_base, mmio32_size, mmio64_base, mmio64_size;
     unsigned pci_gsi_base, pci_gsi_count; /* INTx pin p of slot s is GSI base + (s + p) % count */
     uint16_t pm1a_event, pm1a_control, pm_timer, reset_port, pvpanic_port, uart_port;
+    uint16_t gpe0; /* status and enable, a byte each; event 0: look at the CPUs' registers */
+    uint8_t pm_ports;
     uint8_t sci_gsi, s5_type, reset_value, uart_irq;
     uint8_t century; /* index of the century in CMOS RAM, 0: none */
 };

@@ -2,9 +2,10 @@
  * The DSDT: what is on the board.
  *
  *   \_S5                         power-off
- *   \_SB  C000...                processors
+ *   \_SB  C000...                processors; those that come and go have methods
  *         PCI0                   host bridge: windows (_CRS), interrupt routing (_PRT), features (_OSC)
  *         COM1 RTC PVPN BRD      serial port, clock, pvpanic, ranges nobody else may use
+ *   \_GPE._E00                   something is to be asked of them
  */
 #include <stdio.h>
 
@@ -20,7 +21,14 @@ enum {
     OP_RETURN = 0xa4,
     OP_LEQUAL = 0x93,
     OP_CREATE_DWORD = 0x8a,
+    OP_NOTIFY = 0x86,
+    OP_STORE = 0x70,
+    OP_LAND = 0x90,
+    OP_LNOT = 0x92,
+    OP_LGREATER = 0x94,
+    OP_LOCAL0 = 0x60,
     OP_ARG0 = 0x68,
+    OP_ARG1 = 0x69,
     OP_ARG3 = 0x6b,
 };
 
@@ -34,18 +42,136 @@ static void put_s5(struct aml *a, const struct platform *p)
     aml_close(a, package);
 }
 
+/* --- processors --------------------------------------------------------------------------------- */
+
+enum { NOTIFY_DEVICE_CHECK = 1, NOTIFY_EJECT = 3 }; /* 5.6.6, and the sources of _OST, 6.3.5 */
+enum { STA_WORKS = 0xf, STA_ABSENT = 0 };
+enum { OST_EJECT_IN_PROGRESS = 0x84 };
+
+/* If (And (STAT, bit)): to be filled and closed. */
+static size_t if_bit(struct aml *a, uint8_t operand, const char *path, uint64_t bit)
+{
+    size_t open = aml_if(a);
+    aml_byte(a, OP_AND);
+    if (path)
+        aml_path(a, path);
+    else
+        aml_byte(a, operand);
+    aml_integer(a, bit);
+    aml_byte(a, 0); /* the result is stored nowhere */
+    return open;
+}
+
+static void put_return(struct aml *a, uint64_t value)
+{
+    aml_byte(a, OP_RETURN);
+    aml_integer(a, value);
+}
+
+/* Its MADT entry (6.2.10) as it is when it is there, whatever the table said at the start. */
+static void put_mat(struct aml *a, unsigned i)
+{
+    const uint8_t entry[] = {0, 8, (uint8_t)i, (uint8_t)i, 1, 0, 0, 0};
+    aml_name(a, "_MAT");
+    size_t buffer = aml_buffer(a, sizeof entry);
+    aml_bytes(a, entry, sizeof entry);
+    aml_close(a, buffer);
+}
+
+/* The OS reports what became of a request (6.3.5): a failure to let it go is told to the host. */
+static void put_ost(struct aml *a, const struct platform *p)
+{
+    size_t method = aml_method(a, "_OST", 3);
+    size_t eject = aml_if(a);
+    aml_byte(a, OP_LAND);
+    aml_byte(a, OP_LEQUAL);
+    aml_byte(a, OP_ARG0);
+    aml_integer(a, NOTIFY_EJECT);
+    aml_byte(a, OP_LAND);
+    aml_byte(a, OP_LGREATER);
+    aml_byte(a, OP_ARG1);
+    aml_integer(a, 0);
+    aml_byte(a, OP_LNOT);
+    aml_byte(a, OP_LEQUAL);
+    aml_byte(a, OP_ARG1);
+    aml_integer(a, OST_EJECT_IN_PROGRESS);
+    aml_store(a, p->cpu_bits.refuse, "STAT");
+    aml_close(a, eject);
+    aml_close(a, method);
+}
+
+/* What has happened to it is acknowledged and handed on. */
+static void put_event(struct aml *a, const struct platform *p, const char *name)
+{
+    const struct {
+        uint8_t bit, notify;
+    } events[] = {{p->cpu_bits.inserted, NOTIFY_DEVICE_CHECK}, {p->cpu_bits.leave, NOTIFY_EJECT}};
+    size_t method = aml_method(a, "EVNT", 0);
+    aml_byte(a, OP_STORE);
+    aml_path(a, "STAT");
+    aml_byte(a, OP_LOCAL0);
+    for (size_t i = 0; i < sizeof events / sizeof *events; i++) {
+        size_t happened = if_bit(a, OP_LOCAL0, NULL, events[i].bit);
+        aml_store(a, events[i].bit, "STAT");
+        aml_byte(a, OP_NOTIFY);
+        aml_path(a, name);
+        aml_integer(a, events[i].notify);
+        aml_close(a, happened);
+    }
+    aml_close(a, method);
+}
+
+static void put_hotplug(struct aml *a, const struct platform *p, unsigned i, const char *name)
+{
+    aml_port_byte(a, "CREG", "STAT", (uint16_t)(p->cpus_port + i));
+    size_t sta = aml_method(a, "_STA", 0);
+    size_t present = if_bit(a, 0, "STAT", p->cpu_bits.present);
+    put_return(a, STA_WORKS);
+    aml_close(a, present);
+    put_return(a, STA_ABSENT);
+    aml_close(a, sta);
+    put_mat(a, i);
+    if (i) { /* CPU 0 stays */
+        size_t eject = aml_method(a, "_EJ0", 1);
+        aml_store(a, p->cpu_bits.eject, "STAT");
+        aml_close(a, eject);
+    }
+    put_ost(a, p);
+    put_event(a, p, name);
+}
+
 static void put_processors(struct aml *a, const struct platform *p)
 {
+    char name[16];
+
     for (unsigned i = 0; i < p->n_cpus; i++) {
-        char name[8];
         snprintf(name, sizeof name, "C%03X", i & 0xfff);
         size_t device = aml_device(a, name);
         aml_name(a, "_HID");
         aml_string(a, "ACPI0007");
         aml_name(a, "_UID");
         aml_integer(a, i);
+        if (p->cpus_port)
+            put_hotplug(a, p, i, name);
         aml_close(a, device);
     }
+}
+
+/* An edge (_Exx): it is acknowledged before the method looks, so what comes meanwhile is another one. */
+static void put_events(struct aml *a, const struct platform *p)
+{
+    char path[24];
+
+    if (!p->cpus_port)
+        return;
+    size_t gpe = aml_scope(a, "\\_GPE");
+    size_t method = aml_method(a, "_E00", 0);
+    for (unsigned i = 0; i < p->n_cpus; i++) {
+        snprintf(path, sizeof path, "\\_SB.C%03X.EVNT", i & 0xfff);
+        aml_path(a, path);
+    }
+    aml_close(a, method);
+    aml_close(a, gpe);
 }
 
 /* --- PCI0 ---------------------------------------------------------------------------------------- */
@@ -177,7 +303,9 @@ static void put_board(struct aml *a, const struct platform *p)
     aml_name(a, "_CRS");
     size_t crs = aml_resources(a);
     aml_memory32(a, (uint32_t)p->ecam_base, (uint32_t)p->ecam_size);
-    aml_io(a, p->pm1a_event, 12);
+    aml_io(a, p->pm1a_event, p->pm_ports);
+    if (p->cpus_port)
+        aml_io(a, p->cpus_port, (uint8_t)p->n_cpus);
     aml_resources_close(a, crs);
     aml_close(a, device);
 }
@@ -193,4 +321,5 @@ void dsdt_build(struct aml *a, const struct platform *p)
     put_simple(a, "PVPN", "QEMU0001", 0, p->pvpanic_port, 1, -1);
     put_board(a, p);
     aml_close(a, sb);
+    put_events(a, p);
 }

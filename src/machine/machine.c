@@ -9,6 +9,7 @@
 
 #include "base/error.h"
 #include "cpu/cpu.h"
+#include "devices/acpi_cpus.h"
 #include "devices/acpi_pm.h"
 #include "devices/lapic.h"
 #include "devices/uart16550.h"
@@ -60,7 +61,7 @@ static int build(struct machine *m, char *error, size_t n)
     const struct machine_config *c = &m->config;
     const char *failed = NULL;
 
-    if (!c->n_cpus || c->n_cpus > BOOT_MAX_CPUS)
+    if (!c->n_cpus || c->n_cpus > BOOT_MAX_CPUS || c->n_present > c->n_cpus)
         return error_set(error, n, -EINVAL, "a machine has 1 to %u CPUs, not %u", BOOT_MAX_CPUS, c->n_cpus);
     int err = open_files(m, error, n);
     if (err)
@@ -176,6 +177,7 @@ int machine_reset(struct machine *m, char *error, size_t error_size)
         if (m->memory->high_size)
             m->bus->dma_dirty(m->bus->dma_dirty_opaque, MEMORY_HOLE_END, m->memory->high_size);
     }
+    pc_describe_cpus(m, &m->platform);
     int err = load(m, error, error_size);
     for (unsigned i = 0; i < m->config.n_cpus && !err; i++)
         if (m->cpus[i])
@@ -192,6 +194,45 @@ void machine_set_event(struct machine *m, void (*event)(void *opaque, int event)
 {
     m->event = event;
     m->event_opaque = opaque;
+}
+
+/* --- CPUs that come and go --------------------------------------------------------------------------------- */
+
+bool machine_cpus_vary(const struct machine *m)
+{
+    return m->config.n_present;
+}
+
+unsigned machine_cpus_present(const struct machine *m)
+{
+    return (unsigned)__builtin_popcountll(acpi_cpus_present(&m->parts[PART_CPUS]));
+}
+
+unsigned machine_cpus_wanted(const struct machine *m)
+{
+    const struct device *dev = &m->parts[PART_CPUS];
+    return (unsigned)__builtin_popcountll(acpi_cpus_present(dev) & ~acpi_cpus_leaving(dev));
+}
+
+void machine_cpus_set(struct machine *m, unsigned count)
+{
+    struct device *dev = &m->parts[PART_CPUS];
+
+    for (unsigned i = 1; i < m->config.n_cpus && machine_cpus_wanted(m) < count; i++)
+        if (acpi_cpus_leaving(dev) >> i & 1)
+            acpi_cpus_ask(dev, i, false);
+    for (unsigned i = 1; i < m->config.n_cpus && machine_cpus_wanted(m) < count; i++)
+        if (!(acpi_cpus_present(dev) >> i & 1))
+            acpi_cpus_insert(dev, i);
+    for (unsigned i = m->config.n_cpus - 1; i > 0 && machine_cpus_wanted(m) > count; i--)
+        if (acpi_cpus_present(dev) & ~acpi_cpus_leaving(dev) & 1ull << i)
+            acpi_cpus_ask(dev, i, true);
+}
+
+void machine_set_cpu_answer(struct machine *m, void (*answer)(void *opaque, unsigned i, bool left), void *opaque)
+{
+    m->cpu_answer = answer;
+    m->cpu_answer_opaque = opaque;
 }
 
 /* --- console ------------------------------------------------------------------------------------------- */

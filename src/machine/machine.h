@@ -11,7 +11,8 @@
 
 struct machine_config {
     uint64_t memory_bytes;            /* rounded up to pages */
-    unsigned n_cpus;                  /* 1..64 */
+    unsigned n_cpus;                  /* 1..64 that there can be, each of which has a vCPU */
+    unsigned n_present;               /* so many at the start, and then they may come and go; 0: all, for ever */
     const char *kernel_path, *append; /* append may be NULL */
     const char *const *initrd_paths;  /* unpacked one over the other */
     unsigned n_initrds;               /* at most BOOT_INITRDS_MAX */
@@ -51,6 +52,17 @@ void machine_set_console_space(struct machine *m, void (*on_space)(void *opaque)
 /* Hands over what the guest wrote and was held back, to make larger pieces or for want of room; returns how much is
  * left. */
 size_t machine_console_flush(struct machine *m);
+/* --- CPUs that come and go: `config` had n_present --- */
+bool machine_cpus_vary(const struct machine *m);
+/* How many there are, less those that the guest has been asked to let go; how many when it has let none of them go. */
+unsigned machine_cpus_wanted(const struct machine *m);
+unsigned machine_cpus_present(const struct machine *m);
+/* There are to be `count`, 1..n_cpus: what is missing is there at once, what is too much the guest is asked to let go,
+ * those with the highest numbers first.  What it was asked before and `count` allows is taken back. */
+void machine_cpus_set(struct machine *m, unsigned count);
+/* Called (lock held) when the guest has let CPU i go, asked or not, or refuses to when asked. */
+void machine_set_cpu_answer(struct machine *m, void (*answer)(void *opaque, unsigned i, bool left), void *opaque);
+
 /* Presses the power button: what the operating system then does is its own decision. */
 void machine_power_button(struct machine *m);
 /* Power-on again with the same kernel; no vCPU runs.  0, or -errno with a sentence: the kernel's file

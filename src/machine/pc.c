@@ -4,7 +4,7 @@
  *      memory      0 RAM .. 3 GiB | 0xC0000000 PCI 32-bit windows | 0xE0000000 ECAM | 0xFEC00000 I/O APIC
  *                  0xFED00000 HPET | 0xFEE00000 local APICs | 4 GiB RAM .. | PCI 64-bit window
  *      ports       0x20/0xA0 8259s  0x40 8254  0x60/0x64/0x92 8042  0x70 RTC  0x3F8 COM1  0x505 pvpanic
- *                  0x600 ACPI  0xCF8 PCI and reset
+ *                  0x600 ACPI  0x640 CPUs that come and go  0xCF8 PCI and reset
  *      interrupts  GSI 0-15 are the ISA lines (0 timer, 4 COM1, 8 RTC, 9 ACPI), 16-19 PCI INTA-D
  *
  * GSI n goes to input n of the 8259 pair (n < 16) and to pin n of the I/O APIC, but for the timer: its
@@ -13,6 +13,7 @@
 #include "machine/pc.h"
 
 #include "cpu/cpu.h"
+#include "devices/acpi_cpus.h"
 #include "devices/acpi_pm.h"
 #include "devices/hpet.h"
 #include "devices/i8042.h"
@@ -39,7 +40,10 @@
  * which processors with few address bits can reach. */
 #define WINDOW64_ALIGN 0x1000000000ull
 
+#define CPUS_EVENT 0u /* general-purpose: the DSDT's _E00 */
+
 _Static_assert(LAPIC_MAX_CPUS >= BOOT_MAX_CPUS, "each vCPU has an APIC");
+_Static_assert(ACPI_CPUS_MAX >= BOOT_MAX_CPUS, "and a register");
 
 /* --- configurations: what each device needs beyond its environment ---------------------------------- */
 
@@ -49,6 +53,7 @@ union part_config {
     struct rtc_config rtc;
     struct hpet_config hpet;
     struct uart16550_config uart;
+    struct acpi_cpus_config cpus;
 };
 
 static void pic_config(struct machine *m, union part_config *c)
@@ -88,6 +93,35 @@ static void uart_config(struct machine *m, union part_config *c)
                                         .opaque = m->config.console_opaque};
 }
 
+static void cpus_notify(void *opaque)
+{
+    struct machine *m = opaque;
+    acpi_pm_event(&m->parts[PART_POWER], CPUS_EVENT);
+}
+
+static void cpus_connect(void *opaque, unsigned i, bool present)
+{
+    struct machine *m = opaque;
+    lapic_set_present(m->parts[PART_LAPIC].state, i, present);
+}
+
+static void cpus_answer(void *opaque, unsigned i, bool left)
+{
+    struct machine *m = opaque;
+    if (m->cpu_answer)
+        m->cpu_answer(m->cpu_answer_opaque, i, left);
+}
+
+static void cpus_config(struct machine *m, union part_config *c)
+{
+    c->cpus = (struct acpi_cpus_config){.n_cpus = m->config.n_cpus,
+                                        .n_present = m->config.n_present,
+                                        .notify = cpus_notify,
+                                        .connect = cpus_connect,
+                                        .answer = cpus_answer,
+                                        .opaque = m};
+}
+
 /* --- the ordered array of devices --------------------------------------------------------------------- */
 
 static const struct part {
@@ -95,12 +129,13 @@ static const struct part {
     const struct device_class *class;
     void (*config)(struct machine *m, union part_config *c); /* NULL: the class wants none */
 } parts[PARTS] = {
-    [PART_PIC] = {"pic", &i8259_class, pic_config},       [PART_IOAPIC] = {"ioapic", &ioapic_class, NULL},
-    [PART_LAPIC] = {"lapic", &lapic_class, lapic_config}, [PART_PIT] = {"pit", &i8254_class, NULL},
-    [PART_RTC] = {"rtc", &rtc_class, rtc_config},         [PART_HPET] = {"hpet", &hpet_class, hpet_config},
-    [PART_KEYBOARD] = {"keyboard", &i8042_class, NULL},   [PART_COM1] = {"com1", &uart16550_class, uart_config},
-    [PART_POWER] = {"power", &acpi_pm_class, NULL},       [PART_PVPANIC] = {"pvpanic", &pvpanic_class, NULL},
-    [PART_PCI] = {"pci", &pci_host_class, NULL},          [PART_RNG] = {"rng", &virtio_rng_class, NULL},
+    [PART_PIC] = {"pic", &i8259_class, pic_config},        [PART_IOAPIC] = {"ioapic", &ioapic_class, NULL},
+    [PART_LAPIC] = {"lapic", &lapic_class, lapic_config},  [PART_PIT] = {"pit", &i8254_class, NULL},
+    [PART_RTC] = {"rtc", &rtc_class, rtc_config},          [PART_HPET] = {"hpet", &hpet_class, hpet_config},
+    [PART_KEYBOARD] = {"keyboard", &i8042_class, NULL},    [PART_COM1] = {"com1", &uart16550_class, uart_config},
+    [PART_POWER] = {"power", &acpi_pm_class, NULL},        [PART_PVPANIC] = {"pvpanic", &pvpanic_class, NULL},
+    [PART_PCI] = {"pci", &pci_host_class, NULL},           [PART_RNG] = {"rng", &virtio_rng_class, NULL},
+    [PART_CPUS] = {"cpus", &acpi_cpus_class, cpus_config},
 };
 
 /* --- wires ---------------------------------------------------------------------------------------------- */
@@ -161,12 +196,19 @@ int pc_build(struct machine *m, const char **failed)
     return 0;
 }
 
+void pc_describe_cpus(const struct machine *m, struct platform *p)
+{
+    p->absent_cpus = ~acpi_cpus_present(&m->parts[PART_CPUS]);
+}
+
 void pc_describe(const struct machine *m, struct platform *p)
 {
     uint64_t above_ram = m->memory->end > MEMORY_HOLE_END ? m->memory->end : MEMORY_HOLE_END;
 
     *p = (struct platform){
         .n_cpus = m->config.n_cpus,
+        .cpus_port = m->config.n_present ? ACPI_CPUS_PORT : 0,
+        .cpu_bits = {ACPI_CPU_PRESENT, ACPI_CPU_INSERTED, ACPI_CPU_LEAVE, ACPI_CPU_EJECT, ACPI_CPU_REFUSE},
         .lapic_base = LAPIC_BASE,
         .ioapic_base = IOAPIC_BASE,
         .hpet_base = HPET_BASE,
@@ -181,6 +223,8 @@ void pc_describe(const struct machine *m, struct platform *p)
         .pm1a_event = ACPI_PM1A_EVT,
         .pm1a_control = ACPI_PM1A_CNT,
         .pm_timer = ACPI_PM_TMR,
+        .gpe0 = ACPI_GPE0,
+        .pm_ports = ACPI_PM_PORTS,
         .reset_port = RESET_PORT,
         .reset_value = RESET_VALUE,
         .pvpanic_port = PVPANIC_PORT,
@@ -190,4 +234,5 @@ void pc_describe(const struct machine *m, struct platform *p)
         .s5_type = ACPI_S5_TYPE,
         .century = CMOS_CENTURY,
     };
+    pc_describe_cpus(m, p);
 }

@@ -21,6 +21,7 @@ enum pc_part {
     PART_PVPANIC,
     PART_PCI,
     PART_RNG,
+    PART_CPUS,
     PARTS, /* from here on: what machine_add brings */
 };
 
@@ -40,6 +41,8 @@ struct machine {
     int kernel_fd, initrd_fds[BOOT_INITRDS_MAX];
     unsigned n_initrds; /* open ones */
     struct cpu *cpus[BOOT_MAX_CPUS];
+    void (*cpu_answer)(void *opaque, unsigned i, bool left);
+    void *cpu_answer_opaque;
     void (*event)(void *opaque, int event);
     void *event_opaque;
 };
@@ -48,3 +51,5 @@ struct machine {
 int pc_build(struct machine *m, const char **failed);
 /* The addresses and interrupts of all that, for the tables. */
 void pc_describe(const struct machine *m, struct platform *p);
+/* Which CPUs are there, for the tables. */
+void pc_describe_cpus(const struct machine *m, struct platform *p);

@@ -29,13 +29,25 @@ static const uint8_t *at(uint64_t gpa)
     return memory_hva(ram, gpa, 1);
 }
 
-static void build(unsigned n_cpus)
+/* With `present` of them there, the others to come; 0: all there, for ever. */
+static void build_some(unsigned n_cpus, unsigned present)
 {
     struct platform p = test_platform;
     p.n_cpus = n_cpus;
+    if (present) {
+        p.absent_cpus = ~0ull << (present & 63);
+        p.cpus_port = 0x640;
+        p.cpu_bits.present = 1, p.cpu_bits.inserted = 2, p.cpu_bits.leave = 4, p.cpu_bits.eject = 8,
+        p.cpu_bits.refuse = 16;
+    }
     assert_int_equal(memory_create(&ram, 64 << 20), 0);
     assert_int_equal(acpi_build(ram, &p), 0);
     assert_int_equal(smbios_build(ram, &p), 0);
+}
+
+static void build(unsigned n_cpus)
+{
+    build_some(n_cpus, 0);
 }
 
 /* The table of this signature through RSDP and XSDT (DSDT: through the FADT). */
@@ -115,6 +127,24 @@ static void madt_lists_processors_and_overrides(void **state)
     memory_destroy(ram);
 }
 
+static void absent_processors_may_come(void **state)
+{
+    build(4);
+    const uint8_t *f = table("FACP");
+    assert_int_equal(le(f + 80, 4), 0);
+    assert_int_equal(f[92], 0);
+    memory_destroy(ram);
+    build_some(4, 2);
+    f = table("FACP");
+    assert_int_equal(le(f + 80, 4), 0x60c); /* GPE0: narrow, length, wide */
+    assert_int_equal(f[92], 2);
+    assert_int_equal(le(f + 220 + 4, 8), 0x60c);
+    const uint8_t *e = table("APIC") + 44;
+    for (unsigned i = 0; i < 4; i++, e += 8)
+        assert_int_equal(le(e + 4, 4), i < 2 ? 1 : 2); /* enabled, online capable */
+    memory_destroy(ram);
+}
+
 static void wrong_platforms_are_refused(void **state)
 {
     struct platform p = test_platform;
@@ -130,15 +160,15 @@ static void wrong_platforms_are_refused(void **state)
  * names its own compiler). */
 static void iasl_agrees(void **state)
 {
-    static const unsigned counts[] = {1, 64};
+    static const unsigned counts[][2] = {{1, 0}, {64, 0}, {4, 1}, {64, 63}};
     if (system("command -v iasl >/dev/null 2>&1")) {
         skip();
         return;
     }
-    for (unsigned i = 0; i < 2; i++) {
+    for (unsigned i = 0; i < sizeof counts / sizeof *counts; i++) {
         char directory[] = "/tmp/guise-acpi-XXXXXX", path[64], command[512];
         assert_non_null(mkdtemp(directory));
-        build(counts[i]);
+        build_some(counts[i][0], counts[i][1]);
         const uint8_t *dsdt = table("DSDT");
         snprintf(path, sizeof path, "%s/dsdt.aml", directory);
         FILE *f = fopen(path, "w");
@@ -219,6 +249,7 @@ int main(void)
         cmocka_unit_test(checksums_are_right),
         cmocka_unit_test(fadt_agrees_with_itself),
         cmocka_unit_test(madt_lists_processors_and_overrides),
+        cmocka_unit_test(absent_processors_may_come),
         cmocka_unit_test(wrong_platforms_are_refused),
         cmocka_unit_test(iasl_agrees),
         cmocka_unit_test(aml_lengths),

@@ -47,13 +47,11 @@ static int remove_kernel(void **state)
     return unlink(kernel_path);
 }
 
-static int setup(void **state)
+static int make(const struct machine_config *config)
 {
-    const struct machine_config config = {
-        .memory_bytes = 64 << 20, .n_cpus = 2, .kernel_path = kernel_path, .append = "test", .console_output = output};
     console_len = 0;
     last_event = -1;
-    assert_int_equal(machine_create(&pc, &config, error, sizeof error), 0);
+    assert_int_equal(machine_create(&pc, config, error, sizeof error), 0);
     bus = machine_bus(pc);
     machine_set_event(pc, on_event, NULL);
     memset(cpus, 0, sizeof cpus);
@@ -63,6 +61,13 @@ static int setup(void **state)
         assert_int_equal(machine_attach_cpu(pc, &cpus[i], i, on_kick, NULL), 0);
     }
     return 0;
+}
+
+static int setup(void **state)
+{
+    const struct machine_config config = {
+        .memory_bytes = 64 << 20, .n_cpus = 2, .kernel_path = kernel_path, .append = "test", .console_output = output};
+    return make(&config);
 }
 
 static int teardown(void **state)
@@ -194,6 +199,101 @@ static void reset_starts_again(void **state)
     assert_int_equal(in(0x602, 2), 0);
 }
 
+/* One of two CPUs is there at first. */
+static int setup_hotplug(void **state)
+{
+    const struct machine_config config = {
+        .memory_bytes = 64 << 20, .n_cpus = 2, .n_present = 1, .kernel_path = kernel_path, .console_output = output};
+    return make(&config);
+}
+
+static void init_and_sipi(unsigned to)
+{
+    bus_write(bus, BUS_MEM, 0xfee00310, to << 24, 4);
+    bus_write(bus, BUS_MEM, 0xfee00300, 0x4500, 4);
+    bus_write(bus, BUS_MEM, 0xfee00300, 0x4610, 4);
+    bus_write(bus, BUS_MEM, 0xfee00300, 0xc4610, 4); /* all others */
+}
+
+static unsigned answers, answer_cpu;
+static bool answer_left;
+
+static void on_answer(void *opaque, unsigned i, bool left)
+{
+    answers++;
+    answer_cpu = i;
+    answer_left = left;
+}
+
+static void a_cpu_that_is_not_there_hears_nothing(void **state)
+{
+    atomic_store(&cpus[1].request, 0);
+    init_and_sipi(1);
+    assert_int_equal(atomic_load(&cpus[1].request), 0);
+    machine_cpus_set(pc, 2);
+    assert_int_equal(machine_cpus_present(pc), 2);
+    assert_int_equal(in(0x60c, 1), 1);
+    init_and_sipi(1);
+    assert_true(atomic_load(&cpus[1].request) & REQ_SIPI);
+}
+
+static void a_cpu_that_is_let_go_stops(void **state)
+{
+    machine_set_cpu_answer(pc, on_answer, NULL);
+    answers = 0;
+    machine_cpus_set(pc, 2);
+    machine_cpus_set(pc, 1);
+    assert_int_equal(machine_cpus_present(pc), 2);
+    assert_int_equal(machine_cpus_wanted(pc), 1);
+    assert_int_equal(in(0x641, 1), 7);
+    cpus[1].wait_sipi = cpus[1].halted = 0;
+    atomic_store(&cpus[1].request, 0);
+    out(0x641, 8, 1);
+    assert_true(atomic_load(&cpus[1].request) & REQ_INIT);
+    assert_int_equal(machine_cpus_present(pc), 1);
+    assert_int_equal(answers, 1);
+    assert_int_equal(answer_cpu, 1);
+    assert_true(answer_left);
+    atomic_store(&cpus[1].request, 0);
+    init_and_sipi(1);
+    assert_int_equal(atomic_load(&cpus[1].request), 0);
+}
+
+static void what_was_asked_is_taken_back(void **state)
+{
+    machine_cpus_set(pc, 2);
+    machine_cpus_set(pc, 1);
+    machine_cpus_set(pc, 2);
+    assert_int_equal(machine_cpus_wanted(pc), 2);
+    assert_int_equal(in(0x641, 1), 3);
+    assert_int_equal(in(0x640, 1), 1);
+}
+
+/* The flags of a CPU in the MADT, where it was put. */
+static uint32_t madt_flags(unsigned i)
+{
+    const uint8_t *area = memory_hva(machine_memory(pc), 0xe0000, 0x10000);
+    const uint8_t *t = memmem(area, 0x10000, "APIC", 4);
+    uint32_t flags;
+
+    while (memcmp(t + 10, "GUISE", 5)) /* the header's, not the XSDT's word */
+        t = memmem(t + 1, 0x1000, "APIC", 4);
+    memcpy(&flags, t + 44 + 8 * i + 4, 4);
+    return flags;
+}
+
+static void the_tables_say_who_is_there(void **state)
+{
+    assert_int_equal(madt_flags(0), 1);
+    assert_int_equal(madt_flags(1), 2);
+    machine_cpus_set(pc, 2);
+    pthread_mutex_lock(&bus->lock);
+    assert_int_equal(machine_reset(pc, error, sizeof error), 0);
+    pthread_mutex_unlock(&bus->lock);
+    assert_int_equal(machine_cpus_present(pc), 2);
+    assert_int_equal(madt_flags(1), 1);
+}
+
 static void creation_fails_with_a_sentence(void **state)
 {
     struct machine *m = NULL;
@@ -215,6 +315,7 @@ static void creation_fails_with_a_sentence(void **state)
     assert_null(m);
 }
 
+#define H(name) cmocka_unit_test_setup_teardown(name, setup_hotplug, teardown)
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 int main(void)
 {
@@ -227,6 +328,10 @@ int main(void)
         T(pm1_enable_and_power_button),
         T(the_timer_is_pin_2),
         T(reset_starts_again),
+        H(a_cpu_that_is_not_there_hears_nothing),
+        H(a_cpu_that_is_let_go_stops),
+        H(what_was_asked_is_taken_back),
+        H(the_tables_say_who_is_there),
         cmocka_unit_test(creation_fails_with_a_sentence),
     };
     return cmocka_run_group_tests(tests, make_kernel, remove_kernel);

@@ -177,6 +177,7 @@ static void make(struct board *b, bool restored, bool disks)
 {
     const struct machine_config config = {.memory_bytes = 64 << 20,
                                           .n_cpus = 2,
+                                          .n_present = 1,
                                           .kernel_path = kernel_path,
                                           .console_output = output,
                                           .restored = restored};
@@ -221,6 +222,10 @@ static void use(struct board *b)
     port_out(b, 0x70, 0x0b, 1), port_out(b, 0x71, 0x42, 1);
     port_out(b, 0x3fc, 0x0b, 1), port_out(b, 0x3f9, 5, 1), port_out(b, 0x3ff, 0x5a, 1);
     port_out(b, 0x602, 0x100, 2);
+    port_out(b, 0x640, 0, 1);
+    pthread_mutex_lock(&bus->lock);
+    machine_cpus_set(b->m, 2);
+    pthread_mutex_unlock(&bus->lock);
     bus_write(bus, BUS_MEM, 0xfec00000, 0x14, 4);
     bus_write(bus, BUS_MEM, 0xfec00010, 0x31, 4);
     bus_write(bus, BUS_MEM, 0xfed00010, 1, 4);
@@ -280,6 +285,8 @@ static void every_device_comes_back(void **state)
     }
     assert_int_equal(bus_read(machine_bus(b.m), BUS_PORT, 0x3ff, 1), 0x5a);
     assert_int_equal(bus_read(machine_bus(b.m), BUS_PORT, 0x21, 1), 0xfb);
+    assert_int_equal(machine_cpus_present(b.m), 2);
+    assert_int_equal(bus_read(machine_bus(b.m), BUS_PORT, 0x60c, 1), 1); /* and the guest has not heard of it yet */
     sections_free(&first);
     sections_free(&second);
     machine_destroy(a.m);
