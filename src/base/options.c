@@ -111,6 +111,30 @@ static int store_size(const struct option_spec *o, const char *text, uint64_t *t
     return r;
 }
 
+/* N, or N,max=M where the option has one. */
+static int store_number(const struct row *row, const char *text, void *out, char *err, size_t n)
+{
+    static const char key[] = ",max=";
+    const struct option_spec *o = row->spec;
+    uint64_t value, most = 0;
+    const char *max = o->most ? strstr(text, key) : NULL;
+    char first[32];
+
+    if (max && (size_t)(max - text) < sizeof first) {
+        snprintf(first, sizeof first, "%.*s", (int)(max - text), text);
+        text = first;
+    }
+    int r = parse_number(text, o->min, o->max, &value, err, n);
+    if (r == 0 && max)
+        r = parse_number(max + sizeof key - 1, value, o->max, &most, err, n);
+    if (r)
+        return r;
+    *(uint64_t *)((char *)out + row->base + o->offset) = value;
+    if (o->most)
+        *(uint64_t *)((char *)out + row->base + o->most) = most;
+    return 0;
+}
+
 static int store_item(const char *text, struct option_list *to, char *err, size_t n)
 {
     if (to->n == OPTION_LIST_MAX)
@@ -135,7 +159,7 @@ static int store_unchecked(const struct row *row, const char *text, void *out, c
     case OPTION_SIZE:
         return store_size(o, text, field, err, n);
     case OPTION_NUMBER:
-        return parse_number(text, o->min, o->max, field, err, n);
+        return store_number(row, text, out, err, n);
     case OPTION_SECONDS:
         return parse_seconds(text, field, err, n);
     case OPTION_WORD:
@@ -310,14 +334,22 @@ static const char *size_text(uint64_t bytes, char *buf, size_t n)
     return NULL;
 }
 
-static const char *number_text(const struct option_spec *o, uint64_t value, char *buf, size_t n)
+static const char *number_text(uint64_t value, uint64_t most, char *buf, size_t n)
 {
     if (!value)
         return NULL;
-    if (o->kind == OPTION_NUMBER)
-        snprintf(buf, n, "%" PRIu64, value);
+    if (most)
+        snprintf(buf, n, "%" PRIu64 ",max=%" PRIu64, value, most);
     else
-        snprintf(buf, n, "%" PRIu64 ".%03u", value / 1000, (unsigned)(value % 1000));
+        snprintf(buf, n, "%" PRIu64, value);
+    return buf;
+}
+
+static const char *seconds_text(uint64_t ms, char *buf, size_t n)
+{
+    if (!ms)
+        return NULL;
+    snprintf(buf, n, "%" PRIu64 ".%03u", ms / 1000, (unsigned)(ms % 1000));
     return buf;
 }
 
@@ -336,6 +368,7 @@ const char *options_text(const struct options_cursor *c, const struct option_spe
                          char *buf, size_t n)
 {
     const void *field = (const char *)values + c->base + o->offset;
+    const void *most = (const char *)values + c->base + o->most;
 
     if (o->kind == OPTION_LIST) {
         const struct option_list *list = field;
@@ -353,8 +386,9 @@ const char *options_text(const struct options_cursor *c, const struct option_spe
     case OPTION_SIZE:
         return size_text(*(const uint64_t *)field, buf, n);
     case OPTION_NUMBER:
+        return number_text(*(const uint64_t *)field, o->most ? *(const uint64_t *)most : 0, buf, n);
     case OPTION_SECONDS:
-        return number_text(o, *(const uint64_t *)field, buf, n);
+        return seconds_text(*(const uint64_t *)field, buf, n);
     default:
         return value_text(o, *(const unsigned *)field, buf, n);
     }

@@ -17,7 +17,7 @@ enum option_kind {
     OPTION_STRING,  /* any text;          const char * */
     OPTION_FILE,    /* a file's name;     const char * (completed as a file) */
     OPTION_SIZE,    /* parse_size;        uint64_t in bytes */
-    OPTION_NUMBER,  /* parse_number;      uint64_t in [min, max] */
+    OPTION_NUMBER,  /* parse_number;      uint64_t in [min, max]; with `most`, N[,max=M] */
     OPTION_SECONDS, /* parse_seconds;     uint64_t in milliseconds */
     OPTION_WORD,    /* one of `words`;    const char *, the word itself */
     OPTION_CHOICE,  /* one of `words`;    unsigned, the word's value */
@@ -46,6 +46,7 @@ struct option_spec {
     const char *value;               /* how the help calls the value: "FILE", "SIZE"; NULL for a flag */
     const char *help;                /* one line */
     uint64_t min, max;               /* OPTION_NUMBER; OPTION_SIZE when max is not 0 */
+    size_t most;                     /* OPTION_NUMBER: where M of N[,max=M] goes, a uint64_t, N..max; 0 if untold */
     const struct option_word *words; /* OPTION_WORD, OPTION_CHOICE, OPTION_SET; ends with a NULL word */
     const char *examples;            /* words that completion offers for an OPTION_STRING, separated by spaces */
     const char *implied;             /* the value may be left out (--name instead of --name=VALUE), and is then this */

@@ -65,7 +65,7 @@ static void print_all(const struct command *c, const struct run_arguments *a, bo
         printf("%s = ", o->name);
         if (o->kind == OPTION_FLAG)
             fputs(text ? "true" : "false", stdout);
-        else if (o->kind == OPTION_NUMBER)
+        else if (o->kind == OPTION_NUMBER && !strchr(text, ','))
             fputs(text, stdout);
         else if (o->kind == OPTION_LIST)
             print_list(&at, o, a);

@@ -403,6 +403,32 @@ static void messages_have_no_control_characters(void **state)
     close(before);
 }
 
+static void a_number_may_have_a_most(void **state)
+{
+    struct {
+        uint64_t n, most, plain;
+    } v = {.n = 1};
+    const struct option_spec numbers[] = {
+        {.name = "cpus", .kind = OPTION_NUMBER, .offset = 0, .most = 8, .min = 1, .max = 64, .value = "N"},
+        {.name = "plain", .kind = OPTION_NUMBER, .offset = 16, .min = 1, .max = 64, .value = "N"},
+        {0}};
+    static const char *const wrong[] = {
+        "2,max=1", "0,max=4", "1,max=65", "1,max=", "1,max", "1,max=2,max=3", ",max=2", "1,2"};
+    struct options_cursor c = {.at = numbers};
+    char err[256], buf[64];
+
+    assert_int_equal(options_set(numbers, "cpus", "2,max=8", &v, err, sizeof err), 0);
+    assert_int_equal(v.n, 2);
+    assert_int_equal(v.most, 8);
+    assert_string_equal(options_text(&c, options_next(&c), &v, 0, buf, sizeof buf), "2,max=8");
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++)
+        assert_int_not_equal(options_set(numbers, "cpus", wrong[i], &v, err, sizeof err), 0);
+    assert_int_equal(v.most, 8);
+    assert_int_not_equal(options_set(numbers, "plain", "2,max=8", &v, err, sizeof err), 0);
+    assert_int_equal(options_set(numbers, "cpus", "3", &v, err, sizeof err), 0);
+    assert_int_equal(v.most, 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -411,6 +437,7 @@ int main(void)
         cmocka_unit_test(a_table_goes_on_in_another),
         cmocka_unit_test(options_survive_as_words),
         cmocka_unit_test(who_counts_more_comes_first),
+        cmocka_unit_test(a_number_may_have_a_most),
         cmocka_unit_test(sizes_need_a_unit_and_are_powers_of_1024),
         cmocka_unit_test(a_size_without_a_unit_is_told_what_to_write),
         cmocka_unit_test(seconds_have_at_most_three_decimals),
