@@ -73,9 +73,9 @@ int cli_failed(int failed, const char *sentence);
 
 extern const struct option_spec run_options[], doctor_options[], completion_options[], create_options[],
     launch_options[], start_options[], stop_options[], kill_options[], restart_options[], rm_options[], ls_options[],
-    inspect_options[], info_options[], logs_options[], console_options[], stats_options[], publish_options[],
-    unpublish_options[], events_options[], config_options[], vm_command_options[], exec_options[], shell_options[],
-    cp_options[], ssh_options[], tunnel_options[], snapshot_options[], restore_options[];
+    inspect_options[], info_options[], logs_options[], console_options[], stats_options[], cpus_options[],
+    publish_options[], unpublish_options[], events_options[], config_options[], vm_command_options[], exec_options[],
+    shell_options[], cp_options[], ssh_options[], tunnel_options[], snapshot_options[], restore_options[];
 int run_main(const struct command *self, int argc, char **argv);
 extern const struct option_spec image_options[];
 extern const struct command image_commands[];
@@ -96,6 +96,7 @@ int info_main(const struct command *self, int argc, char **argv);
 int logs_main(const struct command *self, int argc, char **argv);
 int console_main(const struct command *self, int argc, char **argv);
 int stats_main(const struct command *self, int argc, char **argv);
+int cpus_main(const struct command *self, int argc, char **argv);
 int publish_main(const struct command *self, int argc, char **argv);
 int unpublish_main(const struct command *self, int argc, char **argv);
 int events_main(const struct command *self, int argc, char **argv);

@@ -34,24 +34,42 @@ const struct option_spec ls_options[] = {
 const struct option_spec inspect_options[] = {{0}};
 const struct option_spec info_options[] = {JSON_ROW(json_arguments), {0}};
 
-/* --- ports ---------------------------------------------------------------------------------------------------- */
+/* --- what runs is asked
+ * ---------------------------------------------------------------------------------------------------- */
 
-/* What leads into one that runs: an array as of the control command, or NULL.  One that hangs is not waited for. */
-static json_t *published(const struct registry *r, const char *name)
+/* The value of `key` in the answer to `command`, or NULL.  One that hangs is not waited for. */
+static json_t *ask(const struct registry *r, const char *name, const char *command, const char *key)
 {
     char none[1];
     struct client c;
-    json_t *result = NULL, *ports;
+    json_t *result = NULL, *value;
 
     if (client_open(&c, r, name, none, sizeof none))
         return NULL;
     c.patience_ms = PATIENCE_MS;
-    if (client_call(&c, "publish", NULL, &result, none, sizeof none))
+    if (client_call(&c, command, NULL, &result, none, sizeof none))
         result = NULL;
     client_close(&c);
-    ports = json_incref(json_object_get(result, "ports"));
+    value = json_incref(json_object_get(result, key));
     json_decref(result);
-    return ports;
+    return value;
+}
+
+/* What leads into one that runs: an array as of the control command, or NULL. */
+static json_t *published(const struct registry *r, const char *name)
+{
+    return ask(r, name, "publish", "ports");
+}
+
+/* How many CPUs it has now, or begins with. */
+static unsigned count_cpus(const struct registry *r, const struct vm_record *record, bool runs)
+{
+    const struct vm_config *c = &record->settings.config;
+    json_t *present = runs && c->max_cpus ? ask(r, record->name, "cpus", "present") : NULL;
+    unsigned n = present ? (unsigned)json_integer_value(present) : (unsigned)c->n_cpus;
+
+    json_decref(present);
+    return n;
 }
 
 /* "8080:80,127.0.0.2:53:53/udp": as on the command line. */
@@ -122,7 +140,7 @@ static json_t *describe(const struct registry *r, const struct vm_record *record
     json_object_set_new(all, "reason", run.reason[0] ? json_string(run.reason) : json_null());
     json_object_set_new(all, "exit_status", run.exited ? json_integer(run.exit_status) : json_null());
     json_object_set_new(all, "memory_bytes", json_integer((json_int_t)record->settings.config.memory_bytes));
-    json_object_set_new(all, "cpus", json_integer((json_int_t)record->settings.config.n_cpus));
+    json_object_set_new(all, "cpus", json_integer(count_cpus(r, record, run.state == VM_RUNNING)));
     json_object_set_new(all, "image", record->settings.image ? json_string(record->settings.image) : json_null());
     json_t *ports = run.state == VM_RUNNING ? published(r, record->name) : NULL;
     json_object_set_new(all, "ports", ports ? ports : json_array());
@@ -147,7 +165,7 @@ static int add_row(struct table *t, const struct registry *r, const struct vm_re
     char state[32], memory[16], cpus[8], uptime[TIMESTAMP_SIZE] = "", ports[128];
 
     table_size(c->memory_bytes, memory, sizeof memory);
-    snprintf(cpus, sizeof cpus, "%u", (unsigned)c->n_cpus);
+    snprintf(cpus, sizeof cpus, "%u", count_cpus(r, record, run->state == VM_RUNNING));
     int len = snprintf(state, sizeof state, "%s", vm_state_names[run->state]);
     if (run->exited && run->state != VM_RUNNING)
         snprintf(state + len, sizeof state - (size_t)len, " (%d)", run->exit_status);

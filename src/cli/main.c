@@ -68,6 +68,10 @@ const struct command cli_commands[] = {
      "PORTS is [IP:]HOST:GUEST[/udp], as of `guise run --publish`.\n", publish_options, "@vm", publish_main},
     {"unpublish", "take such ports back", "NAME PORTS...", "Connections that exist stay.\n", unpublish_options, "@vm",
      unpublish_main},
+    {"cpus", "say how many CPUs a virtual machine has, or change it while it runs", "NAME [K] [OPTION]...",
+     "With K there are to be so many, of those that `--cpus N,max=M` allows.  What is too much the guest has to let "
+     "go.\n",
+     cpus_options, "@vm", cpus_main},
     {"snapshot", "keep the state of a virtual machine that runs", "NAME [TAG] [OPTION]...",
      "Prints the tag (snap-1, snap-2, ... unless told); the guest runs on.  `guise restore` goes back to it.\n\n"
      "   or: guise snapshot COMMAND [ARGUMENT]...\n",

@@ -59,8 +59,9 @@ static json_t *command_info(struct control_call *call)
     timestamp_format(life->run.started_ms, started);
     return json_pack("{s:s, s:s, s:i, s:s, s:s, s:I, s:I, s:b, s:o, s:o?}", "name", life->record->name, "state",
                      "running", "pid", (int)getpid(), "engine", vm->ops->name, "started", started, "memory_bytes",
-                     (json_int_t)vm->config->memory_bytes, "cpus", (json_int_t)vm->config->n_cpus, "agent",
-                     (int)(life->ready_ns != 0), "sandbox", describe_sandbox(vm->sandbox), "configuration", described);
+                     (json_int_t)vm->config->memory_bytes, "cpus", (json_int_t)machine_cpus_present(vm->machine),
+                     "agent", (int)(life->ready_ns != 0), "sandbox", describe_sandbox(vm->sandbox), "configuration",
+                     described);
 }
 
 static json_t *command_events(struct control_call *call)
@@ -201,6 +202,7 @@ const struct control_command vm_commands[] = {
     {"exited", command_exited},
     {"publish", command_publish},
     {"balloon", command_balloon},
+    {"cpus", command_cpus},
     {"log", command_log},
     {"connect", link_connect},
     {"console", command_console},

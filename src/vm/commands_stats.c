@@ -38,7 +38,7 @@ static void add_process(json_t *all, const struct vm *vm)
     uint64_t exits = 0, idle = 0;
 
     getrusage(RUSAGE_SELF, &use);
-    for (unsigned i = 0; i < vm->config->n_cpus; i++) {
+    for (unsigned i = 0; i < vm_vcpus(vm->config); i++) {
         exits += vm->vcpus[i].exits; /* a torn number would be wrong once, in a statistic */
         idle += vm->vcpus[i].idle_ns;
     }

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "base/utf8.h"
+#include "vm/cpus.h"
 #include "vm/link.h"
 
 #define TRIM_NS 60000000000ull
@@ -59,6 +60,7 @@ int life_open(struct vm *vm, char *err, size_t n)
                                           .client_gone = client_gone};
     loop_timer_init(&life->grace, grace_over, vm);
     loop_timer_init(&life->trim, trim_log, vm);
+    cpus_open(vm);
     int failed = control_create(&life->control, &config, err, n);
     if (failed)
         return failed;
@@ -160,6 +162,7 @@ void life_close(struct vm *vm)
         return;
     loop_timer_cancel(vm->loop, &life->grace);
     loop_timer_cancel(vm->loop, &life->trim);
+    cpus_close(vm);
     control_destroy(life->control);
     close(life->statm);
     life->control = NULL;

@@ -11,6 +11,15 @@
 #include "vm/registry.h"
 #include "vm/vm_int.h"
 
+/* Somebody waits until the guest has let CPUs go (commands_cpus.c). */
+struct cpus_wait {
+    bool going_on;
+    struct control_ticket ticket;
+    struct loop_timer timer; /* now: answer; later: it has taken too long */
+    uint64_t until_ns;
+    int refused; /* a CPU that the guest keeps; -1: none */
+};
+
 struct vm_life {
     const struct vm_record *record;
     struct event_log events;
@@ -25,6 +34,7 @@ struct vm_life {
     struct control *control; /* NULL until life_open */
     struct link *link;       /* link.h; NULL: no way into the guest */
     uint64_t ready_ns;       /* the agent has said that it is there; 0: not yet */
+    struct cpus_wait cpus;
     struct loop_timer grace; /* a stop that the guest ignores becomes a hard one */
 };
 

@@ -58,7 +58,7 @@ int restore_check(const struct restore *r, const struct vm_record *record, char 
         return error_set(err, n, -EINVAL, "%s has %llu MiB of memory, %s has %llu", r->name,
                          (unsigned long long)r->file.extent[SNAPSHOT_MEMORY].bytes >> 20, record->name,
                          (unsigned long long)memory >> 20);
-    if (!table || cpuid_table_create(&ours, (unsigned)record->settings.config.n_cpus, 1000000))
+    if (!table || cpuid_table_create(&ours, vm_vcpus(&record->settings.config), 1000000))
         return 0;                    /* the machine will look again */
     cpuid_table_show_kvm(ours, ~0u); /* what of KVM's is the engine's to know */
     bool fits = cpuid_check(ours, table->bytes, table->size, why, sizeof why);
@@ -96,7 +96,7 @@ static int load_simd(struct vm *vm, struct restore *r, char *err, size_t n)
 {
     char name[16];
 
-    for (unsigned i = 0; i < vm->config->n_cpus; i++) {
+    for (unsigned i = 0; i < vm_vcpus(vm->config); i++) {
         snprintf(name, sizeof name, "%u", i);
         const struct section *s = sections_find(&r->file.sections, "simd", name);
         if (!s || s->version != 1 || vm->ops->set_simd(vm->engine, i, s->bytes, s->size))

@@ -110,7 +110,7 @@ static int save_simd(struct saving *s)
     uint8_t bytes[ENGINE_SIMD_MAX];
     char name[16];
 
-    for (unsigned i = 0; i < s->vm->config->n_cpus; i++) {
+    for (unsigned i = 0; i < vm_vcpus(s->vm->config); i++) {
         int size = s->vm->ops->get_simd(s->vm->engine, i, bytes);
         if (size < 0)
             return size;
@@ -131,8 +131,8 @@ static int save_about(struct saving *s)
     json_t *about = json_pack(
         "{s:i, s:s, s:s, s:s, s:s, s:I, s:I, s:b, s:s?, s:o}", "schema_version", SNAPSHOT_ABOUT_SCHEMA, "name",
         life->record->name, "tag", s->tag, "created", now, "engine", s->vm->ops->name, "memory_bytes",
-        (json_int_t)machine_memory(s->vm->machine)->size, "cpus", (json_int_t)s->vm->config->n_cpus, "agent",
-        (int)(life->ready_ns != 0), "layer", s->layer_name[0] ? s->layer_name : NULL, "machine", record_json);
+        (json_int_t)machine_memory(s->vm->machine)->size, "cpus", (json_int_t)machine_cpus_present(s->vm->machine),
+        "agent", (int)(life->ready_ns != 0), "layer", s->layer_name[0] ? s->layer_name : NULL, "machine", record_json);
     char *text = about ? json_dumps(about, JSON_INDENT(2)) : NULL;
     int err = text ? sections_add(&s->sections, "about", "json", 1, text, strlen(text)) : -ENOMEM;
     free(text);

@@ -126,7 +126,7 @@ int vcpus_start(struct vm *vm)
 
     atomic_store(&vm->stop, false);
     block_signals(&old);
-    for (vm->n_started = 0; vm->n_started < vm->config->n_cpus; vm->n_started++) {
+    for (vm->n_started = 0; vm->n_started < vm_vcpus(vm->config); vm->n_started++) {
         struct vcpu *v = &vm->vcpus[vm->n_started];
         err = pthread_create(&v->thread, NULL, vcpu_main, v);
         if (err)

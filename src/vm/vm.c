@@ -143,7 +143,8 @@ static int setup_machine(struct vm *vm, char *error, size_t n)
     const struct vm_config *c = vm->config;
     const struct machine_config config = {
         .memory_bytes = c->memory_bytes,
-        .n_cpus = (unsigned)c->n_cpus,
+        .n_cpus = vm_vcpus(c),
+        .n_present = c->max_cpus ? (unsigned)c->n_cpus : 0,
         .kernel_path = c->kernel_path,
         .initrd_paths = c->initrds.value,
         .n_initrds = c->initrds.n,
@@ -176,7 +177,7 @@ static int setup_engine(struct vm *vm, char *error, size_t n)
 {
     const struct engine_config config = {.memory = machine_memory(vm->machine),
                                          .bus = vm->bus,
-                                         .n_cpus = (unsigned)vm->config->n_cpus,
+                                         .n_cpus = vm_vcpus(vm->config),
                                          .direct = vm_choose_direct(vm->config),
                                          .log_items = vm->config->log_items,
                                          .stress = vm->config->stress,
@@ -195,7 +196,7 @@ static int setup_engine(struct vm *vm, char *error, size_t n)
         snprintf(error, n, "cannot start the %s engine: %s", vm->ops->name, strerror(-err));
         return err;
     }
-    for (unsigned i = 0; i < vm->config->n_cpus && !err; i++)
+    for (unsigned i = 0; i < vm_vcpus(vm->config) && !err; i++)
         err = setup_cpu(vm, i);
     if (err)
         snprintf(error, n, "cannot set up the guest's CPUs: %s", strerror(-err));
@@ -329,7 +330,7 @@ static void print_stats(struct vm *vm)
     double seconds = (double)(clock_ns() - vm->start_ns) / 1e9;
 
     fprintf(stderr, "guise: statistics of %.3f s\n", seconds);
-    for (unsigned i = 0; i < vm->config->n_cpus; i++) {
+    for (unsigned i = 0; i < vm_vcpus(vm->config); i++) {
         const struct vcpu *v = &vm->vcpus[i];
         fprintf(stderr, "cpu %u: idle %.3f s, %llu exits to the run loop\n", i, (double)v->idle_ns / 1e9,
                 (unsigned long long)v->exits);
@@ -381,9 +382,9 @@ enum vm_end vm_run(const struct vm_config *config, struct vm_result *result)
                     .start_ns = clock_ns()};
 
     *result = (struct vm_result){.end = VM_FAILED};
-    if (!config->n_cpus || config->n_cpus > VM_MAX_CPUS) {
-        snprintf(result->reason, sizeof result->reason, "a machine has 1 to %u CPUs, not %llu", VM_MAX_CPUS,
-                 (unsigned long long)config->n_cpus);
+    if (!config->n_cpus || config->n_cpus > vm_vcpus(config) || vm_vcpus(config) > VM_MAX_CPUS) {
+        snprintf(result->reason, sizeof result->reason, "a machine has 1 to %u CPUs, not %llu of %u", VM_MAX_CPUS,
+                 (unsigned long long)config->n_cpus, vm_vcpus(config));
         life_ended(&vm);
         return result->end;
     }

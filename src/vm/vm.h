@@ -21,7 +21,8 @@ struct vm_config {
     const char *kernel_path, *append; /* append may be NULL */
     struct option_list initrds;       /* unpacked one over the other; at most 4 */
     uint64_t memory_bytes;
-    uint64_t n_cpus;
+    uint64_t n_cpus;                     /* at the start */
+    uint64_t max_cpus;                   /* so many there can be, as they come and go; 0: they do not */
     const char *engine;                  /* "auto", "soft" or "kvm" */
     const struct engine_ops *engine_ops; /* not NULL: this one, without a choice or a word about it */
     const char *serial;                  /* as backends/chr.h */
@@ -47,6 +48,12 @@ struct vm_config {
 
 /* What of a vm_config can be said on a command line (options.c): each text is checked as it is stored. */
 extern const struct option_spec vm_options[];
+
+/* How many vCPUs it has, those whose CPU is not there included. */
+static inline unsigned vm_vcpus(const struct vm_config *config)
+{
+    return (unsigned)(config->max_cpus ? config->max_cpus : config->n_cpus);
+}
 
 enum vm_end {
     VM_POWEROFF,  /* the guest switched itself off */

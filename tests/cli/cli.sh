@@ -45,6 +45,7 @@ refused "a kernel must be given" "--kernel" run
 refused "memory needs a unit" "the size 512 has no unit: write 512M or 512G" run --kernel x --memory 512
 refused "memory has a least value" "--memory" run --kernel x --memory 1K
 refused "cpus must be a number" "--cpus: 'two' is not a whole number" run --kernel x --cpus two
+refused "their most is not less" "--cpus: 1 is not between 2 and 64" run --kernel x --cpus 2,max=1
 refused "cpus must not be zero" "--cpus: 0 is not between 1 and" run --kernel x --cpus 0
 refused "an engine must exist" "--engine: 'warp' is not one of auto, soft, " run --kernel x --engine warp
 refused "direct execution has its words" "--engine: 'soft,direct=maybe' is not one of auto, soft, " run --kernel x --engine soft,direct=maybe
@@ -317,6 +318,8 @@ refused "a network's keys are known" "'speed=1' is not one of mac=" run --kernel
 refused "a published port has two sides" "a published port is [IP:]HOST:GUEST[/udp]" run --kernel x --publish 80
 refused "publish wants a machine" "name a virtual machine" publish
 refused "unpublish wants ports" "name a virtual machine, and the ports" unpublish x
+refused "cpus wants a machine" "name a virtual machine" cpus
+refused "and a number" "'many' is not a whole number" cpus x many
 run publish nobody 80:80
 check "publish wants one that is there" eval '[ $status = 4 ] && one_sentence'
 exit $((failures > 0))
