@@ -74,6 +74,10 @@ int serve_unix(struct guest *g, const char *path);
 /* Tells the host; failure NULL: that the agent is ready.  0 or -errno. */
 int hello(const struct guest *g, const char *failure);
 
+/* cpus.c: CPUs that come are started.  A descriptor to be polled, or -1; and what to do when it is readable. */
+int cpus_watch(const struct guest *g);
+void cpus_look(const struct guest *g, int fd);
+
 /* session.c: one session on a connected stream; returns the process's exit status. */
 int session_run(struct guest *g, int fd);
 

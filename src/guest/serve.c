@@ -172,14 +172,18 @@ static void on_signal(int signals)
     }
 }
 
-static void serve_on(struct guest *g, int listener, int signals)
+static void serve_on(struct guest *g, int listener, int signals, int cpus)
 {
-    struct pollfd p[] = {{.fd = listener, .events = POLLIN}, {.fd = signals, .events = POLLIN}};
+    struct pollfd p[] = {{.fd = listener, .events = POLLIN},
+                         {.fd = signals, .events = POLLIN},
+                         {.fd = cpus, .events = POLLIN}}; /* -1: poll looks past it */
 
-    if (poll(p, 2, -1) < 0)
+    if (poll(p, 3, -1) < 0)
         return;
     if (p[1].revents)
         on_signal(signals);
+    if (p[2].revents)
+        cpus_look(g, cpus);
     if (p[0].revents)
         start_session(g, listener, signals);
 }
@@ -237,8 +241,9 @@ void serve(struct guest *g, bool first)
             on_signal(signals);
     }
     announce(g, first);
+    int cpus = cpus_watch(g);
     for (;;)
-        serve_on(g, listener, signals);
+        serve_on(g, listener, signals, cpus);
 }
 
 int serve_unix(struct guest *g, const char *path)
@@ -250,5 +255,5 @@ int serve_unix(struct guest *g, const char *path)
     if (listener < 0 || bind(listener, (const struct sockaddr *)&address, sizeof(address)) || listen(listener, BACKLOG))
         return 1;
     for (;;)
-        serve_on(g, listener, signals);
+        serve_on(g, listener, signals, -1);
 }
