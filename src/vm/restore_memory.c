@@ -34,7 +34,7 @@ static void give_up(struct loading *l, int err)
 
     l->failed = err;
     atomic_store(&vm->stop, true);
-    for (unsigned i = 0; i < vm->config->n_cpus; i++) {
+    for (unsigned i = 0; i < vm_vcpus(vm->config); i++) {
         atomic_fetch_or(&vm->vcpus[i].cpu->request, REQ_EXIT);
         vm_kick(vm, i);
     }
