@@ -141,6 +141,29 @@ static bool executable(struct soft_vcpu *v, struct direct *d, uint64_t gva, uint
 
 /* --- mapping ----------------------------------------------------------------------------------------------- */
 
+/* A page that is there, with what is marked; false: translated code would find out more. */
+static bool look(struct soft_vcpu *v, uint64_t gva, struct translation *tr)
+{
+    return cpu_walk_probe(&v->cpu, gva, tr) && tr->user && tr->accessed;
+}
+
+/* Is a mapping what the tables say?  Less than they allow is fine. */
+static bool still_right(struct soft_vcpu *v, uint64_t page, uint64_t gva, uint64_t size)
+{
+    struct translation tr;
+    if (!look(v, gva, &tr) || (tr.gpa & -PAGE) != (page & -PAGE) || tr.page_size < size)
+        return false;
+    return !((page & PROT_EXEC) && tr.no_exec) && (!(page & PROT_WRITE) || (tr.writable && tr.dirty));
+}
+
+/* The entries that a mapping is from are kept.  Another vCPU may have changed them since the tables were looked at:
+ * then what is kept is not what is mapped, and no later comparison would find that out.  false: so it is. */
+static bool remember(struct soft_vcpu *v, struct region *g, uint64_t page, uint64_t gva, uint64_t size)
+{
+    pages_remember(v, g, gva);
+    return v->engine->peers->n == 1 || still_right(v, page, gva, size);
+}
+
 /* Stores to it have to be seen. */
 static bool has_code(const struct direct *d, uint64_t gpa, uint64_t size)
 {
@@ -207,10 +230,12 @@ static bool map(struct soft_vcpu *v, struct direct *d, struct direct_slot *s, ui
     uint64_t offset = copy ? copy : file_offset(m, gpa);
     uint64_t *page = size == LARGE ? &g->large : &g->page[PAGE_INDEX(gva)];
     if (*page == (gpa | prot)) {
-        pages_remember(v, g, gva);
-        return true;
+        if (remember(v, g, gpa | prot, gva, size))
+            return true;
+        unmap(d, s, page, gva, size);
+        return false;
     }
-    if (direct_calls_full(s))
+    if (direct_calls_full(s) || !remember(v, g, gpa | prot, gva, size))
         return false;
     if (r->size && (r->gva + r->size != gva || r->offset + r->size != offset || r->prot != prot))
         map_run(s, r);
@@ -218,17 +243,10 @@ static bool map(struct soft_vcpu *v, struct direct *d, struct direct_slot *s, ui
         *r = (struct run){gva, offset, 0, prot};
     r->size += size;
     pages_set(s, page, gpa | prot);
-    pages_remember(v, g, gva);
     if (prot & PROT_WRITE)
         mark_writable(d, s, gpa, size);
     d->stats.mapped++;
     return true;
-}
-
-/* A page that is there, with what is marked; false: translated code would find out more. */
-static bool look(struct soft_vcpu *v, uint64_t gva, struct translation *tr)
-{
-    return cpu_walk_probe(&v->cpu, gva, tr) && tr->user && tr->accessed;
 }
 
 static void map_around(struct soft_vcpu *v, struct direct *d, struct direct_slot *s, uint64_t gva)
@@ -257,12 +275,16 @@ enum direct_exit mirror_miss(struct soft_vcpu *v, struct direct *d, struct direc
     if (access == ACCESS_WRITE && memory_is_ram(d->engine->config.memory, tr.gpa & -PAGE, PAGE))
         soft_invalidate(d->engine, tr.gpa & -PAGE, PAGE); /* code of before it ran here, which it can do without */
     struct region *g = pages_region(s, gva);
-    if (g) { /* what it was missed for is not there, whatever we thought */
+    if (g) { /* what it was missed for is not there, whatever we thought: it is mapped over, or goes */
         pages_set(s, &g->page[PAGE_INDEX(gva)], 0);
-        pages_set(s, &g->large, 0);
+        unmap(d, s, &g->large, g->base, LARGE);
     }
     if (!map(v, d, s, gva, &tr, &r)) {
         map_run(s, &r);
+        if (direct_calls_full(s))
+            s->clear = true;
+        else if (!outside(gva & -PAGE, PAGE))
+            order_unmap(s, gva & -PAGE, PAGE);
         s->clear |= s->n_pages >= MIRROR_PAGES_MAX || s->n_regions >= MIRROR_REGIONS;
         return DIRECT_REFUSED;
     }
@@ -296,21 +318,10 @@ void mirror_prefill(struct soft_vcpu *v, struct direct *d, struct direct_slot *s
 
 /* --- flushes ----------------------------------------------------------------------------------------------- */
 
-/* Is a mapping what the tables say?  Less than they allow is fine. */
-static bool still_right(struct soft_vcpu *v, uint64_t page, uint64_t gva, uint64_t size)
-{
-    struct translation tr;
-    if (!look(v, gva, &tr) || (tr.gpa & -PAGE) != (page & -PAGE) || tr.page_size < size)
-        return false;
-    return !((page & PROT_EXEC) && tr.no_exec) && (!(page & PROT_WRITE) || (tr.writable && tr.dirty));
-}
-
 static void check_page(struct soft_vcpu *v, struct direct *d, struct direct_slot *s, struct region *g, uint64_t *page,
                        uint64_t gva, uint64_t size)
 {
-    if (still_right(v, *page, gva, size))
-        pages_remember(v, g, gva);
-    else
+    if (!still_right(v, *page, gva, size) || !remember(v, g, *page, gva, size))
         unmap(d, s, page, gva, size);
 }
 
