@@ -45,6 +45,8 @@ enum engine_direct vm_choose_direct(const struct vm_config *config)
  * only too busy for the probe is to get its KVM back.
  *
  *      SECONDS.NANOSECONDS REASON
+ *
+ * Hidden, since it is no machine's: whoever looks what machines have left there does not find it.
  */
 #define NOTE_MAX 512
 #define NOTE_SECONDS 3600
@@ -54,7 +56,7 @@ static bool note_path(char *path, size_t size)
     char directory[128], err[ERROR_SIZE];
 
     return !path_runtime(directory, sizeof directory, err, sizeof err) &&
-           (size_t)snprintf(path, size, "%s/kvm-of-no-use", directory) < size;
+           (size_t)snprintf(path, size, "%s/.kvm-of-no-use", directory) < size;
 }
 
 static bool device_stamp(char *stamp, size_t size)
