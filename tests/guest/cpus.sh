@@ -3,34 +3,10 @@
 #
 #   ROUNDS=100 tests/guest/cpus.sh   for a long look
 . "$(dirname "$(readlink -f "$0")")/lib.sh"
-export GUISE_DATA=$work/data GUISE_RUNTIME=$work/run
-export -n GUISE_ENGINE
+. "$here/machines.sh"
 ROUNDS=${ROUNDS:-8}
-cleanup() {
-    "$GUISE" ls --json 2>/dev/null | grep -o '"pid": [0-9]*' | grep -o '[0-9]*' | xargs -r kill -9
-    rm -rf "$work"
-}
-trap cleanup EXIT
-cd "$work" || exit 1
-tiny_image tiny || { not_ok image "cannot be made" && finish; }
 
-guise() { "$GUISE" "$@"; }
 inside() { guise exec vm -- sh -c "$1"; }
-is() { # NAME EXPECTED COMMAND...: its standard output is exactly that
-    local name=$1 expected=$2 got
-    shift 2
-    got=$("$@" 2>"$work/stderr")
-    if [ "$got" = "$expected" ]; then ok "$name"; else not_ok "$name" "'$got' instead of '$expected'; $(tail -n 1 "$work/stderr")"; fi
-}
-status() { # NAME EXPECTED COMMAND...: its exit status
-    local name=$1 expected=$2 got=0
-    shift 2
-    "$@" >"$work/stdout" 2>"$work/stderr" </dev/null || got=$?
-    if [ "$got" = "$expected" ]; then ok "$name"; else not_ok "$name" "status $got instead of $expected; $(tail -n 1 "$work/stderr")"; fi
-}
-says() { # NAME PATTERN: of the last status
-    if grep -q "$2" "$work/stderr"; then ok "$1"; else not_ok "$1" "$(tail -n 1 "$work/stderr")"; fi
-}
 online() { inside 'cat /sys/devices/system/cpu/online'; }
 becomes() { # NAME CPUS: the guest starts what has come by itself
     local now=

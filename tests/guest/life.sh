@@ -1,30 +1,8 @@
 #!/bin/bash
 # Virtual machines as things with names: created, used, stopped, killed, started again, removed.
 . "$(dirname "$(readlink -f "$0")")/lib.sh"
-export GUISE_DATA=$work/data GUISE_RUNTIME=$work/run
-export -n GUISE_ENGINE
-cleanup() {
-    "$GUISE" ls --json 2>/dev/null | grep -o '"pid": [0-9]*' | grep -o '[0-9]*' | xargs -r kill -9
-    rm -rf "$work"
-}
-trap cleanup EXIT
-cd "$work" || exit 1
-tiny_image tiny || { not_ok image "cannot be made" && finish; }
+. "$here/machines.sh"
 
-# is NAME EXPECTED COMMAND...: its standard output is exactly that
-is() {
-    local name=$1 expected=$2 got
-    shift 2
-    got=$("$@" 2>"$work/stderr")
-    if [ "$got" = "$expected" ]; then ok "$name"; else not_ok "$name" "'$got' instead of '$expected'; $(tail -n 1 "$work/stderr")"; fi
-}
-# status NAME EXPECTED COMMAND...: its exit status
-status() {
-    local name=$1 expected=$2 got=0
-    shift 2
-    "$@" >"$work/stdout" 2>"$work/stderr" </dev/null || got=$?
-    if [ "$got" = "$expected" ]; then ok "$name"; else not_ok "$name" "status $got instead of $expected; $(tail -n 1 "$work/stderr")"; fi
-}
 # soon NAME COMMAND...: comes true within ten seconds
 soon() {
     local name=$1
@@ -35,7 +13,6 @@ soon() {
     done
     not_ok "$name" "not after ten seconds"
 }
-guise() { "$GUISE" "$@"; }
 field() { # NAME KEY: of inspect
     guise inspect "$1" | python3 -c 'import json, sys; print(json.load(sys.stdin)[sys.argv[1]])' "$2"
 }

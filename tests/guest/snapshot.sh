@@ -1,36 +1,9 @@
 #!/bin/bash
 # Snapshots: the guest goes on from where it was, its disk too, and nothing that goes wrong harms what there was before.
 . "$(dirname "$(readlink -f "$0")")/lib.sh"
-export GUISE_DATA=$work/data GUISE_RUNTIME=$work/run
-export -n GUISE_ENGINE
-cleanup() {
-    "$GUISE" ls --json 2>/dev/null | grep -o '"pid": [0-9]*' | grep -o '[0-9]*' | xargs -r kill -9
-    mountpoint -q "$work/full" && umount "$work/full"
-    rm -rf "$work"
-}
-trap cleanup EXIT
-cd "$work" || exit 1
-tiny_image tiny || { not_ok image "cannot be made" && finish; }
+. "$here/machines.sh"
 
-guise() { "$GUISE" "$@"; }
 inside() { guise exec vm -- sh -c "$1"; }
-# is NAME EXPECTED COMMAND...: its standard output is exactly that
-is() {
-    local name=$1 expected=$2 got
-    shift 2
-    got=$("$@" 2>"$work/stderr")
-    if [ "$got" = "$expected" ]; then ok "$name"; else not_ok "$name" "'$got' instead of '$expected'; $(tail -n 1 "$work/stderr")"; fi
-}
-# status NAME EXPECTED COMMAND...: its exit status
-status() {
-    local name=$1 expected=$2 got=0
-    shift 2
-    "$@" >"$work/stdout" 2>"$work/stderr" </dev/null || got=$?
-    if [ "$got" = "$expected" ]; then ok "$name"; else not_ok "$name" "status $got instead of $expected; $(tail -n 1 "$work/stderr")"; fi
-}
-says() { # NAME PATTERN: of the last status
-    if grep -q "$2" "$work/stderr"; then ok "$1"; else not_ok "$1" "$(tail -n 1 "$work/stderr")"; fi
-}
 tags() { guise snapshot ls vm --json | python3 -c 'import json, sys; print(*[s["tag"] + ("!" if s["damage"] else "") for s in json.load(sys.stdin)["snapshots"]])'; }
 
 guise launch tiny --name vm >"$work/stdout" 2>"$work/stderr" || { not_ok launch "$(tail -n 1 "$work/stderr")" && finish; }
