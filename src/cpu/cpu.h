@@ -17,8 +17,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "memory/memory.h"
+
 struct bus;
-struct memory;
 
 enum gpr { RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8, R9, R10, R11, R12, R13, R14, R15 };
 enum sreg { ES, CS, SS, DS, FS, GS };
@@ -304,7 +305,15 @@ static inline bool cpu_canonical(const struct cpu *cpu, uint64_t gva)
 int cpu_read(struct cpu *cpu, uint64_t gva, void *buf, size_t len, bool user);
 int cpu_write(struct cpu *cpu, uint64_t gva, const void *buf, size_t len, bool user);
 int cpu_fetch(struct cpu *cpu, uint64_t gva, void *buf, size_t len); /* ACCESS_EXEC at current CPL */
-void cpu_copy(void *to, const void *from, size_t len);               /* memcpy without SIMD (rep movsb) */
+/* RAM at a physical address that is about to be written, announced to the engine; NULL unless all of it is RAM. */
+static inline void *cpu_hva_for_write(struct cpu *cpu, uint64_t gpa, size_t len)
+{
+    void *hva = memory_hva(cpu->memory, gpa, len);
+    if (hva && cpu->ops && cpu->ops->before_write)
+        cpu->ops->before_write(cpu, gpa, len);
+    return hva;
+}
+void cpu_copy(void *to, const void *from, size_t len); /* memcpy without SIMD (rep movsb) */
 
 /* --- events (event.c), SDM chapter 6 ---------------------------------------------------------- */
 /* Delivers cpu->exc (already recorded), with double-fault escalation.  CPU_OK: rip and the rest are

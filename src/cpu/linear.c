@@ -125,18 +125,10 @@ static void span_read(struct cpu *cpu, const struct span *s, uint8_t *buf)
     }
 }
 
-static void *hva_for_write(struct cpu *cpu, uint64_t gpa, size_t len)
-{
-    void *hva = memory_hva(cpu->memory, gpa, len);
-    if (hva && cpu->ops && cpu->ops->before_write)
-        cpu->ops->before_write(cpu, gpa, len);
-    return hva;
-}
-
 static void span_write(struct cpu *cpu, const struct span *s, const uint8_t *buf)
 {
     for (unsigned i = 0; i < s->n; buf += s->len[i++]) {
-        void *hva = hva_for_write(cpu, s->gpa[i], s->len[i]);
+        void *hva = cpu_hva_for_write(cpu, s->gpa[i], s->len[i]);
         if (hva)
             cpu_copy(hva, buf, s->len[i]);
         else
@@ -200,7 +192,7 @@ int sys_or_byte(struct cpu *cpu, uint64_t gva, uint8_t bits)
     struct span s;
     if (span_translate(cpu, gva, 1, ACCESS_WRITE | ACCESS_IMPLICIT, false, &s))
         return CPU_FAULT;
-    uint8_t *hva = hva_for_write(cpu, s.gpa[0], 1);
+    uint8_t *hva = cpu_hva_for_write(cpu, s.gpa[0], 1);
     if (hva)
         __atomic_fetch_or(hva, bits, __ATOMIC_SEQ_CST);
     return CPU_OK;
@@ -211,7 +203,7 @@ int sys_and_byte(struct cpu *cpu, uint64_t gva, uint8_t bits)
     struct span s;
     if (span_translate(cpu, gva, 1, ACCESS_WRITE | ACCESS_IMPLICIT, false, &s))
         return CPU_FAULT;
-    uint8_t *hva = hva_for_write(cpu, s.gpa[0], 1);
+    uint8_t *hva = cpu_hva_for_write(cpu, s.gpa[0], 1);
     if (hva)
         __atomic_fetch_and(hva, bits, __ATOMIC_SEQ_CST);
     return CPU_OK;

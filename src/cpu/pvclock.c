@@ -13,7 +13,6 @@
 #include <time.h>
 
 #include "cpu/cpu_int.h"
-#include "memory/memory.h"
 
 enum { PVCLOCK_TSC_STABLE = 1 };
 
@@ -61,18 +60,9 @@ static uint64_t scale(const struct cpuid_table *t, uint64_t tsc)
     return (unsigned __int128)tsc * t->pv_mul >> 32;
 }
 
-/* The guest's page, announced to the engine; NULL when disabled or not RAM (then nothing is written). */
-static void *guest_page(struct cpu *cpu, uint64_t gpa, size_t len)
-{
-    void *page = memory_hva(cpu->memory, gpa, len);
-    if (page && cpu->ops && cpu->ops->before_write)
-        cpu->ops->before_write(cpu, gpa, len);
-    return page;
-}
-
 static void write_time(struct cpu *cpu, const struct cpuid_table *t)
 {
-    volatile struct pv_time *page = guest_page(cpu, cpu->kvmclock_system_time & ~1ull, sizeof(struct pv_time));
+    volatile struct pv_time *page = cpu_hva_for_write(cpu, cpu->kvmclock_system_time & ~1ull, sizeof(struct pv_time));
     if (!page)
         return;
     uint32_t version = page->version | 1;
@@ -89,7 +79,7 @@ static void write_time(struct cpu *cpu, const struct cpuid_table *t)
 void pvclock_write_wall(struct cpu *cpu, uint64_t gpa)
 {
     const struct cpuid_table *t = cpu->cpuid;
-    volatile struct pv_wall *page = t && gpa ? guest_page(cpu, gpa, sizeof(struct pv_wall)) : NULL;
+    volatile struct pv_wall *page = t && gpa ? cpu_hva_for_write(cpu, gpa, sizeof(struct pv_wall)) : NULL;
     if (!page)
         return;
     uint64_t start = wall_clock_ns() - (int64_t)scale(t, host_tsc() - t->tsc_base);

@@ -11,7 +11,6 @@
 #include <stddef.h>
 
 #include "cpu/cpu_int.h"
-#include "memory/memory.h"
 
 struct pv_steal {
     uint64_t steal;
@@ -25,11 +24,9 @@ enum { ENABLED = 1 };
 
 static struct pv_steal *steal_page(struct cpu *cpu)
 {
-    uint64_t gpa = cpu->steal_time & ~63ull;
-    struct pv_steal *page = cpu->steal_time & ENABLED ? memory_hva(cpu->memory, gpa, sizeof(struct pv_steal)) : NULL;
-    if (page && cpu->ops && cpu->ops->before_write)
-        cpu->ops->before_write(cpu, gpa, sizeof *page);
-    return page;
+    if (!(cpu->steal_time & ENABLED))
+        return NULL;
+    return cpu_hva_for_write(cpu, cpu->steal_time & ~63ull, sizeof(struct pv_steal));
 }
 
 void cpu_steal_update(struct cpu *cpu, uint64_t ns)

@@ -8,7 +8,6 @@
  */
 #include "cpu/cpu.h"
 #include "devices/lapic_int.h"
-#include "memory/memory.h"
 
 enum { NOT_VALID = -22 };
 
@@ -16,13 +15,9 @@ enum { NOT_VALID = -22 };
 
 static uint32_t *eoi_word(const struct lapic *a)
 {
-    uint64_t gpa = a->cpu ? a->cpu->pv_eoi & ~3ull : 0;
     if (!a->cpu || !(a->cpu->pv_eoi & 1))
         return NULL;
-    uint32_t *word = memory_hva(a->set->bus->memory, gpa, sizeof *word);
-    if (word && a->cpu->ops && a->cpu->ops->before_write)
-        a->cpu->ops->before_write(a->cpu, gpa, sizeof *word);
-    return word;
+    return cpu_hva_for_write(a->cpu, a->cpu->pv_eoi & ~3ull, sizeof(uint32_t));
 }
 
 static bool is_single(const uint32_t bits[8])

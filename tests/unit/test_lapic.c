@@ -49,6 +49,7 @@ static struct board *lapic_board(bool virtual_wire)
     eois = extints = 0;
     extint_board = b;
     for (unsigned i = 0; i < CPUS; i++) {
+        cpu[i].memory = b->memory;
         cpu[i].tsc_khz = tsc_khz();
         cpu[i].tsc_offset = -(int64_t)__builtin_ia32_rdtsc();
         lapic_attach_cpu(b->device.state, i, &cpu[i], kick, NULL);
