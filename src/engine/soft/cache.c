@@ -113,12 +113,6 @@ struct block *soft_block_alloc(struct engine *e)
     return &e->blocks[e->n_blocks++];
 }
 
-static uint64_t granules(uint64_t gpa, uint64_t len)
-{
-    unsigned first = gpa >> 6 & 63, last = (gpa + len - 1) >> 6 & 63;
-    return (~0ull >> (63 - (last - first))) << first;
-}
-
 /* A page that now holds code must be written through the slow path. */
 static void drop_write_entries(struct engine *e, uint64_t page)
 {
@@ -134,12 +128,12 @@ static void drop_write_entries(struct engine *e, uint64_t page)
 
 void soft_close_page(struct engine *e, uint64_t page)
 {
-    uint64_t bit = 1ull << page % 64;
-    if (!(e->written[page / 64] & bit))
-        return;
+    uint64_t *written = &e->written[page / 64], bit = 1ull << page % 64;
     soft_direct_code(e, page);
+    if (!(*written & bit))
+        return;
     drop_write_entries(e, page);
-    e->written[page / 64] &= ~bit;
+    *written &= ~bit;
 }
 
 void soft_close_all(struct engine *e)
@@ -160,14 +154,9 @@ void soft_close_all(struct engine *e)
 static void mark_page(struct engine *e, uint64_t gpa, uint64_t len)
 {
     uint64_t page = gpa >> 12;
-    uint64_t *written = &e->written[page / 64], bit = 1ull << page % 64;
     if (!e->code_granules[page])
-        soft_direct_code(e, page);
-    if (!e->code_granules[page] && (*written & bit)) {
-        drop_write_entries(e, page);
-        *written &= ~bit;
-    }
-    e->code_granules[page] |= granules(gpa, len);
+        soft_close_page(e, page);
+    e->code_granules[page] |= soft_granules(gpa, len);
 }
 
 static uint64_t first_part(const struct block *b)

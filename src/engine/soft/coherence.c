@@ -22,7 +22,6 @@
 #include "engine/soft/soft_int.h"
 
 #include <errno.h>
-#include <sched.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 
@@ -70,20 +69,22 @@ static void add(struct page_list *l, uint64_t page)
         l->n++;
 }
 
-static void wake(struct engine *e)
+static void request(struct engine *e)
 {
     atomic_fetch_or(&e->vcpu->cpu.request, REQ_FLUSH);
     atomic_store(&e->vcpu->poll, 1);
-    soft_direct_kick(e);
 }
 
-/* The page's bytes have changed. */
+/* The page's bytes have changed.  A program that runs directly has no use of the translations, but as long as there are
+ * any each store of another vCPU's comes to tell. */
 static void tell(struct engine *e, uint64_t page)
 {
     pthread_mutex_lock(&e->asked.lock);
     add(&e->asked.changed, page);
     pthread_mutex_unlock(&e->asked.lock);
-    wake(e);
+    request(e);
+    if (e->peers->n > 1)
+        soft_direct_kick(e);
 }
 
 /* It must not write there any more without saying so.  Returns what e->asked.served will be when that is so; 0: it runs
@@ -94,8 +95,10 @@ static uint64_t ask(struct engine *e, uint64_t page)
     add(&e->asked.closed, page);
     uint64_t ticket = e->asked.inside ? ++e->asked.tickets : 0;
     pthread_mutex_unlock(&e->asked.lock);
-    if (ticket)
-        wake(e);
+    if (ticket) {
+        request(e);
+        soft_direct_kick(e);
+    }
     return ticket;
 }
 
@@ -159,16 +162,11 @@ static bool has_written(const struct engine *e, uint64_t page)
     return __atomic_load_n(&e->written[page / 64], __ATOMIC_RELAXED) >> page % 64 & 1;
 }
 
-/* Its thread may have to wait for a CPU: then this one is of more use to it. */
 static void await(struct engine *e, const struct engine *other, uint64_t ticket)
 {
-    enum { SPINS = 64 };
     for (unsigned i = 0; atomic_load(&other->asked.served) < ticket; i++) {
         serve(e, true); /* it may be waiting for us */
-        if (i % SPINS == SPINS - 1)
-            sched_yield();
-        else
-            __builtin_ia32_pause();
+        soft_spin(i);
     }
 }
 
@@ -249,19 +247,13 @@ static void tell_page(struct peers *p, const struct engine *but, uint64_t page, 
     }
 }
 
-static uint64_t granules_of(uint64_t gpa, uint64_t len)
-{
-    unsigned first = gpa >> 6 & 63, last = (gpa + len - 1) >> 6 & 63;
-    return (~0ull >> (63 - (last - first))) << first;
-}
-
 void soft_others_tell(struct soft_vcpu *v, uint64_t gpa, uint64_t len)
 {
     struct engine *e = v->engine;
     if (!soft_others_code(e, gpa >> 12))
         return;
     soft_fpu_park(v);
-    tell_page(e->peers, e, gpa >> 12, granules_of(gpa, len));
+    tell_page(e->peers, e, gpa >> 12, soft_granules(gpa, len));
 }
 
 void soft_others_tell_later(struct soft_vcpu *v, uint64_t gpa, uint64_t len)

@@ -337,10 +337,7 @@ static bool call_failed(struct direct_slot *s)
 /* What its process has had: it may have to wait for a CPU, or be stopped as a whole, and is not to blame. */
 uint64_t direct_child_cpu_ns(const struct direct_slot *s)
 {
-    const clockid_t clock = (clockid_t)(~(unsigned)s->process << 3 | 2); /* clock_getcpuclockid, less its check */
-    struct timespec t = {0, 0};
-    clock_gettime(clock, &t);
-    return (uint64_t)t.tv_sec * 1000000000 + (uint64_t)t.tv_nsec;
+    return soft_clock_ns((clockid_t)(~(unsigned)s->process << 3 | 2)); /* clock_getcpuclockid, less its check */
 }
 
 uint64_t soft_direct_cpu_ns(const struct engine *e)

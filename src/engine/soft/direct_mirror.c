@@ -167,9 +167,13 @@ static bool remember(struct soft_vcpu *v, struct region *g, uint64_t page, uint6
 /* Stores to it have to be seen. */
 static bool has_code(const struct direct *d, uint64_t gpa, uint64_t size)
 {
-    for (uint64_t page = gpa >> 12; page < (gpa + size) >> 12; page++)
-        if (!soft_may_write(d->engine, page))
+    struct engine *e = d->engine;
+    for (uint64_t page = gpa >> 12; page < (gpa + size) >> 12; page++) {
+        if (e->peers->n > 1) /* others go by it; this vCPU by d->writable */
+            soft_note_write(e, page);
+        if (e->code_granules[page] || soft_others_code(e, page))
             return true;
+    }
     return copies_has(d, gpa, size);
 }
 

@@ -6,8 +6,6 @@
  */
 #include "engine/soft/soft_int.h"
 
-#include <sched.h>
-
 struct piece {
     uint64_t gpa;
     uint8_t *hva;         /* NULL: not RAM */
@@ -107,11 +105,8 @@ static void begin_locked(struct soft_vcpu *v, const struct site *s, uint64_t gva
         return;
     struct peers *p = v->engine->peers;
     uint32_t turn = atomic_fetch_add(&p->split.next, 1);
-    for (unsigned i = 1; atomic_load(&p->split.served) != turn; i++)
-        if (i % 64)
-            __builtin_ia32_pause();
-        else
-            sched_yield(); /* its thread may have no CPU */
+    for (unsigned i = 0; atomic_load(&p->split.served) != turn; i++)
+        soft_spin(i);
     v->bounce.locked = true;
 }
 

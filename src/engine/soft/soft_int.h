@@ -12,8 +12,10 @@
  *   gs base                  struct soft_vcpu
  */
 #pragma once
+#include <sched.h>
 #include <stdatomic.h>
 #include <stddef.h>
+#include <time.h>
 
 #include "engine/soft/soft.h"
 #include "memory/memory.h"
@@ -451,6 +453,13 @@ static inline struct block *soft_block_at(const struct engine *e, uint32_t n)
     return n ? &e->blocks[n - 1] : NULL;
 }
 
+/* Bits of code_granules for [gpa, gpa+len), inside one page. */
+static inline uint64_t soft_granules(uint64_t gpa, uint64_t len)
+{
+    unsigned first = gpa >> 6 & 63, last = (gpa + len - 1) >> 6 & 63;
+    return (~0ull >> (63 - (last - first))) << first;
+}
+
 static inline unsigned soft_indexed_bit(uint64_t gpa)
 {
     return (unsigned)(gpa * 0x9e3779b97f4a7c15ull >> 48) % INDEXED_BITS;
@@ -592,11 +601,27 @@ void soft_cache_flush(struct engine *e);
 unsigned soft_region_of(const struct engine *e, uint32_t code_offset);
 struct cache_region soft_region_filled(const struct engine *e, unsigned i); /* the end of what is in use of it */
 
+static inline uint64_t soft_clock_ns(clockid_t clock)
+{
+    struct timespec t = {0};
+    clock_gettime(clock, &t);
+    return (uint64_t)t.tv_sec * 1000000000 + (uint64_t)t.tv_nsec;
+}
+
 /* --- steal.c --- */
 void soft_steal_begin(struct engine *e);  /* it begins to run guest code */
 void soft_steal_update(struct engine *e); /* while it does */
 
 /* --- coherence.c --- */
+/* Once around a loop that waits for another vCPU: `i` counts.  Its thread may have to wait for a CPU: then this one is
+ * of more use to it. */
+static inline void soft_spin(unsigned i)
+{
+    if (i % 64 == 63)
+        sched_yield();
+    else
+        __builtin_ia32_pause();
+}
 int soft_peers_create(struct peers **out, const struct engine_config *config);
 void soft_peers_destroy(struct peers *p);
 void soft_serve(struct engine *e);     /* REQ_FLUSH: what others want of this vCPU */

@@ -6,21 +6,12 @@
  */
 #include "engine/soft/soft_int.h"
 
-#include <time.h>
-
 #define PERIOD_NS 1000000
-
-static uint64_t ns(clockid_t clock)
-{
-    struct timespec t = {0};
-    clock_gettime(clock, &t);
-    return (uint64_t)t.tv_sec * 1000000000 + (uint64_t)t.tv_nsec;
-}
 
 static void mark(struct engine *e)
 {
-    e->steal.wall = ns(CLOCK_MONOTONIC);
-    e->steal.cpu = ns(CLOCK_THREAD_CPUTIME_ID) + soft_direct_cpu_ns(e);
+    e->steal.wall = soft_clock_ns(CLOCK_MONOTONIC);
+    e->steal.cpu = soft_clock_ns(CLOCK_THREAD_CPUTIME_ID) + soft_direct_cpu_ns(e);
 }
 
 static bool is_shown(const struct engine *e)
@@ -36,7 +27,7 @@ void soft_steal_begin(struct engine *e)
 
 void soft_steal_update(struct engine *e)
 {
-    if (!is_shown(e) || ns(CLOCK_MONOTONIC) - e->steal.wall < PERIOD_NS)
+    if (!is_shown(e) || soft_clock_ns(CLOCK_MONOTONIC) - e->steal.wall < PERIOD_NS)
         return;
     const uint64_t wall = e->steal.wall, cpu = e->steal.cpu;
     mark(e);

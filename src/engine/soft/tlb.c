@@ -49,17 +49,11 @@ void soft_tlb_fill(struct soft_vcpu *v, unsigned mmu, uint64_t gva, const struct
     note_large(v, gva, tr);
 }
 
-static uint64_t granule_mask(uint64_t gpa, uint64_t len)
-{
-    unsigned first = gpa >> 6 & 63, last = (gpa + len - 1) >> 6 & 63;
-    return (~0ull >> (63 - (last - first))) << first;
-}
-
 /* Does [gpa, gpa+len), inside one page, hold translated code? */
 bool soft_holds_code(const struct engine *e, uint64_t gpa, uint64_t len)
 {
     uint64_t page = gpa >> 12;
-    return page < e->n_pages && (e->code_granules[page] & granule_mask(gpa, len));
+    return page < e->n_pages && (e->code_granules[page] & soft_granules(gpa, len));
 }
 
 int soft_translate_exec(struct soft_vcpu *v, uint64_t gva, uint64_t *gpa, bool *global)
