@@ -3,6 +3,8 @@
  *
  * All between real_start and real_end is copied to the segment SEG before it runs; AT() is where something is in it.
  */
+#include "modes.h"
+
 #define SEG 0x1000
 #define AT(label) ((label) - real_start)
 #define BELOW(label) (SEG * 16 + (label) - real_start)
@@ -12,20 +14,10 @@
 /* void real_run(const void *routine): calls it in real mode, interrupts off, ds = es = ss = cs. */
     .globl real_run
 real_run:
-    push %rbx
-    push %rbp
-    push %r12
-    push %r13
-    push %r14
-    push %r15
+    push_callee_saved
     sub $real_start, %rdi
     mov %di, BELOW(routine)
-    mov %rsp, saved
-    mov %cr3, %rax
-    mov %rax, saved + 8
-    mov %cr4, %rax
-    mov %rax, saved + 16
-    sidt saved + 24
+    save_long_mode
     lgdt real_gdt_pointer
     pushq $0x18
     pushq $down32
@@ -33,17 +25,7 @@ real_run:
 
     .code32
 down32:
-    mov $0x10, %eax
-    mov %eax, %ds
-    mov %eax, %es
-    mov %eax, %ss
-    mov %cr0, %eax
-    and $0x7fffffff, %eax /* no paging: out of long mode */
-    mov %eax, %cr0
-    mov $0xc0000080, %ecx
-    rdmsr
-    and $~0x100, %eax
-    wrmsr
+    leave_long_mode
     mov %cr4, %eax
     and $~0x20, %eax
     mov %eax, %cr4
@@ -54,18 +36,7 @@ up32:
     mov %eax, %ds
     mov %eax, %es
     mov %eax, %ss
-    mov saved + 16, %eax
-    mov %eax, %cr4
-    mov saved + 8, %eax
-    mov %eax, %cr3
-    mov $0xc0000080, %ecx
-    rdmsr
-    or $0x100, %eax
-    wrmsr
-    mov %cr0, %eax
-    or $0x80000000, %eax
-    mov %eax, %cr0
-    ljmp $0x08, $up64
+    enter_long_mode up64
 
     .code64
 up64:
@@ -76,12 +47,7 @@ up64:
     mov %eax, %fs
     mov %eax, %gs
     cld
-    pop %r15
-    pop %r14
-    pop %r13
-    pop %r12
-    pop %rbp
-    pop %rbx
+    pop_callee_saved
     ret
 
     .data

@@ -2,23 +2,15 @@
  * Virtual-8086 mode and protected mode of 16 and 32 bits without long mode around them: v86.c sets up what the
  * descriptor tables hold.  Whatever ends a routine comes up again through a gate of the 32-bit IDT.
  */
+#include "modes.h"
+
     .text
     .code64
 /* void legacy_run(void): to 32-bit protected mode, then by iret with `v86_frame` to wherever that leads. */
     .globl legacy_run
 legacy_run:
-    push %rbx
-    push %rbp
-    push %r12
-    push %r13
-    push %r14
-    push %r15
-    mov %rsp, saved
-    mov %cr3, %rax
-    mov %rax, saved + 8
-    mov %cr4, %rax
-    mov %rax, saved + 16
-    sidt saved + 24
+    push_callee_saved
+    save_long_mode
     lgdt legacy_gdt_pointer
     pushq $0x18
     pushq $down32
@@ -26,17 +18,7 @@ legacy_run:
 
     .code32
 down32:
-    mov $0x10, %eax
-    mov %eax, %ds
-    mov %eax, %es
-    mov %eax, %ss
-    mov %cr0, %eax
-    and $0x7fffffff, %eax
-    mov %eax, %cr0
-    mov $0xc0000080, %ecx
-    rdmsr
-    and $~0x100, %eax
-    wrmsr
+    leave_long_mode
     lidt legacy_idt_pointer
     andl $~0x200, legacy_gdt + 0x30 + 4 /* not busy */
     mov $0x30, %eax
@@ -54,18 +36,7 @@ caught32:
     mov %eax, %ds
     mov %eax, %es
     mov %esp, caught_esp
-    mov saved + 16, %eax
-    mov %eax, %cr4
-    mov saved + 8, %eax
-    mov %eax, %cr3
-    mov $0xc0000080, %ecx
-    rdmsr
-    or $0x100, %eax
-    wrmsr
-    mov %cr0, %eax
-    or $0x80000000, %eax
-    mov %eax, %cr0
-    ljmp $0x08, $up64
+    enter_long_mode up64
 
     .code64
 up64:
@@ -81,12 +52,7 @@ up64:
     mov %eax, %fs
     mov %eax, %gs
     cld
-    pop %r15
-    pop %r14
-    pop %r13
-    pop %r12
-    pop %rbp
-    pop %rbx
+    pop_callee_saved
     ret
 
     .code32
