@@ -6,6 +6,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/simd.h"
+
 enum { KEEP = 1, ABSENT = 2 };
 
 struct memory_watch {
@@ -139,22 +141,15 @@ static __attribute__((noinline)) void announce(struct memory *m, uint64_t chunk,
     pthread_mutex_unlock(&w->lock);
 }
 
-/* x87, SSE, AVX, AVX-512: the guest's may be live. */
-#define SIMD_COMPONENTS 0xe7u
-#define SIMD_AREA 2816u
-
+/* The guest's SIMD state may be live. */
 __attribute__((target("general-regs-only"), noinline)) static void announce_quietly(struct memory *m, uint64_t chunk,
                                                                                     bool write)
 {
-    uint8_t area[SIMD_AREA] __attribute__((aligned(64)));
-    const uint32_t mxcsr = 0x1f80;
+    struct simd_area area;
 
-    for (unsigned i = 512; i < 576; i++) /* the header, of which XSAVE writes a part */
-        area[i] = 0;
-    __asm__ volatile("xsave64 (%0)" ::"r"(area), "a"(SIMD_COMPONENTS), "d"(0) : "memory");
-    __asm__ volatile("fninit\n ldmxcsr %0" ::"m"(mxcsr));
+    simd_put_aside(&area);
     announce(m, chunk, write);
-    __asm__ volatile("xrstor64 (%0)" ::"r"(area), "a"(SIMD_COMPONENTS), "d"(0) : "memory");
+    simd_take_back(&area);
 }
 
 __attribute__((target("general-regs-only"))) void memory_announce(const struct memory *memory, uint64_t gpa,

@@ -3,6 +3,7 @@
 #include <stdarg.h>
 #include <string.h>
 
+#include "base/simd.h"
 #include "vm/vm_int.h"
 
 static const struct item {
@@ -34,26 +35,18 @@ static void print_line(struct cpu *cpu, const char *item, const char *format, va
     fprintf(vm->log, "%10.6f cpu%u %s: %s\n", (double)(clock_ns() - vm->start_ns) / 1e9, cpu->index, item, text);
 }
 
-/* The room cpu/ calls this while the guest's SIMD state may be live in the registers, which libc uses as it
- * likes.  So it is put aside here: x87, SSE, AVX and AVX-512, as an XSAVE area (SDM 1, 13.4). */
-#define SIMD_COMPONENTS 0xe7u
-#define SIMD_AREA 4096u
-#define XSAVE_HEADER 512u
-
+/* The room cpu/ calls this while the guest's SIMD state may be live in the registers. */
 __attribute__((format(printf, 3, 4), target("general-regs-only"))) static void
 log_line(struct cpu *cpu, const char *item, const char *format, ...)
 {
-    _Alignas(64) uint8_t area[SIMD_AREA];
-    void *header = area + XSAVE_HEADER;
-    uint64_t header_size = 64;
+    struct simd_area area;
     va_list args;
 
-    __asm__ volatile("rep stosb" : "+D"(header), "+c"(header_size) : "a"(0) : "memory");
-    __asm__ volatile("xsave64 (%0)" ::"r"(area), "a"(SIMD_COMPONENTS), "d"(0) : "memory");
+    simd_put_aside(&area);
     va_start(args, format);
     print_line(cpu, item, format, args);
     va_end(args);
-    __asm__ volatile("xrstor64 (%0)" ::"r"(area), "a"(SIMD_COMPONENTS), "d"(0) : "memory");
+    simd_take_back(&area);
 }
 
 /* Called by the bus, lock held, for each access that reached a device. */
