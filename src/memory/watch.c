@@ -15,6 +15,8 @@ struct memory_watch {
     struct memory_keeper keeper;
     struct memory_source source;
     uint64_t n;
+    _Atomic bool logging;
+    _Atomic uint16_t *noted; /* by chunk, a bit for each page: written to */
     uint8_t buffer[WATCH_CHUNK]; /* of the holder of the lock */
     _Atomic uint8_t state[];
 };
@@ -75,7 +77,7 @@ static void clear_all(struct memory *m, uint8_t bit)
     pthread_mutex_lock(&w->lock);
     for (uint64_t i = 0; i < w->n; i++)
         left |= atomic_fetch_and(&w->state[i], (uint8_t)~bit) & (uint8_t)~bit;
-    atomic_store(&m->watched, left != 0);
+    atomic_store(&m->watched, left != 0 || w->logging);
     pthread_mutex_unlock(&w->lock);
 }
 
@@ -86,8 +88,10 @@ void memory_fill_chunk(struct memory *m, uint64_t chunk, const void *bytes)
 
 void memory_watch_destroy(struct memory *m)
 {
-    if (m->watch)
-        pthread_mutex_destroy(&m->watch->lock);
+    if (!m->watch)
+        return;
+    free(m->watch->noted);
+    pthread_mutex_destroy(&m->watch->lock);
     free(m->watch);
 }
 
@@ -152,12 +156,28 @@ __attribute__((target("general-regs-only"), noinline)) static void announce_quie
     simd_take_back(&area);
 }
 
+__attribute__((target("general-regs-only"))) static bool is_noted(const struct memory_watch *w, uint64_t page)
+{
+    return atomic_load_explicit(&w->noted[page / LOG_PER_CHUNK], memory_order_relaxed) >> page % LOG_PER_CHUNK & 1;
+}
+
+/* Pages first to last, before they are written to: who reads the log does so when that is done. */
+__attribute__((target("general-regs-only"))) static void note(struct memory_watch *w, uint64_t first, uint64_t last)
+{
+    for (uint64_t i = first; i <= last; i++)
+        if (!is_noted(w, i))
+            atomic_fetch_or_explicit(&w->noted[i / LOG_PER_CHUNK], (uint16_t)(1u << i % LOG_PER_CHUNK),
+                                     memory_order_relaxed);
+}
+
 __attribute__((target("general-regs-only"))) void memory_announce(const struct memory *memory, uint64_t gpa,
                                                                   uint64_t len, bool write)
 {
     struct memory *m = (struct memory *)memory; /* its contents are what they were: only where they are has changed */
     const uint8_t matters = write ? KEEP | ABSENT : ABSENT;
 
+    if (write && m->watch->logging && len)
+        note(m->watch, offset_of(m, gpa) >> LOG_SHIFT, offset_of(m, gpa + len - 1) >> LOG_SHIFT);
     for (uint64_t i = offset_of(m, gpa) >> WATCH_SHIFT; len && i <= (offset_of(m, gpa + len - 1) >> WATCH_SHIFT); i++)
         if (atomic_load_explicit(&m->watch->state[i], memory_order_acquire) & matters)
             announce_quietly(m, i, write);
@@ -165,8 +185,11 @@ __attribute__((target("general-regs-only"))) void memory_announce(const struct m
 
 bool memory_may_write_unseen(const struct memory *m, uint64_t gpa)
 {
-    return !(atomic_load_explicit(&m->watch->state[offset_of(m, gpa) >> WATCH_SHIFT], memory_order_acquire) &
-             (KEEP | ABSENT));
+    const struct memory_watch *w = m->watch;
+
+    return !(atomic_load_explicit(&w->state[offset_of(m, gpa) >> WATCH_SHIFT], memory_order_acquire) &
+             (KEEP | ABSENT)) &&
+           (!w->logging || is_noted(w, offset_of(m, gpa) >> LOG_SHIFT));
 }
 
 void memory_watch_discard(struct memory *m, uint64_t gpa, uint64_t len)
@@ -259,4 +282,47 @@ bool memory_load_chunk(struct memory *m, uint64_t chunk, bool *asking)
 void memory_load_end(struct memory *m)
 {
     clear_all(m, ABSENT);
+}
+
+/* --- which pages are written to ---------------------------------------------------------------------------------- */
+
+int memory_log_begin(struct memory *m)
+{
+    int err = begin(m);
+
+    if (err)
+        return err;
+    if (!m->watch->noted)
+        m->watch->noted = calloc(m->watch->n, sizeof *m->watch->noted);
+    if (!m->watch->noted)
+        return -ENOMEM;
+    for (uint64_t i = 0; i < m->watch->n; i++)
+        m->watch->noted[i] = 0;
+    m->watch->logging = true;
+    atomic_store(&m->watched, true);
+    return 0;
+}
+
+void memory_log_take(struct memory *m, uint16_t *pages)
+{
+    for (uint64_t i = 0; i < m->watch->n; i++)
+        pages[i] = atomic_exchange_explicit(&m->watch->noted[i], 0, memory_order_relaxed);
+}
+
+uint64_t memory_log_count(const struct memory *m)
+{
+    uint64_t count = 0;
+
+    for (uint64_t i = 0; i < m->watch->n; i++)
+        count += (unsigned)__builtin_popcount(atomic_load_explicit(&m->watch->noted[i], memory_order_relaxed));
+    return count;
+}
+
+/* Whoever is noting something right now may finish. */
+void memory_log_end(struct memory *m)
+{
+    if (!m->watch || !m->watch->logging)
+        return;
+    m->watch->logging = false;
+    clear_all(m, 0);
 }

@@ -1,7 +1,8 @@
 /*
  * Watching memory: who wants its contents as they are at one moment is asked before a piece of them changes, and who
  * has contents that are not in place yet is asked for a piece before it is first used.  Snapshots are written by the
- * one while the guest runs on, and restored by the other.
+ * one while the guest runs on, and restored by the other.  And who sends memory elsewhere learns which pages have
+ * changed since.
  *
  * Pieces are chunks of 64 KiB of the memory's file (memory.h: `fd`), numbered from its beginning.  The announcements
  * come from memory_hva and its kind, which everybody calls who accesses memory: page walks, devices, and the software
@@ -54,6 +55,21 @@ int memory_load_begin(struct memory *m, const struct memory_source *source);
 bool memory_load_chunk(struct memory *m, uint64_t chunk, bool *asking);
 /* All are in place. */
 void memory_load_end(struct memory *m);
+
+/* --- which pages are written to ---------------------------------------------------------------------------------- */
+
+#define LOG_SHIFT 12
+#define LOG_PER_CHUNK (1u << (WATCH_SHIFT - LOG_SHIFT)) /* pages: a chunk's are 16 bits of the log */
+
+/* From now on each page is noted before it is written to.  0/-errno. */
+int memory_log_begin(struct memory *m);
+/* A round ends: pages[i] has the bits of chunk i, lowest first, that were noted since the one before, and they are
+ * forgotten.  Nobody accesses memory, nor has asked for an address to write to later; what an engine keeps because of
+ * memory_may_write it gives up before it goes on. */
+void memory_log_take(struct memory *m, uint16_t *pages);
+/* How many are noted now; at any time. */
+uint64_t memory_log_count(const struct memory *m);
+void memory_log_end(struct memory *m);
 
 /* Puts contents into a chunk that are all of it, WATCH_CHUNK bytes of which the last chunk may have less. */
 void memory_fill_chunk(struct memory *m, uint64_t chunk, const void *bytes);

@@ -218,6 +218,51 @@ static void threads_agree(void **state)
 }
 
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+static void pages_that_are_written_to_are_noted_once_a_round(void **state)
+{
+    uint16_t pages[CHUNKS];
+    uint64_t at = 3 * WATCH_CHUNK + 2 * 4096;
+
+    memory_write(m, 7 * WATCH_CHUNK, "a", 1);
+    assert_int_equal(memory_log_begin(m), 0);
+    assert_true(memory_is_watched(m));
+    assert_false(memory_may_write(m, at));
+    assert_int_equal(memory_write(m, at + 4095, "ab", 2), 0); /* over the end of a page */
+    assert_true(memory_may_write(m, at));
+    assert_true(memory_may_write(m, at + 4096));
+    assert_false(memory_may_write(m, at + 2 * 4096));
+    assert_int_equal(memory_log_count(m), 2);
+    memory_log_take(m, pages);
+    assert_int_equal(pages[3], 3 << 2);
+    assert_int_equal(pages[7], 0);
+    assert_int_equal(memory_log_count(m), 0);
+    assert_false(memory_may_write(m, at)); /* the next round's is another */
+    uint8_t byte;
+    assert_int_equal(memory_read(m, at, &byte, 1), 0);
+    assert_int_equal(memory_log_count(m), 0);
+    assert_int_equal(memory_discard(m, 8 * WATCH_CHUNK, 4096), 0); /* given up is written to */
+    memory_log_take(m, pages);
+    assert_int_equal(pages[8], 1);
+    memory_log_end(m);
+    assert_false(memory_is_watched(m));
+    assert_true(memory_may_write(m, at));
+}
+
+static void contents_that_come_later_are_not_written_to(void **state)
+{
+    uint8_t byte;
+
+    assert_int_equal(memory_load_begin(m, &source), 0);
+    assert_int_equal(memory_log_begin(m), 0);
+    assert_int_equal(memory_read(m, 2 * WATCH_CHUNK, &byte, 1), 0);
+    assert_int_equal(loads[2], 1);
+    assert_int_equal(memory_log_count(m), 0);
+    memory_log_end(m);
+    assert_true(memory_is_watched(m));
+    memory_load_end(m);
+    assert_false(memory_is_watched(m));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -230,6 +275,8 @@ int main(void)
         T(what_is_to_come_is_kept_as_well),
         T(simd_registers_stay),
         T(threads_agree),
+        T(pages_that_are_written_to_are_noted_once_a_round),
+        T(contents_that_come_later_are_not_written_to),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
