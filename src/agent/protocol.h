@@ -35,7 +35,7 @@ enum frame_type {
     FRAME_TUNNEL = 4,   /* PORT or PATH, PATIENCE; OK or ERROR, then raw bytes both ways */
     FRAME_INFO = 5,     /* -; OK with INFO fields */
     FRAME_POWER = 6,    /* ACTION; OK as soon as it is on its way (SYNC: when it is done) */
-    FRAME_IDENTITY = 7, /* HOSTNAME, SEED, TIME, each optional; OK */
+    FRAME_IDENTITY = 7, /* HOSTNAME, SEED, TIME, MAC*, each optional; OK */
 
     /* From the guest, on a stream of its own to the host's AGENT_PORT. */
     FRAME_HELLO = 16, /* VERSION, MODE, UPTIME, or MESSAGE when the guest cannot start */
@@ -96,6 +96,7 @@ enum field_tag {
     FIELD_INFO = 30,     /* KEY=VALUE */
     FIELD_PATIENCE = 31, /* milliseconds */
     FIELD_XATTR = 32,    /* NAME, a NUL, and the value: bytes */
+    FIELD_MAC = 33,      /* 6 bytes: of the first network card, then of the next ... */
 };
 
 /* FIELD_FLAGS of EXEC. */

@@ -6,10 +6,12 @@
 #include "base/error.h"
 #include "cli/life.h"
 #include "image/image.h"
+#include "vm/fork.h"
 
 struct vm_arguments {
     bool attached;
     const char *restore;
+    uint64_t copy;
 };
 
 const struct option_spec vm_command_options[] = {
@@ -22,6 +24,13 @@ const struct option_spec vm_command_options[] = {
      .offset = offsetof(struct vm_arguments, restore),
      .value = "FILE",
      .help = "begin with what this snapshot holds"},
+    {.name = "copy",
+     .kind = OPTION_NUMBER,
+     .offset = offsetof(struct vm_arguments, copy),
+     .min = 2,
+     .max = FORK_FDS_MAX,
+     .value = "N",
+     .help = "begin with what N descriptors hold that a machine has handed over"},
     {0},
 };
 
@@ -35,7 +44,7 @@ int vm_main(const struct command *self, int argc, char **argv)
         return status;
     if (operands == 0)
         return cli_usage_error(self, "this is for other commands of guise");
-    return process_main(argv[1], a.attached, a.restore);
+    return process_main(argv[1], a.attached, a.restore, (unsigned)a.copy);
 }
 
 static void print_images(void)

@@ -117,7 +117,7 @@ int life_begin(struct life_start *s, int lock, bool attached)
     int fd, failed;
 
     progress_stage(s->progress, "engine", NULL);
-    failed = process_start(s->registry, s->record, lock, attached, s->snapshot, &fd, err, sizeof err);
+    failed = process_start(s->registry, s->record, lock, attached, &s->source, &fd, err, sizeof err);
     close(lock);
     if (failed) {
         progress_end(s->progress);

@@ -23,7 +23,7 @@ struct life_start {
     const struct vm_record *record;
     struct client client; /* events come on it */
     struct progress *progress;
-    const char *snapshot; /* a file to begin with; NULL: from the beginning */
+    struct process_source source; /* what to begin with; empty: from the beginning */
 };
 
 /* Starts the process of a VM whose lock is held (it is let go here) and waits until its CPUs run.  Returns STATUS_OK,

@@ -79,6 +79,12 @@ const struct command cli_commands[] = {
     {"restore", "let a virtual machine go on from a snapshot", "NAME [TAG]|--from FILE [NAME] [OPTION]...",
      "From the newest unless told.  What it is and has on its disk now is lost, unless that is in another snapshot.\n",
      restore_options, "@vm", restore_main},
+    {"fork", "make running copies of a virtual machine that runs", "NAME [-n K] [OPTION]...",
+     "Prints their names: NAME-1, NAME-2, ... unless told.  Memory and disk are shared until somebody writes to them;\n"
+     "each copy has a name, addresses and random numbers of its own, and no published port of the machine's.\n",
+     fork_options, "@vm", fork_main},
+    {"clone", "copy a virtual machine that does not run", "NAME NEW",
+     "The disk is shared until one of them writes to it.\n", clone_options, "@vm", clone_main},
     {"stats", "show what virtual machines use", "[NAME]... [OPTION]...",
      "On a terminal the table is refreshed until Ctrl-C.\n", stats_options, "@vm", stats_main},
     {"events", "show what has happened to virtual machines", "[NAME] [OPTION]...", NULL, events_options, "@vm",

@@ -59,7 +59,7 @@ static int run_from(const struct registry *r, const struct vm_record *record, in
                     const struct restore_arguments *a)
 {
     struct progress progress;
-    struct life_start s = {.registry = r, .record = record, .progress = &progress, .snapshot = path};
+    struct life_start s = {.registry = r, .record = record, .progress = &progress, .source.snapshot = path};
 
     progress_begin(&progress, a->verbose, a->quiet);
     int status = life_begin(&s, lock, false);

@@ -28,6 +28,7 @@ struct engine_config {
     bool precise_flags;        /* soft: a fault shows even the flags that its instruction would overwrite (slower) */
     bool always_hot;           /* soft: every block is translated as one that runs often (tests of that code) */
     uint64_t stress;           /* soft: not 0: throw things away and translate again at random, by this seed */
+    bool lean;                 /* soft: of many that are alike: touches no more memory than it has to */
     bool timing;               /* soft: take the time of everything but translated code, for stats */
     enum engine_direct direct; /* soft: user code that computes runs in a process of its own; always: all of it, and
                                   random: any of it, for tests */
@@ -55,7 +56,8 @@ struct engine_ops {
      * length or -errno; and back, of anybody's making: 0 or -errno.  NULL: this engine's machines cannot be saved. */
     int (*get_simd)(struct engine *e, unsigned i, uint8_t *out);
     int (*set_simd)(struct engine *e, unsigned i, const uint8_t *bytes, size_t n);
-    /* Memory begins to be watched (memory/watch.h): forgets by what it is accessed without announcement. */
+    /* Memory begins to be watched (memory/watch.h), or has another file (memory/template.h): forgets by what it is
+     * accessed without announcement, and what it is mapped by. */
     void (*watch)(struct engine *e);
 };
 

@@ -94,6 +94,7 @@ void exec_serve(struct guest *g, struct stream *s, const struct frame *request);
 void tunnel_serve(struct guest *g, struct stream *s, const struct frame *request);
 void info_serve(struct guest *g, struct stream *s, const struct frame *request);
 void power_serve(struct guest *g, struct stream *s, const struct frame *request);
+int network_set_mac(unsigned card, const uint8_t mac[6]); /* of the Ethernet device with that many before it */
 void identity_serve(struct guest *g, struct stream *s, const struct frame *request);
 void put_serve(struct guest *g, struct stream *s, const struct frame *request);
 void get_serve(struct guest *g, struct stream *s, const struct frame *request);

@@ -166,6 +166,7 @@ void identity_serve(struct guest *g, struct stream *s, const struct frame *reque
     struct fields i;
     struct field field;
     int r = g->inside ? 0 : -EPERM;
+    unsigned cards = 0;
 
     fields_begin(&i, request);
     while (!r && fields_next(&i, &field)) {
@@ -175,6 +176,8 @@ void identity_serve(struct guest *g, struct stream *s, const struct frame *reque
             r = rename_host(g, &field);
         else if (field.tag == FIELD_TIME)
             r = set_clock(&field);
+        else if (field.tag == FIELD_MAC)
+            r = field.len == 6 ? network_set_mac(cards++, field.data) : -EINVAL;
     }
     if (r || i.bad)
         stream_put_error(s, r ? r : -EINVAL, "the guest cannot take its new identity: %s", strerror(r ? -r : EINVAL));

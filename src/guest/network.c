@@ -48,8 +48,9 @@ static long read_number(const char *name, const char *file)
     return text[0] ? strtol(text, NULL, 10) : -1;
 }
 
-/* The Ethernet device that was found first, and is a device and not a bridge or tunnel. */
-static bool first_ethernet(char *name, size_t size)
+/* Of the Ethernet devices, which are devices and not bridges or tunnels, the first that was found after number `after`;
+ * its number, or LONG_MAX. */
+static long next_ethernet(long after, char *name, size_t size)
 {
     DIR *d = opendir("/sys/class/net");
     long best = LONG_MAX;
@@ -60,14 +61,37 @@ static bool first_ethernet(char *name, size_t size)
         snprintf(device, sizeof(device), "/sys/class/net/%s/device", e->d_name);
         long index = read_number(e->d_name, "ifindex");
         if (e->d_name[0] == '.' || access(device, F_OK) || read_number(e->d_name, "type") != ARPHRD_ETHER ||
-            index < 0 || index >= best)
+            index <= after || index >= best)
             continue;
         best = index;
         snprintf(name, size, "%.*s", IFNAMSIZ - 1, e->d_name);
     }
     if (d)
         closedir(d);
-    return best != LONG_MAX;
+    return best;
+}
+
+static bool first_ethernet(char *name, size_t size)
+{
+    return next_ethernet(-1, name, size) != LONG_MAX;
+}
+
+int network_set_mac(unsigned card, const uint8_t mac[6])
+{
+    struct ifreq r = {.ifr_hwaddr.sa_family = ARPHRD_ETHER};
+    long index = -1;
+
+    for (unsigned i = 0; i <= card && index != LONG_MAX; i++)
+        index = next_ethernet(index, r.ifr_name, sizeof(r.ifr_name));
+    if (index == LONG_MAX)
+        return 0; /* its driver is not there */
+    int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0), err = fd < 0 ? -errno : 0;
+    memcpy(r.ifr_hwaddr.sa_data, mac, 6);
+    if (!err && ioctl(fd, SIOCSIFHWADDR, &r))
+        err = -errno;
+    if (fd >= 0)
+        close(fd);
+    return err;
 }
 
 /* "10.0.2.15/24" */

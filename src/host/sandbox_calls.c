@@ -112,6 +112,7 @@ static const struct call calls[] = {
     {SYS(mremap), ANY, "realloc of something large"},
     {SYS(brk), ANY, "malloc"},
     {SYS(madvise), ANY, "malloc and ended threads give pages back"},
+    {SYS(fcntl), VM, "nobody writes any more to the memory of a machine that is forked", {ARG_IS(1, F_ADD_SEALS)}},
 
     /* --- time --- */
     {SYS(clock_gettime), ANY, "where the clock is not readable without the kernel"},
@@ -161,6 +162,7 @@ static const struct call calls[] = {
     /* --- connections that exist --- */
     {SYS(recvfrom), VM | VCPU | HELPERS, "vsock, control socket, network frames"},
     {SYS(recvmsg), VM | VCPU | HELPERS, "the same; descriptors from the keeper, and with requests"},
+    {SYS(recvmsg), DIRECT, "orders, and the file of the guest's memory when that is another one"},
     {SYS(recvmmsg), VM | VCPU | NET, "network frames"},
     {SYS(sendto), VM | VCPU | HELPERS, "vsock, control socket, network frames"},
     {SYS(sendmsg), VM | VCPU | HELPERS, "the same; what the keeper hands over"},

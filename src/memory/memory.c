@@ -7,6 +7,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "memory/template.h"
 #include "memory/watch.h"
 
 enum { PAGE = 4096 };
@@ -48,15 +49,10 @@ static int map_piece(const struct memory *m, uint64_t gpa, uint64_t size, uint64
     return 0;
 }
 
-static int create_file(struct memory *m)
+/* Whoever is handed the file (a migration, a helper process) cannot take pages from under us. */
+int memory_prepare_file(int fd, uint64_t size)
 {
-    m->fd = memfd_create("guise-ram", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-    if (m->fd < 0)
-        return -errno;
-    if (ftruncate(m->fd, (off_t)(m->size + MEMORY_SPARE)) < 0)
-        return -errno;
-    /* Whoever is handed the file (a migration, a helper process) cannot take pages from under us. */
-    if (fcntl(m->fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0)
+    if (ftruncate(fd, (off_t)(size + MEMORY_SPARE)) < 0 || fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW) < 0)
         return -errno;
     return 0;
 }
@@ -75,7 +71,11 @@ int memory_create(struct memory **out, uint64_t size)
     m->end = m->high_size ? MEMORY_HOLE_END + m->high_size : m->low_size;
 
     m->touched = calloc((m->end >> MEMORY_CHUNK_SHIFT) + 1, 1);
-    int err = m->touched ? create_file(m) : -ENOMEM;
+    int err = m->touched ? 0 : -ENOMEM;
+    if (!err && (m->fd = memfd_create("guise-ram", MFD_CLOEXEC | MFD_ALLOW_SEALING)) < 0)
+        err = -errno;
+    if (!err)
+        err = memory_prepare_file(m->fd, size);
     if (!err)
         err = reserve(m);
     if (!err)
@@ -99,6 +99,7 @@ void memory_destroy(struct memory *m)
     if (m->fd >= 0)
         close(m->fd);
     memory_watch_destroy(m);
+    memory_templates_destroy(m);
     free(m->touched);
     free(m);
 }
@@ -138,7 +139,7 @@ int memory_discard(struct memory *m, uint64_t gpa, uint64_t len)
     if (first >= end)
         return 0;
     memory_watch_discard(m, first, end - first);
-    uint64_t offset = gpa < MEMORY_HOLE_START ? first : first - (MEMORY_HOLE_END - m->low_size);
-    int err = fallocate(m->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)(end - first));
+    int err = fallocate(m->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)memory_offset(m, first),
+                        (off_t)(end - first));
     return err ? -errno : 0;
 }

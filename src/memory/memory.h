@@ -20,6 +20,7 @@
 #define MEMORY_SPARE (1u << 20)         /* bytes of the file behind all RAM: not the guest's but its engine's */
 
 struct memory_watch;
+struct memory_templates;
 
 struct memory {
     uint8_t *base;      /* hva of gpa 0 */
@@ -31,7 +32,8 @@ struct memory {
     int fd;             /* the memfd; offset in the file = gpa for low RAM, gpa - hole for high RAM */
     /* Accesses are to be announced (watch.h).  Set while nobody accesses memory; cleared at any time. */
     _Atomic bool watched;
-    struct memory_watch *watch; /* NULL: never was */
+    struct memory_watch *watch;         /* NULL: never was */
+    struct memory_templates *templates; /* template.h; NULL: none, all of it is its own */
 };
 
 /* Allocates `size` bytes of zeroed guest RAM (a multiple of 4096, >= 1 MiB).  0 or -errno. */
@@ -42,6 +44,12 @@ static inline bool memory_is_ram(const struct memory *m, uint64_t gpa, uint64_t 
 {
     return (gpa < m->low_size && len <= m->low_size - gpa) ||
            (gpa >= MEMORY_HOLE_END && gpa < m->end && len <= m->end - gpa);
+}
+
+/* Where it is in the file. */
+static inline uint64_t memory_offset(const struct memory *m, uint64_t gpa)
+{
+    return gpa < m->low_size ? gpa : gpa - MEMORY_HOLE_END + m->low_size;
 }
 
 /* Somebody is about to read, or write, RAM at [gpa, gpa+len): what memory_hva does while memory is watched (watch.h).
@@ -96,3 +104,6 @@ int memory_write(struct memory *m, uint64_t gpa, const void *buf, size_t len);
 /* Gives the host back the whole pages in [gpa, gpa+len): the addresses stay mapped and read as zero, nothing that
  * points there dangles.  Tells nobody, as above.  -EFAULT unless all of the range is RAM. */
 int memory_discard(struct memory *m, uint64_t gpa, uint64_t len);
+
+/* For template.c: an empty file of memory gets the size for so many bytes of RAM, and keeps it.  0/-errno. */
+int memory_prepare_file(int fd, uint64_t size);

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "base/simd.h"
+#include "memory/template.h"
 
 enum { KEEP = 1, ABSENT = 2 };
 
@@ -16,7 +17,8 @@ struct memory_watch {
     struct memory_source source;
     uint64_t n;
     _Atomic bool logging;
-    _Atomic uint16_t *noted; /* by chunk, a bit for each page: written to */
+    _Atomic uint16_t *noted;     /* by chunk, a bit for each page: written to */
+    _Atomic bool busy;           /* some chunk has a bit set, perhaps */
     uint8_t buffer[WATCH_CHUNK]; /* of the holder of the lock */
     _Atomic uint8_t state[];
 };
@@ -24,11 +26,6 @@ struct memory_watch {
 uint64_t memory_chunks(const struct memory *m)
 {
     return (m->size + WATCH_CHUNK - 1) >> WATCH_SHIFT;
-}
-
-static uint64_t offset_of(const struct memory *m, uint64_t gpa)
-{
-    return gpa < m->low_size ? gpa : gpa - MEMORY_HOLE_END + m->low_size;
 }
 
 /* The parts of RAM begin and end at multiples of a chunk, but for the last one's end. */
@@ -64,6 +61,7 @@ static void set_all(struct memory *m, uint8_t bit)
 
     for (uint64_t i = 0; i < w->n; i++)
         atomic_fetch_or_explicit(&w->state[i], bit, memory_order_relaxed);
+    atomic_store(&w->busy, true);
     atomic_store(&m->watched, true);
 }
 
@@ -77,7 +75,8 @@ static void clear_all(struct memory *m, uint8_t bit)
     pthread_mutex_lock(&w->lock);
     for (uint64_t i = 0; i < w->n; i++)
         left |= atomic_fetch_and(&w->state[i], (uint8_t)~bit) & (uint8_t)~bit;
-    atomic_store(&m->watched, left != 0 || w->logging);
+    atomic_store(&w->busy, left != 0);
+    atomic_store(&m->watched, left != 0 || w->logging || m->templates);
     pthread_mutex_unlock(&w->lock);
 }
 
@@ -108,12 +107,10 @@ static bool load(struct memory *m, uint64_t chunk)
     return true;
 }
 
-/* By the file: reading a hole there takes no memory, where reading by the mapping would. */
+/* By the files: reading a hole there takes no memory, where reading by the mapping would. */
 static void copy(struct memory *m, uint64_t chunk, uint8_t *out, uint32_t length)
 {
-    ssize_t got = pread(m->fd, out, length, (off_t)(chunk << WATCH_SHIFT));
-
-    if (got != (ssize_t)length)
+    if (memory_peek(m, chunk << WATCH_SHIFT, out, length))
         memcpy(out, chunk_at(m, chunk), length);
 }
 
@@ -145,14 +142,26 @@ static __attribute__((noinline)) void announce(struct memory *m, uint64_t chunk,
     pthread_mutex_unlock(&w->lock);
 }
 
+static __attribute__((noinline)) void announce_all(struct memory *m, uint64_t gpa, uint64_t len, bool write)
+{
+    const uint8_t matters = write ? KEEP | ABSENT : ABSENT;
+    const uint64_t first = memory_offset(m, gpa) >> WATCH_SHIFT, last = memory_offset(m, gpa + len - 1) >> WATCH_SHIFT;
+
+    for (uint64_t i = first; m->watch && i <= last; i++)
+        if (atomic_load_explicit(&m->watch->state[i], memory_order_acquire) & matters)
+            announce(m, i, write);
+    if (write)
+        memory_own(m, gpa, len);
+}
+
 /* The guest's SIMD state may be live. */
-__attribute__((target("general-regs-only"), noinline)) static void announce_quietly(struct memory *m, uint64_t chunk,
-                                                                                    bool write)
+__attribute__((target("general-regs-only"), noinline)) static void announce_quietly(struct memory *m, uint64_t gpa,
+                                                                                    uint64_t len, bool write)
 {
     struct simd_area area;
 
     simd_put_aside(&area);
-    announce(m, chunk, write);
+    announce_all(m, gpa, len, write);
     simd_take_back(&area);
 }
 
@@ -161,41 +170,72 @@ __attribute__((target("general-regs-only"))) static bool is_noted(const struct m
     return atomic_load_explicit(&w->noted[page / LOG_PER_CHUNK], memory_order_relaxed) >> page % LOG_PER_CHUNK & 1;
 }
 
-/* Pages first to last, before they are written to: who reads the log does so when that is done. */
-__attribute__((target("general-regs-only"))) static void note(struct memory_watch *w, uint64_t first, uint64_t last)
+/* Pages that are about to be written to: who reads the log does so when that is done. */
+__attribute__((target("general-regs-only"))) static void note(const struct memory *m, uint64_t gpa, uint64_t len)
 {
-    for (uint64_t i = first; i <= last; i++)
+    struct memory_watch *w = m->watch;
+
+    if (!w || !w->logging)
+        return;
+    for (uint64_t i = memory_offset(m, gpa) >> LOG_SHIFT; i <= memory_offset(m, gpa + len - 1) >> LOG_SHIFT; i++)
         if (!is_noted(w, i))
             atomic_fetch_or_explicit(&w->noted[i / LOG_PER_CHUNK], (uint16_t)(1u << i % LOG_PER_CHUNK),
                                      memory_order_relaxed);
+}
+
+/* Is there anything to be done first? */
+__attribute__((target("general-regs-only"))) static bool matters(const struct memory *m, uint64_t gpa, uint64_t len,
+                                                                 bool write)
+{
+    const uint8_t bits = write ? KEEP | ABSENT : ABSENT;
+    const uint64_t first = memory_offset(m, gpa) >> WATCH_SHIFT, last = memory_offset(m, gpa + len - 1) >> WATCH_SHIFT;
+
+    for (uint64_t i = first; m->watch && i <= last; i++)
+        if (atomic_load_explicit(&m->watch->state[i], memory_order_acquire) & bits)
+            return true;
+    return write && m->templates && !memory_owns(m, gpa, len);
 }
 
 __attribute__((target("general-regs-only"))) void memory_announce(const struct memory *memory, uint64_t gpa,
                                                                   uint64_t len, bool write)
 {
     struct memory *m = (struct memory *)memory; /* its contents are what they were: only where they are has changed */
-    const uint8_t matters = write ? KEEP | ABSENT : ABSENT;
 
-    if (write && m->watch->logging && len)
-        note(m->watch, offset_of(m, gpa) >> LOG_SHIFT, offset_of(m, gpa + len - 1) >> LOG_SHIFT);
-    for (uint64_t i = offset_of(m, gpa) >> WATCH_SHIFT; len && i <= (offset_of(m, gpa + len - 1) >> WATCH_SHIFT); i++)
-        if (atomic_load_explicit(&m->watch->state[i], memory_order_acquire) & matters)
-            announce_quietly(m, i, write);
+    if (!len)
+        return;
+    if (write)
+        note(m, gpa, len);
+    if (matters(m, gpa, len, write))
+        announce_quietly(m, gpa, len, write);
 }
 
-bool memory_may_write_unseen(const struct memory *m, uint64_t gpa)
+__attribute__((target("general-regs-only"))) bool memory_may_write_unseen(const struct memory *m, uint64_t gpa)
 {
     const struct memory_watch *w = m->watch;
 
-    return !(atomic_load_explicit(&w->state[offset_of(m, gpa) >> WATCH_SHIFT], memory_order_acquire) &
-             (KEEP | ABSENT)) &&
-           (!w->logging || is_noted(w, offset_of(m, gpa) >> LOG_SHIFT));
+    if (m->templates && !memory_owns(m, gpa, 1))
+        return false;
+    return !w || (!(atomic_load_explicit(&w->state[memory_offset(m, gpa) >> WATCH_SHIFT], memory_order_acquire) &
+                    (KEEP | ABSENT)) &&
+                  (!w->logging || is_noted(w, memory_offset(m, gpa) >> LOG_SHIFT)));
+}
+
+bool memory_is_settled(const struct memory *m)
+{
+    const struct memory_watch *w = m->watch;
+
+    return !w || (!atomic_load_explicit(&w->busy, memory_order_relaxed) && !w->logging);
 }
 
 void memory_watch_discard(struct memory *m, uint64_t gpa, uint64_t len)
 {
-    if (memory_is_watched(m) && len)
-        memory_announce(m, gpa, len, true);
+    if (!memory_is_watched(m) || !len)
+        return;
+    note(m, gpa, len);
+    for (uint64_t i = memory_offset(m, gpa) >> WATCH_SHIFT;
+         m->watch && i <= memory_offset(m, gpa + len - 1) >> WATCH_SHIFT; i++)
+        announce(m, i, true);
+    memory_own_zeroes(m, gpa, len);
 }
 
 /* --- keeping ------------------------------------------------------------------------------------------------------ */
@@ -228,16 +268,13 @@ bool memory_keep_take(struct memory *m, uint64_t chunk, void *out, uint32_t *len
     return taken;
 }
 
-/* What is a hole in the file was so at the beginning, or it would have been kept before it was written to.  But one
+/* What is a hole in the files was so at the beginning, or it would have been kept before it was written to.  But one
  * that is absent has its contents elsewhere. */
 uint64_t memory_keep_skip(struct memory *m, uint64_t chunk)
 {
     struct memory_watch *w = m->watch;
-    off_t data = lseek(m->fd, (off_t)(chunk << WATCH_SHIFT), SEEK_DATA);
-    uint64_t first = data >= 0 ? (uint64_t)data >> WATCH_SHIFT : errno == ENXIO ? w->n : chunk;
+    uint64_t data = memory_next_data(m, chunk << WATCH_SHIFT), first = data < m->size ? data >> WATCH_SHIFT : w->n;
 
-    if (first > w->n)
-        first = w->n;
     pthread_mutex_lock(&w->lock);
     while (chunk < first && !(atomic_load(&w->state[chunk]) & ABSENT))
         atomic_fetch_and(&w->state[chunk++], (uint8_t)~KEEP);

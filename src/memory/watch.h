@@ -74,6 +74,8 @@ void memory_log_end(struct memory *m);
 /* Puts contents into a chunk that are all of it, WATCH_CHUNK bytes of which the last chunk may have less. */
 void memory_fill_chunk(struct memory *m, uint64_t chunk, const void *bytes);
 uint64_t memory_chunks(const struct memory *m);
+/* No chunk is to be kept or to come: whoever has asked where a page of its own is may map it elsewhere. */
+bool memory_is_settled(const struct memory *m);
 /* For memory.c. */
 void memory_watch_destroy(struct memory *m);
 /* The contents of [gpa, gpa+len) are about to be given up. */

@@ -62,6 +62,7 @@ static int attach(struct vm *vm, const char *spec, unsigned index, char *error, 
         net_close(card.net);
         return r;
     }
+    memcpy(vm->macs[vm->n_nets], card.mac, sizeof card.mac);
     vm->nets[vm->n_nets++] = card.net;
     if (!vm->publisher && net_can_publish(card.net))
         vm->publisher = card.net;

@@ -7,6 +7,7 @@
 #include "base/timestamp.h"
 #include "host/sandbox.h"
 #include "vm/commands.h"
+#include "vm/fork.h"
 #include "vm/life.h"
 #include "vm/link.h"
 #include "vm/registry.h"
@@ -207,6 +208,7 @@ const struct control_command vm_commands[] = {
     {"connect", link_connect},
     {"console", command_console},
     {"snapshot", command_snapshot},
+    {"fork", command_fork},
     {0},
 };
 /* clang-format on */

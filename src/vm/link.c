@@ -36,6 +36,7 @@ struct link {
     unsigned connecting;
     int news; /* our end of the one that tells of a restore; -1: none */
     unsigned tries;
+    bool copied; /* the news are of that */
     struct loop_timer again;
 };
 
@@ -339,13 +340,23 @@ static void on_news(void *opaque, uint32_t events)
 
     if (got < 0 && (errno == EAGAIN || errno == EINTR))
         return;
-    if (got > 0)
+    if (got > 0) {
         end_news(vm);
-    else
+        life_event(vm, "identity", NULL);
+    } else
         news_failed(vm);
 }
 
-static int send_identity(int fd)
+static void put_names(struct vm *vm, struct stream *s)
+{
+    const struct vm_settings *settings = &life_of(vm)->record->settings;
+
+    stream_text(s, FIELD_HOSTNAME, settings->hostname ? settings->hostname : life_of(vm)->record->name);
+    for (unsigned i = 0; i < vm->n_nets; i++)
+        stream_bytes(s, FIELD_MAC, vm->macs[i], sizeof vm->macs[i]);
+}
+
+static int send_identity(struct vm *vm, int fd)
 {
     struct timespec now;
     struct stream s;
@@ -358,6 +369,8 @@ static int send_identity(int fd)
     stream_begin(&s, FRAME_IDENTITY);
     stream_bytes(&s, FIELD_SEED, seed, sizeof seed);
     stream_number(&s, FIELD_TIME, (uint64_t)now.tv_sec * 1000000000ull + (uint64_t)now.tv_nsec);
+    if (life_of(vm)->link->copied)
+        put_names(vm, &s);
     stream_end(&s);
     int failed = stream_flush(&s);
     stream_release(&s);
@@ -387,7 +400,7 @@ static void tell_news(void *opaque)
     link->news = ends[0];
     int failed = loop_fd_add(vm->loop, ends[0], EPOLLIN, on_news, vm);
     if (!failed)
-        failed = send_identity(ends[0]);
+        failed = send_identity(vm, ends[0]);
     if (failed)
         close(ends[1]);
     else
@@ -396,7 +409,7 @@ static void tell_news(void *opaque)
         news_failed(vm);
 }
 
-void link_restored(struct vm *vm)
+void link_restored(struct vm *vm, bool copied)
 {
     struct vm_life *life = life_of(vm);
 
@@ -404,5 +417,6 @@ void link_restored(struct vm *vm)
         return;
     life->ready_ns = clock_ns();
     life->link->tries = 0;
+    life->link->copied = copied;
     loop_timer_set(vm->loop, &life->link->again, 0);
 }

@@ -13,8 +13,8 @@ int link_open(struct vm *vm, char *err, size_t n);
 /* The machine was reset, or goes: there is no agent any more. */
 void link_reset(struct vm *vm);
 /* The machine goes on from a snapshot in which the agent was there: it is told what time it is, and gets new
- * randomness. */
-void link_restored(struct vm *vm);
+ * randomness; and when it is a copy of another one, a name and addresses of its own. */
+void link_restored(struct vm *vm, bool copied);
 /* After the control socket, before the machine.  What is still being connected ends by itself with the device. */
 void link_close(struct vm *vm);
 

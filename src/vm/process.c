@@ -15,6 +15,7 @@
 #include "base/log.h"
 #include "base/path.h"
 #include "host/child.h"
+#include "vm/fork.h"
 #include "vm/life.h"
 #include "vm/prepare.h"
 #include "vm/snapshot.h"
@@ -38,17 +39,24 @@ static int open_log(const struct registry *r, const char *name, char *err, size_
 }
 
 int process_start(const struct registry *r, const struct vm_record *record, int lock, bool attached,
-                  const char *snapshot, int *client, char *err, size_t n)
+                  const struct process_source *source, int *client, char *err, size_t n)
 {
-    const char *argv[7] = {NULL, "vm", record->name};
-    unsigned argc = 3;
-    int ends[2], log = open_log(r, record->name, err, n);
+    const char *argv[9] = {NULL, "vm", record->name};
+    char count[16];
+    unsigned argc = 3, n_fds = source ? source->n_copy : 0;
+    int fds[2 + FORK_FDS_MAX], ends[2], log = open_log(r, record->name, err, n);
 
     if (attached)
         argv[argc++] = "--attached";
-    if (snapshot) {
+    if (source && source->snapshot) {
         argv[argc++] = "--restore";
-        argv[argc++] = snapshot;
+        argv[argc++] = source->snapshot;
+    }
+    if (n_fds) {
+        snprintf(count, sizeof count, "%u", n_fds);
+        argv[argc++] = "--copy";
+        argv[argc++] = count;
+        memcpy(fds + 2, source->copy, n_fds * sizeof *fds);
     }
     if (log < 0)
         return log;
@@ -56,7 +64,9 @@ int process_start(const struct registry *r, const struct vm_record *record, int 
         close(log);
         return error_sys(err, n, -errno, "cannot talk to a new process");
     }
-    int failed = child_detach(argv, (int[]){ends[1], lock}, 2, log, err, n);
+    fds[0] = ends[1];
+    fds[1] = lock;
+    int failed = child_detach(argv, fds, 2 + n_fds, log, err, n);
     close(log);
     close(ends[1]);
     if (failed)
@@ -124,7 +134,32 @@ static void note_death(struct vm_life *life)
         free(event_log_add(&life->events, "crashed", json_pack("{s:s, s:s}", "end", "died", "reason", last.reason)));
 }
 
-int process_main(const char *name, bool attached, const char *snapshot)
+/* The descriptors begin behind the lock's. */
+static int open_copy(struct restore *restore, unsigned copy, char *err, size_t n)
+{
+    int fds[FORK_FDS_MAX];
+
+    for (unsigned i = 0; i < copy; i++) {
+        fds[i] = LOCK_FD + 1 + (int)i;
+        if (fcntl(fds[i], F_SETFD, FD_CLOEXEC))
+            return error_set(err, n, -EINVAL, "`guise vm --copy` is what `guise fork` starts");
+    }
+    return restore_open_copy(restore, fds, copy, err, n);
+}
+
+static int open_source(struct restore *restore, const char *snapshot, unsigned copy, struct vm_config *config,
+                       char *err, size_t n)
+{
+    if (!snapshot && !copy)
+        return 0;
+    config->restore = restore;
+    int failed = copy ? open_copy(restore, copy, err, n) : restore_open(restore, snapshot, true, err, n);
+    if (!failed)
+        restore_choose_engine(restore, config);
+    return failed;
+}
+
+int process_main(const char *name, bool attached, const char *snapshot, unsigned copy)
 {
     struct registry r;
     struct vm_record record;
@@ -152,12 +187,8 @@ int process_main(const char *name, bool attached, const char *snapshot)
         note_death(&life);
         failed = set_up(&r, &prepared, &life, serial, err, sizeof err);
     }
-    if (!failed && snapshot) {
-        failed = restore_open(&restore, snapshot, true, err, sizeof err);
-        prepared.config.restore = &restore;
-        if (!failed)
-            restore_choose_engine(&restore, &prepared.config);
-    }
+    if (!failed)
+        failed = open_source(&restore, snapshot, copy, &prepared.config, err, sizeof err);
     if (!failed) {
         vm_run(&prepared.config, &result);
         snprintf(err, sizeof err, "%s", result.reason);

@@ -10,6 +10,7 @@
 #include "base/error.h"
 #include "cpu/cpu.h"
 #include "memory/memory.h"
+#include "vm/fork.h"
 #include "vm/life.h"
 #include "vm/link.h"
 #include "vm/restore_int.h"
@@ -36,9 +37,20 @@ int restore_open(struct restore *r, const char *path, bool to_run, char *err, si
     return 0;
 }
 
+int restore_open_copy(struct restore *r, const int *fds, unsigned count, char *err, size_t n)
+{
+    *r = (struct restore){.file.fd = -1, .set_fd = -1, .copy = true, .name = "the state of the machine that is copied"};
+    for (unsigned i = 1; i < count && i <= MEMORY_TEMPLATES_MAX; i++)
+        r->templates[r->n_templates++] = fds[i];
+    return snapshot_open(&r->file, fds[0], r->name, err, n);
+}
+
 void restore_close(struct restore *r)
 {
     int fd = r->file.fd;
+
+    while (r->n_templates)
+        close(r->templates[--r->n_templates]);
 
     snapshot_close(&r->file);
     if (fd >= 0)
@@ -85,6 +97,8 @@ static int load_memory(struct vm *vm, struct restore *r, char *err, size_t n)
 {
     uint64_t bytes = r->file.extent[SNAPSHOT_MEMORY].bytes, here = machine_memory(vm->machine)->size;
 
+    if (r->copy)
+        return fork_adopt(vm, r, err, n);
     if (bytes != here)
         return error_set(err, n, -EINVAL, "%s has %llu MiB of memory, this machine %llu", r->name,
                          (unsigned long long)bytes >> 20, (unsigned long long)here >> 20);
@@ -126,12 +140,12 @@ void restore_started(struct vm *vm, const struct restore *r)
     char none[1];
     json_t *about = snapshot_about(&r->file, r->name, none, sizeof none);
 
-    if (loading_start(vm))
+    if (!r->copy && loading_start(vm))
         vm_end(vm, VM_FAILED, "cannot start the thread that loads memory");
     life_event(
-        vm, "restored",
+        vm, r->copy ? "copied" : "restored",
         json_pack("{s:O?, s:O?}", "tag", json_object_get(about, "tag"), "created", json_object_get(about, "created")));
     if (json_is_true(json_object_get(about, "agent")))
-        link_restored(vm);
+        link_restored(vm, r->copy);
     json_decref(about);
 }

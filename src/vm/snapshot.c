@@ -8,6 +8,7 @@
 #include "backends/disk/overlay.h"
 #include "base/error.h"
 #include "base/timestamp.h"
+#include "vm/fork.h"
 #include "vm/life.h"
 #include "vm/prepare.h"
 #include "vm/snapshot_int.h"
@@ -46,15 +47,17 @@ static void finish(struct saving *s, enum saving_state state)
     loop_timer_cancel(s->vm->loop, &s->look);
     saving_memory_end(s);
     sections_free(&s->sections);
-    close(s->file);
-    s->file = -1;
-    if (s->layer >= 0)
-        close(s->layer);
-    s->layer = -1;
-    if (state == SAVING_COMPLETE)
+    const int fds[] = {s->file, s->layer, s->fork};
+    for (size_t i = 0; i < sizeof fds / sizeof *fds; i++)
+        if (fds[i] >= 0)
+            close(fds[i]);
+    if (state == SAVING_COMPLETE && s->fork >= 0)
+        life_event(s->vm, "forked", NULL);
+    else if (state == SAVING_COMPLETE)
         life_event(s->vm, "snapshot",
                    json_pack("{s:s, s:I, s:I}", "tag", s->tag, "pause_us", (json_int_t)(s->pause_ns / 1000),
                              "file_bytes", (json_int_t)s->written_bytes));
+    s->file = s->layer = s->fork = -1;
 }
 
 static void answer(struct saving *s)
@@ -79,11 +82,17 @@ static void fail(struct saving *s)
     answer(s);
 }
 
-/* On the loop, now and then, while the thread writes. */
+static void start(struct saving *s);
+
+/* On the loop, now and then, while the thread writes; or before, while memory is still to come. */
 static void look(void *opaque)
 {
     struct saving *s = opaque;
 
+    if (s->state == SAVING_FLUSHING) {
+        start(s);
+        return;
+    }
     if (s->result == 1) {
         loop_timer_set(s->vm->loop, &s->look, clock_ns() + LOOK_NS);
     } else if (s->result == 0) {
@@ -175,11 +184,15 @@ void snapshot_take(struct vm *vm)
         failed = save_about(s);
     if (failed)
         error_sys(s->error, sizeof s->error, failed, "the machine cannot be saved");
-    else if (!(failed = freeze_disk(s)) && (failed = saving_memory_begin(s)))
+    else if (!(failed = freeze_disk(s)) && s->fork < 0 && (failed = saving_memory_begin(s)))
         error_sys(s->error, sizeof s->error, failed, "memory cannot be saved");
+    if (!failed && s->fork >= 0)
+        failed = fork_hand_over(s);
     s->pause_ns = clock_ns() - began;
     if (failed)
         fail(s);
+    else if (s->fork >= 0)
+        finish(s, SAVING_COMPLETE);
     else
         loop_timer_set(vm->loop, &s->look, clock_ns() + LOOK_NS);
 }
@@ -196,7 +209,7 @@ void snapshot_abandon(struct vm *vm)
 
     if (!s)
         return;
-    if (s->state == SAVING_FLUSHING)
+    if (s->state == SAVING_FLUSHING && s->layer >= 0)
         disk_drain(vm->disks[0]);
     if (s->state < SAVING_COMPLETE) {
         error_set(s->error, sizeof s->error, 0, "the machine has ended meanwhile");
@@ -275,18 +288,22 @@ static void start(struct saving *s)
 {
     struct vm *vm = s->vm;
 
+    s->state = SAVING_FLUSHING;
+    if (s->fork >= 0 && !memory_is_settled(machine_memory(vm->machine))) { /* it was restored a moment ago */
+        loop_timer_set(vm->loop, &s->look, clock_ns() + LOOK_NS);
+        return;
+    }
     if (s->layer < 0) {
         s->state = SAVING_DUE;
         loop_stop(vm->loop);
         return;
     }
-    s->state = SAVING_FLUSHING;
     s->flush = (struct disk_request){.op = DISK_FLUSH, .done = disk_flushed, .opaque = s};
     disk_submit(vm->disks[0], &s->flush);
     disk_kick(vm->disks[0]);
 }
 
-static json_t *begin(struct control_call *call)
+static json_t *begin(struct control_call *call, bool fork)
 {
     struct vm *vm = call->opaque;
     bool own_disk = record_has_disk(vm->config->life->record);
@@ -308,7 +325,8 @@ static json_t *begin(struct control_call *call)
             close(fds[--n]);
         return NULL;
     }
-    s->file = fds[0];
+    s->file = fork ? -1 : fds[0];
+    s->fork = fork ? fds[0] : -1;
     s->layer = own_disk ? fds[1] : -1;
     snprintf(s->tag, sizeof s->tag, "%s", tag);
     snprintf(s->layer_name, sizeof s->layer_name, "%s", own_disk ? layer : "");
@@ -316,6 +334,16 @@ static json_t *begin(struct control_call *call)
     call->later = true;
     start(s);
     return NULL;
+}
+
+static json_t *begin_snapshot(struct control_call *call)
+{
+    return begin(call, false);
+}
+
+json_t *command_fork(struct control_call *call)
+{
+    return fork_refused(call) ? NULL : begin(call, true);
 }
 
 static json_t *status(struct control_call *call)
@@ -338,7 +366,7 @@ static json_t *cancel(struct control_call *call)
 static const struct {
     const char *action;
     json_t *(*run)(struct control_call *call);
-} actions[] = {{"begin", begin}, {"status", status}, {"cancel", cancel}};
+} actions[] = {{"begin", begin_snapshot}, {"status", status}, {"cancel", cancel}};
 
 json_t *command_snapshot(struct control_call *call)
 {

@@ -10,6 +10,7 @@
 #pragma once
 #include <jansson.h>
 
+#include "memory/template.h"
 #include "vm/control.h"
 #include "vm/snapshot_file.h"
 #include "vm/vm_int.h"
@@ -32,13 +33,18 @@ void snapshot_abandon(struct vm *vm);
 /* What a vm_config.restore says; of a file that is open. */
 struct restore {
     struct snapshot_file file;
-    int set_fd;     /* of the working set beside it (restore_memory.c), or -1 */
-    char name[256]; /* for messages */
+    int set_fd; /* of the working set beside it (restore_memory.c), or -1 */
+    bool copy;  /* of a machine that was forked: its memory is */
+    unsigned n_templates;
+    int templates[MEMORY_TEMPLATES_MAX]; /* these */
+    char name[256];                      /* for messages */
 };
 
 /* Opens and checks the file of a snapshot that is `path`.  to_run: and what is needed to go on from it.  0, or -errno
  * with a sentence. */
 int restore_open(struct restore *r, const char *path, bool to_run, char *err, size_t n);
+/* The same for a copy of a machine: fds are the state's and the templates' (fork.h), which are taken over. */
+int restore_open_copy(struct restore *r, const int *fds, unsigned count, char *err, size_t n);
 void restore_close(struct restore *r);
 /* One that says nothing of an engine gets the one that the snapshot is of, without looking for others. */
 void restore_choose_engine(const struct restore *r, struct vm_config *config);

@@ -210,7 +210,7 @@ static void find_used(const struct registry *r, const char *name, struct layers 
         use(r, name, l, layer);
 }
 
-static void sweep_layers(const struct registry *r, const char *name)
+void snapshot_sweep_layers(const struct registry *r, const char *name)
 {
     struct layers *l = calloc(1, sizeof *l);
     char path[PATH_MAX], sub[320], none[1];
@@ -359,10 +359,25 @@ static int open_state(struct snapshot_making *m, char *err, size_t n)
     return m->state < 0 ? error_sys(err, n, -errno, "cannot make %s", path) : 0;
 }
 
+/* If it has one. */
+static int layer_disk(const struct registry *r, const struct vm_record *record, struct snapshot_making *m, char *err,
+                      size_t n)
+{
+    if (!record->image_digest[0] || record->settings.root)
+        return 0;
+    if (count_layers(r, record->name) >= LAYERS_MOST)
+        return error_set(err, n, -E2BIG,
+                         "the disk of %s consists of %u layers, and more would be slow: `guise restore` an older "
+                         "snapshot, or copy the disk into a new machine",
+                         record->name, LAYERS_MOST);
+    int failed = choose_layer(r, record->name, m, err, n);
+    return failed ? failed : add_layer(m, err, n);
+}
+
 int snapshot_make(const struct registry *r, const struct vm_record *record, const char *tag, struct snapshot_making *m,
                   char *err, size_t n)
 {
-    bool told = tag && *tag, disk = record->image_digest[0] && !record->settings.root;
+    bool told = tag && *tag;
     int failed = told ? name_check(tag, err, n) : 0;
 
     *m = (struct snapshot_making){.lock = -1, .state = -1, .top = -1};
@@ -378,15 +393,8 @@ int snapshot_make(const struct registry *r, const struct vm_record *record, cons
                            record->name, tag, record->name, tag);
     if (!failed)
         failed = open_state(m, err, n);
-    if (!failed && disk && count_layers(r, record->name) >= LAYERS_MOST)
-        failed = error_set(err, n, -E2BIG,
-                           "the disk of %s consists of %u layers, and more would be slow: `guise restore` an older "
-                           "snapshot, or copy the disk into a new machine",
-                           record->name, LAYERS_MOST);
-    if (!failed && disk)
-        failed = choose_layer(r, record->name, m, err, n);
-    if (!failed && disk)
-        failed = add_layer(m, err, n);
+    if (!failed)
+        failed = layer_disk(r, record, m, err, n);
     if (failed)
         snapshot_make_abort(m, true);
     return failed;
@@ -426,6 +434,26 @@ void snapshot_make_abort(struct snapshot_making *m, bool layered)
     let_go(m);
 }
 
+int snapshot_make_layer(const struct registry *r, const struct vm_record *record, struct snapshot_making *m, char *err,
+                        size_t n)
+{
+    *m = (struct snapshot_making){.lock = -1, .state = -1, .top = -1};
+    m->lock = take_lock(r, record->name, err, n);
+    if (m->lock < 0)
+        return m->lock;
+    int failed = layer_disk(r, record, m, err, n);
+    if (failed)
+        let_go(m);
+    return failed;
+}
+
+void snapshot_make_layer_end(struct snapshot_making *m, bool layered)
+{
+    if (m->top >= 0 && !layered)
+        (void)rename(m->layer_path, m->disk);
+    let_go(m);
+}
+
 /* --- going back, removing ---------------------------------------------------------------------------------------- */
 
 int snapshot_disk_back(const struct registry *r, const char *name, const char *layer, char *err, size_t n)
@@ -450,7 +478,7 @@ int snapshot_disk_back(const struct registry *r, const char *name, const char *l
     if (failed)
         unlink(fresh);
     else
-        sweep_layers(r, name);
+        snapshot_sweep_layers(r, name);
     return failed;
 }
 
@@ -475,7 +503,7 @@ int snapshot_remove(const struct registry *r, const char *name, const char *tag,
     if (!failed && (failed = tree_remove(gone)))
         error_sys(err, n, failed, "cannot remove %s", gone);
     if (!failed)
-        sweep_layers(r, name);
+        snapshot_sweep_layers(r, name);
     if (lock >= 0)
         close(lock);
     return failed;

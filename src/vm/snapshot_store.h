@@ -51,6 +51,15 @@ int snapshot_make_commit(struct snapshot_making *m, char *err, size_t n);
 /* It was not made.  layered: the machine writes to the new disk.overlay already. */
 void snapshot_make_abort(struct snapshot_making *m, bool layered);
 
+/* The same for copies of a machine (vm/copy.h), which want its disk as a layer and no snapshot: m->layer, and m->top
+ * for the machine if it runs.  m->layer is empty when it has no disk of its own. */
+int snapshot_make_layer(const struct registry *r, const struct vm_record *record, struct snapshot_making *m, char *err,
+                        size_t n);
+/* layered: as above; a machine that does not run is. */
+void snapshot_make_layer_end(struct snapshot_making *m, bool layered);
+/* Layers that nothing stands on any more go. */
+void snapshot_sweep_layers(const struct registry *r, const char *name);
+
 /* --- going back, removing ------------------------------------------------------------------------------------ */
 
 /* The disk of a machine that does not run, whose lock is held, becomes what it was at a snapshot with that layer: what

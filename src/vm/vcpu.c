@@ -75,6 +75,13 @@ static void failed(struct vcpu *v, const char *error)
     pthread_mutex_unlock(&v->vm->bus->lock);
 }
 
+static void exhausted(struct vm *vm)
+{
+    pthread_mutex_lock(&vm->bus->lock);
+    vm_end(vm, VM_FAILED, "the host has no memory left for what the guest writes");
+    pthread_mutex_unlock(&vm->bus->lock);
+}
+
 static void *vcpu_main(void *opaque)
 {
     struct vcpu *v = opaque;
@@ -104,6 +111,8 @@ static void *vcpu_main(void *opaque)
             return NULL;
         }
     }
+    if (atomic_load(&vm->exhausted))
+        exhausted(vm);
     return NULL;
 }
 

@@ -182,6 +182,7 @@ static int setup_engine(struct vm *vm, char *error, size_t n)
                                          .log_items = vm->config->log_items,
                                          .stress = vm->config->stress,
                                          .code_cache_bytes = vm->config->code_cache_bytes,
+                                         .lean = vm->config->restore && vm->config->restore->copy,
                                          .timing = vm->config->stats};
 
     if (config.stress && strcmp(vm->ops->name, "soft")) {

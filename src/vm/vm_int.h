@@ -40,6 +40,7 @@ struct vm {
     struct chr *terminal;        /* of a virtio console's port that is stdio; the device's */
     struct disk *disks[VM_BACKENDS_MAX]; /* the devices' */
     struct net *nets[VM_BACKENDS_MAX];
+    uint8_t macs[VM_BACKENDS_MAX][6]; /* of the cards at power-on */
     unsigned n_disks, n_nets;
     struct net *publisher; /* the network that ports can be published on, a device's; or NULL */
     const struct engine_ops *ops;
@@ -55,9 +56,10 @@ struct vm {
     FILE *log;
     struct vcpu vcpus[VM_MAX_CPUS];
     unsigned n_started;
-    _Atomic bool stop; /* vCPU threads return; set before REQ_EXIT, read after every exit */
-    bool ended;        /* result is final; guarded by the bus lock */
-    bool reset;        /* the guest wants a reset; guarded by the bus lock */
+    _Atomic bool stop;      /* vCPU threads return; set before REQ_EXIT, read after every exit */
+    _Atomic bool exhausted; /* there was no memory for the guest's: the run ends (fork.c) */
+    bool ended;             /* result is final; guarded by the bus lock */
+    bool reset;             /* the guest wants a reset; guarded by the bus lock */
     int signal_fd;
     sigset_t old_signals;
     struct loop_timer timeout;

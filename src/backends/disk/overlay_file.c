@@ -59,6 +59,20 @@ static int find_format(const char *name)
     return -EINVAL;
 }
 
+/* Layers that machines have in common have a name beside each other in the directory of each (vm/copy.h), and in their
+ * headers that of the machine that they are of.  The base's id tells whether it is the one. */
+static void find_beside(const struct overlay *o, struct disk_spec *spec)
+{
+    const char *here = strrchr(o->disk.spec.path, '/'), *file = strrchr(spec->path, '/');
+    char path[sizeof spec->path];
+
+    if (here && file &&
+        (size_t)snprintf(path, sizeof path, "%.*s%s", (int)(here - o->disk.spec.path), o->disk.spec.path, file) <
+            sizeof path &&
+        access(path, F_OK) == 0)
+        memcpy(spec->path, path, sizeof path);
+}
+
 static int open_base(struct overlay *o, struct loop *loop, char *err, size_t n)
 {
     const struct overlay_header *h = &o->header;
@@ -75,6 +89,8 @@ static int open_base(struct overlay *o, struct loop *loop, char *err, size_t n)
                          o->disk.spec.path, h->base_format);
     spec.format = (unsigned)format;
     snprintf(spec.path, sizeof spec.path, "%s", h->base);
+    if (strcmp(h->base_format, "overlay") == 0)
+        find_beside(o, &spec);
     char why[ERROR_SIZE];
     int failed = disk_open_spec(&o->base, &spec, loop, why, sizeof why);
     if (failed)

@@ -12,6 +12,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/rseq.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -265,17 +266,65 @@ static bool replace(pid_t *slot, unsigned number, bool trap_tsc)
     return *slot > 0;
 }
 
+static void end_all(pid_t *slots)
+{
+    for (unsigned i = 0; i < DIRECT_SLOTS_MAX; i++) {
+        if (slots[i])
+            kill(slots[i], SIGKILL);
+    }
+    for (unsigned i = 0; i < DIRECT_SLOTS_MAX; i++) {
+        while (slots[i] && waitpid(slots[i], NULL, 0) < 0 && errno == EINTR)
+            ;
+        slots[i] = 0;
+    }
+}
+
+/* The order; and the descriptor that came along, or -1. */
+static bool take_order(uint16_t *order, int *fd)
+{
+    union {
+        struct cmsghdr head;
+        char bytes[CMSG_SPACE(sizeof(int))];
+    } control;
+    struct iovec v = {order, sizeof *order};
+    struct msghdr message = {
+        .msg_iov = &v, .msg_iovlen = 1, .msg_control = control.bytes, .msg_controllen = sizeof control.bytes};
+
+    *fd = -1;
+    if (recvmsg(SOCKET, &message, MSG_CMSG_CLOEXEC) != sizeof *order)
+        return false;
+    const struct cmsghdr *c = CMSG_FIRSTHDR(&message);
+    if (c && c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS && c->cmsg_len == CMSG_LEN(sizeof(int)))
+        memcpy(fd, CMSG_DATA(c), sizeof *fd);
+    return true;
+}
+
+static bool take_memory(pid_t *slots, int fd)
+{
+    end_all(slots);
+    bool taken = fd >= 0 && dup2(fd, RAM) == RAM;
+    if (fd >= 0)
+        close(fd);
+    return taken && write(SOCKET, "", 1) == 1;
+}
+
 int direct_helper_main(int argc, char **argv)
 {
     pid_t slots[DIRECT_SLOTS_MAX] = {0};
     char err[ERROR_SIZE];
     uint16_t order;
+    int fd;
 
     if (argc > 1 || confine(err, sizeof err)) {
         log_say("%s", argc > 1 ? "this is for other commands of guise" : err);
         return 1;
     }
-    while (read(SOCKET, &order, sizeof order) == sizeof order) {
+    while (take_order(&order, &fd)) {
+        if (order == DIRECT_NEW_MEMORY) {
+            if (!take_memory(slots, fd))
+                return 1;
+            continue;
+        }
         unsigned slot = order & ~DIRECT_TRAP_TSC;
         if (slot >= DIRECT_SLOTS_MAX || !replace(&slots[slot], slot, order & DIRECT_TRAP_TSC))
             return 1;

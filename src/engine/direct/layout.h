@@ -16,6 +16,8 @@
 /* The helper is asked for one by its number, in two bytes; with DIRECT_TRAP_TSC where the guest's clock is not the
  * host's. */
 #define DIRECT_TRAP_TSC 0x8000u
+/* Or told, along with a descriptor, that the guest's memory is another file from now on: all processes end. */
+#define DIRECT_NEW_MEMORY 0x7fffu
 
 #define DIRECT_BASE 0x6ffff0000000 /* where no system that we know puts anything */
 #define DIRECT_CODE_SIZE 0x1000

@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #include "base/error.h"
+#include "memory/watch.h"
 
 #define HOST_CS 0x33 /* of 64-bit user code: the kernel's, for every process */
 #define HOST_SS 0x2b
@@ -126,6 +127,38 @@ void soft_direct_destroy(struct engine *e)
     free(d->writable);
     free(d);
     e->direct = NULL;
+}
+
+static void begin_anew(struct direct *d, bool possible)
+{
+    for (unsigned i = 0; i < DIRECT_SLOTS; i++) {
+        struct direct_slot *s = &d->slots[i];
+        pages_free(s);
+        s->state = SLOT_NONE;
+        s->root = 0;
+        s->stale = s->clear = false;
+        s->n_calls = s->n_pending = s->n_code = 0;
+        s->fault = 0;
+    }
+    memset(d->writable, 0, d->engine->n_pages);
+    memset(d->copies, 0, sizeof d->copies);
+    d->current = NULL;
+    copies_stop(d);
+    if (!possible || copies_start(d)) {
+        d->mode = ENGINE_DIRECT_OFF;
+        d->spare = NULL;
+        error_set(d->why, sizeof d->why, 0, "its processes cannot get at the memory of a machine that was forked");
+    }
+}
+
+void soft_direct_memory(struct peers *p)
+{
+    if (!direct_child_memory_differs(p))
+        return;
+    bool possible = direct_child_memory(p);
+    for (unsigned i = 0; i < p->n; i++)
+        if (p->of[i]->direct && p->of[i]->direct->mode != ENGINE_DIRECT_OFF)
+            begin_anew(p->of[i]->direct, possible);
 }
 
 /* --- state ------------------------------------------------------------------------------------------------- */
@@ -601,7 +634,7 @@ bool soft_direct_armed(const struct soft_vcpu *v)
 
 static bool wanted(struct soft_vcpu *v, struct direct *d)
 {
-    if (v->cpu.cpl != 3 || v->poll || memory_is_watched(v->engine->config.memory) || !soft_direct_armed(v) ||
+    if (v->cpu.cpl != 3 || v->poll || !memory_is_settled(v->engine->config.memory) || !soft_direct_armed(v) ||
         !suitable(v, d))
         return false;
     if (d->mode != ENGINE_DIRECT_RANDOM)

@@ -157,6 +157,10 @@ static inline uint16_t direct_pcid(const struct soft_vcpu *v)
 
 /* --- direct_child.c --- */
 int direct_child_start(struct direct *d, char *err, size_t n);
+/* Is the RAM in another file now than its processes map? */
+bool direct_child_memory_differs(const struct peers *p);
+/* Those that there are end, and new ones get that file.  false: there will be none. */
+bool direct_child_memory(struct peers *p);
 bool direct_slot_ready(struct direct *d, struct direct_slot *s); /* starts it, when there is none */
 /* Another process; what there was has ended when this returns. */
 void direct_slot_replace(struct direct *d, struct direct_slot *s);

@@ -54,6 +54,7 @@ struct direct_helper {
     struct child child;
     pthread_mutex_t lock; /* of the socket: vCPUs ask one after another */
     int socket;
+    int ram;        /* the descriptor here of what it has been given */
     uint8_t *pages; /* the shared file: for each slot of each vCPU */
     size_t size;
 };
@@ -87,6 +88,7 @@ static int helper_start(struct direct_helper *h, int ram, char *err, size_t n)
     if (ends[1] >= 0)
         close(ends[1]);
     h->socket = ends[0];
+    h->ram = ram;
     return failed;
 }
 
@@ -133,6 +135,31 @@ static bool helper_ask(struct direct_helper *h, uint16_t order)
     bool done = write(h->socket, &order, sizeof order) == sizeof order && read(h->socket, &answer, 1) == 1;
     pthread_mutex_unlock(&h->lock);
     return done;
+}
+
+bool direct_child_memory_differs(const struct peers *p)
+{
+    return p->helper && !p->helper_failed && p->helper->ram != p->of[0]->config.memory->fd;
+}
+
+bool direct_child_memory(struct peers *p)
+{
+    struct direct_helper *h = p->helper;
+    union {
+        struct cmsghdr head;
+        char bytes[CMSG_SPACE(sizeof(int))];
+    } control = {.head = {.cmsg_len = CMSG_LEN(sizeof(int)), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS}};
+    uint16_t order = DIRECT_NEW_MEMORY;
+    struct iovec v = {&order, sizeof order};
+    struct msghdr message = {
+        .msg_iov = &v, .msg_iovlen = 1, .msg_control = control.bytes, .msg_controllen = sizeof control.bytes};
+    uint8_t answer;
+
+    h->ram = p->of[0]->config.memory->fd;
+    cpu_copy(CMSG_DATA(&control.head), &h->ram, sizeof h->ram);
+    if (sendmsg(h->socket, &message, MSG_NOSIGNAL) != sizeof order || read(h->socket, &answer, 1) != 1)
+        p->helper_failed = -EPIPE;
+    return !p->helper_failed;
 }
 
 /* Where the kernel has put the first signal's frame it puts all. */

@@ -40,6 +40,7 @@ void copies_stop(struct direct *d)
 {
     if (d->spare)
         munmap(d->spare, COPIES * PAGE);
+    d->spare = NULL;
 }
 
 /* mov reg, 0x7b, the selector that Linux gives to programs for this; then rdpid, or lsl reg, reg.  In the vDSO's list

@@ -13,6 +13,8 @@
 #include <sys/mman.h>
 #include <sys/syscall.h>
 
+#include "memory/template.h"
+
 #define PAGE 4096ull
 #define LARGE MIRROR_LARGE
 #define LOWEST 0x10000ull /* where a host lets its processes map */
@@ -190,11 +192,6 @@ static unsigned protection(struct soft_vcpu *v, struct direct *d, const struct t
     return prot;
 }
 
-static uint64_t file_offset(const struct memory *m, uint64_t gpa)
-{
-    return gpa < m->low_size ? gpa : gpa - MEMORY_HOLE_END + m->low_size;
-}
-
 static bool outside(uint64_t gva, uint64_t size)
 {
     return gva < LOWEST || gva + size > DIRECT_TOP || (gva < DIRECT_END && gva + size > DIRECT_BASE);
@@ -213,25 +210,27 @@ static void map_run(struct direct_slot *s, struct run *r)
     r->size = 0;
 }
 
-/* As the guest's tables have it.  false: it cannot be mapped. */
+/* As the guest's tables have it.  false: it cannot be mapped.  A page that is in a template (memory/template.h) becomes
+ * the machine's own first: it would have to be found and mapped anew when somebody writes to it. */
 static bool map(struct soft_vcpu *v, struct direct *d, struct direct_slot *s, uint64_t gva,
                 const struct translation *tr, struct run *r)
 {
     const struct memory *m = d->engine->config.memory;
     uint64_t size = PAGE, gpa = tr->gpa & -PAGE, copy;
     gva &= -PAGE;
-    if (tr->page_size >= LARGE && tr->no_exec && memory_is_ram(m, gpa & -LARGE, LARGE) && gva >= LARGE &&
-        !has_code(d, gpa & -LARGE, LARGE))
+    if (tr->page_size >= LARGE && tr->no_exec && !m->templates && memory_is_ram(m, gpa & -LARGE, LARGE) &&
+        gva >= LARGE && !has_code(d, gpa & -LARGE, LARGE))
         size = LARGE, gva &= -LARGE, gpa &= -LARGE;
     if (!memory_is_ram(m, gpa, size) || outside(gva, size) || tr->global || s->n_pages >= MIRROR_PAGES_MAX)
         return false;
+    memory_own(d->engine->config.memory, gpa, size);
     struct region *g = pages_new_region(s, gva);
     if (!g)
         return false;
     if (size == PAGE && g->large)
         return true; /* was one page, is many, and nobody has flushed it yet */
     unsigned prot = protection(v, d, tr, gva, gpa, size, &copy);
-    uint64_t offset = copy ? copy : file_offset(m, gpa);
+    uint64_t offset = copy ? copy : memory_offset(m, gpa);
     uint64_t *page = size == LARGE ? &g->large : &g->page[PAGE_INDEX(gva)];
     if (*page == (gpa | prot)) {
         if (remember(v, g, gpa | prot, gva, size))

@@ -105,7 +105,7 @@ static void fpu_initial(struct soft_vcpu *v)
 #define HUGE_PAGE (2ull << 20)
 
 /* All of it is in use all the time, here and there: in huge pages, where the host has some. */
-static struct soft_vcpu *vcpu_alloc(void)
+static struct soft_vcpu *vcpu_alloc(bool lean)
 {
     uint64_t size = (sizeof(struct soft_vcpu) + HUGE_PAGE - 1) & ~(HUGE_PAGE - 1), want = size + HUGE_PAGE;
     uint8_t *p = mmap(NULL, want, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -116,7 +116,8 @@ static struct soft_vcpu *vcpu_alloc(void)
         munmap(p, head);
     if (want - head - size)
         munmap(p + head + size, want - head - size);
-    (void)madvise(p + head, size, MADV_HUGEPAGE);
+    if (!lean)
+        (void)madvise(p + head, size, MADV_HUGEPAGE);
     return (struct soft_vcpu *)(p + head);
 }
 
@@ -127,7 +128,7 @@ static void vcpu_free(struct soft_vcpu *v)
 
 static int vcpu_create(struct engine *e)
 {
-    struct soft_vcpu *v = vcpu_alloc();
+    struct soft_vcpu *v = vcpu_alloc(e->config.lean);
     if (!v)
         return -ENOMEM;
     e->vcpu = v;
@@ -278,12 +279,13 @@ static int soft_set_simd(struct engine *e, unsigned i, const uint8_t *bytes, siz
     return 0;
 }
 
-/* The process that runs guest code directly is not let run while memory is watched (direct.c). */
+/* Guest code does not run directly while contents are kept or to come (direct.c). */
 static void soft_watch(struct engine *e)
 {
     for (unsigned i = 0; i < e->peers->n; i++)
         for (unsigned mmu = 0; mmu < MMU_COUNT; mmu++)
             soft_tlb_flush(e->peers->of[i]->vcpu, mmu, true);
+    soft_direct_memory(e->peers);
 }
 
 const struct engine_ops engine_soft = {

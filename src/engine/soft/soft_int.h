@@ -686,6 +686,7 @@ void soft_xsave_layout(struct engine *e);
 int soft_direct_create(struct engine *e);
 void soft_direct_destroy(struct engine *e);
 void soft_direct_helper_stop(struct peers *p); /* when all have been destroyed */
+void soft_direct_memory(struct peers *p);      /* the RAM may have another file; no vCPU runs */
 void soft_direct_kick(struct engine *e);       /* any thread */
 /* The vCPU's thread got a #GP of the host's at a CPUID of ours: true: it may have it, it does not trap any more. */
 bool soft_direct_cpuid(struct engine *e);

@@ -1,0 +1,445 @@
+#include "memory/template.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* Of what is called while a guest's SIMD state is in the registers. */
+#define QUIET __attribute__((target("general-regs-only")))
+
+#define PAGE_SHIFT 12
+#define PAGE (1u << PAGE_SHIFT)
+#define BATCH 16u       /* pages copied at a time */
+#define AHEAD 64u       /* pages that a writer who goes through memory gets at a time, at most */
+#define RUNS_MOST 1024u /* pieces of what a machine has written, when that becomes a template: each is a mapping */
+
+/* A process may have 65530 mappings: the more there are, the larger the pieces that become a machine's own. */
+static const struct {
+    unsigned pieces;
+    unsigned pages;
+} grains[] = {{8192, 1}, {14000, 16}, {20000, 512}, {UINT32_MAX, 4096}};
+
+struct memory_templates {
+    pthread_mutex_t lock; /* of those who make pages their own: `from` changes with it held */
+    int fd[MEMORY_TEMPLATES_MAX];
+    unsigned n;
+    uint64_t n_pages;
+    unsigned pieces;       /* mappings of its own, at most */
+    uint64_t next, length; /* the last one ended there, and was so long */
+    void (*exhausted)(void *opaque);
+    void *opaque;
+    uint8_t buffer[BATCH * PAGE]; /* of the holder of the lock */
+    _Atomic uint8_t from[];       /* by page of the file: a template's number or MEMORY_OWN; read at any time */
+};
+
+/* --- places ---------------------------------------------------------------------------------------------------- */
+
+static uint8_t *at(const struct memory *m, uint64_t page)
+{
+    uint64_t offset = page << PAGE_SHIFT;
+    return m->base + (offset < m->low_size ? offset : offset - m->low_size + MEMORY_HOLE_END);
+}
+
+QUIET static uint64_t page_of(const struct memory *m, uint64_t gpa)
+{
+    return memory_offset(m, gpa) >> PAGE_SHIFT;
+}
+
+QUIET static uint8_t from(const struct memory_templates *t, uint64_t page)
+{
+    return atomic_load_explicit(&t->from[page], memory_order_acquire);
+}
+
+static struct memory_templates *create(const struct memory *m, uint8_t where)
+{
+    uint64_t n = m->size >> PAGE_SHIFT;
+    struct memory_templates *t = calloc(1, sizeof *t + n);
+
+    if (!t)
+        return NULL;
+    t->n_pages = n;
+    for (uint64_t i = 0; i < n; i++)
+        atomic_init(&t->from[i], where);
+    pthread_mutex_init(&t->lock, NULL);
+    return t;
+}
+
+static void close_all(struct memory_templates *t)
+{
+    while (t->n)
+        close(t->fd[--t->n]);
+}
+
+void memory_templates_destroy(struct memory *m)
+{
+    struct memory_templates *t = m->templates;
+
+    if (!t)
+        return;
+    close_all(t);
+    pthread_mutex_destroy(&t->lock);
+    free(t);
+    m->templates = NULL;
+}
+
+/* --- pages of one's own; the lock is held ------------------------------------------------------------------------- */
+
+/* Pages that have no memory: whoever writes to them now does that nowhere, and the machine ends. */
+static void exhausted(struct memory *m, uint64_t first, uint64_t end)
+{
+    struct memory_templates *t = m->templates;
+
+    if (mmap(at(m, first), (end - first) << PAGE_SHIFT, PROT_READ | PROT_WRITE,
+             MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0) == MAP_FAILED)
+        abort();
+    if (t->exhausted)
+        t->exhausted(t->opaque);
+    t->exhausted = NULL;
+}
+
+static int copy(struct memory *m, uint64_t first, uint64_t end)
+{
+    struct memory_templates *t = m->templates;
+
+    for (uint64_t page = first, n; page < end; page += n) {
+        uint8_t where = from(t, page);
+        for (n = 1; n < BATCH && page + n < end && from(t, page + n) == where; n++)
+            ;
+        size_t size = n << PAGE_SHIFT;
+        off_t offset = (off_t)(page << PAGE_SHIFT);
+        if (where != MEMORY_OWN && (pread(t->fd[where], t->buffer, size, offset) != (ssize_t)size ||
+                                    pwrite(m->fd, t->buffer, size, offset) != (ssize_t)size))
+            return -ENOMEM;
+    }
+    return 0;
+}
+
+static bool map(struct memory *m, uint64_t first, uint64_t end, int more)
+{
+    return mmap(at(m, first), (end - first) << PAGE_SHIFT, PROT_READ | PROT_WRITE,
+                MAP_SHARED | MAP_FIXED | MAP_NORESERVE | more, m->fd, (off_t)(first << PAGE_SHIFT)) != MAP_FAILED;
+}
+
+/* While the mapping is changed, whoever accesses it waits inside the host's kernel. */
+static void own(struct memory *m, uint64_t first, uint64_t end, bool contents)
+{
+    struct memory_templates *t = m->templates;
+
+    if ((contents && copy(m, first, end)) || !map(m, first, end, contents ? MAP_POPULATE : 0))
+        exhausted(m, first, end);
+    for (uint64_t page = first; page < end; page++)
+        atomic_store_explicit(&t->from[page], MEMORY_OWN, memory_order_release);
+    t->pieces++;
+}
+
+static unsigned grain(const struct memory_templates *t)
+{
+    unsigned i = 0;
+
+    while (t->pieces >= grains[i].pieces)
+        i++;
+    return grains[i].pages;
+}
+
+/* With some behind it for who seems to go on there, and as many around it as there have to be. */
+static void own_page(struct memory *m, uint64_t page)
+{
+    struct memory_templates *t = m->templates;
+    uint64_t size = grain(t), first = page & -size, end = first + size;
+    bool goes_on = page == t->next && t->length;
+
+    for (uint64_t n = 1; goes_on && n < 2 * t->length && n < AHEAD && end < t->n_pages && from(t, end) != MEMORY_OWN;
+         n++)
+        end++;
+    end = end < t->n_pages ? end : t->n_pages;
+    if (first < m->low_size >> PAGE_SHIFT && end > m->low_size >> PAGE_SHIFT)
+        end = m->low_size >> PAGE_SHIFT;
+    own(m, first, end, true);
+    t->next = end;
+    t->length = end - page;
+}
+
+static void own_range(struct memory *m, uint64_t first, uint64_t end)
+{
+    for (uint64_t page = first; page < end; page++)
+        if (from(m->templates, page) != MEMORY_OWN)
+            own_page(m, page);
+}
+
+/* --- pages of one's own --------------------------------------------------------------------------------------------
+ */
+
+QUIET bool memory_owns(const struct memory *m, uint64_t gpa, uint64_t len)
+{
+    for (uint64_t page = page_of(m, gpa), last = page_of(m, gpa + len - 1); page <= last; page++)
+        if (from(m->templates, page) != MEMORY_OWN)
+            return false;
+    return true;
+}
+
+void memory_own(struct memory *m, uint64_t gpa, uint64_t len)
+{
+    struct memory_templates *t = m->templates;
+
+    if (!t || !len || memory_owns(m, gpa, len))
+        return;
+    pthread_mutex_lock(&t->lock);
+    own_range(m, page_of(m, gpa), page_of(m, gpa + len - 1) + 1);
+    pthread_mutex_unlock(&t->lock);
+}
+
+void memory_own_zeroes(struct memory *m, uint64_t gpa, uint64_t len)
+{
+    struct memory_templates *t = m->templates;
+
+    if (!t || !len)
+        return;
+    uint64_t page = page_of(m, gpa), end = page_of(m, gpa + len - 1) + 1;
+    pthread_mutex_lock(&t->lock);
+    while (page < end) {
+        uint64_t first = page;
+        while (page < end && from(t, page) != MEMORY_OWN)
+            page++;
+        if (page > first)
+            own(m, first, page, false);
+        page += page == first;
+    }
+    pthread_mutex_unlock(&t->lock);
+}
+
+void memory_set_exhausted(struct memory *m, void (*fn)(void *opaque), void *opaque)
+{
+    m->templates->exhausted = fn;
+    m->templates->opaque = opaque;
+}
+
+/* --- contents -------------------------------------------------------------------------------------------------------
+ */
+
+int memory_peek(const struct memory *m, uint64_t offset, void *out, uint64_t len)
+{
+    const struct memory_templates *t = m->templates;
+
+    for (uint64_t done = 0; done < len;) {
+        uint64_t where = offset + done, left = PAGE - (where & (PAGE - 1));
+        uint8_t number = t ? from(t, where >> PAGE_SHIFT) : MEMORY_OWN;
+        size_t size = !t || left > len - done ? len - done : left;
+        ssize_t got = pread(number == MEMORY_OWN ? m->fd : t->fd[number], (uint8_t *)out + done, size, (off_t)where);
+        if (got <= 0)
+            return got < 0 ? -errno : -EIO;
+        done += (uint64_t)got;
+    }
+    return 0;
+}
+
+static uint64_t next_data(int fd, uint64_t offset, uint64_t none)
+{
+    off_t data = lseek(fd, (off_t)offset, SEEK_DATA);
+
+    return data >= 0 ? (uint64_t)data : errno == ENXIO ? none : offset;
+}
+
+uint64_t memory_next_data(const struct memory *m, uint64_t offset)
+{
+    uint64_t least = next_data(m->fd, offset, m->size);
+
+    for (unsigned i = 0; m->templates && i < m->templates->n; i++) {
+        uint64_t data = next_data(m->templates->fd[i], offset, m->size);
+        least = data < least ? data : least;
+    }
+    return least < m->size ? least : m->size;
+}
+
+static uint64_t allocated(int fd)
+{
+    struct stat st;
+
+    return fstat(fd, &st) ? 0 : (uint64_t)st.st_blocks * 512;
+}
+
+void memory_usage(const struct memory *m, uint64_t *owned, uint64_t *shared)
+{
+    const struct memory_templates *t = m->templates;
+    uint64_t pages = 0, there = 0;
+
+    *owned = allocated(m->fd);
+    for (unsigned i = 0; t && i < t->n; i++)
+        there += allocated(t->fd[i]);
+    for (uint64_t i = 0; t && i < t->n_pages; i++)
+        pages += from(t, i) != MEMORY_OWN;
+    *shared = pages << PAGE_SHIFT < there ? pages << PAGE_SHIFT : there;
+}
+
+/* --- becoming a template
+ * ---------------------------------------------------------------------------------------------- */
+
+static uint64_t own_runs(const struct memory_templates *t)
+{
+    uint64_t n = 0;
+
+    for (uint64_t page = 0; page < t->n_pages; page++)
+        n += from(t, page) == MEMORY_OWN && (!page || from(t, page - 1) != MEMORY_OWN);
+    return n;
+}
+
+/* Every piece will be a mapping of its own in each copy: small gaps between them are filled. */
+static void join_runs(struct memory *m)
+{
+    struct memory_templates *t = m->templates;
+
+    for (uint64_t gap = 4; own_runs(t) > RUNS_MOST; gap *= 4)
+        for (uint64_t page = 1, first = 0; page < t->n_pages; page++) {
+            bool is = from(t, page) == MEMORY_OWN, was = from(t, page - 1) == MEMORY_OWN;
+            if (was && !is)
+                first = page;
+            if (is && !was && first && page - first <= gap)
+                own(m, first, page, true);
+        }
+}
+
+/* All that the templates hold becomes its own: there is a new first one then. */
+static int flatten(struct memory *m)
+{
+    struct memory_templates *t = m->templates;
+
+    for (uint64_t page = 0; (page = memory_next_data(m, page << PAGE_SHIFT) >> PAGE_SHIFT) < t->n_pages; page += BATCH)
+        if (copy(m, page, page + BATCH < t->n_pages ? page + BATCH : t->n_pages))
+            return -ENOMEM;
+    uint64_t low = m->low_size >> PAGE_SHIFT;
+    if (!map(m, 0, low, 0) || (low < t->n_pages && !map(m, low, t->n_pages, 0)))
+        return -ENOMEM;
+    for (uint64_t page = 0; page < t->n_pages; page++)
+        atomic_store(&t->from[page], MEMORY_OWN);
+    close_all(t);
+    return 0;
+}
+
+static int read_only(struct memory *m)
+{
+    if (mprotect(m->base, m->low_size, PROT_READ) ||
+        (m->high_size && mprotect(m->base + MEMORY_HOLE_END, m->high_size, PROT_READ)))
+        return -errno;
+    return fcntl(m->fd, F_ADD_SEALS, F_SEAL_FUTURE_WRITE | F_SEAL_SEAL) ? -errno : 0;
+}
+
+/* There are templates: nothing is asked of the host's kernel ahead of writes, and all writes are announced. */
+static void begin(struct memory *m)
+{
+    memset(m->touched, 1, (m->end >> MEMORY_CHUNK_SHIFT) + 1);
+    atomic_store(&m->watched, true);
+}
+
+static bool is_empty(int fd)
+{
+    struct stat st;
+
+    return fstat(fd, &st) == 0 && st.st_size == 0;
+}
+
+int memory_freeze(struct memory *m, int fd)
+{
+    int err = is_empty(fd) ? memory_prepare_file(fd, m->size) : -EINVAL;
+
+    if (!err && !m->templates && !(m->templates = create(m, MEMORY_OWN)))
+        err = -ENOMEM;
+    struct memory_templates *t = m->templates;
+    if (!err && t->n == MEMORY_TEMPLATES_MAX)
+        err = flatten(m);
+    if (!err && t->n)
+        join_runs(m);
+    if (!err)
+        err = read_only(m);
+    if (err)
+        return err;
+    for (uint64_t page = 0; page < t->n_pages; page++)
+        if (from(t, page) == MEMORY_OWN)
+            atomic_store(&t->from[page], (uint8_t)t->n);
+    t->fd[t->n++] = m->fd;
+    m->fd = fd;
+    t->pieces = 0;
+    t->length = 0;
+    begin(m);
+    return 0;
+}
+
+int memory_templates(const struct memory *m, int fds[MEMORY_TEMPLATES_MAX], struct memory_run **runs, uint32_t *n_runs)
+{
+    const struct memory_templates *t = m->templates;
+    uint32_t n = 0;
+
+    for (uint64_t page = 0; page < t->n_pages; page++)
+        n += !page || from(t, page) != from(t, page - 1);
+    *runs = calloc(n, sizeof **runs);
+    *n_runs = n;
+    if (!*runs)
+        return -ENOMEM;
+    for (uint64_t page = 0, i = 0; page < t->n_pages; page++) {
+        i += page && from(t, page) != from(t, page - 1);
+        (*runs)[i].from = from(t, page);
+        (*runs)[i].pages++;
+    }
+    memcpy(fds, t->fd, sizeof *fds * t->n);
+    return (int)t->n;
+}
+
+/* --- templates of somebody else's
+ * --------------------------------------------------------------------------------------- */
+
+/* As large as ours, and nobody can take pages from under us or change them. */
+static bool usable(const struct memory *m, int fd)
+{
+    const int needed = F_SEAL_SHRINK | F_SEAL_FUTURE_WRITE;
+    struct stat st;
+
+    return fstat(fd, &st) == 0 && (uint64_t)st.st_size == m->size + MEMORY_SPARE &&
+           (fcntl(fd, F_GET_SEALS) & needed) == needed;
+}
+
+/* Pages [first, end) of a template, inside one of the parts of RAM. */
+static bool map_template(struct memory *m, int fd, uint64_t first, uint64_t end)
+{
+    return first == end || mmap(at(m, first), (end - first) << PAGE_SHIFT, PROT_READ, MAP_SHARED | MAP_FIXED, fd,
+                                (off_t)(first << PAGE_SHIFT)) != MAP_FAILED;
+}
+
+static int adopt_run(struct memory *m, const int *fds, uint64_t first, const struct memory_run *r)
+{
+    uint64_t end = first + r->pages, low = m->low_size >> PAGE_SHIFT, split = first < low && end > low ? low : first;
+
+    for (uint64_t page = first; page < end; page++)
+        atomic_store(&m->templates->from[page], (uint8_t)r->from);
+    return map_template(m, fds[r->from], first, split) && map_template(m, fds[r->from], split, end) ? 0 : -errno;
+}
+
+int memory_adopt(struct memory *m, const int *fds, unsigned n, const struct memory_run *runs, uint32_t n_runs)
+{
+    uint64_t pages = 0, page = 0;
+    int err = 0;
+
+    if (!n || n > MEMORY_TEMPLATES_MAX || m->templates)
+        return -EINVAL;
+    for (unsigned i = 0; i < n; i++)
+        if (!usable(m, fds[i]))
+            return -EINVAL;
+    for (uint32_t i = 0; i < n_runs; pages += runs[i++].pages)
+        if (runs[i].from >= n || runs[i].pages > (m->size >> PAGE_SHIFT) - pages)
+            return -EINVAL;
+    if (pages != m->size >> PAGE_SHIFT)
+        return -EINVAL;
+    m->templates = create(m, 0);
+    if (!m->templates)
+        return -ENOMEM;
+    for (uint32_t i = 0; i < n_runs && !err; page += runs[i++].pages)
+        err = adopt_run(m, fds, page, &runs[i]);
+    if (err)
+        return err;
+    memcpy(m->templates->fd, fds, n * sizeof *fds);
+    m->templates->n = n;
+    begin(m);
+    return 0;
+}

@@ -1,0 +1,22 @@
+/*
+ * Copies of a machine, seen from outside: each has a directory, a name, a uuid and addresses of its own, and a disk of
+ * its own over the layers that it has in common with the machine.  Those have a second name, a hard link, in the copy's
+ * directory: so whichever of them is removed first, the others keep what they stand on.
+ */
+#pragma once
+#include "vm/snapshot_store.h"
+
+struct copy_words {
+    const char *name;                  /* of the copy; or the beginning, when */
+    bool numbered;                     /* NAME-1, NAME-2 ...: the first that is free from *number on */
+    unsigned number;                   /* the next one to be tried */
+    const struct option_list *publish; /* what ports of the host lead to it: those of the machine are the machine's */
+};
+
+/*
+ * Makes one of `parent`, whose disk is the layer `layer` (empty: it has none of its own).  *lock is held; the parent's
+ * record must outlive *copy, which lives in it for the most part.  0, or -errno with a sentence, and there is nothing
+ * new: -EEXIST.
+ */
+int copy_make(const struct registry *r, const struct vm_record *parent, const char *layer, struct copy_words *words,
+              struct vm_record *copy, int *lock, char *err, size_t n);

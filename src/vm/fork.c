@@ -1,0 +1,182 @@
+#include "vm/fork.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "backends/net.h"
+#include "base/error.h"
+#include "vm/life.h"
+#include "vm/snapshot_int.h"
+
+#define LAYOUT_KIND "about" /* what a machine_restore passes over */
+#define LAYOUT_NAME "templates"
+
+/* --- what cannot be copied
+ * -------------------------------------------------------------------------------------------- */
+
+bool fork_refused(struct control_call *call)
+{
+    const struct vm *vm = call->opaque;
+    const struct vm_config *told = &vm->config->life->record->settings.config;
+
+    for (unsigned i = 0; i < vm->n_nets; i++)
+        if (!net_can_publish(vm->nets[i]))
+            return control_fail(call, "unsupported",
+                                "it has a card in a network with others, where a copy would have the same addresses: "
+                                "only machines with networks of their own (--net user) are forked"),
+                   true;
+    if (told->ports.n || told->vsock_path)
+        return control_fail(call, "unsupported",
+                            "it has a place on the host that its %s leads to, and a copy would have the same: such a "
+                            "machine is not forked",
+                            told->ports.n ? "--port" : "--vsock"),
+               true;
+    return false;
+}
+
+/* --- there is no memory for a page -----------------------------------------------------------------------------------
+ */
+
+/* On any thread, with any lock: the vCPUs stop, and the loop says why. */
+static void exhausted(void *opaque)
+{
+    struct vm *vm = opaque;
+
+    atomic_store(&vm->exhausted, true);
+    atomic_store(&vm->stop, true);
+    for (unsigned i = 0; i < vm_vcpus(vm->config); i++) {
+        atomic_fetch_or(&vm->vcpus[i].cpu->request, REQ_EXIT);
+        vm_kick(vm, i);
+    }
+}
+
+/* --- messages --------------------------------------------------------------------------------------------------- */
+
+union descriptors {
+    struct cmsghdr head;
+    char bytes[CMSG_SPACE(FORK_FDS_MAX * sizeof(int))];
+};
+
+static int send_all(int socket, const int *fds, unsigned n)
+{
+    char text[] = FORK_MESSAGE;
+    struct iovec v = {text, sizeof text};
+    union descriptors control = {
+        .head = {.cmsg_len = CMSG_LEN(n * sizeof(int)), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS}};
+    struct msghdr message = {
+        .msg_iov = &v, .msg_iovlen = 1, .msg_control = control.bytes, .msg_controllen = CMSG_SPACE(n * sizeof(int))};
+
+    memcpy(CMSG_DATA(&control.head), fds, n * sizeof *fds);
+    return sendmsg(socket, &message, MSG_NOSIGNAL | MSG_DONTWAIT) == sizeof text ? 0 : -errno;
+}
+
+int fork_offer(int socket, char *err, size_t n)
+{
+    const int fds[] = {memfd_create("guise-fork", MFD_CLOEXEC),
+                       memfd_create("guise-ram", MFD_CLOEXEC | MFD_ALLOW_SEALING)};
+    int failed = fds[0] < 0 || fds[1] < 0 ? -errno : send_all(socket, fds, 2);
+
+    for (unsigned i = 0; i < 2; i++)
+        if (fds[i] >= 0)
+            close(fds[i]);
+    return failed ? error_sys(err, n, failed, "cannot offer memory to the machine") : 0;
+}
+
+int fork_receive(int socket, int fds[FORK_FDS_MAX], char *err, size_t n)
+{
+    char text[sizeof FORK_MESSAGE];
+    struct iovec v = {text, sizeof text};
+    union descriptors control;
+    struct msghdr message = {
+        .msg_iov = &v, .msg_iovlen = 1, .msg_control = control.bytes, .msg_controllen = sizeof control.bytes};
+    ssize_t got = recvmsg(socket, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
+    const struct cmsghdr *c = got < 0 ? NULL : CMSG_FIRSTHDR(&message);
+
+    if (!c || c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS || c->cmsg_len < CMSG_LEN(2 * sizeof(int)))
+        return error_sys(err, n, got < 0 ? -errno : -EPROTO, "what a copy is made of was not handed over");
+    unsigned count = (unsigned)((c->cmsg_len - CMSG_LEN(0)) / sizeof(int));
+    memcpy(fds, CMSG_DATA(c), count * sizeof *fds);
+    return (int)count;
+}
+
+/* --- the one that is forked -----------------------------------------------------------------------------------------
+ */
+
+/* The layout: for each run its pages and its template's number, 4 bytes each, little-endian. */
+static int add_layout(struct saving *s, const struct memory_run *runs, uint32_t n)
+{
+    return sections_add(&s->sections, LAYOUT_KIND, LAYOUT_NAME, 1, runs, n * sizeof *runs);
+}
+
+static int write_state(struct saving *s, int fd)
+{
+    struct snapshot_writer *w;
+    int err = snapshot_writer_create(&w, fd);
+
+    if (err)
+        return err;
+    err = snapshot_write_sections(w, &s->sections);
+    if (!err)
+        err = snapshot_write_end(w);
+    snapshot_writer_destroy(w);
+    return err;
+}
+
+/* state: a file for it, which stays the caller's. */
+static int send_copies_parts(struct saving *s, int state)
+{
+    struct memory_run *runs = NULL;
+    uint32_t n_runs = 0;
+    int fds[FORK_FDS_MAX] = {state};
+    int n = memory_templates(machine_memory(s->vm->machine), fds + 1, &runs, &n_runs);
+    int err = n < 0 ? n : add_layout(s, runs, n_runs);
+
+    free(runs);
+    if (!err)
+        err = write_state(s, state);
+    if (!err)
+        err = send_all(s->fork, fds, 1 + (unsigned)n);
+    return err ? error_sys(s->error, sizeof s->error, err, "the copies' state cannot be handed over") : 0;
+}
+
+int fork_hand_over(struct saving *s)
+{
+    struct memory *m = machine_memory(s->vm->machine);
+    int fds[FORK_FDS_MAX], n = fork_receive(s->fork, fds, s->error, sizeof s->error);
+    int err = n < 2 ? -EPROTO : memory_freeze(m, fds[1]);
+
+    if (!err) {
+        fds[1] = -1;
+        memory_set_exhausted(m, exhausted, s->vm);
+        s->vm->ops->watch(s->vm->engine);
+        err = send_copies_parts(s, fds[0]);
+    } else if (n >= 2) {
+        error_sys(s->error, sizeof s->error, err, "memory cannot become a template");
+    }
+    for (int i = 0; i < n; i++)
+        if (fds[i] >= 0)
+            close(fds[i]);
+    return err;
+}
+
+/* --- a copy ------------------------------------------------------------------------------------------------------ */
+
+int fork_adopt(struct vm *vm, struct restore *r, char *err, size_t n)
+{
+    struct memory *m = machine_memory(vm->machine);
+    const struct section *s = sections_find(&r->file.sections, LAYOUT_KIND, LAYOUT_NAME);
+    int failed = s && s->version == 1 && s->size % sizeof(struct memory_run) == 0 ? 0 : -EBADMSG;
+
+    if (!failed) /* sections are allocated: they are aligned */
+        failed = memory_adopt(m, r->templates, r->n_templates, (const struct memory_run *)(const void *)s->bytes,
+                              s->size / (uint32_t)sizeof(struct memory_run));
+    if (failed)
+        return error_sys(err, n, failed, "the memory that is to be copied cannot be used");
+    r->n_templates = 0; /* the memory's now */
+    memory_set_exhausted(m, exhausted, vm);
+    return 0;
+}

@@ -1,0 +1,178 @@
+#!/bin/bash
+# Copies of a machine that runs: each is what it was at that moment, and from then on another one, and nothing that goes wrong
+# harms the machine.
+. "$(dirname "$(readlink -f "$0")")/lib.sh"
+. "$here/machines.sh"
+
+inside() { guise exec "$1" -- sh -c "$2"; }
+running() { guise ls --json | python3 -c 'import json, sys; print(*[m["name"] for m in json.load(sys.stdin)])'; }
+
+guise launch tiny --name vm --cpus 2 --publish 0:80 >"$work/stdout" 2>"$work/stderr" || { not_ok launch "$(tail -n 1 "$work/stderr")" && finish; }
+inside vm 'mkdir -p /dev/shm && mount -t tmpfs -o size=90% none /dev/shm; ip addr add 10.0.2.15/24 dev eth0; ip link set eth0 up
+sysctl -w net.ipv4.tcp_timestamps=1 >/dev/null; echo before >/root/file; echo unsynced >/root/other'
+
+# A program that fills memory with a pattern and changes it all the time, and says when a byte is not what it has written; and one
+# that computes.
+cat >"$work/pattern.c" <<'C'
+#include <fcntl.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { WORDS = 1 << 20, STEP = 511 };
+
+int main(int argc, char **argv)
+{
+    uint64_t *memory = malloc(WORDS * sizeof *memory), round = 0, last = 0;
+    struct timespec t;
+    int file = open(argv[1], O_WRONLY | O_CREAT, 0600);
+    for (size_t i = 0; i < WORDS; i++)
+        memory[i] = i * 0x9e3779b97f4a7c15;
+    for (;; round++) {
+        for (size_t i = 0; i < WORDS; i += STEP) {
+            if (memory[i] != (i + (i % STEP == 0) * round) * 0x9e3779b97f4a7c15) {
+                fprintf(stderr, "word %zu of round %lu\n", i, round);
+                return 1;
+            }
+            memory[i] = (i + round + 1) * 0x9e3779b97f4a7c15;
+        }
+        for (size_t i = round % STEP + 1; i < WORDS; i += 8 * STEP)
+            if (i % STEP && memory[i] != i * 0x9e3779b97f4a7c15)
+                return 1;
+        clock_gettime(CLOCK_MONOTONIC, &t);
+        uint64_t now = t.tv_sec * 1000000000ull + t.tv_nsec;
+        if (now < last) {
+            fputs("the clock has gone back\n", stderr);
+            return 1;
+        }
+        last = now;
+        usleep(5000);
+        {
+            char text[24];
+            pwrite(file, text, sprintf(text, "%020lu\n", round + 1), 0);
+        }
+    }
+}
+C
+gcc -O2 -static -w -o "$work/pattern" "$work/pattern.c" || finish
+guise cp "$work/pattern" vm:/root/pattern >/dev/null
+inside vm 'for i in 1 2; do (/root/pattern /dev/shm/round$i 2>/dev/shm/wrong$i; echo ended >>/dev/shm/wrong$i) >/dev/null 2>&1 & done; sleep 1'
+healthy() # NAME: both programs still run and have seen nothing wrong
+{
+    inside "$1" 'a=$(cat /dev/shm/round1); for i in 1 2 3 4 5 6 7 8 9 10; do sleep 0.2; b=$(cat /dev/shm/round1); [ "$b" != "$a" ] && break; done
+    [ "$b" != "$a" ] && [ ! -s /dev/shm/wrong1 ] && [ ! -s /dev/shm/wrong2 ] && echo yes'
+}
+
+# --- identity -----------------------------------------------------------------------------------------------------
+is "copies of a busy machine" "vm-1 vm-2 vm-3" eval 'guise fork vm -n 3 2>"$work/stderr" | xargs'
+says "what becomes of published ports is said" "vm keeps its published ports"
+is "all of them run" "vm vm-1 vm-2 vm-3" running
+each() { for m in vm vm-1 vm-2 vm-3; do inside "$m" "$1"; done; }
+is "each has a name" "vm vm-1 vm-2 vm-3" eval 'each hostname | xargs'
+is "and a network card's address" 4 eval 'each "cat /sys/class/net/eth0/address" | sort -u | wc -l'
+is "and a uuid" 4 eval 'for m in vm vm-1 vm-2 vm-3; do guise inspect $m | grep -o "\"uuid\": \"[^\"]*"; done | sort -u | wc -l'
+is "the address in its own network stays" 4 eval 'each "ip addr show eth0" | grep -c "inet 10.0.2.15"'
+is "random numbers differ" 4 eval 'each "head -c 16 /dev/urandom | od -An -tx1" | sort -u | wc -l'
+is "and those of AF_ALG and uuids" 4 eval 'each "cat /proc/sys/kernel/random/uuid" | sort -u | wc -l'
+is "only the machine has published ports" "1 0 0 0" eval 'for m in vm vm-1 vm-2 vm-3; do guise publish $m | wc -l; done | xargs'
+is "clocks are right" 4 eval "each 'd=\$((\$(date +%s) - $(date +%s))); [ \$d -ge 0 ] && [ \$d -le 20 ] && echo yes' | grep -c yes"
+is "uptime goes on" yes eval '[ "$(inside vm-1 "cut -d. -f1 /proc/uptime")" -ge 1 ] && [ "$(inside vm-1 "cut -d. -f1 /proc/uptime")" -lt 600 ] && echo yes'
+is "the machine's memory is whole" yes healthy vm
+for m in vm-1 vm-2 vm-3; do is "and that of $m" yes healthy "$m"; done
+
+# --- the network --------------------------------------------------------------------------------------------------
+port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+python3 -m http.server --bind 127.0.0.1 --directory "$work" "$port" >/dev/null 2>&1 &
+server=$!
+echo hello >"$work/page"
+sleep 0.5
+is "each reaches the world, with timestamps of TCP's" 4 eval "each 'wget -q -O - http://10.0.2.2:$port/page' | grep -c hello"
+kill "$server"
+status "a port is led to a copy" 0 guise publish vm-1 "$port:80"
+status "but not to another one, too" 5 guise publish vm-2 "$port:80"
+
+# --- disks --------------------------------------------------------------------------------------------------------
+is "the disk is what it was" "before unsynced" inside vm-1 'cat /root/file /root/other | xargs'
+inside vm-1 'echo one >/root/file; sync'
+inside vm-2 'echo two >/root/file; sync'
+inside vm 'echo zero >/root/file; sync'
+is "what one writes no other sees" "zero one two before" eval 'each "cat /root/file" | xargs'
+
+# --- copies of copies, and what goes ---------------------------------------------------------------------------------
+is "a copy of a copy" vm-1-1 guise fork vm-1
+is "has the copy's disk" one inside vm-1-1 'cat /root/file'
+is "and its memory" yes healthy vm-1-1
+is "and another one of that" deep guise fork vm-1-1 --name deep
+is "whose memory is whole" yes healthy deep
+status "a name that is taken" 5 guise fork vm --name vm-2
+kill -9 "$(guise inspect vm | sed -n 's/.*"pid": \([0-9]*\).*/\1/p')"
+sleep 0.3
+for m in vm-2 vm-1-1 deep; do is "$m lives on when the machine is killed" yes healthy "$m"; done
+status "the machine is removed" 0 guise rm --force vm
+guise kill vm-2
+status "a copy starts again without it" 0 guise start vm-2
+is "from the disk that it has" two inside vm-2 'cat /root/file'
+guise kill vm-3
+guise start vm-3 >/dev/null 2>&1
+is "what was synced before the fork is in another's" before inside vm-3 'cat /root/file'
+inside deep 'echo deeper >/root/file; sync'
+guise kill vm-1
+guise rm vm-1
+guise kill deep
+guise start deep >/dev/null 2>&1
+is "a copy's copy's copy, too" deeper inside deep 'cat /root/file'
+
+# --- snapshots of copies ------------------------------------------------------------------------------------------
+status "a copy is saved" 0 guise snapshot vm-1-1 now
+inside vm-1-1 'echo later >/root/file; sync'
+status "and goes back" 0 guise restore vm-1-1 now
+is "as it was" one inside vm-1-1 'cat /root/file'
+is "with its memory" yes healthy vm-1-1
+is "a restored machine is copied" vm-1-1-1 guise fork vm-1-1
+is "with its memory, too" yes healthy vm-1-1-1
+
+# --- what goes wrong ----------------------------------------------------------------------------------------------
+for moment in 0.01 0.03 0.06 0.1; do
+    guise fork vm-1-1 --name killed >/dev/null 2>&1 &
+    sleep "$moment"
+    kill -9 $! 2>/dev/null
+    wait $! 2>/dev/null
+    sleep 0.3
+    guise rm --force killed >/dev/null 2>&1
+done
+is "commands that are killed do the machine no harm" yes healthy vm-1-1
+is "and it can be copied afterwards" after eval 'for _ in $(seq 50); do guise fork vm-1-1 --name after 2>"$work/stderr" && break || sleep 0.1; done'
+is "as it is" one inside after 'cat /root/file'
+guise rm --force after
+mkdir -p "$GUISE_RUNTIME/half-2.ctl/in-the-way"
+status "of three copies one fails" 1 guise fork vm-1-1 -n 3 --name half
+says "the reason is said" "half-2 has not come up"
+is "the others run" "half-1 half-3" eval 'xargs <"$work/stdout"'
+is "and it is not there" "" eval 'ls "$GUISE_DATA/vms" | grep half-2'
+rm -r "$GUISE_RUNTIME/half-2.ctl"
+guise rm --force half-1 half-3
+
+status "a machine that is not there" 4 guise fork vm-4
+guise kill vm-2
+status "is not forked" 5 guise fork vm-2
+says "with the reason" "guise start vm-2"
+mkdir shared
+guise launch tiny --name sharing --share shared:/mnt >/dev/null 2>&1
+status "shared folders are refused" 7 guise fork sharing
+says "with the reason" "shared folders"
+guise rm --force sharing
+
+# --- clones -------------------------------------------------------------------------------------------------------
+is "one that does not run is cloned" twin guise clone vm-2 twin
+status "not one that runs" 5 guise clone vm-1-1 other
+says "which is forked" "guise fork vm-1-1"
+guise start vm-2 >/dev/null 2>&1
+guise start twin >/dev/null 2>&1
+is "with its disk" two inside twin 'cat /root/file'
+is "and a name" twin inside twin hostname
+inside twin 'echo twin >/root/file; sync'
+is "which is its own from then on" two inside vm-2 'cat /root/file'
+is "and has another address" 2 eval 'for m in vm-2 twin; do inside $m "cat /sys/class/net/eth0/address"; done | sort -u | wc -l'
+finish
