@@ -6,6 +6,7 @@
 #include <linux/filter.h>
 #include <linux/futex.h>
 #include <linux/seccomp.h>
+#include <poll.h>
 #include <signal.h>
 #include <stddef.h>
 #include <string.h>
@@ -206,6 +207,7 @@ static int prepare(unsigned slot, bool trap_tsc, pid_t parent)
     const uint64_t offset = (uint64_t)slot * DIRECT_SLOT_SIZE;
     const stack_t stack = {.ss_sp = (void *)(uintptr_t)DIRECT_STACK, .ss_size = DIRECT_STACK_SIZE};
 
+    signal(SIGCHLD, SIG_DFL);
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     if (getppid() != parent) /* it ended before we asked */
         return -ESRCH;
@@ -249,24 +251,59 @@ static int confine(char *err, size_t n)
     return calls ? 0 : error_set(err, n, -ENOSYS, "this host has no system-call filters: no guest code runs directly");
 }
 
-/* Another process for a slot; what ran there before has ended when the answer is sent. */
-static bool replace(pid_t *slot, unsigned number, bool trap_tsc)
+static pid_t slots[DIRECT_SLOTS_MAX]; /* 0: no process, or its end has been seen */
+
+/* Who ends by itself leaves at once: by that the VM process knows it, who asks for its clock. */
+static void reap(int signal)
 {
-    if (*slot) {
-        kill(*slot, SIGKILL);
-        while (waitpid(*slot, NULL, 0) < 0 && errno == EINTR)
+    (void)signal;
+    const int interrupted = errno;
+    for (pid_t pid; (pid = waitpid(-1, NULL, WNOHANG)) > 0;)
+        for (unsigned i = 0; i < DIRECT_SLOTS_MAX; i++)
+            if (slots[i] == pid)
+                slots[i] = 0;
+    errno = interrupted;
+}
+
+/* Another process for a slot; what ran there before has ended when the answer is sent. */
+static bool replace(unsigned slot, bool trap_tsc)
+{
+    if (slots[slot]) {
+        kill(slots[slot], SIGKILL);
+        while (waitpid(slots[slot], NULL, 0) < 0 && errno == EINTR)
             ;
     }
     if (write(SOCKET, "", 1) != 1)
         return false;
     pid_t self = getpid();
-    *slot = fork();
-    if (*slot == 0)
-        run(number, trap_tsc, self);
-    return *slot > 0;
+    slots[slot] = fork();
+    if (slots[slot] == 0)
+        run(slot, trap_tsc, self);
+    return slots[slot] > 0;
 }
 
-static void end_all(pid_t *slots)
+static int watch_ends(void)
+{
+    const struct sigaction sa = {.sa_handler = reap};
+    sigset_t ends;
+    sigemptyset(&ends);
+    sigaddset(&ends, SIGCHLD);
+    return sigprocmask(SIG_BLOCK, &ends, NULL) || sigaction(SIGCHLD, &sa, NULL) ? -errno : 0;
+}
+
+/* Until there is an order; processes that end meanwhile are seen here, and nowhere else. */
+static bool wait_order(void)
+{
+    struct pollfd p = {.fd = SOCKET, .events = POLLIN};
+    sigset_t none;
+    sigemptyset(&none);
+    while (ppoll(&p, 1, NULL, &none) < 0)
+        if (errno != EINTR)
+            return false;
+    return true;
+}
+
+static void end_all(void)
 {
     for (unsigned i = 0; i < DIRECT_SLOTS_MAX; i++) {
         if (slots[i])
@@ -299,9 +336,9 @@ static bool take_order(uint16_t *order, int *fd)
     return true;
 }
 
-static bool take_memory(pid_t *slots, int fd)
+static bool take_memory(int fd)
 {
-    end_all(slots);
+    end_all();
     bool taken = fd >= 0 && dup2(fd, RAM) == RAM;
     if (fd >= 0)
         close(fd);
@@ -310,7 +347,6 @@ static bool take_memory(pid_t *slots, int fd)
 
 int direct_helper_main(int argc, char **argv)
 {
-    pid_t slots[DIRECT_SLOTS_MAX] = {0};
     char err[ERROR_SIZE];
     uint16_t order;
     int fd;
@@ -319,14 +355,16 @@ int direct_helper_main(int argc, char **argv)
         log_say("%s", argc > 1 ? "this is for other commands of guise" : err);
         return 1;
     }
-    while (take_order(&order, &fd)) {
+    if (watch_ends())
+        return 1;
+    while (wait_order() && take_order(&order, &fd)) {
         if (order == DIRECT_NEW_MEMORY) {
-            if (!take_memory(slots, fd))
+            if (!take_memory(fd))
                 return 1;
             continue;
         }
         unsigned slot = order & ~DIRECT_TRAP_TSC;
-        if (slot >= DIRECT_SLOTS_MAX || !replace(&slots[slot], slot, order & DIRECT_TRAP_TSC))
+        if (slot >= DIRECT_SLOTS_MAX || !replace(slot, order & DIRECT_TRAP_TSC))
             return 1;
     }
     return 0;

@@ -480,7 +480,8 @@ static enum direct_exit stay(struct soft_vcpu *v, struct direct *d, struct direc
             return DIRECT_REFUSED;
         }
         struct direct_context k = *context(s);
-        if (k.rip >= DIRECT_BASE && k.rip < DIRECT_END) { /* a program's doing, perhaps an earlier one's: not ours */
+        /* a program's doing, perhaps an earlier one's: not ours */
+        if (r == -EPROTO || (k.rip >= DIRECT_BASE && k.rip < DIRECT_END)) {
             d->stats.exits[DIRECT_STRAY]++;
             lose(v, d, s);
             return DIRECT_STRAY;

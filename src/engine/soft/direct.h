@@ -24,7 +24,7 @@ enum direct_exit {
     DIRECT_CODE,      /* a store to a page with translated code */
     DIRECT_HIDDEN,    /* a page of code with an instruction that tells what the guest must not see */
     DIRECT_REFUSED,   /* a page cannot be mapped */
-    DIRECT_STRAY,     /* it has stopped inside the stub: guest code had jumped there */
+    DIRECT_STRAY,     /* guest code had jumped into the stub: it has stopped there, or sleeps there and does not say so */
     DIRECT_LOST,      /* the process has ended, or does not stop */
     DIRECT_EXITS,
 };
@@ -172,7 +172,8 @@ static inline bool direct_calls_full(const struct direct_slot *s)
 /* The vCPU may run where it could at first: it does not run programs any more, or has not for a while. */
 void direct_child_release(struct direct *d);
 /* Does the calls, lets guest code go on and waits until it has stopped: 0; or -ECANCELED: it has not run since the
- * vCPU is wanted; -ENOMEM: nor since a call failed; -ESRCH: it is lost. */
+ * vCPU is wanted; -ENOMEM: nor since a call failed; -ESRCH: it is lost; -EPROTO: it sleeps where it would have
+ * to say so, and does not. */
 int direct_child_run(struct soft_vcpu *v, struct direct *d, struct direct_slot *s);
 /* Finds d->price, by some exits of a process that has run nothing yet; later, if the vCPU is wanted meanwhile. */
 void direct_child_measure(struct soft_vcpu *v, struct direct *d, struct direct_slot *s);

@@ -14,6 +14,7 @@
 #include <errno.h>
 #include <linux/futex.h>
 #include <sched.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -27,11 +28,12 @@
 
 #define LOOK_MS 20u           /* from one look at what does not stop to the next */
 #define PATIENCE_NS 50000000u /* of CPU time that it may have from the first of them on, */
-#define CALL_NS 2000000u     /* and for each call that is done before: on a busy host that is a guest itself, 0.5 ms, */
-#define BATCH_NS 2000000000u /* and for all of them at most */
-#define SLEEP_MS 2000u       /* or of time, without that; and for the calls twice as much as of CPU time */
-#define TRIES 100000u        /* to find asleep who has said so, with the CPU left to others between them */
-#define LOOKS 32u            /* at it before that, if it has another CPU */
+#define CALL_NS 2000000u      /* and for each call that is done before: on a busy host that is a guest itself, 0.5 ms, */
+#define BATCH_NS 2000000000u  /* and for all of them at most */
+#define AT_DOOR_LOOKS 5u      /* until who may be asleep there without having said so is looked for */
+#define LOOKS 32u             /* at who has said that it sleeps, if it has another CPU */
+#define YIELDS 1000u          /* of the CPU, between two of them, before it is left for longer */
+#define NAP_NS 100000u
 
 static uint64_t least(uint64_t a, uint64_t b)
 {
@@ -193,7 +195,9 @@ void direct_slot_replace(struct direct *d, struct direct_slot *s)
     uint16_t number = (uint16_t)(d->engine->index * DIRECT_SLOTS + (unsigned)(s - d->slots));
     if (d->trap_tsc)
         number |= DIRECT_TRAP_TSC;
-    memset(s->orders, 0, sizeof *s->orders);
+    memset(s->orders, 0, offsetof(struct direct_orders, calls));
+    for (unsigned i = 0; i < DIRECT_CALLS; i++) /* a mapper that has not ended yet finds no other than its own */
+        s->orders->calls[i].number = -1;
     s->n_calls = 0;
     s->cpu = -1;
     s->based = false;
@@ -361,10 +365,15 @@ static bool call_failed(struct direct_slot *s)
     return moved(&s->orders->door, &s->orders->cell);
 }
 
+static clockid_t process_clock(const struct direct_slot *s)
+{
+    return (clockid_t)(~(unsigned)s->process << 3 | 2); /* clock_getcpuclockid, less its check */
+}
+
 /* What its process has had: it may have to wait for a CPU, or be stopped as a whole, and is not to blame. */
 uint64_t direct_child_cpu_ns(const struct direct_slot *s)
 {
-    return soft_clock_ns((clockid_t)(~(unsigned)s->process << 3 | 2)); /* clock_getcpuclockid, less its check */
+    return soft_clock_ns(process_clock(s));
 }
 
 uint64_t soft_direct_cpu_ns(const struct engine *e)
@@ -376,14 +385,21 @@ uint64_t soft_direct_cpu_ns(const struct engine *e)
     return sum;
 }
 
-/* Has it gone on for too long since it was first asked for?  Or slept, with signals blocked. */
-static bool impatient(const struct direct_slot *s, uint64_t *asked, unsigned *looks)
+/*
+ * Is it of no more use, since it has ended or has gone on for too long after it was first asked for (*asked, which is
+ * NOT_ASKED before)?  What counts is CPU time alone: a process that does as it should may have to wait for any time, for
+ * a CPU or for a lock of the host's kernel that somebody holds who has to wait for one.
+ */
+#define NOT_ASKED UINT64_MAX
+static bool lost(const struct direct_slot *s, uint64_t *asked)
 {
-    uint64_t used = direct_child_cpu_ns(s);
-    if (!*looks)
+    struct timespec t;
+    if (clock_gettime(process_clock(s), &t))
+        return true; /* the helper has seen its end */
+    uint64_t used = (uint64_t)t.tv_sec * 1000000000 + (uint64_t)t.tv_nsec;
+    if (*asked == NOT_ASKED)
         *asked = used;
-    const unsigned longest = SLEEP_MS + (unsigned)((s->patience - PATIENCE_NS) / 500000);
-    return ++*looks > longest / LOOK_MS || used > *asked + s->patience;
+    return used > *asked + s->patience;
 }
 
 static bool found_asleep(struct direct_slot *s, unsigned looks)
@@ -398,14 +414,15 @@ static bool found_asleep(struct direct_slot *s, unsigned looks)
 static int wait_asleep(const struct direct *d, struct direct_slot *s)
 {
     const unsigned looks = d->cpu >= 0 && s->cpu == d->cpu ? 1 : LOOKS;
-    uint64_t begun = 0;
+    const struct timespec nap = {0, NAP_NS};
+    uint64_t asked = NOT_ASKED;
     for (unsigned i = 0; !found_asleep(s, looks); i++) {
-        uint64_t used = direct_child_cpu_ns(s);
-        if (!i)
-            begun = used;
-        if (used > begun + s->patience || i > TRIES)
+        if (lost(s, &asked))
             return -ESRCH;
-        syscall(SYS_sched_yield);
+        if (i < YIELDS)
+            syscall(SYS_sched_yield);
+        else
+            nanosleep(&nap, NULL);
     }
     s->stopped = __atomic_load_n(&s->shared->stopped, __ATOMIC_ACQUIRE);
     return 0;
@@ -414,7 +431,7 @@ static int wait_asleep(const struct direct *d, struct direct_slot *s)
 static int wait_stopped(struct soft_vcpu *v, const struct direct *d, struct direct_slot *s)
 {
     const struct timespec a_while = {0, LOOK_MS * 1000000};
-    uint64_t asked = 0;
+    uint64_t asked = NOT_ASKED;
     unsigned looks = 0;
 
     for (;;) {
@@ -425,8 +442,10 @@ static int wait_stopped(struct soft_vcpu *v, const struct direct *d, struct dire
             continue;
         if (!atomic_load(&v->poll))
             continue;
-        if (impatient(s, &asked, &looks))
+        if (lost(s, &asked))
             return -ESRCH;
+        if (++looks > AT_DOOR_LOOKS && moved(&s->orders->door, &s->orders->cell))
+            return -EPROTO;
         order(s, &s->orders->kick);
     }
     if (call_failed(s)) {
@@ -480,7 +499,7 @@ void direct_child_measure(struct soft_vcpu *v, struct direct *d, struct direct_s
     for (unsigned i = 0; i < WARM + SAMPLES; i++) {
         uint64_t used = direct_child_cpu_ns(s), start = __builtin_ia32_rdtsc();
         int r = direct_child_run(v, d, s);
-        if (r == -ESRCH)
+        if (r == -ESRCH || r == -EPROTO)
             direct_slot_replace(d, s);
         if (r)
             return;
