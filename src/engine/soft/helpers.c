@@ -168,13 +168,25 @@ const void *helper_target(struct soft_vcpu *v, const struct site *s)
     return fault(v);
 }
 
-/* One of several in a row that a spinning vCPU comes by: its host's CPU is for those that can go on. */
+/*
+ * One of several in a row that a spinning vCPU comes by: its host's CPU is for those that can go on.  Who spins for long
+ * waits for a vCPU that has no CPU, and makes that wait for longer the more it asks the scheduler for turns.
+ */
 const void *helper_pause(struct soft_vcpu *v, const struct site *s)
 {
-    enum { PATIENCE = 32 };
+    enum { PATIENCE = 32, APART_US = 5, LONG_US = 50, NAP_NS = 20000 };
+    const struct timespec nap = {0, NAP_NS};
+    const uint64_t now = __builtin_ia32_rdtsc(), us = v->engine->tsc_khz / 1000;
+    if (now - v->paused > APART_US * us)
+        v->spins_since = now;
     __builtin_ia32_pause();
-    if (++v->pauses % PATIENCE == 0)
-        sched_yield();
+    if (++v->pauses % PATIENCE == 0) {
+        if (now - v->spins_since > LONG_US * us)
+            nanosleep(&nap, NULL);
+        else
+            sched_yield();
+    }
+    v->paused = __builtin_ia32_rdtsc();
     return finish(v, s);
 }
 
