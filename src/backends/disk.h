@@ -90,6 +90,7 @@ struct disk {
     struct disk_request *ready, **ready_end;
     bool kicking, again, said;
     struct disk_throttle *throttle; /* NULL: no limit */
+    struct disk_log *log;           /* disk_log.h; NULL: nobody wants to know what is written */
 };
 
 /* Are these words right?  0, or -EINVAL with one sentence in err[n].  Opens nothing. */

@@ -76,7 +76,7 @@ extern const struct option_spec run_options[], doctor_options[], completion_opti
     inspect_options[], info_options[], logs_options[], console_options[], stats_options[], cpus_options[],
     publish_options[], unpublish_options[], events_options[], config_options[], vm_command_options[], exec_options[],
     shell_options[], cp_options[], ssh_options[], tunnel_options[], snapshot_options[], restore_options[],
-    fork_options[], clone_options[];
+    fork_options[], clone_options[], migrate_options[], receive_options[];
 int run_main(const struct command *self, int argc, char **argv);
 extern const struct option_spec image_options[];
 extern const struct command image_commands[];
@@ -107,6 +107,8 @@ int shell_main(const struct command *self, int argc, char **argv);
 int cp_main(const struct command *self, int argc, char **argv);
 extern const struct command snapshot_commands[];
 int snapshot_main(const struct command *self, int argc, char **argv);
+int migrate_main(const struct command *self, int argc, char **argv);
+int receive_main(const struct command *self, int argc, char **argv);
 int restore_main(const struct command *self, int argc, char **argv);
 int fork_main(const struct command *self, int argc, char **argv);
 int clone_main(const struct command *self, int argc, char **argv);

@@ -12,6 +12,7 @@ struct vm_arguments {
     bool attached;
     const char *restore;
     uint64_t copy;
+    bool incoming;
 };
 
 const struct option_spec vm_command_options[] = {
@@ -31,6 +32,10 @@ const struct option_spec vm_command_options[] = {
      .max = FORK_FDS_MAX,
      .value = "N",
      .help = "begin with what N descriptors hold that a machine has handed over"},
+    {.name = "incoming",
+     .kind = OPTION_FLAG,
+     .offset = offsetof(struct vm_arguments, incoming),
+     .help = "wait to be received from another process"},
     {0},
 };
 
@@ -44,7 +49,7 @@ int vm_main(const struct command *self, int argc, char **argv)
         return status;
     if (operands == 0)
         return cli_usage_error(self, "this is for other commands of guise");
-    return process_main(argv[1], a.attached, a.restore, (unsigned)a.copy);
+    return process_main(argv[1], a.attached, a.restore, (unsigned)a.copy, a.incoming);
 }
 
 static void print_images(void)

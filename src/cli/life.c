@@ -184,7 +184,7 @@ static int kill_process(const struct registry *r, const char *name)
     struct vm_run run;
 
     registry_run(r, name, &run);
-    if (run.state != VM_RUNNING || run.pid <= 0)
+    if (!run.held || run.pid <= 0)
         return STATUS_OK;
     if (kill(run.pid, SIGKILL) && errno != ESRCH)
         return cli_failed(-errno, "its process cannot be killed");

@@ -193,7 +193,8 @@ static int ls_json(const struct registry *r, char (*names)[NAME_SIZE], int n, bo
             continue;
         }
         json_t *vm = describe(r, &record);
-        if (all || strcmp(json_string_value(json_object_get(vm, "state")), "running") == 0)
+        const char *state = json_string_value(json_object_get(vm, "state"));
+        if (all || strcmp(state, "running") == 0 || strcmp(state, "incoming") == 0 || strcmp(state, "moved") == 0)
             json_array_append_new(list, vm);
         else
             json_decref(vm);
@@ -220,7 +221,7 @@ static int ls_table(const struct registry *r, char (*names)[NAME_SIZE], int n, b
             continue;
         }
         registry_run(r, names[i], &run);
-        if (all || run.state == VM_RUNNING)
+        if (all || run.state == VM_RUNNING || run.state == VM_INCOMING || run.state == VM_MOVED)
             add_row(&t, r, &record, &run);
         else
             hidden++;

@@ -85,6 +85,14 @@ const struct command cli_commands[] = {
      fork_options, "@vm", fork_main},
     {"clone", "copy a virtual machine that does not run", "NAME NEW",
      "The disk is shared until one of them writes to it.\n", clone_options, "@vm", clone_main},
+    {"migrate", "move a virtual machine to another process, or host, while it runs",
+     "NAME DESTINATION [OPTION]...\n   or: guise migrate --resume|--here NAME",
+     "DESTINATION is where `guise receive` listens, unix:PATH, or just a new name: the machine then stays on this "
+     "host,\n"
+     "in a new process.  Exactly one of the two runs at any time, whatever dies.\n",
+     migrate_options, "@vm", migrate_main},
+    {"receive", "take the virtual machines that `guise migrate` sends", "unix:PATH [OPTION]...",
+     "Prints the name of each that has come.\n", receive_options, NULL, receive_main},
     {"stats", "show what virtual machines use", "[NAME]... [OPTION]...",
      "On a terminal the table is refreshed until Ctrl-C.\n", stats_options, "@vm", stats_main},
     {"events", "show what has happened to virtual machines", "[NAME] [OPTION]...", NULL, events_options, "@vm",

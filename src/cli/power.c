@@ -202,7 +202,8 @@ static int rm(const struct registry *r, const char *name, const void *arguments)
 
     if (a->force) {
         registry_run(r, name, &run);
-        status = run.state == VM_RUNNING ? life_cut_power(r, name) : STATUS_OK;
+        bool lives = run.held && (run.state == VM_RUNNING || run.state == VM_INCOMING || run.state == VM_MOVED);
+        status = lives ? life_cut_power(r, name) : STATUS_OK;
         if (status)
             return status;
     }

@@ -81,3 +81,5 @@ int machine_save(struct machine *m, struct sections *out);
  * devices go on at once.  0, or -errno with a sentence's rest ("it has 2 CPUs, ..."), and then the machine is of no
  * use. */
 int machine_restore(struct machine *m, const struct sections *in, char *err, size_t n);
+/* Whether that will do: as far as it can fail it does so here.  Devices stay as they are. */
+int machine_restore_check(struct machine *m, const struct sections *in, char *err, size_t n);

@@ -121,7 +121,7 @@ static int load_cpus(struct machine *m, const struct sections *in, char *err, si
     return 0;
 }
 
-static int load_part(struct machine *m, unsigned i, const struct sections *in, char *err, size_t n)
+static int load_part(struct machine *m, unsigned i, const struct sections *in, bool only_check, char *err, size_t n)
 {
     const struct device *dev = &m->parts[i];
     char name[SECTION_NAME_SIZE];
@@ -133,7 +133,8 @@ static int load_part(struct machine *m, unsigned i, const struct sections *in, c
     if (s->version != dev->class->save_version || s->size > dev->class->save_size)
         return error_set(err, n, -ENOTSUP, "its device %s is another version's (%u, %u bytes) than this guise knows",
                          name, s->version, s->size);
-    memcpy((char *)dev->state + dev->class->save_offset, s->bytes, s->size);
+    if (!only_check)
+        memcpy((char *)dev->state + dev->class->save_offset, s->bytes, s->size);
     return 0;
 }
 
@@ -169,17 +170,32 @@ static int check_parts(const struct machine *m, const struct sections *in, char 
     return 0;
 }
 
-int machine_restore(struct machine *m, const struct sections *in, char *err, size_t n)
+/* All that can fail. */
+static int load(struct machine *m, const struct sections *in, struct shape *shape, bool only_check, char *err, size_t n)
 {
-    struct shape shape;
-    int failed = check_shape(m, in, &shape, err, n);
+    int failed = check_shape(m, in, shape, err, n);
 
     if (!failed)
         failed = check_parts(m, in, err, n);
     if (!failed)
         failed = load_cpus(m, in, err, n);
     for (unsigned i = 0; i < m->n_parts && !failed; i++)
-        failed = load_part(m, i, in, err, n);
+        failed = load_part(m, i, in, only_check, err, n);
+    return failed;
+}
+
+int machine_restore_check(struct machine *m, const struct sections *in, char *err, size_t n)
+{
+    struct shape shape;
+
+    return load(m, in, &shape, true, err, n);
+}
+
+int machine_restore(struct machine *m, const struct sections *in, char *err, size_t n)
+{
+    struct shape shape;
+    int failed = load(m, in, &shape, false, err, n);
+
     if (failed)
         return failed;
     for (unsigned i = 0; i < PC_GSIS; i++)

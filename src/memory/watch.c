@@ -4,7 +4,6 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "base/simd.h"
 #include "memory/template.h"
@@ -85,6 +84,37 @@ void memory_fill_chunk(struct memory *m, uint64_t chunk, const void *bytes)
     memcpy(chunk_at(m, chunk), bytes, length_of(m, chunk));
 }
 
+void memory_fill_page(struct memory *m, uint64_t page, const void *bytes)
+{
+    uint64_t offset = page << LOG_SHIFT;
+    uint64_t gpa = offset < m->low_size ? offset : offset - m->low_size + MEMORY_HOLE_END;
+
+    if (bytes)
+        memcpy(m->base + gpa, bytes, 1u << LOG_SHIFT);
+    else
+        (void)memory_discard(m, gpa, 1u << LOG_SHIFT);
+}
+
+/* By the files: reading a hole there takes no memory, where reading by the mapping would. */
+static void copy(struct memory *m, uint64_t chunk, uint8_t *out, uint32_t length)
+{
+    if (memory_peek(m, chunk << WATCH_SHIFT, out, length))
+        memcpy(out, chunk_at(m, chunk), length);
+}
+
+bool memory_read_chunk(struct memory *m, uint64_t chunk, uint8_t *out)
+{
+    uint32_t length = length_of(m, chunk);
+
+    if (m->watch && (atomic_load(&m->watch->state[chunk]) & ABSENT))
+        memory_load_chunk(m, chunk, NULL);
+    bool there = memory_next_data(m, chunk << WATCH_SHIFT) < (chunk << WATCH_SHIFT) + length;
+    memset(out + (there ? length : 0), 0, WATCH_CHUNK - (there ? length : 0));
+    if (there)
+        copy(m, chunk, out, length);
+    return there;
+}
+
 void memory_watch_destroy(struct memory *m)
 {
     if (!m->watch)
@@ -105,13 +135,6 @@ static bool load(struct memory *m, uint64_t chunk)
     w->source.load(w->source.opaque, chunk, chunk_at(m, chunk), length_of(m, chunk));
     atomic_fetch_and(&w->state[chunk], (uint8_t)~ABSENT);
     return true;
-}
-
-/* By the files: reading a hole there takes no memory, where reading by the mapping would. */
-static void copy(struct memory *m, uint64_t chunk, uint8_t *out, uint32_t length)
-{
-    if (memory_peek(m, chunk << WATCH_SHIFT, out, length))
-        memcpy(out, chunk_at(m, chunk), length);
 }
 
 static void keep(struct memory *m, uint64_t chunk)

@@ -71,8 +71,13 @@ void memory_log_take(struct memory *m, uint16_t *pages);
 uint64_t memory_log_count(const struct memory *m);
 void memory_log_end(struct memory *m);
 
+/* Copies a chunk's contents to out[WATCH_CHUNK], which somebody may be writing to, zeroes behind its end, without
+ * taking memory for what is not there.  false: nothing of it is there, and out is zeroes. */
+bool memory_read_chunk(struct memory *m, uint64_t chunk, uint8_t *out);
 /* Puts contents into a chunk that are all of it, WATCH_CHUNK bytes of which the last chunk may have less. */
 void memory_fill_chunk(struct memory *m, uint64_t chunk, const void *bytes);
+/* The same of page `page` of the file, of 4096 bytes; NULL: zeroes, which take no room. */
+void memory_fill_page(struct memory *m, uint64_t page, const void *bytes);
 uint64_t memory_chunks(const struct memory *m);
 /* No chunk is to be kept or to come: whoever has asked where a page of its own is may map it elsewhere. */
 bool memory_is_settled(const struct memory *m);

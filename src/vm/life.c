@@ -104,6 +104,25 @@ void life_started(struct vm *vm)
     tell(life, "started", json_pack("{s:s, s:i}", "engine", vm->ops->name, "pid", (int)getpid()));
 }
 
+void life_incoming(struct vm *vm)
+{
+    struct vm_life *life = life_of(vm);
+
+    life->run = (struct vm_run){.state = VM_INCOMING, .pid = (int)getpid(), .started_ms = timestamp_ms()};
+    snprintf(life->run.engine, sizeof life->run.engine, "%s", vm->ops->name);
+    registry_set_run(life->lock, &life->run);
+    tell(life, "incoming", NULL);
+}
+
+void life_moved(struct vm *vm, bool moved)
+{
+    struct vm_life *life = life_of(vm);
+
+    life->run.state = moved ? VM_MOVED : VM_RUNNING;
+    registry_set_run(life->lock, &life->run);
+    tell(life, moved ? "given-up" : "taken-back", NULL);
+}
+
 static const struct {
     const char *word, *event;
     bool failed;
@@ -112,11 +131,12 @@ static const struct {
     [VM_USER_LEFT] = {"switched-off", "stopped", false}, [VM_CRASHED] = {"crash", "crashed", true},
     [VM_FAILED] = {"failure", "failed", true},           [VM_TIMEOUT] = {"timeout", "stopped", true},
     [VM_UNAVAILABLE] = {"unavailable", "failed", true},  [VM_SIGNAL] = {"signal", "stopped", false},
+    [VM_MOVED_AWAY] = {"moved", "stopped", false},
 };
 
 static void set_ended(struct vm_life *life, enum vm_end end, const char *reason)
 {
-    life->run.state = VM_STOPPED;
+    life->run.state = end == VM_MOVED_AWAY ? VM_MOVED : VM_STOPPED;
     life->run.ended_ms = timestamp_ms();
     life->run.failed = ends[end].failed;
     snprintf(life->run.reason, sizeof life->run.reason, "%s", reason);

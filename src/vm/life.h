@@ -44,6 +44,10 @@ extern const struct control_command vm_commands[]; /* commands.c; their opaque i
 int life_open(struct vm *vm, char *err, size_t n);
 /* The vCPUs are about to run. */
 void life_started(struct vm *vm);
+/* It waits to be received (migration.h). */
+void life_incoming(struct vm *vm);
+/* It has been given up to another process, or taken back. */
+void life_moved(struct vm *vm, bool moved);
 /* Something worth telling: to the log and to who listens; takes `data` (an object or NULL) over. */
 void life_event(struct vm *vm, const char *event, json_t *data);
 /* The run has ended, or never began: vm->result says how. */

@@ -17,6 +17,7 @@
 #include "host/child.h"
 #include "vm/fork.h"
 #include "vm/life.h"
+#include "vm/migration_record.h"
 #include "vm/prepare.h"
 #include "vm/snapshot.h"
 
@@ -41,10 +42,12 @@ static int open_log(const struct registry *r, const char *name, char *err, size_
 int process_start(const struct registry *r, const struct vm_record *record, int lock, bool attached,
                   const struct process_source *source, int *client, char *err, size_t n)
 {
-    const char *argv[9] = {NULL, "vm", record->name};
+    const char *argv[10] = {NULL, "vm", record->name};
     char count[16];
     unsigned argc = 3, n_fds = source ? source->n_copy : 0;
-    int fds[2 + FORK_FDS_MAX], ends[2], log = open_log(r, record->name, err, n);
+    bool incoming = source && source->incoming;
+    int fds[2 + FORK_FDS_MAX], ends[2], failed = incoming ? 0 : migration_may_start(r, record->name, err, n);
+    int log = failed ? failed : open_log(r, record->name, err, n);
 
     if (attached)
         argv[argc++] = "--attached";
@@ -58,6 +61,8 @@ int process_start(const struct registry *r, const struct vm_record *record, int 
         argv[argc++] = count;
         memcpy(fds + 2, source->copy, n_fds * sizeof *fds);
     }
+    if (incoming)
+        argv[argc++] = "--incoming";
     if (log < 0)
         return log;
     if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends)) {
@@ -66,7 +71,7 @@ int process_start(const struct registry *r, const struct vm_record *record, int 
     }
     fds[0] = ends[1];
     fds[1] = lock;
-    int failed = child_detach(argv, fds, 2 + n_fds, log, err, n);
+    failed = child_detach(argv, fds, 2 + n_fds, log, err, n);
     close(log);
     close(ends[1]);
     if (failed)
@@ -159,7 +164,7 @@ static int open_source(struct restore *restore, const char *snapshot, unsigned c
     return failed;
 }
 
-int process_main(const char *name, bool attached, const char *snapshot, unsigned copy)
+int process_main(const char *name, bool attached, const char *snapshot, unsigned copy, bool incoming)
 {
     struct registry r;
     struct vm_record record;
@@ -189,6 +194,10 @@ int process_main(const char *name, bool attached, const char *snapshot, unsigned
     }
     if (!failed)
         failed = open_source(&restore, snapshot, copy, &prepared.config, err, sizeof err);
+    if (!failed && incoming) {
+        prepared.config.incoming = true;
+        prepared.config.engine = "soft"; /* whose state it is */
+    }
     if (!failed) {
         vm_run(&prepared.config, &result);
         snprintf(err, sizeof err, "%s", result.reason);

@@ -25,7 +25,7 @@
 #define COMMAND_PATIENCE_MS 5000
 #define LEFTOVER_SECONDS 60
 
-const char *const vm_state_names[] = {"created", "running", "stopped", "crashed"};
+const char *const vm_state_names[] = {"created", "running", "stopped", "crashed", "incoming", "moved"};
 
 int registry_path(const struct registry *r, const char *name, const char *file, char out[PATH_MAX], char *err, size_t n)
 {
@@ -82,6 +82,12 @@ static void forget_process(int lock)
         registry_set_run(lock, &run);
 }
 
+/* Held by its process: it will not be free before long. */
+static bool is_machine(const struct vm_run *run)
+{
+    return run->state == VM_RUNNING || run->state == VM_INCOMING || run->state == VM_MOVED;
+}
+
 int registry_lock(const struct registry *r, const char *name, int *lock, char *err, size_t n)
 {
     struct vm_run run = {.pid = 0};
@@ -92,7 +98,14 @@ int registry_lock(const struct registry *r, const char *name, int *lock, char *e
         if (failed == -EWOULDBLOCK)
             registry_run(r, name, &run);
         waited += LOCK_PATIENCE_MS;
-    } while (failed == -EWOULDBLOCK && run.state != VM_RUNNING && waited < COMMAND_PATIENCE_MS);
+    } while (failed == -EWOULDBLOCK && !is_machine(&run) && waited < COMMAND_PATIENCE_MS);
+    if (failed == -EWOULDBLOCK && (run.state == VM_INCOMING || run.state == VM_MOVED))
+        return error_set(err, n, -EBUSY,
+                         run.state == VM_INCOMING
+                             ? "%s is being received, or waits for its source to let it run"
+                             : "%s is on its way to another process: `guise migrate --resume %s` if "
+                               "that was cut off",
+                         name, name);
     if (failed == -EWOULDBLOCK)
         return error_set(err, n, -EBUSY,
                          run.state == VM_RUNNING ? "%s is running: `guise stop %s` first"
@@ -136,7 +149,7 @@ static void parse_run(const char *text, size_t len, struct vm_run *run)
     const char *engine = json_string_value(json_object_get(all, "engine"));
     const char *reason = json_string_value(json_object_get(all, "reason"));
 
-    for (int i = VM_CREATED; state && i <= VM_DIED; i++)
+    for (int i = VM_CREATED; state && i <= VM_MOVED; i++)
         if (strcmp(state, vm_state_names[i]) == 0)
             run->state = (enum vm_state)i;
     run->pid = (int)json_integer_value(json_object_get(all, "pid"));
@@ -355,6 +368,21 @@ int registry_save(const struct registry *r, const struct vm_record *record, char
         failed = text ? file_write(path, text, strlen(text), 0600, err, n)
                       : error_sys(err, n, -ENOMEM, "cannot save %s", record->name);
     free(text);
+    return failed;
+}
+
+int registry_keep(const struct registry *r, struct vm_record *record, char *err, size_t n)
+{
+    char path[PATH_MAX];
+    int failed = registry_path(r, record->name, "ephemeral", path, err, n);
+
+    record->ephemeral = false;
+    if (!failed)
+        failed = registry_save(r, record, err, n);
+    if (!failed && unlink(path) && errno != ENOENT)
+        failed = error_sys(err, n, -errno, "cannot remove %s", path);
+    if (!failed && (failed = file_sync_directory(path)))
+        error_sys(err, n, failed, "cannot save %s", record->name);
     return failed;
 }
 

@@ -22,7 +22,14 @@ struct registry {
     char runtime[64];
 };
 
-enum vm_state { VM_CREATED, VM_RUNNING, VM_STOPPED, VM_DIED /* without having said a word */ };
+enum vm_state {
+    VM_CREATED,
+    VM_RUNNING,
+    VM_STOPPED,
+    VM_DIED,     /* without having said a word */
+    VM_INCOMING, /* it is being received (migration.h), or waits to be told to run */
+    VM_MOVED,    /* it has been given up to another process */
+};
 extern const char *const vm_state_names[];
 
 /* What the lock file says. */
@@ -54,6 +61,8 @@ int registry_exists(const struct registry *r, const char *name, char *err, size_
 int registry_save(const struct registry *r, const struct vm_record *record, char *err, size_t n);
 /* All names, sorted; free with registry_free_names.  Returns how many, or -errno. */
 int registry_names(const struct registry *r, char (**names)[NAME_SIZE], char *err, size_t n);
+/* A throw-away one, which this is not any more, stays.  The caller, or a process of its own, holds the lock. */
+int registry_keep(const struct registry *r, struct vm_record *record, char *err, size_t n);
 
 /* -EBUSY: it runs, or another command is at work with it.  The descriptor is close-on-exec. */
 int registry_lock(const struct registry *r, const char *name, int *lock, char *err, size_t n);

@@ -59,27 +59,34 @@ void restore_close(struct restore *r)
         close(r->set_fd);
 }
 
+bool restore_cpu_fits(const struct vm_record *record, const uint8_t *saved, size_t size, char *why, size_t n)
+{
+    struct cpuid_table *ours;
+
+    if (cpuid_table_create(&ours, vm_vcpus(&record->settings.config), 1000000))
+        return true;                 /* the machine will look again */
+    cpuid_table_show_kvm(ours, ~0u); /* what of KVM's is the engine's to know */
+    bool fits = cpuid_check(ours, saved, size, why, n);
+    cpuid_table_destroy(ours);
+    return fits;
+}
+
 int restore_check(const struct restore *r, const struct vm_record *record, char *err, size_t n)
 {
     const struct section *table = sections_find(&r->file.sections, "cpuid", "table");
     uint64_t memory = (record->settings.config.memory_bytes + 4095) & ~4095ull;
-    struct cpuid_table *ours;
     char why[128];
 
     if (r->file.extent[SNAPSHOT_MEMORY].bytes != memory)
         return error_set(err, n, -EINVAL, "%s has %llu MiB of memory, %s has %llu", r->name,
                          (unsigned long long)r->file.extent[SNAPSHOT_MEMORY].bytes >> 20, record->name,
                          (unsigned long long)memory >> 20);
-    if (!table || cpuid_table_create(&ours, vm_vcpus(&record->settings.config), 1000000))
-        return 0;                    /* the machine will look again */
-    cpuid_table_show_kvm(ours, ~0u); /* what of KVM's is the engine's to know */
-    bool fits = cpuid_check(ours, table->bytes, table->size, why, sizeof why);
-    cpuid_table_destroy(ours);
-    return fits ? 0
-                : error_set(err, n, -ENOTSUP,
-                            "%s cannot be restored here: this host's CPU %s, unlike the one that its "
-                            "guest was shown",
-                            r->name, why);
+    return !table || restore_cpu_fits(record, table->bytes, table->size, why, sizeof why)
+               ? 0
+               : error_set(err, n, -ENOTSUP,
+                           "%s cannot be restored here: this host's CPU %s, unlike the one that its "
+                           "guest was shown",
+                           r->name, why);
 }
 
 void restore_choose_engine(const struct restore *r, struct vm_config *config)
@@ -106,16 +113,16 @@ static int load_memory(struct vm *vm, struct restore *r, char *err, size_t n)
     return failed ? error_sys(err, n, failed, "the memory of %s cannot be set up", r->name) : 0;
 }
 
-static int load_simd(struct vm *vm, struct restore *r, char *err, size_t n)
+int snapshot_load_simd(struct vm *vm, const struct sections *in, unsigned *bad)
 {
     char name[16];
 
     for (unsigned i = 0; i < vm_vcpus(vm->config); i++) {
         snprintf(name, sizeof name, "%u", i);
-        const struct section *s = sections_find(&r->file.sections, "simd", name);
+        const struct section *s = sections_find(in, "simd", name);
+        *bad = i;
         if (!s || s->version != 1 || vm->ops->set_simd(vm->engine, i, s->bytes, s->size))
-            return error_set(err, n, -EBADMSG, "%s is damaged: CPU %u has no SIMD registers, or impossible ones",
-                             r->name, i);
+            return -EBADMSG;
     }
     return 0;
 }
@@ -123,13 +130,14 @@ static int load_simd(struct vm *vm, struct restore *r, char *err, size_t n)
 int restore_machine(struct vm *vm, struct restore *r, char *err, size_t n)
 {
     char why[ERROR_SIZE];
+    unsigned bad;
 
     if (!vm->ops->set_simd)
         return error_set(err, n, -ENOTSUP, "machines of the %s engine cannot be restored: use --engine soft",
                          vm->ops->name);
     int failed = load_memory(vm, r, err, n);
-    if (!failed)
-        failed = load_simd(vm, r, err, n);
+    if (!failed && (failed = snapshot_load_simd(vm, &r->file.sections, &bad)))
+        error_set(err, n, failed, "%s is damaged: CPU %u has no SIMD registers, or impossible ones", r->name, bad);
     if (!failed && (failed = machine_restore(vm->machine, &r->file.sections, why, sizeof why)))
         error_set(err, n, failed, "%s cannot be restored here: %s", r->name, why);
     return failed;

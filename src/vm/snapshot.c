@@ -10,6 +10,7 @@
 #include "base/timestamp.h"
 #include "vm/fork.h"
 #include "vm/life.h"
+#include "vm/migration.h"
 #include "vm/prepare.h"
 #include "vm/snapshot_int.h"
 
@@ -114,19 +115,19 @@ bool snapshot_due(const struct vm *vm)
     return vm->saving && vm->saving->state == SAVING_DUE;
 }
 
-static int save_simd(struct saving *s)
+int snapshot_save_simd(struct vm *vm, struct sections *out)
 {
     uint8_t bytes[ENGINE_SIMD_MAX];
     char name[16];
 
-    for (unsigned i = 0; i < vm_vcpus(s->vm->config); i++) {
-        int size = s->vm->ops->get_simd(s->vm->engine, i, bytes);
+    for (unsigned i = 0; i < vm_vcpus(vm->config); i++) {
+        int size = vm->ops->get_simd(vm->engine, i, bytes);
         if (size < 0)
             return size;
         snprintf(name, sizeof name, "%u", i);
-        sections_add(&s->sections, "simd", name, 1, bytes, (size_t)size);
+        sections_add(out, "simd", name, 1, bytes, (size_t)size);
     }
-    return s->sections.failed;
+    return out->failed;
 }
 
 static int save_about(struct saving *s)
@@ -179,7 +180,7 @@ void snapshot_take(struct vm *vm)
 
     s->state = SAVING_WRITING;
     if (!failed)
-        failed = save_simd(s);
+        failed = snapshot_save_simd(vm, &s->sections);
     if (!failed)
         failed = save_about(s);
     if (failed)
@@ -199,8 +200,12 @@ void snapshot_take(struct vm *vm)
 
 void snapshot_taken(struct vm *vm, uint64_t pause_ns)
 {
-    vm->saving->pause_ns = pause_ns;
-    answer(vm->saving);
+    struct saving *s = vm->saving;
+
+    if (!s || !s->ticket.id) /* it stood still for something else */
+        return;
+    s->pause_ns = pause_ns;
+    answer(s);
 }
 
 void snapshot_abandon(struct vm *vm)
@@ -249,6 +254,8 @@ static bool refused(struct control_call *call)
                    true;
     if (vm->saving && vm->saving->state < SAVING_COMPLETE)
         return control_fail(call, "wrong-state", "a snapshot is being taken already"), true;
+    if (migration_is_under_way(vm))
+        return control_fail(call, "wrong-state", "it is on its way to another process, or from one"), true;
     return false;
 }
 

@@ -23,6 +23,9 @@ json_t *command_snapshot(struct control_call *call);
 /* The event loop is to end for it, and then, with no vCPU running: snapshot_take.  Bus lock held, both. */
 bool snapshot_due(const struct vm *vm);
 void snapshot_take(struct vm *vm);
+/* The vCPUs' SIMD registers, as sections and back: 0/-errno; *bad says whose are missing or impossible. */
+int snapshot_save_simd(struct vm *vm, struct sections *out);
+int snapshot_load_simd(struct vm *vm, const struct sections *in, unsigned *bad);
 /* After that the vCPUs run again, having stood still for so long. */
 void snapshot_taken(struct vm *vm, uint64_t pause_ns);
 /* The machine goes: what is being saved is given up. */
@@ -51,6 +54,8 @@ void restore_choose_engine(const struct restore *r, struct vm_config *config);
 /* What can be known without making the machine: that it is of one like `record`, and that this host's CPU will do. */
 struct vm_record;
 int restore_check(const struct restore *r, const struct vm_record *record, char *err, size_t n);
+/* Has this host's CPU what a guest was shown, as cpuid_save has it?  If not, what it lacks: "has no avx512f". */
+bool restore_cpu_fits(const struct vm_record *record, const uint8_t *saved, size_t size, char *why, size_t n);
 /* Makes the machine, which was set up for it and has not run, what was saved.  Bus lock held.  0, or -errno with a
  * sentence. */
 int restore_machine(struct vm *vm, struct restore *r, char *err, size_t n);

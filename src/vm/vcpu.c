@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "host/loop_mailbox.h"
@@ -82,6 +83,19 @@ static void exhausted(struct vm *vm)
     pthread_mutex_unlock(&vm->bus->lock);
 }
 
+/* A guest that changes memory faster than it can be sent elsewhere: each piece of time that it runs, which the loop
+ * ends (migration.c), is followed by one in which it stands still. */
+static void stand_still(const struct vcpu *v, uint64_t ran_ns)
+{
+    unsigned percent = v->vm->throttle;
+
+    if (!percent || percent >= 100)
+        return;
+    for (uint64_t until = clock_ns() + ran_ns * percent / (100 - percent);
+         clock_ns() < until && !atomic_load(&v->vm->stop);)
+        nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+}
+
 static void *vcpu_main(void *opaque)
 {
     struct vcpu *v = opaque;
@@ -95,10 +109,13 @@ static void *vcpu_main(void *opaque)
         return NULL;
     }
     while (!atomic_load(&vm->stop)) {
+        uint64_t began = vm->throttle ? clock_ns() : 0;
         enum engine_exit exit = vm->ops->run(vm->engine, v->index, error);
         v->exits++;
         switch (exit) {
         case ENGINE_EXIT_REQUEST:
+            if (began)
+                stand_still(v, clock_ns() - began);
             break;
         case ENGINE_EXIT_HALT:
             vcpu_wait(v);

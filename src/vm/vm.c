@@ -20,6 +20,7 @@
 #include "vm/attach.h"
 #include "vm/confine.h"
 #include "vm/life.h"
+#include "vm/migration.h"
 #include "vm/snapshot.h"
 #include "vm/vm_int.h"
 
@@ -149,7 +150,7 @@ static int setup_machine(struct vm *vm, char *error, size_t n)
         .initrd_paths = c->initrds.value,
         .n_initrds = c->initrds.n,
         .append = c->append,
-        .restored = c->restore != NULL,
+        .restored = c->restore != NULL || c->incoming,
         .console_output = console_output,
         .console_wait = console_wait,
         .console_opaque = vm,
@@ -266,6 +267,8 @@ static int setup(struct vm *vm, char *error, size_t n)
         err = life_open(vm, error, n);
     if (!err && vm->config->restore)
         err = setup_restore(vm, error, n);
+    if (!err && vm->config->incoming && (err = incoming_open(vm)))
+        error_sys(error, n, err, "it cannot be received");
     if (!err)
         err = vm_confine(vm, error, n);
     if (err)
@@ -274,7 +277,10 @@ static int setup(struct vm *vm, char *error, size_t n)
     machine_set_console_space(vm->machine, console_space, vm);
     chr_set_input(vm->chr, console_input, vm);
     arm_timeout(vm);
-    life_started(vm);
+    if (vm->config->incoming)
+        life_incoming(vm);
+    else
+        life_started(vm);
     if (vm->config->restore)
         restore_started(vm, vm->config->restore);
     pthread_mutex_unlock(&vm->bus->lock);
@@ -283,24 +289,31 @@ static int setup(struct vm *vm, char *error, size_t n)
 
 /* --- the run --------------------------------------------------------------------------------------------------- */
 
-/* Runs vCPUs and loop until the run ends, the guest resets, or it is to stand still for a snapshot. */
+static bool stop_is_due(const struct vm *vm)
+{
+    return snapshot_due(vm) || migration_due(vm);
+}
+
+/* Runs vCPUs, unless they are held, and loop until the run ends, the guest resets, it is to stand still for a snapshot
+ * or a migration, or to be held no longer. */
 static void run_once(struct vm *vm)
 {
-    int err = vcpus_start(vm);
+    bool held = migration_holds(vm);
+    int err = held ? 0 : vcpus_start(vm);
     pthread_mutex_lock(&vm->bus->lock);
     if (err)
         vm_end(vm, VM_FAILED, "cannot start the CPUs' threads: %s", strerror(-err));
     if (vm->stopped_ns)
         snapshot_taken(vm, clock_ns() - vm->stopped_ns);
     vm->stopped_ns = 0;
-    while (!vm->ended && !vm->reset && !snapshot_due(vm)) {
+    while (!vm->ended && !vm->reset && !stop_is_due(vm) && held == migration_holds(vm)) {
         pthread_mutex_unlock(&vm->bus->lock);
         loop_run(vm->loop);
         pthread_mutex_lock(&vm->bus->lock);
         if (chr_user_left(vm->chr) || (vm->terminal && chr_user_left(vm->terminal)))
             vm_end(vm, VM_USER_LEFT, "left by Ctrl-] q");
     }
-    if (snapshot_due(vm))
+    if (stop_is_due(vm))
         vm->stopped_ns = clock_ns();
     pthread_mutex_unlock(&vm->bus->lock);
     vcpus_stop(vm);
@@ -319,6 +332,8 @@ static void run(struct vm *vm)
         vm->reset = false;
         if (!vm->ended && snapshot_due(vm))
             snapshot_take(vm);
+        if (!vm->ended && migration_due(vm))
+            migration_step(vm);
         bool ended = vm->ended;
         pthread_mutex_unlock(&vm->bus->lock);
         if (ended)
@@ -343,6 +358,7 @@ static void print_stats(struct vm *vm)
 static void teardown(struct vm *vm)
 {
     snapshot_abandon(vm);
+    migration_abandon(vm);
     restore_stop(vm);
     console_close(vm);
     if (vm->config->stats && vm->engine && vm->start_ns)

@@ -44,6 +44,7 @@ struct vm_config {
     const char *log_path;      /* NULL: stderr */
     struct vm_life *life;      /* life.h; NULL: a VM without a name */
     struct restore *restore;   /* snapshot.h: begin with what that holds; NULL: from the beginning */
+    bool incoming;             /* migration.h: wait to be received; needs `life` */
 };
 
 /* What of a vm_config can be said on a command line (options.c): each text is checked as it is stored. */
@@ -64,6 +65,7 @@ enum vm_end {
     VM_TIMEOUT,
     VM_UNAVAILABLE, /* this host has no engine that works */
     VM_SIGNAL,      /* SIGINT, SIGTERM or SIGHUP */
+    VM_MOVED_AWAY,  /* it runs elsewhere (migration.h) */
 };
 
 struct vm_result {

@@ -52,6 +52,9 @@ struct vm {
     struct balloon *balloon;                   /* NULL: none */
     struct saving *saving;                     /* snapshot_int.h; NULL: no snapshot was asked for */
     struct loading *loading;                   /* restore_int.h; NULL: not restored */
+    struct moving *moving;                     /* migration_int.h; NULL: it was never to move */
+    struct incoming *incoming;                 /* the same; NULL: it was not received */
+    _Atomic unsigned throttle;                 /* per cent of the time that vCPUs stand still */
     uint64_t stopped_ns;                       /* when the vCPUs were stopped for one; 0: they were not */
     FILE *log;
     struct vcpu vcpus[VM_MAX_CPUS];

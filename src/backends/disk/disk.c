@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "backends/disk/disk_int.h"
+#include "backends/disk/disk_log.h"
 #include "backends/disk/throttle.h"
 #include "base/error.h"
 #include "base/log.h"
@@ -60,6 +61,8 @@ void disk_submit(struct disk *d, struct disk_request *r)
 
     d->in_flight++;
     r->disk = d;
+    if (d->log && !err)
+        disk_log_note(d, r);
     if (err || (r->op != DISK_FLUSH && !r->length))
         disk_done_later(r, err);
     else if (!d->throttle || throttle_pass(d->throttle, r))
@@ -164,6 +167,7 @@ void disk_close(struct disk *d)
     disk_drain(d);
     throttle_destroy(d->throttle);
     d->throttle = NULL;
+    disk_log_end(d);
     d->ops->close(d);
 }
 

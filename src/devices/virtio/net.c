@@ -252,6 +252,26 @@ static void net_destroy(struct device *dev)
     dev->state = NULL;
 }
 
+/* Whoever is to be found at another port of a switch from now on says so, for the guest has no cause to: by a request
+ * of RARP (RFC 903), which says where this address is and nothing about addresses of higher protocols.  A guest that
+ * can announce itself (5.1.6.5.4) does that, too. */
+static void announce(struct net_card *c)
+{
+    uint8_t frame[60] = {0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0, 0, 0, 0x80, 0x35, /* Ethernet: RARP */
+                         0,    1,    8,    0,    6,    4,    0, 3};
+    struct net_header header = {0};
+    const struct iovec iov[] = {{&header, sizeof header}, {frame, sizeof frame}};
+
+    memcpy(frame + 6, c->saved.mac, 6);  /* from */
+    memcpy(frame + 22, c->saved.mac, 6); /* sender */
+    memcpy(frame + 32, c->saved.mac, 6); /* target */
+    if (!net_link(c->net) || !virtio_live(&c->virtio))
+        return;
+    net_send(c->net, iov, 2);
+    net_flush(c->net);
+    link_changed(c, true);
+}
+
 static void net_restored(struct device *dev)
 {
     struct net_card *c = dev->state;
@@ -262,6 +282,7 @@ static void net_restored(struct device *dev)
     net_transmit_forget(c);
     started(&c->virtio);
     net_resume(c->net);
+    announce(c);
     net_transmit(c);
 }
 

@@ -1,0 +1,596 @@
+/*
+ * `guise migrate`: a virtual machine moves to another process while it runs.  docs/MIGRATION.md says what happens when,
+ * and what becomes of it when somebody dies.
+ *
+ *      asked -> accepted -> sent, in rounds -> complete there -> [given up here] -> told to run -> runs there ->
+ * removed
+ */
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/random.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "base/error.h"
+#include "base/log.h"
+#include "cli/life.h"
+#include "cli/receive.h"
+#include "cli/table.h"
+#include "vm/migration.h"
+#include "vm/migration_record.h"
+#include "vm/snapshot_store.h"
+
+#define SCHEMA 1
+#define VERSION 1
+#define LOOK_MS 100
+#define ASK_AGAIN_MS 500
+#define ASK_FOR_MS 30000
+#define END_MS 20000
+#define DOWNTIME_MS 100
+
+struct migrate_arguments {
+    bool json, quiet, verbose, resume, here, no_throttle;
+    uint64_t downtime_ms, bandwidth, streams;
+};
+
+/* clang-format off */
+const struct option_spec migrate_options[] = {
+    {.name = "downtime", .kind = OPTION_NUMBER, .offset = offsetof(struct migrate_arguments, downtime_ms), .value = "MS",
+     .min = 1, .max = 60000, .help = "the guest may stand still so long in the end (100 unless told)"},
+    {.name = "bandwidth", .kind = OPTION_SIZE, .offset = offsetof(struct migrate_arguments, bandwidth), .value = "SIZE",
+     .min = 1 << 16, .max = 1ull << 40, .examples = "10M 100M 1G", .help = "send so much a second at most"},
+    {.name = "streams", .kind = OPTION_NUMBER, .offset = offsetof(struct migrate_arguments, streams), .value = "N",
+     .min = 1, .max = MIGRATION_STREAMS_MAX, .help = "send by so many connections (1 unless told)"},
+    {.name = "no-throttle", .kind = OPTION_FLAG, .offset = offsetof(struct migrate_arguments, no_throttle),
+     .help = "do not slow a guest down that writes faster than can be sent"},
+    {.name = "resume", .kind = OPTION_FLAG, .offset = offsetof(struct migrate_arguments, resume),
+     .help = "bring one to its end that was cut off: ask the destination, and go by what it says"},
+    {.name = "here", .kind = OPTION_FLAG, .offset = offsetof(struct migrate_arguments, here),
+     .help = "the same when the other side is lost: it is to run here, and you vouch that it never will there"},
+    {.name = "json", .kind = OPTION_FLAG, .offset = offsetof(struct migrate_arguments, json),
+     .help = "print one JSON document about it"},
+    {.name = "quiet", .letter = 'q', .kind = OPTION_FLAG, .offset = offsetof(struct migrate_arguments, quiet),
+     .help = "show no progress"},
+    {.name = "verbose", .letter = 'v', .kind = OPTION_FLAG, .offset = offsetof(struct migrate_arguments, verbose),
+     .help = "say how long it took, and how long the guest stood still"},
+    {0},
+};
+/* clang-format on */
+
+struct migrate {
+    const struct migrate_arguments *a;
+    struct registry registry;
+    struct vm_record record;
+    struct peer_address to;
+    char id[MIGRATION_ID_SIZE];
+    struct client source; /* fd -1: its process has gone */
+    int lock;             /* then we have this; else -1 */
+    struct peer peer;
+    pid_t receiver; /* of our own, for a machine that stays on this host */
+    struct progress progress;
+    json_t *status; /* the last that the source has said */
+};
+
+/* --- the other side
+ * ----------------------------------------------------------------------------------------------------- */
+
+/* What receives on this host, under another name: a process of its own, which ends with us. */
+static int start_receiver(struct migrate *m, char *err, size_t n)
+{
+    struct receiver r = {.registry = m->registry, .name = m->to.text, .quiet = true};
+    pid_t parent = getpid();
+
+    m->to.kind = PEER_UNIX;
+    int failed = registry_socket(&m->registry, ".migrate", "", m->to.path, err, n);
+    snprintf(m->to.path + strlen(m->to.path), sizeof m->to.path - strlen(m->to.path), "%d", (int)parent);
+    r.address = m->to;
+    unlink(m->to.path);
+    r.listening = failed ? failed : peer_listen(&r.address, err, n);
+    if (r.listening < 0)
+        return r.listening;
+    m->receiver = fork();
+    if (m->receiver == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        _exit(getppid() == parent ? receive_all(&r, false) : STATUS_FAILED);
+    }
+    close(r.listening);
+    return m->receiver < 0 ? error_sys(err, n, -errno, "cannot start a process that receives") : 0;
+}
+
+static void stop_receiver(struct migrate *m)
+{
+    if (m->receiver <= 0)
+        return;
+    kill(m->receiver, SIGKILL);
+    waitpid(m->receiver, NULL, 0);
+    unlink(m->to.path);
+    m->receiver = 0;
+}
+
+/* An answer, of which `key` is expected. */
+static int expect(struct migrate *m, int timeout_ms, const char *key, char *err, size_t n)
+{
+    json_t *answer = NULL;
+    int failed = peer_receive(&m->peer, timeout_ms, &answer);
+    const char *refused = json_string_value(json_object_get(answer, "refused"));
+
+    if (failed)
+        error_sys(err, n, failed, "the destination does not answer");
+    else if (refused)
+        failed = error_set(err, n, json_is_true(json_object_get(answer, "unavailable")) ? -ENOTSUP : -ECONNREFUSED,
+                           "%s stays here: %s", m->record.name, refused);
+    else if (!json_object_get(answer, key))
+        failed = error_set(err, n, -EPROTO, "the destination says something unknown: is it of another version?");
+    json_decref(answer);
+    return failed;
+}
+
+/* --- what the source says
+ * --------------------------------------------------------------------------------------------------- */
+
+static int ask(struct migrate *m, const char *action, json_t **result, char *err, size_t n)
+{
+    return client_call(&m->source, "migrate", json_pack("{s:s, s:s}", "action", action, "id", m->id), result, err, n);
+}
+
+static uint64_t said(const struct migrate *m, const char *key)
+{
+    return (uint64_t)json_integer_value(json_object_get(m->status, key));
+}
+
+static bool is_state(const struct migrate *m, const char *state)
+{
+    const char *now = json_string_value(json_object_get(m->status, "state"));
+
+    return now && strcmp(now, state) == 0;
+}
+
+static int look(struct migrate *m, char *err, size_t n)
+{
+    json_decref(m->status);
+    m->status = NULL;
+    return ask(m, "status", &m->status, err, n);
+}
+
+static void show(struct migrate *m)
+{
+    uint64_t left = said(m, "left_bytes"), rate = said(m, "bytes_per_second"), throttle = said(m, "throttle_percent");
+    char text[128], size[16], pace[16], slowed[48] = "";
+
+    table_size(left, size, sizeof size);
+    table_size(rate, pace, sizeof pace);
+    if (throttle)
+        snprintf(slowed, sizeof slowed, ", the guest slowed down by %u %%", (unsigned)throttle);
+    if (rate)
+        snprintf(text, sizeof text, "round %u, %s left, %s/s: %.1f s%s", (unsigned)said(m, "round"), size, pace,
+                 (double)left / (double)rate, slowed);
+    else
+        snprintf(text, sizeof text, "%s left", size);
+    progress_stage(&m->progress, "memory", text);
+}
+
+/* --- before anything is decided
+ * ------------------------------------------------------------------------------------------- */
+
+static int refuse(const struct migrate *m, char *err, size_t n)
+{
+    struct snapshot_info *list = NULL;
+    const char *name = m->record.name;
+
+    if (m->record.ephemeral)
+        return error_set(err, n, -EBUSY, "%s goes away when the command ends that it was made for: it stays here",
+                         name);
+    int snapshots = snapshot_list(&m->registry, name, &list, err, n);
+    free(list);
+    if (snapshots > 0)
+        return error_set(err, n, -EBUSY,
+                         "%s has snapshots, which would stay behind: `guise snapshot rm` removes them, `export` keeps "
+                         "them elsewhere",
+                         name);
+    return snapshots < 0 ? snapshots : 0;
+}
+
+static int make_id(struct migrate *m, char *err, size_t n)
+{
+    uint8_t random[16];
+
+    if (getrandom(random, sizeof random, 0) != sizeof random)
+        return error_sys(err, n, -errno, "there is no randomness for a number");
+    for (unsigned i = 0; i < sizeof random; i++)
+        snprintf(m->id + 2 * i, 3, "%02x", random[i]);
+    return 0;
+}
+
+/* Is it welcome?  Everything that can be known is known before a byte of it is sent. */
+static int ask_destination(struct migrate *m, char *err, size_t n)
+{
+    json_t *about = NULL, *hello;
+    int failed = ask(m, "describe", &about, err, n);
+    char *record = failed ? NULL : record_format(&m->record);
+
+    if (failed)
+        return failed;
+    hello = json_pack("{s:s, s:i, s:s, s:i, s:o?}", "guise", "migration", "version", VERSION, "id", m->id, "streams",
+                      (int)m->a->streams, "machine", record ? json_loads(record, 0, NULL) : NULL);
+    if (hello)
+        json_object_update(hello, about);
+    free(record);
+    json_decref(about);
+    failed = peer_connect(&m->peer, &m->to, err, n);
+    if (failed)
+        json_decref(hello);
+    else if ((failed = peer_send(&m->peer, hello)))
+        error_sys(err, n, failed, "the destination cannot be asked");
+    receive_stop_at("asked");
+    return failed ? failed : expect(m, 2 * END_MS + PEER_PATIENCE_MS, "ready", err, n);
+}
+
+static int open_streams(struct migrate *m, int *streams, char *err, size_t n)
+{
+    int failed = 0;
+
+    for (unsigned i = 0; i < m->a->streams && !failed; i++) {
+        struct peer p;
+        failed = peer_connect(&p, &m->to, err, n);
+        if (!failed)
+            failed = peer_send(
+                &p, json_pack("{s:s, s:s, s:i}", "guise", "migration-stream", "id", m->id, "stream", (int)i));
+        streams[i] = failed ? -1 : peer_stream(&p, true);
+    }
+    return failed ? failed : expect(m, PEER_PATIENCE_MS, "receiving", err, n);
+}
+
+/* *lease is what the source sees the end of when we die. */
+static int begin(struct migrate *m, int *lease, char *err, size_t n)
+{
+    struct migration_record record = {.destination = false};
+    int fds[2 + MIGRATION_STREAMS_MAX] = {-1, -1}, ends[2] = {-1, -1};
+
+    memset(fds, 0xff, sizeof fds);
+    memcpy(record.id, m->id, sizeof record.id);
+    memcpy(record.name, m->record.name, sizeof record.name);
+    memcpy(record.peer, m->to.text, sizeof record.peer);
+    int failed = open_streams(m, fds + 2, err, n);
+    receive_stop_at("receiving");
+    if (!failed && (fds[0] = migration_record_make(&m->registry, &record, err, n)) < 0)
+        failed = fds[0];
+    if (!failed && socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends))
+        failed = error_sys(err, n, -errno, "no socket can be made");
+    fds[1] = ends[1];
+    if (!failed)
+        failed = client_call_fds(&m->source, "migrate",
+                                 json_pack("{s:s, s:s, s:I, s:I, s:b, s:b}", "action", "begin", "id", m->id,
+                                           "downtime_ms", (json_int_t)m->a->downtime_ms, "bandwidth",
+                                           (json_int_t)m->a->bandwidth, "throttle", (int)!m->a->no_throttle, "compress",
+                                           (int)(m->to.kind == PEER_TCP)),
+                                 fds, 2 + (unsigned)m->a->streams, NULL, err, n);
+    for (size_t i = 0; i < sizeof fds / sizeof *fds; i++)
+        if (fds[i] >= 0)
+            close(fds[i]);
+    *lease = ends[0];
+    return failed;
+}
+
+/* Until the destination has everything.  It is the first to know. */
+static int follow(struct migrate *m, char *err, size_t n)
+{
+    for (;;) {
+        if (poll(&(struct pollfd){.fd = m->peer.fd, .events = POLLIN}, 1, LOOK_MS) > 0)
+            return expect(m, PEER_PATIENCE_MS, "complete", err, n);
+        int failed = look(m, err, n);
+        if (failed)
+            return failed;
+        if (is_state(m, "ended"))
+            return error_set(err, n, -EIO, "%s stays here: %s", m->record.name,
+                             json_string_value(json_object_get(m->status, "reason")));
+        show(m);
+    }
+}
+
+/* --- the end of it
+ * -------------------------------------------------------------------------------------------------------- */
+
+/* The source's process has died, which only now can be seen: what it would have written down we do, as long as nobody
+ * has started it again. */
+static int give_up_for_it(struct migrate *m, char *err, size_t n)
+{
+    struct migration_record record;
+
+    if (registry_lock(&m->registry, m->record.name, &m->lock, err, n))
+        return -EBUSY;
+    int failed = migration_record_read(&m->registry, m->record.name, &record, err, n);
+    int fd = failed ? failed : migration_record_open(&m->registry, m->record.name, err, n);
+    if (fd >= 0 && strcmp(record.id, m->id) == 0 && !record.destination) {
+        failed = migration_decide(fd, true);
+        if (failed)
+            error_sys(err, n, failed, "it cannot be written down that %s is given up", m->record.name);
+    } else {
+        failed = fd < 0 ? fd : error_set(err, n, -EBUSY, "%s has been started again", m->record.name);
+    }
+    if (fd >= 0)
+        close(fd);
+    if (failed) {
+        close(m->lock);
+        m->lock = -1;
+        return failed;
+    }
+    client_close(&m->source);
+    log_say("%s has died at the last moment: the destination has all of it, and goes on", m->record.name);
+    return 0;
+}
+
+static int give_up(struct migrate *m, char *err, size_t n)
+{
+    json_t *status = NULL;
+    int failed = ask(m, "give-up", &status, err, n);
+
+    if (failed == -ECONNRESET)
+        return give_up_for_it(m, err, n);
+    if (!failed) {
+        json_decref(m->status);
+        m->status = status;
+    }
+    return failed;
+}
+
+/* The machine runs there: nothing of it is needed here any more. */
+static int finish(struct migrate *m, char *err, size_t n)
+{
+    char none[1];
+    int failed = 0;
+
+    if (m->lock < 0) {
+        look(m, none, sizeof none);
+        ask(m, "finish", NULL, none, sizeof none);
+        process_wait(&m->registry, m->record.name, END_MS);
+        failed = registry_lock(&m->registry, m->record.name, &m->lock, err, n);
+    }
+    if (!failed) {
+        failed = registry_remove(&m->registry, m->record.name, m->lock, err, n);
+        m->lock = -1;
+    }
+    return failed;
+}
+
+/* It never will run there. */
+static int take_back(struct migrate *m, char *err, size_t n)
+{
+    int failed = m->lock < 0 ? ask(m, "take-back", NULL, err, n) : 0;
+
+    if (!failed)
+        failed = migration_record_remove(&m->registry, m->record.name, false, err, n);
+    if (m->lock >= 0)
+        close(m->lock);
+    if (!failed && m->lock >= 0)
+        error_set(err, n, 0,
+                  "%s runs nowhere: the destination does not have it, and its process has died here; `guise "
+                  "start %s` boots it from its disk",
+                  m->record.name, m->record.name);
+    else if (!failed)
+        error_set(err, n, 0, "%s stays here, and runs: the destination does not have it", m->record.name);
+    m->lock = -1;
+    return failed ? failed : -EIO;
+}
+
+/* What has become of it there?  0: it runs there; 1: it never will; or -errno with a sentence. */
+static int question(struct migrate *m, char *err, size_t n)
+{
+    json_t *answer = NULL;
+
+    peer_close(&m->peer);
+    int failed = peer_connect(&m->peer, &m->to, err, n);
+    if (failed)
+        return failed;
+    failed = peer_send(&m->peer,
+                       json_pack("{s:s, s:i, s:s}", "guise", "migration-question", "version", VERSION, "id", m->id));
+    if (!failed)
+        failed = peer_receive(&m->peer, PEER_PATIENCE_MS, &answer);
+    if (failed)
+        return error_sys(err, n, failed, "the destination does not answer");
+    const char *state = json_string_value(json_object_get(answer, "state"));
+    int result = state && strcmp(state, "running") == 0    ? 0
+                 : state && strcmp(state, "complete") == 0 ? 2
+                 : state && strcmp(state, "unknown") == 0  ? 1
+                                                           : -EPROTO;
+    json_decref(answer);
+    if (result == -EPROTO)
+        return error_set(err, n, result, "the destination says something unknown");
+    if (result != 2)
+        return result;
+    failed = peer_send(&m->peer, json_pack("{s:b}", "go", 1));
+    return failed ? error_sys(err, n, failed, "the destination does not answer")
+                  : expect(m, PEER_PATIENCE_MS, "running", err, n);
+}
+
+/* It is given up: from here on only the destination's word counts, which is asked for until it comes. */
+static int resolve(struct migrate *m, int for_ms, char *err, size_t n)
+{
+    int result, waited = 0;
+
+    for (;;) {
+        result = question(m, err, n);
+        if (result >= 0 || waited >= for_ms)
+            break;
+        usleep(ASK_AGAIN_MS * 1000);
+        waited += ASK_AGAIN_MS;
+    }
+    if (result == 0)
+        return finish(m, err, n);
+    if (result == 1)
+        return take_back(m, err, n);
+    char why[ERROR_SIZE];
+    snprintf(why, sizeof why, "%s", err);
+    return error_set(err, n, result,
+                     "%s stands still here, and whether it runs at %s is not known: %s.  `guise migrate --resume %s` "
+                     "asks again",
+                     m->record.name, m->to.text, why, m->record.name);
+}
+
+static int tell(struct migrate *m, char *err, size_t n)
+{
+    int failed = peer_send(&m->peer, json_pack("{s:b}", "go", 1));
+
+    receive_stop_at("told");
+    if (!failed)
+        failed = expect(m, PEER_PATIENCE_MS, "running", err, n);
+    if (!failed)
+        return finish(m, err, n);
+    progress_stage(&m->progress, "asking", "the destination does not answer");
+    return resolve(m, ASK_FOR_MS, err, n);
+}
+
+/* --- the command
+ * ------------------------------------------------------------------------------------------------------------ */
+
+static void report(const struct migrate *m)
+{
+    json_t *all = json_pack("{s:i, s:s, s:s, s:I, s:I, s:I, s:I, s:I}", "schema_version", SCHEMA, "name",
+                            m->record.name, "to", m->to.text, "elapsed_ms", (json_int_t)said(m, "elapsed_ms"),
+                            "downtime_us", (json_int_t)said(m, "stopped_us"), "rounds", (json_int_t)said(m, "round"),
+                            "sent_bytes", (json_int_t)said(m, "sent_bytes"), "throttle_percent",
+                            (json_int_t)said(m, "throttle_percent"));
+
+    if (m->a->json) {
+        json_dumpf(all, stdout, JSON_INDENT(2));
+        putchar('\n');
+    } else if (m->a->verbose) {
+        char size[16];
+        table_size(said(m, "sent_bytes"), size, sizeof size);
+        log_say("%s is at %s after %.2f s: %s in %u rounds; the guest stood still for %.1f ms", m->record.name,
+                m->to.text, (double)said(m, "elapsed_ms") / 1000, size, (unsigned)said(m, "round"),
+                (double)said(m, "stopped_us") / 1000);
+    }
+    json_decref(all);
+}
+
+static int move(struct migrate *m, char *err, size_t n)
+{
+    char none[1];
+    int lease = -1, failed = refuse(m, err, n);
+
+    if (!failed && m->to.kind == PEER_NAME)
+        failed = start_receiver(m, err, n);
+    if (!failed)
+        failed = make_id(m, err, n);
+    progress_stage(&m->progress, "asking", m->to.text);
+    if (!failed)
+        failed = ask_destination(m, err, n);
+    progress_stage(&m->progress, "memory", NULL);
+    if (!failed)
+        failed = begin(m, &lease, err, n);
+    receive_stop_at("sending");
+    if (!failed)
+        failed = follow(m, err, n);
+    receive_stop_at("complete");
+    if (!failed)
+        failed = give_up(m, err, n);
+    if (failed) { /* it goes on here */
+        ask(m, "cancel", NULL, none, sizeof none);
+        migration_record_remove(&m->registry, m->record.name, false, none, sizeof none);
+    } else {
+        receive_stop_at("given-up");
+        failed = tell(m, err, n);
+    }
+    if (lease >= 0)
+        close(lease);
+    return failed;
+}
+
+/* A migration that was given up, and cut off. */
+static int resume(struct migrate *m, char *err, size_t n)
+{
+    struct migration_record record;
+    const char *name = m->record.name;
+    int failed = migration_record_read(&m->registry, name, &record, err, n);
+
+    if (failed == -ENOENT || (!failed && !record.destination && !record.decided))
+        return error_set(err, n, -EBUSY, "%s is in no migration that was cut off", name);
+    if (failed)
+        return failed;
+    if (record.destination)
+        return error_set(err, n, -EBUSY,
+                         "%s came here: `guise migrate --resume` is for where it came from; if that is lost, `guise "
+                         "migrate --here %s` lets it run",
+                         name, name);
+    memcpy(m->id, record.id, sizeof m->id);
+    failed = peer_parse(&m->to, record.peer, err, n);
+    if (!failed && m->to.kind == PEER_NAME)
+        failed = start_receiver(m, err, n);
+    return failed ? failed : resolve(m, 0, err, n);
+}
+
+static int run_here(struct migrate *m, char *err, size_t n)
+{
+    struct migration_record record;
+    const char *name = m->record.name;
+    int failed = migration_record_read(&m->registry, name, &record, err, n);
+
+    if (failed == -ENOENT || (!failed && record.destination == record.decided))
+        return error_set(err, n, -EBUSY, "%s is in no migration that was cut off", name);
+    if (failed)
+        return failed;
+    memcpy(m->id, record.id, sizeof m->id);
+    if (!record.destination) {
+        failed = take_back(m, err, n);
+        return failed == -EIO && m->source.fd >= 0 ? 0 : failed;
+    }
+    if (m->source.fd < 0)
+        return error_set(err, n, -EBUSY,
+                         "%s was never received as a whole, or its process has died since: `guise rm %s` removes it",
+                         name, name);
+    failed = client_call(&m->source, "incoming", json_pack("{s:s}", "action", "go"), NULL, err, n);
+    return failed ? failed : migration_record_remove(&m->registry, name, false, err, n);
+}
+
+/* The process, or the lock that says that there is none. */
+static int find_source(struct migrate *m, bool must_run, char *err, size_t n)
+{
+    int failed = client_open(&m->source, &m->registry, m->record.name, err, n);
+
+    if (!failed || must_run || failed != -ECONNREFUSED)
+        return failed;
+    return registry_lock(&m->registry, m->record.name, &m->lock, err, n);
+}
+
+int migrate_main(const struct command *self, int argc, char **argv)
+{
+    struct migrate_arguments a = {.downtime_ms = DOWNTIME_MS, .streams = 1};
+    struct migrate m = {.a = &a, .lock = -1, .peer.fd = -1, .source.fd = -1};
+    char err[ERROR_SIZE];
+    int status, operands = life_parse(self, argc, argv, &a, 2, &m.registry, &status);
+    bool moves = !a.resume && !a.here;
+
+    if (operands < 0)
+        return status;
+    if (operands != 1 + moves || (a.resume && a.here))
+        return cli_usage_error(self, moves ? "the name of a virtual machine, and where it is to go, must be given"
+                                           : "--resume and --here take the name of a virtual machine, one of them");
+    int failed = moves ? peer_parse(&m.to, argv[2], err, sizeof err) : 0;
+    if (failed)
+        return cli_usage_error(self, err);
+    failed = registry_load(&m.registry, argv[1], &m.record, err, sizeof err);
+    if (failed)
+        return cli_failed(failed, err);
+    signal(SIGPIPE, SIG_IGN);
+    progress_begin(&m.progress, false, a.quiet || a.json);
+    failed = find_source(&m, moves, err, sizeof err);
+    if (!failed)
+        failed = (a.resume ? resume : a.here ? run_here : move)(&m, err, sizeof err);
+    progress_end(&m.progress);
+    stop_receiver(&m);
+    if (m.lock >= 0)
+        close(m.lock);
+    if (!failed && moves)
+        report(&m);
+    client_close(&m.source);
+    peer_close(&m.peer);
+    json_decref(m.status);
+    record_free(&m.record);
+    return failed ? cli_failed(failed, err) : cli_flush();
+}

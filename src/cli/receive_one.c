@@ -1,0 +1,475 @@
+#include "cli/receive.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+#include "backends/disk.h"
+#include "backends/disk/overlay.h"
+#include "base/error.h"
+#include "base/log.h"
+#include "cli/life.h"
+#include "image/image.h"
+#include "vm/migration.h"
+#include "vm/migration_record.h"
+#include "vm/prepare.h"
+#include "vm/snapshot.h"
+
+#define START_MS 60000
+#define EARLIER_MS 5000
+#define WHOLE_MS 86400000 /* a day: who sends says when it is enough */
+#define VERSION 1
+#define HEX_MOST (2 * 4096)
+
+/* One that is being received. */
+struct receiving {
+    struct receiver *r;
+    struct peer *peer;
+    json_t *hello;
+    struct vm_record record;
+    char id[MIGRATION_ID_SIZE];
+    unsigned n_streams;
+    int streams[MIGRATION_STREAMS_MAX];
+    int lock, file;       /* the machine's, until its process has it; of the record */
+    struct client client; /* its process; fd -1: none yet */
+    bool made;            /* there is something to be removed */
+};
+
+void receive_stop_at(const char *place)
+{
+    const char *here = getenv("GUISE_STOP_AT");
+
+    if (here && strcmp(here, place) == 0)
+        raise(SIGSTOP);
+}
+
+static const char *text_of(const json_t *message, const char *key)
+{
+    const char *text = json_string_value(json_object_get(message, key));
+
+    return text ? text : "";
+}
+
+static uint64_t number_of(const json_t *message, const char *key)
+{
+    json_int_t n = json_integer_value(json_object_get(message, key));
+
+    return n > 0 ? (uint64_t)n : 0;
+}
+
+/* --- may it come?
+ * ----------------------------------------------------------------------------------------------------- */
+
+static int take_hello(struct receiving *v, char *err, size_t n)
+{
+    char *text = json_dumps(json_object_get(v->hello, "machine"), JSON_COMPACT);
+    uint64_t version = number_of(v->hello, "version");
+    int failed = 0;
+
+    snprintf(v->id, sizeof v->id, "%s", text_of(v->hello, "id"));
+    v->n_streams = (unsigned)number_of(v->hello, "streams");
+    if (version != VERSION)
+        failed = error_set(err, n, -ENOTSUP, "the source speaks version %llu of migration, this guise version %d: %s",
+                           (unsigned long long)version, VERSION,
+                           version > VERSION ? "update guise at the destination" : "update guise at the source");
+    else if (!migration_is_id(v->id) || !text || !v->n_streams || v->n_streams > MIGRATION_STREAMS_MAX)
+        failed = error_set(err, n, -EBADMSG, "what the source says about itself makes no sense");
+    else if ((failed = record_parse(&v->record, text, strlen(text), err, n)))
+        v->record.texts = NULL;
+    free(text);
+    if (failed)
+        return failed;
+    if (v->r->name)
+        v->record.settings.name = v->r->name;
+    snprintf(v->record.name, sizeof v->record.name, "%s", v->record.settings.name);
+    return 0;
+}
+
+static int check_cpu(const struct receiving *v, char *err, size_t n)
+{
+    const char *hex = text_of(v->hello, "cpuid");
+    size_t len = strlen(hex);
+    uint8_t bytes[HEX_MOST / 2];
+    char why[128];
+    unsigned byte;
+
+    if (len % 2 || len > HEX_MOST)
+        return error_set(err, n, -EBADMSG, "what the source says about its CPU makes no sense");
+    for (size_t i = 0; i < len / 2; i++) {
+        if (sscanf(hex + 2 * i, "%2x", &byte) != 1)
+            return error_set(err, n, -EBADMSG, "what the source says about its CPU makes no sense");
+        bytes[i] = (uint8_t)byte;
+    }
+    if (!len || restore_cpu_fits(&v->record, bytes, len / 2, why, sizeof why))
+        return 0;
+    return error_set(err, n, -ENOTSUP, "the destination's CPU %s, unlike the one that its guest was shown", why);
+}
+
+static uint64_t memory_available(void)
+{
+    FILE *f = fopen("/proc/meminfo", "re");
+    char line[128];
+    unsigned long long kib = 0;
+
+    while (f && fgets(line, sizeof line, f))
+        if (sscanf(line, "MemAvailable: %llu kB", &kib) == 1)
+            break;
+    if (f)
+        fclose(f);
+    return (uint64_t)kib << 10;
+}
+
+static int check_room(const struct receiving *v, char *err, size_t n)
+{
+    uint64_t memory = number_of(v->hello, "memory_used"), disk = number_of(v->hello, "disk_used");
+    uint64_t available = memory_available();
+    struct statvfs fs;
+
+    if (available && memory > available)
+        return error_set(err, n, -ENOSPC, "its guest uses %llu MiB of memory, the destination has %llu MiB left",
+                         (unsigned long long)memory >> 20, (unsigned long long)available >> 20);
+    if (!statvfs(v->r->registry.vms, &fs) && disk > (uint64_t)fs.f_bavail * fs.f_frsize)
+        return error_set(err, n, -ENOSPC, "its disk takes %llu MiB, and where %s is there are %llu MiB left",
+                         (unsigned long long)disk >> 20, v->r->registry.vms,
+                         (unsigned long long)fs.f_bavail * fs.f_frsize >> 20);
+    return 0;
+}
+
+/* --- one that came to nothing
+ * ----------------------------------------------------------------------------------------- */
+
+/* Ends the process of a machine that is not to run here, and removes what there is.  -EBUSY: it does not end. */
+static int remove_machine(const struct registry *r, const char *name)
+{
+    char none[1];
+    struct vm_run run;
+    int lock;
+
+    registry_run(r, name, &run);
+    if (run.held && run.pid > 0) {
+        kill(run.pid, SIGKILL);
+        process_wait(r, name, START_MS);
+    }
+    int failed = registry_lock(r, name, &lock, none, sizeof none);
+    if (failed)
+        return failed;
+    failed = migration_record_remove(r, name, true, none, sizeof none);
+    if (!failed)
+        return registry_remove(r, name, lock, none, sizeof none);
+    close(lock);
+    return failed;
+}
+
+static void clean_up(struct receiving *v, bool remove)
+{
+    for (unsigned i = 0; i < MIGRATION_STREAMS_MAX; i++)
+        if (v->streams[i] >= 0)
+            close(v->streams[i]);
+    if (v->file >= 0)
+        close(v->file);
+    if (v->lock >= 0)
+        close(v->lock);
+    client_close(&v->client);
+    if (remove && v->made)
+        remove_machine(&v->r->registry, v->record.name);
+    record_free(&v->record);
+}
+
+/* The same machine was here before, as a whole or in part, and was never told to run: the source, which sends it again,
+ * has gone on since.  Is something of it still there? */
+static bool forget_earlier(const struct receiving *v)
+{
+    struct migration_record m;
+    struct vm_record earlier;
+    struct registry swept;
+    char none[1];
+
+    registry_open(&swept, none, sizeof none);
+    if (registry_load(&v->r->registry, v->record.name, &earlier, none, sizeof none))
+        return false;
+    bool same = strcmp(earlier.uuid, v->record.uuid) == 0, partly = same && earlier.ephemeral;
+    record_free(&earlier);
+    if (same && !migration_record_read(&v->r->registry, v->record.name, &m, none, sizeof none) && m.destination &&
+        !m.decided)
+        return remove_machine(&v->r->registry, v->record.name) != 0;
+    return partly;
+}
+
+/* --- making it
+ * ---------------------------------------------------------------------------------------------------------- */
+
+static int make_disk(struct receiving *v, char *err, size_t n)
+{
+    char path[PATH_MAX];
+    struct image_info image;
+    uint64_t size = number_of(v->hello, "disk_bytes");
+    int failed = image_find(v->record.image_digest, &image, err, n);
+
+    if (failed)
+        return error_set(err, n, failed,
+                         "its image %s is not at the destination: `guise image export` and `import` bring it there",
+                         v->record.settings.image ? v->record.settings.image : v->record.image_digest);
+    char *base = disk_quote(image.disk, "raw");
+    failed = registry_path(&v->r->registry, v->record.name, VM_DISK, path, err, n);
+    if (!failed)
+        failed = base ? disk_overlay_create(path, base, size, err, n) : error_set(err, n, -ENOMEM, "out of memory");
+    free(base);
+    return failed;
+}
+
+/* The process is there, and waits. */
+static int start(struct receiving *v, char *err, size_t n)
+{
+    const struct process_source incoming = {.incoming = true};
+    json_t *event = NULL;
+    int fd;
+    int failed = process_start(&v->r->registry, &v->record, v->lock, true, &incoming, &fd, err, n);
+
+    close(v->lock);
+    v->lock = -1;
+    if (failed)
+        return failed;
+    client_adopt(&v->client, fd);
+    failed = client_event(&v->client, START_MS, &event);
+    const char *reason = json_string_value(json_object_get(json_object_get(event, "data"), "reason"));
+    if (failed || strcmp(text_of(event, "event"), "incoming") != 0)
+        failed = error_set(err, n, -EIO, "it cannot be set up at the destination: %s",
+                           reason ? reason : "its process died");
+    json_decref(event);
+    return failed;
+}
+
+static int make(struct receiving *v, char *err, size_t n)
+{
+    struct migration_record m = {.destination = true};
+
+    for (unsigned i = 0; i < EARLIER_MS / 50 && forget_earlier(v); i++)
+        usleep(50000);          /* its process is about to end */
+    v->record.ephemeral = true; /* until all of it is there: what is left of it when we die is swept up */
+    int failed = registry_create(&v->r->registry, &v->record, &v->lock, err, n);
+    if (failed)
+        return failed;
+    v->made = true;
+    memcpy(m.id, v->id, sizeof m.id);
+    memcpy(m.name, v->record.name, sizeof m.name);
+    v->file = migration_record_make(&v->r->registry, &m, err, n);
+    failed = v->file < 0 ? v->file : 0;
+    if (!failed && record_has_disk(&v->record))
+        failed = make_disk(v, err, n);
+    return failed ? failed : start(v, err, n);
+}
+
+/* --- receiving it
+ * -------------------------------------------------------------------------------------------------------- */
+
+/* The streams are connections of their own. */
+static int accept_streams(struct receiving *v, char *err, size_t n)
+{
+    struct receiver *r = v->r;
+    unsigned missing = v->n_streams;
+
+    while (missing) {
+        struct peer p;
+        json_t *first = NULL;
+        struct pollfd ready[] = {{.fd = r->listening, .events = POLLIN}, {.fd = v->peer->fd, .events = POLLRDHUP}};
+        if (poll(ready, 2, PEER_PATIENCE_MS) <= 0 || ready[1].revents)
+            return error_set(err, n, -ECONNRESET, "the source has gone");
+        if (peer_accept(&p, r->listening, &r->address, err, n))
+            continue;
+        bool mine = !peer_receive(&p, PEER_PATIENCE_MS, &first) &&
+                    strcmp(text_of(first, "guise"), "migration-stream") == 0 &&
+                    strcmp(text_of(first, "id"), v->id) == 0;
+        uint64_t index = number_of(first, "stream");
+        json_decref(first);
+        if (mine && index < v->n_streams && v->streams[index] < 0) {
+            v->streams[index] = peer_stream(&p, false);
+            missing--;
+        } else {
+            peer_send(&p, json_pack("{s:s}", "refused", "another migration is being received: try again later"));
+            peer_close(&p);
+        }
+    }
+    return 0;
+}
+
+static int begin(struct receiving *v, char *err, size_t n)
+{
+    int fds[1 + MIGRATION_STREAMS_MAX] = {v->file};
+
+    memcpy(fds + 1, v->streams, v->n_streams * sizeof *fds);
+    int failed = client_call_fds(&v->client, "incoming", json_pack("{s:s}", "action", "begin"), fds, 1 + v->n_streams,
+                                 NULL, err, n);
+    for (unsigned i = 0; i < v->n_streams; i++) { /* else their end would not be seen */
+        close(v->streams[i]);
+        v->streams[i] = -1;
+    }
+    return failed;
+}
+
+/* It is complete, and waits: what now?  0: it runs; -EAGAIN: nobody has said. */
+static int wait_for_word(struct receiving *v, char *err, size_t n)
+{
+    json_t *word = NULL;
+    int failed = peer_receive(v->peer, -1, &word);
+    bool go = !failed && json_is_true(json_object_get(word, "go"));
+
+    json_decref(word);
+    receive_stop_at("received-go");
+    if (!go) {
+        log_say("%s is here as a whole, and waits: its source will say whether it is to run; `guise migrate --here %s` "
+                "says so in its place",
+                v->record.name, v->record.name);
+        return -EAGAIN;
+    }
+    failed = client_call(&v->client, "incoming", json_pack("{s:s}", "action", "go"), NULL, err, n);
+    receive_stop_at("ran");
+    if (failed)
+        return failed;
+    peer_send(v->peer, json_pack("{s:b}", "running", 1));
+    migration_record_remove(&v->r->registry, v->record.name, false, err, n);
+    return 0;
+}
+
+static int receive_machine(struct receiving *v, char *err, size_t n)
+{
+    int failed = take_hello(v, err, n);
+
+    if (!failed)
+        failed = check_cpu(v, err, n);
+    if (!failed)
+        failed = check_room(v, err, n);
+    if (!failed)
+        failed = make(v, err, n);
+    if (!failed)
+        failed = peer_send(v->peer, json_pack("{s:b}", "ready", 1));
+    if (!failed)
+        failed = accept_streams(v, err, n);
+    if (!failed)
+        failed = begin(v, err, n);
+    if (!failed)
+        failed = peer_send(v->peer, json_pack("{s:b}", "receiving", 1));
+    v->client.patience_ms = WHOLE_MS;
+    if (!failed)
+        failed = client_call(&v->client, "incoming", json_pack("{s:s}", "action", "wait"), NULL, err, n);
+    v->client.patience_ms = CLIENT_ANSWER_MS;
+    return failed ? failed : registry_keep(&v->r->registry, &v->record, err, n);
+}
+
+static int receive_hello(struct receiver *r, struct peer *p, json_t *hello, char name[NAME_SIZE], char *err, size_t n)
+{
+    struct receiving v = {.r = r, .peer = p, .hello = hello, .lock = -1, .file = -1, .client.fd = -1};
+
+    for (unsigned i = 0; i < MIGRATION_STREAMS_MAX; i++)
+        v.streams[i] = -1;
+    int failed = receive_machine(&v, err, n);
+    if (failed) {
+        peer_send(p, json_pack("{s:s, s:b}", "refused", err, "unavailable", (int)(failed == -ENOTSUP)));
+        clean_up(&v, true);
+        return failed;
+    }
+    receive_stop_at("received");
+    peer_send(p, json_pack("{s:b}", "complete", 1));
+    failed = wait_for_word(&v, err, n);
+    snprintf(name, NAME_SIZE, "%s", v.record.name);
+    clean_up(&v, false);
+    return failed;
+}
+
+/* --- somebody asks what has become of one
+ * ------------------------------------------------------------------------------ */
+
+/* Whether it waits to be told. */
+static bool is_complete(struct client *c)
+{
+    json_t *status = NULL;
+    char none[1];
+    bool complete = !client_call(c, "incoming", json_pack("{s:s}", "action", "status"), &status, none, sizeof none) &&
+                    strcmp(text_of(status, "state"), "complete") == 0;
+
+    json_decref(status);
+    return complete;
+}
+
+static int resolve(struct receiver *r, struct peer *p, const json_t *question, char name[NAME_SIZE], char *err,
+                   size_t n)
+{
+    struct receiving v = {.r = r, .peer = p, .lock = -1, .file = -1, .client.fd = -1};
+    struct migration_record m;
+    const char *id = text_of(question, "id");
+    int failed = migration_is_id(id) ? migration_record_find(&r->registry, id, &m, err, n) : -ENOENT;
+
+    for (unsigned i = 0; i < MIGRATION_STREAMS_MAX; i++)
+        v.streams[i] = -1;
+    if (failed && failed != -ENOENT)
+        return failed;
+    if (!failed && m.decided) {
+        peer_send(p, json_pack("{s:s}", "state", "running"));
+        return -EAGAIN;
+    }
+    if (!failed && (client_open(&v.client, &r->registry, m.name, err, n) || !is_complete(&v.client))) {
+        client_close(&v.client);
+        failed = remove_machine(&r->registry, m.name);
+        if (failed && failed != -ENOENT)
+            return error_set(err, n, failed, "%s can be neither run nor removed at the destination", m.name);
+        failed = -ENOENT;
+    }
+    if (failed) {
+        peer_send(p, json_pack("{s:s}", "state", "unknown"));
+        return -EAGAIN;
+    }
+    peer_send(p, json_pack("{s:s}", "state", "complete"));
+    memcpy(v.record.name, m.name, sizeof m.name);
+    memcpy(name, m.name, NAME_SIZE);
+    failed = wait_for_word(&v, err, n);
+    clean_up(&v, false);
+    return failed;
+}
+
+int receive_one(struct receiver *r, struct peer *p, char name[NAME_SIZE], char *err, size_t n)
+{
+    json_t *hello = NULL;
+    int failed = peer_receive(p, PEER_PATIENCE_MS, &hello);
+
+    if (failed)
+        return error_set(err, n, -EAGAIN, "somebody connected, and did not say what for");
+    if (strcmp(text_of(hello, "guise"), "migration") == 0)
+        failed = receive_hello(r, p, hello, name, err, n);
+    else if (strcmp(text_of(hello, "guise"), "migration-question") == 0)
+        failed = resolve(r, p, hello, name, err, n);
+    else
+        failed = error_set(err, n, -EAGAIN, "somebody connected who wants something unknown");
+    json_decref(hello);
+    return failed;
+}
+
+int receive_all(struct receiver *r, bool once)
+{
+    char err[ERROR_SIZE], name[NAME_SIZE];
+    struct peer p;
+
+    for (;;) {
+        err[0] = 0;
+        if (poll(&(struct pollfd){.fd = r->listening, .events = POLLIN}, 1, -1) < 0 && errno != EINTR)
+            return cli_failed(-errno, "cannot wait for machines");
+        if (peer_accept(&p, r->listening, &r->address, err, sizeof err)) {
+            if (err[0])
+                log_say("%s", err);
+            continue;
+        }
+        int failed = receive_one(r, &p, name, err, sizeof err);
+        peer_close(&p);
+        if (!failed && !r->quiet) {
+            puts(name);
+            fflush(stdout);
+        } else if (failed && err[0]) {
+            log_say("%s", err);
+        }
+        if (!failed && once)
+            return STATUS_OK;
+    }
+}

@@ -1,0 +1,243 @@
+/* The destination of a migration: a machine that waits, is received, and runs when it is told to. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "base/error.h"
+#include "machine/machine.h"
+#include "memory/memory.h"
+#include "vm/life.h"
+#include "vm/link.h"
+#include "vm/migration_int.h"
+#include "vm/prepare.h"
+#include "vm/snapshot.h"
+
+const char *const incoming_state_names[] = {"waiting", "receiving", "complete", "complete", "running"};
+
+int incoming_open(struct vm *vm)
+{
+    struct incoming *in = vm->incoming = calloc(1, sizeof *in);
+
+    if (!in)
+        return -ENOMEM;
+    *in = (struct incoming){.vm = vm, .record = -1, .notice = {-1, -1}};
+    pthread_mutex_init(&in->lock, NULL);
+    return 0;
+}
+
+static void let_go(struct incoming *in)
+{
+    const int fds[] = {in->record, in->notice[0], in->notice[1]};
+
+    incoming_threads_stop(in);
+    if (in->notice[0] >= 0)
+        loop_fd_del(in->vm->loop, in->notice[0]);
+    for (size_t i = 0; i < sizeof fds / sizeof *fds; i++)
+        if (fds[i] >= 0)
+            close(fds[i]);
+    in->record = in->notice[0] = in->notice[1] = -1;
+    sections_free(&in->sections);
+}
+
+void incoming_close(struct vm *vm)
+{
+    let_go(vm->incoming);
+    pthread_mutex_destroy(&vm->incoming->lock);
+    free(vm->incoming);
+    vm->incoming = NULL;
+}
+
+static struct control *control_of(const struct incoming *in)
+{
+    return in->vm->config->life->control;
+}
+
+/* It will not run: says why, to who waits, and ends. */
+static void fail(struct incoming *in, const char *reason)
+{
+    if (in->wait.id)
+        control_reply(control_of(in), &in->wait, NULL, "failed", reason);
+    if (in->go.id)
+        control_reply(control_of(in), &in->go, NULL, "failed", reason);
+    vm_end(in->vm, VM_FAILED, "it could not be received: %s", reason);
+}
+
+/* --- complete ------------------------------------------------------------------------------------------------------
+ */
+
+static void flushed(struct disk_request *r) {}
+
+/* What was received of the disk is on stable storage. */
+static int flush_disk(struct incoming *in)
+{
+    struct disk_request flush = {.op = DISK_FLUSH, .done = flushed, .result = -EIO};
+
+    if (!record_has_disk(in->vm->config->life->record))
+        return 0;
+    disk_submit(in->vm->disks[0], &flush);
+    disk_drain(in->vm->disks[0]);
+    return flush.result;
+}
+
+static int check(struct incoming *in, char *why, size_t n)
+{
+    unsigned bad;
+    int failed = snapshot_load_simd(in->vm, &in->sections, &bad);
+
+    if (failed)
+        return error_set(why, n, failed, "CPU %u has no SIMD registers, or impossible ones", bad);
+    failed = machine_restore_check(in->vm->machine, &in->sections, why, n);
+    if (!failed && (failed = flush_disk(in)))
+        error_sys(why, n, failed, "its disk cannot be written");
+    return failed;
+}
+
+/* A byte has come: all streams have ended, or one is of no use. */
+static void received(void *opaque, uint32_t events)
+{
+    struct incoming *in = opaque;
+    char byte, why[ERROR_SIZE];
+
+    (void)!read(in->notice[0], &byte, 1);
+    if (in->state != INCOMING_RECEIVING)
+        return;
+    pthread_mutex_lock(&in->lock);
+    int failed = in->failed;
+    snprintf(why, sizeof why, "%s", in->reason);
+    pthread_mutex_unlock(&in->lock);
+    if (!failed)
+        failed = check(in, why, sizeof why);
+    if (failed) {
+        in->state = INCOMING_WAITING; /* nothing is worth keeping */
+        fail(in, why);
+        return;
+    }
+    in->state = INCOMING_COMPLETE;
+    in->vm->config->life->attached = false; /* it waits, whoever goes away */
+    if (in->wait.id)
+        control_reply(control_of(in), &in->wait, json_object(), NULL, NULL);
+}
+
+/* --- go --------------------------------------------------------------------------------------------------------------
+ */
+
+static bool had_agent(const struct incoming *in)
+{
+    const struct section *s = sections_find(&in->sections, "about", "json");
+    json_t *about = s ? json_loadb((const char *)s->bytes, s->size, 0, NULL) : NULL;
+    bool had = json_is_true(json_object_get(about, "agent"));
+
+    json_decref(about);
+    return had;
+}
+
+void incoming_step(struct vm *vm)
+{
+    struct incoming *in = vm->incoming;
+    char why[ERROR_SIZE];
+    int failed = migration_decide(in->record, true);
+
+    if (failed) { /* it may be tried again */
+        migration_decide(in->record, false);
+        in->state = INCOMING_COMPLETE;
+        error_sys(why, sizeof why, failed, "it cannot be written down that it runs here");
+        control_reply(control_of(in), &in->go, NULL, "failed", why);
+        return;
+    }
+    in->state = INCOMING_GONE;
+    failed = machine_restore(vm->machine, &in->sections, why, sizeof why);
+    if (failed) {
+        fail(in, why);
+        return;
+    }
+    life_started(vm);
+    life_event(vm, "migrated", NULL);
+    control_reply(control_of(in), &in->go, json_object(), NULL, NULL);
+    if (had_agent(in))
+        link_restored(vm, false);
+    let_go(in);
+}
+
+/* --- what is asked ---------------------------------------------------------------------------------------------------
+ */
+
+static json_t *begin(struct incoming *in, struct control_call *call)
+{
+    int fds[CONTROL_FDS_MAX], err = 0;
+    unsigned n = control_take_fds(call, fds);
+
+    if (n < 2 || n > 1 + MIGRATION_STREAMS_MAX || in->state != INCOMING_WAITING || in->n_streams) {
+        while (n)
+            close(fds[--n]);
+        return control_fail(call, "bad-request", "the descriptors of a record and of streams must be given, once");
+    }
+    in->record = fds[0];
+    in->n_streams = n - 1;
+    in->n_chunks = memory_chunks(machine_memory(in->vm->machine));
+    for (unsigned i = 0; i < in->n_streams; i++) {
+        in->streams[i].incoming = in;
+        int failed = wire_open(&in->streams[i].wire, fds[1 + i], false);
+        err = err ? err : failed;
+    }
+    if (!err && socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, in->notice))
+        err = -errno;
+    if (!err)
+        err = loop_fd_add(in->vm->loop, in->notice[0], EPOLLIN, received, in);
+    if (!err) {
+        in->state = INCOMING_RECEIVING;
+        err = incoming_threads_start(in);
+    }
+    return err ? control_fail(call, "failed", "it cannot be received: %s", strerror(-err)) : json_object();
+}
+
+static json_t *wait(struct incoming *in, struct control_call *call)
+{
+    if (in->state == INCOMING_COMPLETE)
+        return json_object();
+    if (in->state != INCOMING_RECEIVING || in->wait.id)
+        return control_fail(call, "wrong-state", "it is not being received");
+    in->wait = control_ticket(call);
+    call->later = true;
+    return NULL;
+}
+
+static json_t *go(struct incoming *in, struct control_call *call)
+{
+    if (in->state != INCOMING_COMPLETE)
+        return control_fail(call, "wrong-state", "it has not been received as a whole");
+    in->go = control_ticket(call);
+    call->later = true;
+    in->state = INCOMING_DUE;
+    loop_stop(in->vm->loop);
+    return NULL;
+}
+
+static json_t *status(struct incoming *in, struct control_call *call)
+{
+    uint64_t bytes = 0;
+
+    for (unsigned i = 0; i < in->n_streams; i++)
+        bytes += in->streams[i].wire.bytes;
+    return json_pack("{s:s, s:I}", "state", incoming_state_names[in->state], "received_bytes", (json_int_t)bytes);
+}
+
+static const struct {
+    const char *action;
+    json_t *(*run)(struct incoming *in, struct control_call *call);
+} actions[] = {{"begin", begin}, {"wait", wait}, {"go", go}, {"status", status}};
+
+json_t *command_incoming(struct control_call *call)
+{
+    struct vm *vm = call->opaque;
+    const char *action = json_string_value(json_object_get(call->arguments, "action"));
+
+    if (!vm->incoming)
+        return control_fail(call, "wrong-state", "it is not being received");
+    for (size_t i = 0; i < sizeof actions / sizeof *actions; i++)
+        if (action && strcmp(actions[i].action, action) == 0)
+            return actions[i].run(vm->incoming, call);
+    return control_fail(call, "bad-request", "\"action\" is not one of begin, wait, go, status");
+}

@@ -1,0 +1,189 @@
+/*
+ * The threads that send a machine, one for each stream: chunk i of memory and of the disk is the business of stream
+ * i modulo their number, so that what is sent of it twice arrives in that order.
+ *
+ * A page is read while the guest may write to it.  That it did is in the log, and so it comes again.
+ */
+#include <errno.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "backends/disk/disk_log.h"
+#include "bus/bus.h"
+#include "host/sandbox.h"
+#include "memory/memory.h"
+#include "vm/migration_int.h"
+
+static int send_memory(struct moving_stream *s, uint64_t chunk)
+{
+    struct moving *m = s->moving;
+    uint8_t bytes[WATCH_CHUNK];
+    bool first = s->round == 1; /* what is not there is not there either */
+
+    if (!memory_read_chunk(machine_memory(m->vm->machine), chunk, bytes) && first)
+        return 0;
+    return wire_put_chunk(&s->wire, WIRE_MEMORY, chunk, bytes, m->pages[chunk], first);
+}
+
+struct place {
+    int fd;
+    uint64_t offset;
+};
+
+/* Where the granules of a piece are.  Whoever has the lock may be waiting for this thread to end. */
+static int find(struct moving *m, uint64_t piece, uint16_t *granules, struct place place[DISK_LOG_GRANULES])
+{
+    pthread_mutex_t *lock = &m->vm->bus->lock;
+
+    while (pthread_mutex_trylock(lock)) {
+        if (m->stop)
+            return -ECANCELED;
+        nanosleep(&(struct timespec){.tv_nsec = 50000}, NULL);
+    }
+    for (unsigned i = 0; i < DISK_LOG_GRANULES; i++)
+        if (*granules >> i & 1 &&
+            !disk_overlay_find(m->vm->disks[0], piece * DISK_LOG_GRANULES + i, &place[i].fd, &place[i].offset))
+            *granules &= (uint16_t) ~(1u << i); /* a write that has failed */
+    pthread_mutex_unlock(lock);
+    return 0;
+}
+
+/* Behind the end of the file there are zeroes. */
+static int read_granule(const struct place *p, uint8_t *out)
+{
+    ssize_t got = pread(p->fd, out, DISK_LOG_GRANULE, (off_t)p->offset);
+
+    if (got < 0)
+        return -errno;
+    memset(out + got, 0, DISK_LOG_GRANULE - (size_t)got);
+    return 0;
+}
+
+static int send_disk(struct moving_stream *s, uint64_t piece)
+{
+    struct moving *m = s->moving;
+    struct place place[DISK_LOG_GRANULES];
+    uint8_t bytes[WIRE_CHUNK];
+    uint16_t granules = m->granules[piece];
+    int err = find(m, piece, &granules, place);
+
+    for (unsigned i = 0; i < DISK_LOG_GRANULES && !err; i++)
+        if (granules >> i & 1)
+            err = read_granule(&place[i], bytes + i * DISK_LOG_GRANULE);
+    return err ? err : wire_put_chunk(&s->wire, WIRE_DISK, piece, bytes, granules, false);
+}
+
+static int send_all(struct moving_stream *s)
+{
+    struct moving *m = s->moving;
+    int err = 0;
+
+    for (uint64_t i = s->index; i < m->n_disk_chunks && !err && !m->stop; i += m->n_streams) {
+        if (!m->granules[i])
+            continue;
+        err = send_disk(s, i);
+        m->sent_pages += (unsigned)__builtin_popcount(m->granules[i]);
+    }
+    for (uint64_t i = s->index; i < m->n_chunks && !err && !m->stop; i += m->n_streams) {
+        if (!m->pages[i])
+            continue;
+        err = send_memory(s, i);
+        m->sent_pages += (unsigned)__builtin_popcount(m->pages[i]);
+    }
+    if (!err && m->last && s->index == 0)
+        for (unsigned i = 0; i < m->sections.n && !err; i++)
+            err = wire_put_section(&s->wire, &m->sections.all[i]);
+    if (!err && m->last)
+        err = wire_put_end(&s->wire);
+    return err;
+}
+
+/* The next round; false: there will be none. */
+static bool wait_for_round(struct moving_stream *s)
+{
+    struct moving *m = s->moving;
+
+    pthread_mutex_lock(&m->lock);
+    while (m->round == s->round && !m->stop)
+        pthread_cond_wait(&m->wake, &m->lock);
+    bool more = !m->stop;
+    s->round = m->round;
+    pthread_mutex_unlock(&m->lock);
+    return more;
+}
+
+static void round_done(struct moving *m, int err)
+{
+    pthread_mutex_lock(&m->lock);
+    if (err && !m->failed)
+        m->failed = err;
+    bool all = --m->at_work == 0 || err;
+    pthread_mutex_unlock(&m->lock);
+    if (all)
+        (void)!write(m->notice[1], "", 1);
+}
+
+static void *sender_main(void *opaque)
+{
+    struct moving_stream *s = opaque;
+    int err;
+
+    prctl(PR_SET_NAME, "migrate");
+    err = sandbox_thread(s->moving->vm->sandbox, SANDBOX_WORKER);
+    while (wait_for_round(s)) {
+        if (!err)
+            err = send_all(s);
+        round_done(s->moving, err);
+    }
+    return NULL;
+}
+
+int moving_threads_start(struct moving *m)
+{
+    sigset_t all, old;
+    int err = 0;
+
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+    for (unsigned i = 0; i < m->n_streams && !err; i++) {
+        m->streams[i].moving = m;
+        m->streams[i].index = i;
+        err = -pthread_create(&m->streams[i].thread, NULL, sender_main, &m->streams[i]);
+        m->streams[i].has_thread = !err;
+    }
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    return err;
+}
+
+void moving_round(struct moving *m, bool last)
+{
+    pthread_mutex_lock(&m->lock);
+    m->sent_pages = 0;
+    m->last = last;
+    m->at_work = m->n_streams;
+    m->round++;
+    pthread_cond_broadcast(&m->wake);
+    pthread_mutex_unlock(&m->lock);
+}
+
+void moving_threads_stop(struct moving *m)
+{
+    pthread_mutex_lock(&m->lock);
+    m->stop = true;
+    pthread_cond_broadcast(&m->wake);
+    pthread_mutex_unlock(&m->lock);
+    for (unsigned i = 0; i < m->n_streams; i++) {
+        struct moving_stream *s = &m->streams[i];
+        shutdown(s->wire.fd, SHUT_RDWR);
+        if (s->has_thread)
+            pthread_join(s->thread, NULL);
+        s->has_thread = false;
+        close(s->wire.fd);
+        wire_close(&s->wire);
+    }
+    m->n_streams = 0;
+}

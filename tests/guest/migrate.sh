@@ -1,0 +1,195 @@
+#!/bin/bash
+# Live migration: the guest goes on elsewhere, and whoever dies at whatever moment, exactly one machine runs and has lost nothing.
+#
+#   ROUNDS=1      how often each case of who dies when is gone through (tests/slow/migrate.sh does more)
+. "$(dirname "$(readlink -f "$0")")/lib.sh"
+. "$here/machines.sh"
+
+# Two hosts: each with directories of its own, and somebody who receives.
+declare -A data=([one]=$work/data [two]=$work/data2) runtime=([one]=$work/run [two]=$work/run2) receiver
+on() { GUISE_DATA=${data[$1]} GUISE_RUNTIME=${runtime[$1]} timeout 60 "$GUISE" "${@:2}"; } # HOST COMMAND...
+begin() { GUISE_DATA=${data[$1]} GUISE_RUNTIME=${runtime[$1]} exec "$GUISE" "${@:2}"; }
+other() { if [ "$1" = one ]; then echo two; else echo one; fi; }
+receive() # HOST: somebody new receives there
+{
+    [ -z "${receiver[$1]}" ] || { kill -9 "${receiver[$1]}" && wait "${receiver[$1]}"; } 2>/dev/null
+    rm -f "$work/$1.sock"
+    (begin "$1" receive "unix:$work/$1.sock") >>"$work/$1.out" 2>>"$work/$1.err" &
+    receiver[$1]=$!
+    for _ in $(seq 100); do [ -S "$work/$1.sock" ] && return || sleep 0.05; done
+}
+cleanup_migrate()
+{
+    for host in one two; do
+        on $host ls -a --json 2>/dev/null | grep -o '"pid": [0-9]*' | grep -o '[0-9]*' | xargs -r kill -9
+        [ -z "${receiver[$host]}" ] || kill -9 "${receiver[$host]}" 2>/dev/null
+    done
+    cleanup
+}
+trap cleanup_migrate EXIT
+mkdir -p "$work/data2" && cp -a "$work/data/images" "$work/data2/"
+receive one
+receive two
+
+# A counter that lives in memory and on the disk, and a program that notices when they differ.
+cat >counter.sh <<'S'
+i=0
+echo 0 >/root/count
+while :; do
+    i=$((i + 1))
+    [ "$(cat /root/count)" = $((i - 1)) ] || echo "$i: the disk has $(cat /root/count)" >>/dev/shm/wrong
+    echo $i >/root/count.new && mv /root/count.new /root/count
+    echo $i >/dev/shm/count
+    usleep 2000
+done
+S
+boot() # HOST
+{
+    on "$1" launch tiny --name vm >"$work/stdout" 2>"$work/stderr" || { not_ok launch "$(tail -n 1 "$work/stderr")" && finish; }
+    on "$1" cp counter.sh vm:/root/counter.sh
+    on "$1" exec vm -- sh -c 'mkdir -p /dev/shm; mount -t tmpfs none /dev/shm; sh /root/counter.sh >/dev/null 2>&1 &'
+    for _ in $(seq 50); do [ "$(count "$1")" -gt 0 ] 2>/dev/null && break || sleep 0.1; done
+}
+count() { on "$1" exec vm -- cat /dev/shm/count 2>&1; } # HOST
+state() { on "$1" inspect vm 2>/dev/null | sed -n 's/.*"state": "\(.*\)".*/\1/p'; }
+pid() { on "$1" inspect vm 2>/dev/null | sed -n 's/.*"pid": \([0-9][0-9]*\).*/\1/p'; }
+
+# What the machine there has lost since it had counted so far, in words.
+lost() # HOST BEFORE
+{
+    local first second wrong
+    first=$(count "$1")
+    sleep 0.2
+    second=$(count "$1")
+    wrong=$(on "$1" exec vm -- sh -c 'head -n 1 /dev/shm/wrong 2>/dev/null')
+    [ -z "$wrong" ] || echo "$wrong"
+    { [ "$first" -ge "$2" ] && [ "$second" -gt "$first" ]; } 2>/dev/null || echo "counted $2, then $first, then $second"
+}
+runs() # NAME HOST BEFORE: it runs there and nowhere else, and nothing is lost
+{
+    local why elsewhere
+    elsewhere=$(state "$(other "$2")")
+    why=$(lost "$2" "$3")
+    [ "$elsewhere" != running ] || why="it runs at the other; $why"
+    if [ -z "$why" ]; then ok "$1"; else not_ok "$1" "$why; $(tail -n 1 "$work/stderr")" && finish; fi
+}
+
+# --- there and back ---------------------------------------------------------------------------------------------------
+boot one
+before=$(count one)
+status "it moves" 0 on one migrate vm "unix:$work/two.sock" --json
+runs "and runs there" two "$before"
+is "the source has nothing of it" "[]" on one ls -a --json
+before=$(count two)
+status "and back, by several streams" 0 on two migrate vm "unix:$work/one.sock" --streams 3
+runs "and runs here" one "$before"
+is "the guest's clock is the host's" yes on one exec vm -- sh -c "[ \$(( \$(date +%s) - $(date +%s) )) -le 1 ] && echo yes"
+before=$(count one)
+status "it stays on this host, under a new name" 0 on one migrate vm new
+is "which runs" yes on one exec new -- sh -c "[ \$(cat /dev/shm/count) -ge $before ] && echo yes"
+status "and gets its own back" 0 on one migrate new vm
+runs "the same machine" one "$before"
+is "and nothing is said about it" "" on one exec vm -- sh -c 'dmesg | grep -iE "stall|lockup|unstable|error|nvme.*timeout"'
+
+# --- who dies when ------------------------------------------------------------------------------------------------------
+at=one
+dies() # PLACE VICTIM: the command stops at PLACE, VICTIM is killed, and the command goes on if it can
+{
+    before=$(count $at)
+    (GUISE_STOP_AT=$1 begin $at migrate vm "unix:$work/$(other $at).sock") >"$work/stdout" 2>"$work/stderr" </dev/null &
+    local command=$!
+    stopped "$command" || { not_ok "$1: $2" "the command never came there: $(tail -n 1 "$work/stderr")" && finish; }
+    case $2 in
+    source) kill -9 "$(pid $at)" ;;
+    destination) kill -9 "$(pid "$(other $at)")" ;;
+    receiver) kill -9 "${receiver[$(other $at)]}" ;;
+    command) kill -9 "$command" ;;
+    esac
+    [ "$2" != receiver ] || receive "$(other $at)"
+    kill -CONT "$command" 2>/dev/null
+    wait "$command" 2>/dev/null
+}
+# The same when who receives stops at PLACE.
+dies_there() # PLACE VICTIM
+{
+    local to
+    to=$(other $at)
+    before=$(count $at)
+    GUISE_STOP_AT=$1 receive "$to"
+    (begin $at migrate vm "unix:$work/$to.sock") >"$work/stdout" 2>"$work/stderr" </dev/null &
+    local command=$!
+    stopped "${receiver[$to]}" || { not_ok "$1: $2" "it never came there: $(tail -n 1 "$work/stderr")" && finish; }
+    case $2 in
+    source) kill -9 "$(pid $at)" ;;
+    destination) kill -9 "$(pid "$to")" ;;
+    receiver) kill -9 "${receiver[$to]}" && sleep 0.2 ;;
+    command) kill -9 "$command" ;;
+    esac
+    kill -CONT "${receiver[$to]}" 2>/dev/null
+    [ "$2" != receiver ] || receive "$to"
+    wait "$command" 2>/dev/null
+    receive "$to"
+}
+stopped() # PID
+{
+    for _ in $(seq 400); do
+        case $(ps -o stat= "$1") in T*) return 0 ;; '') return 1 ;; esac
+        sleep 0.05
+    done
+    return 1
+}
+moved() { at=$(other $at); }
+
+for _ in $(seq "${ROUNDS:-1}"); do
+    for place in receiving sending complete given-up; do
+        dies $place destination
+        runs "the destination dies when $place" $at "$before"
+    done
+    for place in asked receiving sending complete; do
+        dies $place command
+        sleep 0.2
+        runs "the command dies when $place" $at "$before"
+    done
+    for place in asked receiving sending; do
+        dies $place receiver
+        runs "who receives dies when $place" $at "$before"
+    done
+    dies complete source
+    moved
+    runs "the source dies when the destination has all of it" $at "$before"
+    dies given-up source
+    moved
+    runs "the source dies when it has given up" $at "$before"
+    dies given-up receiver
+    moved
+    runs "who receives dies when the source has given up" $at "$before"
+
+    dies given-up command
+    is "the command dies when the source has given up: it stands still" moved state $at
+    is "at both" incoming state "$(other $at)"
+    status "it cannot be started" 5 on $at start vm
+    status "it is brought to its end" 0 on $at migrate --resume vm
+    moved
+    runs "and has moved" $at "$before"
+    dies given-up command
+    kill -9 "$(pid "$(other $at)")"
+    on $at migrate --resume vm 2>"$work/stderr"
+    says "the destination dies as well: it is asked for" "stays here, and runs"
+    runs "and stays" $at "$before"
+    dies told command
+    sleep 0.5
+    status "the command dies when the destination was told" 0 on $at migrate --resume vm
+    moved
+    runs "it has moved" $at "$before"
+
+    dies_there received-go receiver
+    moved
+    runs "who receives dies before it can let it run" $at "$before"
+    dies_there received-go destination
+    runs "the destination dies before it can run" $at "$before"
+    dies_there ran receiver
+    moved
+    runs "who receives dies before it can say that it runs" $at "$before"
+done
+status "a machine that is in no migration has none to resume" 5 on $at migrate --resume vm
+finish
