@@ -197,12 +197,12 @@ static void acpi_pm_pre_save(struct device *dev)
     pm->saved.save_ns = clock_ns();
 }
 
-/* The clock that it counts by is another one now; the guest's timer goes on where it was. */
+/* The clock that it counts by may be another one now; the guest's timer goes on where it was. */
 static void acpi_pm_restored(struct device *dev)
 {
     struct acpi_pm *pm = dev->state;
 
-    pm->saved.start_ns += clock_ns() - pm->saved.save_ns;
+    pm->saved.start_ns += device_later(dev, pm->saved.save_ns);
     pm->saved.control = (uint16_t)((pm->saved.control & CNT_WRITABLE) | CNT_SCI_EN);
     update(pm);
 }

@@ -6,6 +6,7 @@
  * or machine/.  All of its functions run with the bus lock held.
  */
 #pragma once
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -34,6 +35,8 @@ struct device {
     const char *name;
     const struct device_class *class;
     void *state; /* the device's own structure, allocated by create */
+    /* While it is restored: the host's clock that it was saved by has gone on, and the pause passes for the guest. */
+    bool clock_goes_on;
 };
 
 struct device_class {
@@ -48,3 +51,10 @@ struct device_class {
     void (*pre_save)(struct device *dev);     /* brings the saved bytes up to date; may be NULL */
     void (*post_restore)(struct device *dev); /* re-arm timers, re-drive lines; may be NULL */
 };
+
+/* For post_restore: how much later by clock_ns is what was at a time by the clock of the save, if the guest's own time
+ * goes on where it stood. */
+static inline uint64_t device_later(const struct device *dev, uint64_t save_ns)
+{
+    return dev->clock_goes_on ? 0 : clock_ns() - save_ns;
+}

@@ -350,7 +350,7 @@ static void hpet_pre_save(struct device *dev)
 static void hpet_post_restore(struct device *dev)
 {
     struct hpet *s = dev->state;
-    s->saved.start_ns += clock_ns() - s->saved.save_ns;
+    s->saved.start_ns += device_later(dev, s->saved.save_ns);
     if (s->wiring.legacy)
         s->wiring.legacy(s->wiring.opaque, s->saved.config & CONFIG_LEGACY);
     for (unsigned n = 0; n < HPET_TIMERS; n++)

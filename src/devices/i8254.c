@@ -387,18 +387,18 @@ static void i8254_pre_save(struct device *dev)
     s->saved.save_ns = clock_ns();
 }
 
-/* The clock that load times refer to is another one now; the guest's timer goes on where it was. */
+/* The clock that load times refer to may be another one now; the guest's timer goes on where it was. */
 static void i8254_post_restore(struct device *dev)
 {
     struct i8254 *s = dev->state;
-    uint64_t now = clock_ns();
+    uint64_t later = device_later(dev, s->saved.save_ns);
     for (unsigned n = 0; n < 3; n++) {
         struct channel *c = &s->saved.channel[n];
-        c->load_ns += now - s->saved.save_ns;
+        c->load_ns += later;
         if (!c->reload || c->reload > 65536) /* saved bytes may come from a stranger; it is divided by */
             c->reload = 65536;
     }
-    arm(s, now);
+    arm(s, clock_ns());
 }
 
 const struct device_class i8254_class = {

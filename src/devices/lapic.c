@@ -650,7 +650,7 @@ static void lapic_pre_save(struct device *dev)
 static void lapic_post_restore(struct device *dev)
 {
     struct lapic_set *s = dev->state;
-    uint64_t shift = clock_ns() - s->saved.save_ns;
+    uint64_t shift = device_later(dev, s->saved.save_ns);
     for (unsigned i = 0; i < s->n_cpus; i++) {
         struct lapic *a = &s->apic[i];
         if (a->regs->timer_start)

@@ -394,7 +394,7 @@ static void rtc_post_restore(struct device *dev)
     s->saved.index &= 0x7f;
     if (s->saved.offset_s > INT64_MAX >> 20 || s->saved.offset_s < INT64_MIN >> 20)
         s->saved.offset_s = 0; /* no guest can have set that: 10,000 years are 2^39 seconds */
-    s->saved.periodic_ns += clock_ns() - s->saved.save_ns;
+    s->saved.periodic_ns += device_later(dev, s->saved.save_ns);
     catch_up(s);
     arm(s);
 }

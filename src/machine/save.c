@@ -16,6 +16,7 @@
  * Everything that is read may be a stranger's: cpu_load checks, and so does each device's post_restore.
  */
 #include <errno.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -30,7 +31,15 @@ struct shape {
     uint32_t n_cpus;
     uint8_t gsi_level[PC_GSIS];
     uint8_t pad[4];
+    uint64_t host_tsc, host_ns; /* at the save: its TSC, CLOCK_MONOTONIC.  Not in older ones */
 };
+#define SHAPE_LEAST offsetof(struct shape, host_tsc)
+
+/* A pause of the same host's that is no longer is one for the guest, too, as if its CPUs had had to wait so long: its
+ * TSC remains the host's then, which programs that run directly can read.  Linux complains of CPUs that stood still
+ * for 20 s. */
+#define SHORT_PAUSE_NS 5000000000u
+#define APART_NS 5000000u /* may the pause by the one clock and by the other be; both are read one after the other */
 
 static uint64_t host_tsc(void)
 {
@@ -49,10 +58,9 @@ static void part_name(const struct machine *m, unsigned part, char name[SECTION_
 
 /* --- save ----------------------------------------------------------------------------------------------------- */
 
-static void save_cpus(struct machine *m, struct sections *out)
+static void save_cpus(struct machine *m, uint64_t now, struct sections *out)
 {
     uint8_t bytes[CPU_SAVED_MAX], table[CPUID_SAVED_MAX];
-    uint64_t now = host_tsc();
     char name[16];
 
     if (m->cpus[0]->cpuid)
@@ -73,8 +81,10 @@ int machine_save(struct machine *m, struct sections *out)
             m->parts[i].class->pre_save(&m->parts[i]);
     for (unsigned i = 0; i < PC_GSIS; i++)
         shape.gsi_level[i] = m->gsi_level[i];
+    shape.host_tsc = host_tsc();
+    shape.host_ns = clock_ns();
     sections_add(out, "machine", "shape", 1, &shape, sizeof shape);
-    save_cpus(m, out);
+    save_cpus(m, shape.host_tsc, out);
     for (unsigned i = 0; i < m->n_parts; i++) {
         const struct device_class *class = m->parts[i].class;
         part_name(m, i, name);
@@ -90,9 +100,10 @@ static int check_shape(struct machine *m, const struct sections *in, struct shap
 {
     const struct section *s = sections_find(in, "machine", "shape");
 
-    if (!s || s->version != 1 || s->size < sizeof *shape)
+    if (!s || s->version != 1 || s->size < SHAPE_LEAST || s->size > sizeof *shape)
         return error_set(err, n, -EBADMSG, "it does not say what machine it is of");
-    memcpy(shape, s->bytes, sizeof *shape);
+    memset(shape, 0, sizeof *shape);
+    memcpy(shape, s->bytes, s->size);
     if (shape->memory_bytes != m->memory->size)
         return error_set(err, n, -EINVAL, "it has %llu MiB of memory, this machine has %llu",
                          (unsigned long long)shape->memory_bytes >> 20, (unsigned long long)m->memory->size >> 20);
@@ -101,10 +112,20 @@ static int check_shape(struct machine *m, const struct sections *in, struct shap
     return 0;
 }
 
-static int load_cpus(struct machine *m, const struct sections *in, char *err, size_t n)
+/* Have the host's clocks gone on since, and not for long?  Two that agree on how long it was are the same host's. */
+static bool clocks_go_on(const struct machine *m, const struct shape *shape)
+{
+    const uint64_t khz = m->cpus[0]->tsc_khz, ticks = host_tsc() - shape->host_tsc, ns = clock_ns() - shape->host_ns;
+
+    if (!shape->host_tsc || !khz || ns > SHORT_PAUSE_NS || ticks > SHORT_PAUSE_NS / 1000000 * khz)
+        return false;
+    const uint64_t by_tsc = ticks * 1000000 / khz;
+    return (by_tsc > ns ? by_tsc - ns : ns - by_tsc) < APART_NS;
+}
+
+static int load_cpus(struct machine *m, const struct sections *in, uint64_t now, char *err, size_t n)
 {
     const struct section *table = sections_find(in, "cpuid", "table");
-    uint64_t now = host_tsc();
     char why[128] = "", name[16];
 
     if (m->cpus[0]->cpuid && table && !cpuid_check(m->cpus[0]->cpuid, table->bytes, table->size, why, sizeof why))
@@ -174,11 +195,14 @@ static int check_parts(const struct machine *m, const struct sections *in, char 
 static int load(struct machine *m, const struct sections *in, struct shape *shape, bool only_check, char *err, size_t n)
 {
     int failed = check_shape(m, in, shape, err, n);
+    const bool goes_on = !failed && clocks_go_on(m, shape);
 
     if (!failed)
         failed = check_parts(m, in, err, n);
     if (!failed)
-        failed = load_cpus(m, in, err, n);
+        failed = load_cpus(m, in, goes_on ? shape->host_tsc : host_tsc(), err, n);
+    for (unsigned i = 0; i < m->n_parts; i++)
+        m->parts[i].clock_goes_on = goes_on;
     for (unsigned i = 0; i < m->n_parts && !failed; i++)
         failed = load_part(m, i, in, only_check, err, n);
     return failed;

@@ -238,7 +238,8 @@ static void use(struct board *b)
 /* What counts time goes on; and some note that they were restored. */
 static bool moves(const struct section *s)
 {
-    static const char *const kinds[] = {"i8254", "lapic", "hpet", "rtc", "acpi-pm", "cpu", "uart16550", "virtio-vsock"};
+    static const char *const kinds[] = {"machine", "i8254", "lapic",     "hpet",        "rtc",
+                                        "acpi-pm", "cpu",   "uart16550", "virtio-vsock"};
 
     for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
         if (strcmp(s->kind, kinds[i]) == 0)
@@ -269,6 +270,7 @@ static void every_device_comes_back(void **state)
     make(&a, false, true);
     use(&a);
     save(&a, &first);
+    memset((uint8_t *)first.all[0].bytes + first.all[0].size - 16, 0, 16); /* its host's clocks: time stands still */
     make(&b, true, true);
     memcpy(machine_memory(b.m)->base, machine_memory(a.m)->base, 1 << 20);
     if (restore(&b, &first))
@@ -291,6 +293,59 @@ static void every_device_comes_back(void **state)
     sections_free(&second);
     machine_destroy(a.m);
     machine_destroy(b.m);
+}
+
+static uint64_t host_khz(void)
+{
+    uint64_t ns = clock_ns(), tsc = __builtin_ia32_rdtsc();
+    usleep(50000);
+    tsc = __builtin_ia32_rdtsc() - tsc, ns = clock_ns() - ns;
+    return tsc * 1000000 / ns;
+}
+
+/* By how much the power-management timer and the TSC have moved on for the guest, in ms, over a pause of `slept` ms
+ * that by the snapshot began `earlier` ns before. */
+static void pause_for(unsigned slept, uint64_t khz, uint64_t earlier, uint64_t *timer, uint64_t *tsc)
+{
+    enum { TMR = 0x608, TMR_HZ = 3579545 };
+    struct board a, b;
+    struct sections s = {0};
+    uint64_t host_ns;
+
+    make(&a, false, true);
+    make(&b, true, true);
+    for (unsigned i = 0; i < 2; i++)
+        a.cpus[i].tsc_khz = b.cpus[i].tsc_khz = khz;
+    *timer = bus_read(machine_bus(a.m), BUS_PORT, TMR, 4);
+    *tsc = cpu_guest_tsc(&a.cpus[0]);
+    save(&a, &s);
+    struct section *shape = &s.all[0];
+    assert_string_equal(shape->name, "shape");
+    memcpy(&host_ns, shape->bytes + shape->size - 8, 8);
+    host_ns -= earlier;
+    memcpy((uint8_t *)shape->bytes + shape->size - 8, &host_ns, 8);
+    usleep(slept * 1000);
+    if (restore(&b, &s))
+        fail_msg("%s", error);
+    *timer = (uint32_t)(bus_read(machine_bus(b.m), BUS_PORT, TMR, 4) - *timer) * 1000ull / TMR_HZ;
+    *tsc = (cpu_guest_tsc(&b.cpus[0]) - *tsc) / khz;
+    sections_free(&s);
+    machine_destroy(a.m);
+    machine_destroy(b.m);
+}
+
+/* On the host that it was saved on time passes; where the clocks say anything else it stands still. */
+static void a_short_pause_passes(void **state)
+{
+    const uint64_t khz = host_khz();
+    uint64_t timer, tsc;
+
+    pause_for(300, khz, 0, &timer, &tsc);
+    assert_true(timer >= 299 && timer < 3000);
+    assert_true(tsc >= 299 && tsc < 3000);
+    pause_for(300, khz, 1000000000, &timer, &tsc);
+    assert_true(timer < 250);
+    assert_true(tsc < 250);
 }
 
 static void another_machine_is_refused(void **state)
@@ -372,9 +427,10 @@ static int remove_files(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        T(a_vcpu_comes_back),          T(one_from_elsewhere_is_checked), T(records_are_checked),
-        T(a_missing_feature_is_named), T(every_device_comes_back),       T(another_machine_is_refused),
-        T(noise_is_survived),
+        T(a_vcpu_comes_back),          T(one_from_elsewhere_is_checked),
+        T(records_are_checked),        T(a_missing_feature_is_named),
+        T(every_device_comes_back),    T(a_short_pause_passes),
+        T(another_machine_is_refused), T(noise_is_survived),
     };
     return cmocka_run_group_tests(tests, make_files, remove_files);
 }

@@ -28,11 +28,11 @@
 
 #define LOOK_MS 20u           /* from one look at what does not stop to the next */
 #define PATIENCE_NS 50000000u /* of CPU time that it may have from the first of them on, */
-#define CALL_NS 2000000u      /* and for each call that is done before: on a busy host that is a guest itself, 0.5 ms, */
-#define BATCH_NS 2000000000u  /* and for all of them at most */
-#define AT_DOOR_LOOKS 5u      /* until who may be asleep there without having said so is looked for */
-#define LOOKS 32u             /* at who has said that it sleeps, if it has another CPU */
-#define YIELDS 1000u          /* of the CPU, between two of them, before it is left for longer */
+#define CALL_NS 2000000u     /* and for each call that is done before: on a busy host that is a guest itself, 0.5 ms, */
+#define BATCH_NS 2000000000u /* and for all of them at most */
+#define AT_DOOR_LOOKS 5u     /* until who may be asleep there without having said so is looked for */
+#define LOOKS 32u            /* at who has said that it sleeps, if it has another CPU */
+#define YIELDS 1000u         /* of the CPU, between two of them, before it is left for longer */
 #define NAP_NS 100000u
 
 static uint64_t least(uint64_t a, uint64_t b)
@@ -387,8 +387,8 @@ uint64_t soft_direct_cpu_ns(const struct engine *e)
 
 /*
  * Is it of no more use, since it has ended or has gone on for too long after it was first asked for (*asked, which is
- * NOT_ASKED before)?  What counts is CPU time alone: a process that does as it should may have to wait for any time, for
- * a CPU or for a lock of the host's kernel that somebody holds who has to wait for one.
+ * NOT_ASKED before)?  What counts is CPU time alone: a process that does as it should may have to wait for any time,
+ * for a CPU or for a lock of the host's kernel that somebody holds who has to wait for one.
  */
 #define NOT_ASKED UINT64_MAX
 static bool lost(const struct direct_slot *s, uint64_t *asked)

@@ -169,8 +169,8 @@ const void *helper_target(struct soft_vcpu *v, const struct site *s)
 }
 
 /*
- * One of several in a row that a spinning vCPU comes by: its host's CPU is for those that can go on.  Who spins for long
- * waits for a vCPU that has no CPU, and makes that wait for longer the more it asks the scheduler for turns.
+ * One of several in a row that a spinning vCPU comes by: its host's CPU is for those that can go on.  Who spins for
+ * long waits for a vCPU that has no CPU, and makes that wait for longer the more it asks the scheduler for turns.
  */
 const void *helper_pause(struct soft_vcpu *v, const struct site *s)
 {

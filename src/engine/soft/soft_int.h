@@ -339,7 +339,7 @@ struct soft_vcpu {
     uint64_t nested_ticks; /* of the way out being timed: counted as another kind */
     char error[256];
     bool failed, shutdown;
-    uint32_t pauses;     /* counts */
+    uint32_t pauses;              /* counts */
     uint64_t paused, spins_since; /* TSC: behind the last of them; at the first in a row */
     uint32_t debug_hits; /* breakpoints on data and ports that the instruction under way has met: bits of DR6 */
     /* breakpoints on data: their pages stay out of the TLBs, so that accesses come to soft_slow */
