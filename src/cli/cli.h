@@ -108,6 +108,7 @@ int cp_main(const struct command *self, int argc, char **argv);
 extern const struct command snapshot_commands[];
 int snapshot_main(const struct command *self, int argc, char **argv);
 int migrate_main(const struct command *self, int argc, char **argv);
+extern const struct command receive_commands[];
 int receive_main(const struct command *self, int argc, char **argv);
 int restore_main(const struct command *self, int argc, char **argv);
 int fork_main(const struct command *self, int argc, char **argv);

@@ -87,12 +87,15 @@ const struct command cli_commands[] = {
      "The disk is shared until one of them writes to it.\n", clone_options, "@vm", clone_main},
     {"migrate", "move a virtual machine to another process, or host, while it runs",
      "NAME DESTINATION [OPTION]...\n   or: guise migrate --resume|--here NAME",
-     "DESTINATION is where `guise receive` listens, unix:PATH, or just a new name: the machine then stays on this "
+     "DESTINATION is where `guise receive` listens, unix:PATH or tcp://HOST[:PORT], or just a new name: the machine "
+     "then stays on this "
      "host,\n"
      "in a new process.  Exactly one of the two runs at any time, whatever dies.\n",
      migrate_options, "@vm", migrate_main},
-    {"receive", "take the virtual machines that `guise migrate` sends", "unix:PATH [OPTION]...",
-     "Prints the name of each that has come.\n", receive_options, NULL, receive_main},
+    {"receive", "take the virtual machines that `guise migrate` sends", "unix:PATH|tcp://HOST[:PORT] [OPTION]...",
+     "Prints the name of each that has come.  By TCP the two hosts must trust each other:\n\n"
+     "   or: guise receive COMMAND [ARGUMENT]...\n",
+     receive_options, NULL, receive_main, receive_commands},
     {"stats", "show what virtual machines use", "[NAME]... [OPTION]...",
      "On a terminal the table is refreshed until Ctrl-C.\n", stats_options, "@vm", stats_main},
     {"events", "show what has happened to virtual machines", "[NAME] [OPTION]...", NULL, events_options, "@vm",

@@ -22,6 +22,8 @@
 #include "cli/life.h"
 #include "cli/receive.h"
 #include "cli/table.h"
+#include "cli/tls.h"
+#include "host/loop.h"
 #include "vm/migration.h"
 #include "vm/migration_record.h"
 #include "vm/snapshot_store.h"
@@ -113,6 +115,15 @@ static void stop_receiver(struct migrate *m)
     m->receiver = 0;
 }
 
+static void not_trusted(char *err, size_t n)
+{
+    char fingerprint[TLS_FINGERPRINT_SIZE], none[1];
+
+    if (!tls_fingerprint(fingerprint, none, sizeof none))
+        error_set(err, n, 0, "the destination does not trust this host: `guise receive trust %s` there changes that",
+                  fingerprint);
+}
+
 /* An answer, of which `key` is expected. */
 static int expect(struct migrate *m, int timeout_ms, const char *key, char *err, size_t n)
 {
@@ -120,7 +131,9 @@ static int expect(struct migrate *m, int timeout_ms, const char *key, char *err,
     int failed = peer_receive(&m->peer, timeout_ms, &answer);
     const char *refused = json_string_value(json_object_get(answer, "refused"));
 
-    if (failed)
+    if (failed == -EACCES)
+        not_trusted(err, n);
+    else if (failed)
         error_sys(err, n, failed, "the destination does not answer");
     else if (refused)
         failed = error_set(err, n, json_is_true(json_object_get(answer, "unavailable")) ? -ENOTSUP : -ECONNREFUSED,
@@ -225,8 +238,8 @@ static int ask_destination(struct migrate *m, char *err, size_t n)
     failed = peer_connect(&m->peer, &m->to, err, n);
     if (failed)
         json_decref(hello);
-    else if ((failed = peer_send(&m->peer, hello)))
-        error_sys(err, n, failed, "the destination cannot be asked");
+    else
+        peer_send(&m->peer, hello); /* if it cannot be sent, the answer says why */
     receive_stop_at("asked");
     return failed ? failed : expect(m, 2 * END_MS + PEER_PATIENCE_MS, "ready", err, n);
 }
@@ -450,10 +463,11 @@ static int tell(struct migrate *m, char *err, size_t n)
 
 static void report(const struct migrate *m)
 {
+    uint64_t elapsed_ms = (clock_ns() - m->progress.began_ns) / 1000000;
     json_t *all = json_pack("{s:i, s:s, s:s, s:I, s:I, s:I, s:I, s:I}", "schema_version", SCHEMA, "name",
-                            m->record.name, "to", m->to.text, "elapsed_ms", (json_int_t)said(m, "elapsed_ms"),
-                            "downtime_us", (json_int_t)said(m, "stopped_us"), "rounds", (json_int_t)said(m, "round"),
-                            "sent_bytes", (json_int_t)said(m, "sent_bytes"), "throttle_percent",
+                            m->record.name, "to", m->to.text, "elapsed_ms", (json_int_t)elapsed_ms, "downtime_us",
+                            (json_int_t)said(m, "stopped_us"), "rounds", (json_int_t)said(m, "round"), "sent_bytes",
+                            (json_int_t)said(m, "sent_bytes"), "throttle_percent",
                             (json_int_t)said(m, "throttle_percent"));
 
     if (m->a->json) {
@@ -463,7 +477,7 @@ static void report(const struct migrate *m)
         char size[16];
         table_size(said(m, "sent_bytes"), size, sizeof size);
         log_say("%s is at %s after %.2f s: %s in %u rounds; the guest stood still for %.1f ms", m->record.name,
-                m->to.text, (double)said(m, "elapsed_ms") / 1000, size, (unsigned)said(m, "round"),
+                m->to.text, (double)elapsed_ms / 1000, size, (unsigned)said(m, "round"),
                 (double)said(m, "stopped_us") / 1000);
     }
     json_decref(all);

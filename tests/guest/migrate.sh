@@ -20,6 +20,7 @@ receive() # HOST: somebody new receives there
 }
 cleanup_migrate()
 {
+    ip netns del guise-$$ 2>/dev/null
     for host in one two; do
         on $host ls -a --json 2>/dev/null | grep -o '"pid": [0-9]*' | grep -o '[0-9]*' | xargs -r kill -9
         [ -z "${receiver[$host]}" ] || kill -9 "${receiver[$host]}" 2>/dev/null
@@ -90,6 +91,128 @@ is "which runs" yes on one exec new -- sh -c "[ \$(cat /dev/shm/count) -ge $befo
 status "and gets its own back" 0 on one migrate new vm
 runs "the same machine" one "$before"
 is "and nothing is said about it" "" on one exec vm -- sh -c 'dmesg | grep -iE "stall|lockup|unstable|error|nvme.*timeout"'
+
+# --- refusals, before anything is sent ----------------------------------------------------------------------------------
+cat >stranger.py <<'P'
+# says something to who receives, and prints how it is refused
+import json, socket, sys
+s = socket.socket(socket.AF_UNIX)
+s.settimeout(20)
+s.connect(sys.argv[1])
+hello = {"guise": "migration", "version": 1, "id": "0" * 32, "streams": 1, "cpuid": "", "memory_used": 1, "disk_used": 1,
+         "machine": json.load(open(sys.argv[2]))}
+hello["machine"]["name"] = hello["machine"]["uuid"] = "other"
+for word in sys.argv[3:]:
+    key, value = word.split("=", 1)
+    hello[key] = json.loads(value)
+s.sendall(json.dumps(hello).encode() + b"\n")
+print(json.loads(s.makefile().readline()).get("refused"))
+P
+stranger() { python3 stranger.py "$work/two.sock" "$work/data/vms/vm/vm.json" "$@"; }
+refused() # NAME PATTERN WORD...
+{
+    local name=$1 pattern=$2 got
+    shift 2
+    got=$(stranger "$@" 2>&1)
+    if echo "$got" | grep -q "$pattern"; then ok "$name"; else not_ok "$name" "$got"; fi
+}
+refused "a newer version is refused" "update guise at the destination" version=2
+refused "a CPU that has more" "the destination's CPU" "cpuid=\"$(printf '0700000000000000000000000f0f0f0ffffffffffffffffff%.0s' | cut -c1-48)\""
+refused "one that makes no sense" "makes no sense" 'cpuid="xyz"'
+refused "no memory" "MiB left" memory_used=1000000000000000
+refused "no room on the disk" "MiB left" disk_used=1000000000000000
+refused "no machine" "\"name\" is missing" 'machine={"schema_version": 1}'
+refused "no such image" "is not at the destination" "machine=$(sed 's/"sha256-[0-9a-f]*"/"sha256-0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"/; s/"name": "vm"/"name": "other"/' "$work/data/vms/vm/vm.json" | tr -d '\n')"
+is "nothing is left of any" "[]" on two ls -a --json
+mkdir shared
+on one launch tiny --name sharing --share shared:/mnt >/dev/null 2>&1
+status "shared folders stay" 7 on one migrate sharing "unix:$work/two.sock"
+says "with the reason" "shared folders"
+on one rm --force sharing
+on one snapshot vm kept >/dev/null
+status "one with snapshots stays" 5 on one migrate vm "unix:$work/two.sock"
+says "with that reason" "would stay behind"
+on one snapshot rm vm kept
+status "nobody receives there" 5 on one migrate vm "unix:$work/nobody.sock"
+runs "it runs on" one "$(count one)"
+
+# --- by TCP -------------------------------------------------------------------------------------------------------------------
+port=$((20000 + $$ % 10000))
+(begin two receive "tcp://127.0.0.1:$port") >>"$work/two.out" 2>>"$work/two.err" &
+tcp=$!
+sleep 0.5
+on one migrate vm "tcp://127.0.0.1:$port" 2>"$work/stderr"
+says "a host that is not known is not trusted" "is not one of those trusted here"
+on one receive trust "$(on two receive key)"
+on one migrate vm "tcp://127.0.0.1:$port" 2>"$work/stderr"
+says "nor does it trust us" "does not trust this host: .guise receive trust $(on one receive key)"
+on two receive trust "$(on one receive key)"
+before=$(count one)
+status "by TLS it moves" 0 on one migrate vm "tcp://127.0.0.1:$port" --streams 2
+runs "and runs there" two "$before"
+kill -9 $tcp
+status "and back" 0 on two migrate vm "unix:$work/one.sock"
+status "trust ends" 0 on one receive distrust "$(on two receive key)"
+is "and is gone" "" on one receive trust
+
+if [ "$(id -u)" = 0 ] && ip netns add guise-$$ 2>/dev/null; then
+    ip link add guise-$$ type veth peer name inner netns guise-$$
+    ip addr add 10.231.7.1/30 dev guise-$$ && ip link set guise-$$ up
+    ip -n guise-$$ addr add 10.231.7.2/30 dev inner && ip -n guise-$$ link set inner up
+    (GUISE_DATA=${data[two]} GUISE_RUNTIME=${runtime[two]} exec ip netns exec guise-$$ "$GUISE" receive tcp://10.231.7.2) >>"$work/two.out" 2>>"$work/two.err" &
+    tcp=$!
+    on one receive trust "$(on two receive key)"
+    sleep 0.5
+    cuts=given-up
+    [ "${ROUNDS:-1}" = 1 ] || cuts="sending complete given-up" # each takes as long as it takes to notice
+    for place in $cuts; do
+        before=$(count one)
+        (GUISE_STOP_AT=$place begin one migrate vm tcp://10.231.7.2) >"$work/stdout" 2>"$work/stderr" </dev/null &
+        command=$!
+        for _ in $(seq 200); do case $(ps -o stat= $command) in T*) break ;; esac; sleep 0.05; done
+        ip link set guise-$$ down
+        kill -CONT $command
+        if [ $place = sending ]; then
+            wait $command
+            runs "the network is cut when $place" one "$before"
+            ip link set guise-$$ up
+            sleep 12 # until who receives has noticed, too
+            continue
+        fi
+        sleep 12
+        ip link set guise-$$ up # the command asks until then
+        wait $command
+        runs "the network is cut when $place, and comes back" two "$before"
+        status "back again" 0 on two migrate vm "unix:$work/one.sock"
+    done
+    kill -9 $tcp
+    ip netns del guise-$$
+else
+    skip "cutting the network" "there are no network namespaces here"
+fi
+
+# --- a full disk ----------------------------------------------------------------------------------------------------------------
+mkdir -p full
+if mount -t tmpfs -o size=120M,mode=700 none full 2>/dev/null; then
+    on one exec vm -- sh -c 'head -c 20000000 /dev/urandom >/root/noise; sync'
+    data[three]=$work/full runtime[three]=$work/run3
+    cp -a "$work/data/images" full/
+    receive three
+    (GUISE_STOP_AT=asked begin one migrate vm "unix:$work/three.sock") >"$work/stdout" 2>"$work/stderr" </dev/null &
+    command=$!
+    for _ in $(seq 200); do case $(ps -o stat= $command) in T*) break ;; esac; sleep 0.05; done
+    sleep 1
+    head -c 200000000 /dev/zero >full/filler 2>/dev/null
+    before=$(count one)
+    kill -CONT $command
+    wait $command
+    says "a full disk at the destination is said" "No space left"
+    runs "and the machine runs on" one "$before"
+    kill -9 "${receiver[three]}"
+    umount -l full
+else
+    skip "a full disk" "nothing can be mounted here"
+fi
 
 # --- who dies when ------------------------------------------------------------------------------------------------------
 at=one

@@ -24,8 +24,8 @@ enum direct_exit {
     DIRECT_CODE,      /* a store to a page with translated code */
     DIRECT_HIDDEN,    /* a page of code with an instruction that tells what the guest must not see */
     DIRECT_REFUSED,   /* a page cannot be mapped */
-    DIRECT_STRAY,     /* guest code had jumped into the stub: it has stopped there, or sleeps there and does not say so */
-    DIRECT_LOST,      /* the process has ended, or does not stop */
+    DIRECT_STRAY, /* guest code had jumped into the stub: it has stopped there, or sleeps there and does not say so */
+    DIRECT_LOST,  /* the process has ended, or does not stop */
     DIRECT_EXITS,
 };
 

@@ -1,0 +1,109 @@
+#!/bin/bash
+# How long a machine takes to move to another process, and how long its guest stands still: by guise's own numbers, and the longest gap
+# that a program in the guest sees in its clock's steps, without a migration and with.
+#
+#   bench/migrate.sh [WORD...]      idle and writing (200 MB/s over 256 MB); both unless told
+#   ROUNDS=5 DESTINATION=unix|tcp   how often, and by what
+. "$(dirname "$(readlink -f "$0")")/../tests/guest/lib.sh"
+export GUISE_DATA=$work/data GUISE_RUNTIME=$work/run
+rounds=${ROUNDS:-5}
+there="env GUISE_DATA=$work/data2 GUISE_RUNTIME=$work/run2 $GUISE"
+cleanup() {
+    kill "${receivers[@]}" 2>/dev/null
+    "$GUISE" kill bench 2>/dev/null
+    $there kill bench 2>/dev/null
+    rm -rf "$work"
+}
+trap cleanup EXIT
+tiny_image tiny || exit 1
+mkdir -p "$work/data2" && cp -a "$work/data/images" "$work/data2/"
+addresses=("unix:$work/here.sock" "unix:$work/there.sock")
+if [ "${DESTINATION:-unix}" = tcp ]; then
+    addresses=(tcp://127.0.0.1:17117 tcp://127.0.0.1:17118)
+    "$GUISE" receive trust "$($there receive key)" && $there receive trust "$("$GUISE" receive key)" || exit 1
+fi
+"$GUISE" receive "${addresses[0]}" >/dev/null & receivers=($!)
+$there receive "${addresses[1]}" >/dev/null & receivers+=($!)
+
+cat >"$work/write.c" <<'C'
+/* write MEGABYTES MB-A-SECOND SECONDS: writes to so much memory at that pace, whole pages one behind the other; prints the longest gap
+ * between two looks at the clock, in ms, and the pace that it kept. */
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+static uint64_t now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000 + (uint64_t)t.tv_nsec;
+}
+
+int main(int argc, char **argv)
+{
+    size_t size = (size_t)atol(argv[1]) << 20, at = 0;
+    uint64_t pace = (uint64_t)atol(argv[2]) << 20, written = 0, most = 0, state = 1;
+    uint64_t *memory = malloc(size + 1);
+    memset(memory, 1, size);
+    puts("ready");
+    fflush(stdout);
+    uint64_t began = now(), end = began + (uint64_t)atol(argv[3]) * 1000000000, last = began;
+    while (last < end) {
+        uint64_t t = now();
+        most = t - last > most ? t - last : most;
+        last = t;
+        if (!pace || written > (t - began) / 1000 * pace / 1000000) {
+            usleep(200);
+            continue;
+        }
+        for (size_t i = 0; i < 512; i++) /* one of four words is noise */
+            memory[at / 8 + i] = i % 4 ? written : (state = state * 6364136223846793005ull + 1442695040888963407ull);
+        at = (at + 4096) % size;
+        written += 4096;
+    }
+    printf("%.1f %.0f\n", (double)most / 1e6, (double)written / 1048576 / ((double)(now() - began) / 1e9));
+}
+C
+gcc -O2 -static -o "$work/write" "$work/write.c" || exit 1
+number() { sed -n "s/.*\"$1\": \([0-9]*\).*/\1/p" "$work/report"; }
+
+side=0 # where it is
+on() { if [ $side = 0 ]; then "$GUISE" "$@"; else $there "$@"; fi; }
+boot() # SIZE
+{
+    side=0
+    on launch tiny --name bench --memory "$1" >/dev/null || exit 1
+    on cp "$work/write" bench:/root/write
+    sleep 1
+}
+move() # NAME [PROGRAM...]: prints a line
+{
+    local name=$1 gap=- pid=
+    shift
+    if [ $# -gt 0 ]; then
+        on exec bench -- sh -c "$* >/dev/shm.out 2>&1 &"
+        until on exec bench -- grep -q ready /dev/shm.out; do sleep 0.1; done
+        sleep 1
+    fi
+    on migrate bench "${addresses[1 - side]}" --json --quiet >"$work/report" || exit 1
+    side=$((1 - side))
+    if [ $# -gt 0 ]; then
+        for _ in $(seq 100); do gap=$(on exec bench -- sed -n 2p /dev/shm.out) && [ -n "$gap" ] && break || sleep 0.3; done
+    fi
+    printf '%-10s %8d %10.1f %8d %8d %8d   %s\n' "$name" "$(number elapsed_ms)" "$(($(number downtime_us) / 100))e-1" \
+        "$(number rounds)" "$(($(number sent_bytes) >> 20))" "$(number throttle_percent)" "$gap"
+}
+
+[ $# -gt 0 ] || set -- idle writing
+printf '%-10s %8s %10s %8s %8s %8s   %s\n' '' 'ms' 'still ms' rounds 'sent MB' 'slowed %' 'gap in the guest ms, its pace MB/s'
+for what; do
+    boot 512M
+    case $what in
+    idle) for _ in $(seq "$rounds"); do move idle; done ;;
+    writing) for _ in $(seq "$rounds"); do move writing /root/write 256 200 15; done ;;
+    esac
+    on rm --force bench
+done
