@@ -20,7 +20,7 @@
 /* --- creation ------------------------------------------------------------------------------------------------- */
 
 /* The image, which is held by *hold until a vm.json names it. */
-static int find_image(struct bring *b, const char *word, struct image_info *info, int *hold, char *err, size_t n)
+int bring_find_image(struct bring *b, const char *word, struct image_info *info, int *hold, char *err, size_t n)
 {
     struct image_show show;
 
@@ -93,7 +93,7 @@ static int create(struct bring *b, const struct run_arguments *a, enum vm_mode m
     if (!failed && mode != VM_MODE_KERNEL) {
         if (!b->record.settings.image)
             b->record.settings.image = DEFAULT_IMAGE;
-        failed = find_image(b, b->record.settings.image, &info, &hold, err, n);
+        failed = bring_find_image(b, b->record.settings.image, &info, &hold, err, n);
         snprintf(b->record.image_digest, sizeof b->record.image_digest, "%s", info.digest);
     }
     if (!failed)

@@ -5,6 +5,7 @@
 #pragma once
 #include "cli/life.h"
 #include "cli/run.h"
+#include "image/image.h"
 
 struct bring {
     struct registry registry;
@@ -17,6 +18,8 @@ struct bring {
 /* Finds or makes the image (a->settings.image, or none for mode VM_MODE_KERNEL), the record and the disk.  The lock is
  * held. Returns STATUS_OK, or what to exit with after saying why. */
 int bring_create(struct bring *b, const struct run_arguments *a, enum vm_mode mode, bool ephemeral);
+/* Finds or makes the image `word` alone; *hold keeps it until it is closed.  0, or -errno with a sentence. */
+int bring_find_image(struct bring *b, const char *word, struct image_info *info, int *hold, char *err, size_t n);
 /* Gives up the lock: it exists, and does not run. */
 void bring_leave(struct bring *b);
 

@@ -16,6 +16,8 @@
 const struct option_spec run_options[] = {
     {.name = "rm", .kind = OPTION_FLAG, .offset = AT(remove),
      .help = "remove it when it ends"},
+    {.name = "warm", .kind = OPTION_FLAG, .offset = AT(warm),
+     .help = "begin with a copy of one that was booted before, and remove it when it ends"},
     {.name = "detach", .kind = OPTION_FLAG, .offset = AT(detach),
      .help = "leave it in the background and print its name"},
     {.name = "env", .letter = 'e', .kind = OPTION_LIST, .offset = AT(environment), .value = "NAME[=VALUE]",
@@ -117,6 +119,7 @@ static int check_kernel_only(const struct command *self, const struct run_argume
         {"--workdir", a->directory},
         {"--user", a->user},
         {"--cwd", a->current_directory},
+        {"--warm", a->warm},
         {"a command", command != NULL},
         {"--name", a->settings.name},
         {"--hostname", a->settings.hostname},

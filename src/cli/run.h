@@ -10,7 +10,7 @@ struct run_arguments {
     const char *config_file;
     bool verbose, quiet;
     /* run, launch */
-    bool remove, detach, current_directory;
+    bool remove, detach, current_directory, warm;
     char here[2 * PATH_MAX];      /* with --cwd: the words of its share */
     const char *directory, *user; /* of the command */
     struct option_list environment;

@@ -14,6 +14,7 @@
 #include "cli/environment.h"
 #include "cli/reach.h"
 #include "cli/session.h"
+#include "cli/warm.h"
 
 /* This directory at the same path inside, and the command there. */
 static int share_here(const struct command *self, struct run_arguments *a)
@@ -122,11 +123,15 @@ int run_image(const struct command *self, struct run_arguments *a, char **comman
 
     if (status != STATUS_OK)
         return status;
-    status = bring_create(&b, a, VM_MODE_COMMAND, a->remove);
-    if (status == STATUS_OK)
-        status = bring_start(&b, !a->detach);
-    if (status == STATUS_OK)
-        status = bring_wait_agent(&b);
+    if (a->warm) {
+        status = warm_start(self, &b, a);
+    } else {
+        status = bring_create(&b, a, VM_MODE_COMMAND, a->remove);
+        if (status == STATUS_OK)
+            status = bring_start(&b, !a->detach);
+        if (status == STATUS_OK)
+            status = bring_wait_agent(&b);
+    }
     if (status != STATUS_OK)
         return ours(status);
     if (a->settings.config.timeout_ms)

@@ -28,6 +28,7 @@ struct engine_config {
     bool precise_flags;        /* soft: a fault shows even the flags that its instruction would overwrite (slower) */
     bool always_hot;           /* soft: every block is translated as one that runs often (tests of that code) */
     uint64_t stress;           /* soft: not 0: throw things away and translate again at random, by this seed */
+    uint64_t tsc_khz;          /* soft: the host's, where it is known; 0: to be measured */
     bool lean;                 /* soft: of many that are alike: touches no more memory than it has to */
     bool timing;               /* soft: take the time of everything but translated code, for stats */
     enum engine_direct direct; /* soft: user code that computes runs in a process of its own; always: all of it, and

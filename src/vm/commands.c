@@ -32,10 +32,12 @@ static const char *text_argument(const struct control_call *call, const char *ke
 
 static json_t *command_status(struct control_call *call)
 {
+    const struct vm *vm = call->opaque;
     const struct vm_life *life = life_of(call);
 
-    return json_pack("{s:s, s:s, s:b, s:I}", "name", life->record->name, "state", "running", "agent",
-                     (int)(life->ready_ns != 0), "uptime_ms", (json_int_t)(timestamp_ms() - life->run.started_ms));
+    return json_pack("{s:s, s:s, s:b, s:b, s:I}", "name", life->record->name, "state", "running", "agent",
+                     (int)(life->ready_ns != 0), "parked", (int)(vm->parked >= 0), "uptime_ms",
+                     (json_int_t)(timestamp_ms() - life->run.started_ms));
 }
 
 /* The steps that were taken, by name; the user when that is not the one who started it. */

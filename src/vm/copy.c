@@ -34,8 +34,8 @@ static int fill(const struct vm_record *parent, const struct copy_words *words, 
     memcpy(copy->image_digest, parent->image_digest, sizeof copy->image_digest);
     memcpy(copy->directory, parent->directory, sizeof copy->directory);
     copy->mode = parent->mode;
-    copy->ephemeral = parent->ephemeral;
-    copy->settings.hostname = NULL; /* its name */
+    copy->ephemeral = parent->ephemeral || words->ephemeral;
+    copy->settings.hostname = words->hostname;
     copy->settings.config.publish = words->publish ? *words->publish : (struct option_list){.n = 0};
     for (unsigned i = 0; i < copy->settings.config.nets.n; i++)
         forget_mac((char *)copy->settings.config.nets.value[i]);
@@ -118,7 +118,9 @@ static int create(const struct registry *r, struct copy_words *words, struct vm_
 {
     char name[NAME_SIZE];
 
-    copy->settings.name = name;
+    copy->settings.name = words->name ? name : NULL;
+    if (!words->name)
+        return registry_create(r, copy, lock, err, n);
     for (;;) {
         int len = words->numbered ? snprintf(name, sizeof name, "%s-%u", words->name, words->number++)
                                   : snprintf(name, sizeof name, "%s", words->name);

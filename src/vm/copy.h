@@ -7,9 +7,11 @@
 #include "vm/snapshot_store.h"
 
 struct copy_words {
-    const char *name;                  /* of the copy; or the beginning, when */
+    const char *name;                  /* of the copy, NULL for any; or the beginning, when */
     bool numbered;                     /* NAME-1, NAME-2 ...: the first that is free from *number on */
     unsigned number;                   /* the next one to be tried */
+    const char *hostname;              /* NULL: its name */
+    bool ephemeral;                    /* it goes away when it ends, even if the machine does not */
     const struct option_list *publish; /* what ports of the host lead to it: those of the machine are the machine's */
 };
 

@@ -126,6 +126,36 @@ static int write_state(struct saving *s, int fd)
     return err;
 }
 
+/* The machine does not run on, nor does it end with whoever has started it. */
+static void park(struct saving *s, int state)
+{
+    s->vm->parked = state;
+    s->vm->config->life->attached = false;
+    s->vm->config->life->ready_ns = 0; /* nobody answers inside */
+}
+
+bool fork_again(struct control_call *call)
+{
+    struct vm *vm = call->opaque;
+    struct memory_run *runs = NULL;
+    uint32_t n_runs = 0;
+    int socket[CONTROL_FDS_MAX], fds[FORK_FDS_MAX] = {vm->parked};
+    int offered[FORK_FDS_MAX];
+    unsigned given = control_take_fds(call, socket);
+    int unused = given == 1 ? fork_receive(socket[0], offered, NULL, 0) : 0; /* it needs no memory any more */
+    int n = given == 1 ? memory_templates(machine_memory(vm->machine), fds + 1, &runs, &n_runs) : -EINVAL;
+    int err = n < 0 ? n : send_all(socket[0], fds, 1 + (unsigned)n);
+
+    free(runs);
+    while (unused > 0)
+        close(offered[--unused]);
+    while (given)
+        close(socket[--given]);
+    if (err)
+        control_fail(call, "failed", "the copies' state cannot be handed over: %s", strerror(-err));
+    return !err;
+}
+
 /* state: a file for it, which stays the caller's. */
 static int send_copies_parts(struct saving *s, int state)
 {
@@ -154,6 +184,10 @@ int fork_hand_over(struct saving *s)
         memory_set_exhausted(m, exhausted, s->vm);
         s->vm->ops->watch(s->vm->engine);
         err = send_copies_parts(s, fds[0]);
+        if (!err && s->park) {
+            park(s, fds[0]);
+            fds[0] = -1;
+        }
     } else if (n >= 2) {
         error_sys(s->error, sizeof s->error, err, "memory cannot become a template");
     }

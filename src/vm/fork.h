@@ -4,6 +4,9 @@
  * The command that asks (cli/fork.c) gets the descriptors of all that, by a socket that it hands us, and makes copies
  * of it: processes that begin with that state.
  *
+ * A machine that is asked to is parked at that moment: it does not run again, its process keeps what copies are made
+ * of, and as many as anybody likes are made of it without a word to its guest (cli/warm.c).
+ *
  *      the socket, SOCK_SEQPACKET:  ->  FORK_MESSAGE, with two empty files of memory: the machine itself can make none
  *                                   <-  FORK_MESSAGE, with the state's file, which is one of them, and the templates'
  */
@@ -21,6 +24,10 @@ json_t *command_fork(struct control_call *call);
 
 /* Why there can be no copy of this machine beside it, as an error of the call; false: there can. */
 bool fork_refused(struct control_call *call);
+
+/* Of one that is parked, by the same request with the socket alone: sends all once more.  false: an error of the call.
+ */
+bool fork_again(struct control_call *call);
 
 struct saving;
 /* At the moment, with no vCPU running: freezes memory, and sends all by s->fork.  0, or -errno and s->error. */

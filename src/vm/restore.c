@@ -16,6 +16,10 @@
 #include "vm/restore_int.h"
 #include "vm/snapshot_store.h"
 
+/* Of what a host's time-stamp counter may do; else it is measured. */
+#define TSC_KHZ_LEAST 100000
+#define TSC_KHZ_MOST 20000000
+
 int restore_open(struct restore *r, const char *path, bool to_run, char *err, size_t n)
 {
     const char *slash = strrchr(path, '/');
@@ -42,7 +46,12 @@ int restore_open_copy(struct restore *r, const int *fds, unsigned count, char *e
     *r = (struct restore){.file.fd = -1, .set_fd = -1, .copy = true, .name = "the state of the machine that is copied"};
     for (unsigned i = 1; i < count && i <= MEMORY_TEMPLATES_MAX; i++)
         r->templates[r->n_templates++] = fds[i];
-    return snapshot_open(&r->file, fds[0], r->name, err, n);
+    int failed = snapshot_open(&r->file, fds[0], r->name, err, n);
+    json_t *about = failed ? NULL : snapshot_about(&r->file, r->name, err, n);
+    json_int_t khz = json_integer_value(json_object_get(about, "tsc_khz"));
+    r->tsc_khz = khz >= TSC_KHZ_LEAST && khz <= TSC_KHZ_MOST ? (uint64_t)khz : 0;
+    json_decref(about);
+    return failed;
 }
 
 void restore_close(struct restore *r)

@@ -26,10 +26,11 @@ static json_t *describe(const struct saving *s)
     uint64_t total = machine_memory(s->vm->machine)->size;
     uint64_t done = s->done_bytes < total ? s->done_bytes : total;
 
-    return json_pack("{s:s, s:s, s:I, s:I, s:I, s:I, s:b, s:s?}", "state", saving_state_names[s->state], "tag", s->tag,
-                     "done_bytes", (json_int_t)done, "total_bytes", (json_int_t)total, "file_bytes",
+    return json_pack("{s:s, s:s, s:I, s:I, s:I, s:I, s:b, s:s?, s:s?}", "state", saving_state_names[s->state], "tag",
+                     s->tag, "done_bytes", (json_int_t)done, "total_bytes", (json_int_t)total, "file_bytes",
                      (json_int_t)s->written_bytes, "pause_us", (json_int_t)(s->pause_ns / 1000), "layered",
-                     (int)(s->layer_name[0] && s->layer < 0), "reason", s->error[0] ? s->error : NULL);
+                     (int)(s->layer_name[0] && s->layer < 0), "layer", s->layer_name[0] ? s->layer_name : NULL,
+                     "reason", s->error[0] ? s->error : NULL);
 }
 
 /* Whoever waits for the thread need not. */
@@ -139,10 +140,11 @@ static int save_about(struct saving *s)
 
     timestamp_format(timestamp_ms(), now);
     json_t *about = json_pack(
-        "{s:i, s:s, s:s, s:s, s:s, s:I, s:I, s:b, s:s?, s:o}", "schema_version", SNAPSHOT_ABOUT_SCHEMA, "name",
+        "{s:i, s:s, s:s, s:s, s:s, s:I, s:I, s:b, s:s?, s:I, s:o}", "schema_version", SNAPSHOT_ABOUT_SCHEMA, "name",
         life->record->name, "tag", s->tag, "created", now, "engine", s->vm->ops->name, "memory_bytes",
         (json_int_t)machine_memory(s->vm->machine)->size, "cpus", (json_int_t)machine_cpus_present(s->vm->machine),
-        "agent", (int)(life->ready_ns != 0), "layer", s->layer_name[0] ? s->layer_name : NULL, "machine", record_json);
+        "agent", (int)(life->ready_ns != 0), "layer", s->layer_name[0] ? s->layer_name : NULL, "tsc_khz",
+        (json_int_t)s->vm->vcpus[0].cpu->tsc_khz, "machine", record_json);
     char *text = about ? json_dumps(about, JSON_INDENT(2)) : NULL;
     int err = text ? sections_add(&s->sections, "about", "json", 1, text, strlen(text)) : -ENOMEM;
     free(text);
@@ -237,6 +239,8 @@ static bool refused(struct control_call *call)
     const struct vm_record *record = vm->config->life->record;
     bool own_disk = record_has_disk(record);
 
+    if (vm->parked >= 0)
+        return control_fail(call, "wrong-state", "it only stands by, for copies to be made of it"), true;
     if (!vm->ops->get_simd)
         return control_fail(call, "unsupported",
                             "machines of the %s engine cannot be saved: start it with --engine soft", vm->ops->name),
@@ -334,6 +338,7 @@ static json_t *begin(struct control_call *call, bool fork)
     }
     s->file = fork ? -1 : fds[0];
     s->fork = fork ? fds[0] : -1;
+    s->park = json_is_true(json_object_get(call->arguments, "park"));
     s->layer = own_disk ? fds[1] : -1;
     snprintf(s->tag, sizeof s->tag, "%s", tag);
     snprintf(s->layer_name, sizeof s->layer_name, "%s", own_disk ? layer : "");
@@ -350,6 +355,10 @@ static json_t *begin_snapshot(struct control_call *call)
 
 json_t *command_fork(struct control_call *call)
 {
+    const struct vm *vm = call->opaque;
+
+    if (vm->parked >= 0)
+        return fork_again(call) ? describe(vm->saving) : NULL;
     return fork_refused(call) ? NULL : begin(call, true);
 }
 

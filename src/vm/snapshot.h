@@ -36,8 +36,9 @@ void snapshot_abandon(struct vm *vm);
 /* What a vm_config.restore says; of a file that is open. */
 struct restore {
     struct snapshot_file file;
-    int set_fd; /* of the working set beside it (restore_memory.c), or -1 */
-    bool copy;  /* of a machine that was forked: its memory is */
+    int set_fd;       /* of the working set beside it (restore_memory.c), or -1 */
+    bool copy;        /* of a machine that was forked: its memory is */
+    uint64_t tsc_khz; /* of this host, as that one has measured it; or 0 */
     unsigned n_templates;
     int templates[MEMORY_TEMPLATES_MAX]; /* these */
     char name[256];                      /* for messages */

@@ -30,6 +30,7 @@ struct saving {
     enum saving_state state; /* guarded by the bus lock, as all above `lock` */
     struct control_ticket ticket;
     int file, layer; /* descriptors; -1: none, or it is somebody else's by now */
+    bool park;       /* and it is not to run on afterwards */
     int fork;        /* a socket for what copies are made of (fork.h); -1: it is a snapshot */
     char layer_name[64], tag[NAME_SIZE];
     struct disk_request flush;

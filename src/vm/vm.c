@@ -184,6 +184,7 @@ static int setup_engine(struct vm *vm, char *error, size_t n)
                                          .stress = vm->config->stress,
                                          .code_cache_bytes = vm->config->code_cache_bytes,
                                          .lean = vm->config->restore && vm->config->restore->copy,
+                                         .tsc_khz = vm->config->restore ? vm->config->restore->tsc_khz : 0,
                                          .timing = vm->config->stats};
 
     if (config.stress && strcmp(vm->ops->name, "soft")) {
@@ -299,7 +300,7 @@ static bool stop_is_due(const struct vm *vm)
 static void run_once(struct vm *vm)
 {
     bool held = migration_holds(vm);
-    int err = held ? 0 : vcpus_start(vm);
+    int err = held || vm->parked >= 0 ? 0 : vcpus_start(vm);
     pthread_mutex_lock(&vm->bus->lock);
     if (err)
         vm_end(vm, VM_FAILED, "cannot start the CPUs' threads: %s", strerror(-err));
@@ -367,6 +368,8 @@ static void teardown(struct vm *vm)
     life_close(vm);
     if (vm->signal_fd >= 0)
         close(vm->signal_fd);
+    if (vm->parked >= 0)
+        close(vm->parked);
     if (vm->engine)
         vm->ops->destroy(vm->engine);
     vm_log_close(vm);
@@ -396,6 +399,7 @@ enum vm_end vm_run(const struct vm_config *config, struct vm_result *result)
                     .result = result,
                     .console_room = PTHREAD_COND_INITIALIZER,
                     .signal_fd = -1,
+                    .parked = -1,
                     .start_ns = clock_ns()};
 
     *result = (struct vm_result){.end = VM_FAILED};

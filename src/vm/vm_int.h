@@ -55,7 +55,8 @@ struct vm {
     struct moving *moving;                     /* migration_int.h; NULL: it was never to move */
     struct incoming *incoming;                 /* the same; NULL: it was not received */
     _Atomic unsigned throttle;                 /* per cent of the time that vCPUs stand still */
-    uint64_t stopped_ns;                       /* when the vCPUs were stopped for one; 0: they were not */
+    int parked;          /* the state that copies are made of, when it does not run any more (fork.h); or -1 */
+    uint64_t stopped_ns; /* when the vCPUs were stopped for one; 0: they were not */
     FILE *log;
     struct vcpu vcpus[VM_MAX_CPUS];
     unsigned n_started;

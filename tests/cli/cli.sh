@@ -56,7 +56,7 @@ refused "a serial line must lead somewhere" "'tape' is not one of stdio, null, f
 refused "a log item must exist" "--log: 'all' is not one of translate, exc, irq, device" run --kernel x --log all
 refused "an option is not given twice" "--memory is given twice" run --kernel x --memory 1G --memory 2G
 refused "a command goes behind --" "'true' is one word too many: a command goes behind --" run debian true
-for option in --rm --detach --cwd "--env A=b" "--workdir /" "--user me" "--name x"; do
+for option in --rm --detach --cwd "--env A=b" "--workdir /" "--user me" "--name x" --warm; do
     # shellcheck disable=SC2086 # an option and its value
     refused "$option needs an image" "${option%% *} needs an image" run --kernel x $option
 done

@@ -176,4 +176,37 @@ is "and a name" twin inside twin hostname
 inside twin 'echo twin >/root/file; sync'
 is "which is its own from then on" two inside vm-2 'cat /root/file'
 is "and has another address" 2 eval 'for m in vm-2 twin; do inside $m "cat /sys/class/net/eth0/address"; done | sort -u | wc -l'
+# --- warm ---------------------------------------------------------------------------------------------------------
+guise kill vm-2 twin vm-1-1 vm-1-1-1
+warm() { guise run tiny --warm "$@"; }
+is "run --warm boots the first time" 1 eval 'warm -- cat /proc/sys/kernel/random/boot_id | wc -l'
+is "and leaves one that stands by" 1 eval 'ls "$GUISE_DATA/vms" | grep -c "^warm-"'
+by=$(ls "$GUISE_DATA/vms" | grep '^warm-')
+is "from then on it is copied" "$by" eval 'for _ in 1 2 3; do warm -- true; done; ls "$GUISE_DATA/vms" | grep "^warm-"'
+is "with random numbers, names and addresses of their own" "3 3 3" eval 'for _ in 1 2 3; do warm -- sh -c "head -c 16 /dev/urandom | od -An -tx1; hostname; cat /sys/class/net/eth0/address"; done >all
+for i in 1 2 0; do awk "NR % 3 == $i" all | sort -u | wc -l; done | xargs'
+is "the disk is the image's" "" eval 'warm -- sh -c "echo x >/root/x; sync"; warm -- cat /root/x'
+status "the status is the command's" 3 warm -- sh -c 'exit 3'
+is "a name" called warm --name called -- hostname
+is "other options are another machine" 2 eval 'warm --memory 256M -- true; ls "$GUISE_DATA/vms" | grep -c "^warm-"'
+for size in 192M 200M 208M; do warm --memory "$size" -- true; done
+is "there are four at most" 4 eval 'ls "$GUISE_DATA/vms" | grep -c "^warm-"'
+name=$(ls "$GUISE_DATA/vms" | grep '^warm-' | head -n 1)
+status "one that stands by is not saved" 5 guise snapshot "$name"
+"$GUISE" run tiny --warm -- sleep 100 2>/dev/null &
+sleep 1
+kill -9 $!
+wait $! 2>/dev/null
+for moment in 0.01 0.03 0.06; do
+    "$GUISE" run tiny --warm -- true >/dev/null 2>&1 &
+    sleep "$moment"
+    kill -9 $! 2>/dev/null
+    wait $! 2>/dev/null
+done
+sleep 1
+guise ls >/dev/null
+is "of commands that are killed nothing is left" "" eval 'ls "$GUISE_DATA/vms" | grep -vE "^(warm-|vm-|half-|twin|deep)"'
+status "shared folders are refused" 2 warm --share shared:/mnt -- true
+guise rm --force $(ls "$GUISE_DATA/vms" | grep '^warm-')
+is "they are taken away" 0 eval 'ls "$GUISE_DATA/vms" | grep -c "^warm-"'
 finish

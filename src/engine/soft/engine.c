@@ -212,7 +212,7 @@ static int soft_create(struct engine **out, const struct engine_config *config)
     int rc = soft_peers_create(&p, config);
     if (rc)
         return rc;
-    const uint64_t tsc_khz = measure_tsc_khz();
+    const uint64_t tsc_khz = config->tsc_khz ? config->tsc_khz : measure_tsc_khz();
     rc = cpuid_table_create(&p->cpuid, p->n, tsc_khz);
     if (!rc)
         cpuid_table_show_kvm(p->cpuid, p->n > 1 ? SEVERAL : ONE);
