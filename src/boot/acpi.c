@@ -194,8 +194,8 @@ static int put_fadt(struct builder *b, uint64_t facs, uint64_t dsdt)
         .pm1_event_len = 4,
         .pm1_control_len = 2,
         .pm_timer_len = 4,
-        .gpe0 = p->cpus_port ? p->gpe0 : 0, /* for nothing else */
-        .gpe0_len = p->cpus_port ? 2 : 0,
+        .gpe0 = p->gpe0,
+        .gpe0_len = 2,
         .c2_latency = NO_C2,
         .c3_latency = NO_C3,
         .century = p->century,
@@ -210,10 +210,8 @@ static int put_fadt(struct builder *b, uint64_t facs, uint64_t dsdt)
         .x_pm_timer = port(p->pm_timer, 32),
     };
     f.x_pm1a_event.access = 2; /* two registers of 16 bits */
-    if (p->cpus_port) {
-        f.x_gpe0 = port(p->gpe0, 16);
-        f.x_gpe0.access = 1; /* of 8 */
-    }
+    f.x_gpe0 = port(p->gpe0, 16);
+    f.x_gpe0.access = 1; /* of 8 */
     memcpy(&f.hypervisor, "guise\0\0", sizeof f.hypervisor);
     aml_bytes(&a, &f, sizeof f);
     return finish_table(b, &a, "FACP", 6, gpa);

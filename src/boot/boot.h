@@ -32,7 +32,8 @@ struct platform {
     uint64_t mmio32_base, mmio32_size, mmio64_base, mmio64_size;
     unsigned pci_gsi_base, pci_gsi_count; /* INTx pin p of slot s is GSI base + (s + p) % count */
     uint16_t pm1a_event, pm1a_control, pm_timer, reset_port, pvpanic_port, uart_port;
-    uint16_t gpe0; /* status and enable, a byte each; event 0: look at the CPUs' registers */
+    uint16_t gpe0; /* status and enable, a byte each; event 0: look at the CPUs' registers; 1: another generation */
+    uint64_t generation; /* where the machine's generation ID is: devices/generation.h */
     uint8_t pm_ports;
     uint8_t sci_gsi, s5_type, reset_value, uart_irq;
     uint8_t century; /* index of the century in CMOS RAM, 0: none */

@@ -16,7 +16,7 @@
 #define BOOT_COMMAND_LINE_MAX 0x10000u
 #define BOOT_EBDA 0x9fc00u
 #define BOOT_ACPI 0xe0000u
-#define BOOT_ACPI_SIZE 0x10000u
+#define BOOT_ACPI_SIZE 0xff00u /* behind them is the generation ID (devices/generation.h) */
 #define BOOT_SMBIOS 0xf0000u
 #define BOOT_SMBIOS_SIZE 0x10000u
 #define BOOT_HIGH 0x100000u /* kernels and initrds are at or above 1 MiB */

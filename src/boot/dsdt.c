@@ -5,7 +5,8 @@
  *   \_SB  C000...                processors; those that come and go have methods
  *         PCI0                   host bridge: windows (_CRS), interrupt routing (_PRT), features (_OSC)
  *         COM1 RTC PVPN BRD      serial port, clock, pvpanic, ranges nobody else may use
- *   \_GPE._E00                   something is to be asked of them
+ *         VGEN                   where the machine's generation ID is
+ *   \_GPE._E00 _E01              something is to be asked of processors; the generation is another one
  */
 #include <stdio.h>
 
@@ -45,6 +46,7 @@ static void put_s5(struct aml *a, const struct platform *p)
 /* --- processors --------------------------------------------------------------------------------- */
 
 enum { NOTIFY_DEVICE_CHECK = 1, NOTIFY_EJECT = 3 }; /* 5.6.6, and the sources of _OST, 6.3.5 */
+enum { NOTIFY_GENERATION = 0x80 };
 enum { STA_WORKS = 0xf, STA_ABSENT = 0 };
 enum { OST_EJECT_IN_PROGRESS = 0x84 };
 
@@ -162,14 +164,19 @@ static void put_events(struct aml *a, const struct platform *p)
 {
     char path[24];
 
-    if (!p->cpus_port)
-        return;
     size_t gpe = aml_scope(a, "\\_GPE");
-    size_t method = aml_method(a, "_E00", 0);
-    for (unsigned i = 0; i < p->n_cpus; i++) {
-        snprintf(path, sizeof path, "\\_SB.C%03X.EVNT", i & 0xfff);
-        aml_path(a, path);
+    if (p->cpus_port) {
+        size_t method = aml_method(a, "_E00", 0);
+        for (unsigned i = 0; i < p->n_cpus; i++) {
+            snprintf(path, sizeof path, "\\_SB.C%03X.EVNT", i & 0xfff);
+            aml_path(a, path);
+        }
+        aml_close(a, method);
     }
+    size_t method = aml_method(a, "_E01", 0);
+    aml_byte(a, OP_NOTIFY);
+    aml_path(a, "\\_SB.VGEN");
+    aml_integer(a, NOTIFY_GENERATION);
     aml_close(a, method);
     aml_close(a, gpe);
 }
@@ -310,6 +317,24 @@ static void put_board(struct aml *a, const struct platform *p)
     aml_close(a, device);
 }
 
+/* As Microsoft's specification has it: the address of 16 bytes, in halves. */
+static void put_generation(struct aml *a, const struct platform *p)
+{
+    size_t device = aml_device(a, "VGEN");
+    aml_name(a, "_HID");
+    aml_string(a, "GUIS0001");
+    aml_name(a, "_CID");
+    aml_string(a, "VM_Gen_Counter");
+    aml_name(a, "_DDN");
+    aml_string(a, "VM_Gen_Counter");
+    aml_name(a, "ADDR");
+    size_t package = aml_package(a, 2);
+    aml_integer(a, (uint32_t)p->generation);
+    aml_integer(a, p->generation >> 32);
+    aml_close(a, package);
+    aml_close(a, device);
+}
+
 void dsdt_build(struct aml *a, const struct platform *p)
 {
     put_s5(a, p);
@@ -320,6 +345,7 @@ void dsdt_build(struct aml *a, const struct platform *p)
     put_simple(a, "RTC", "PNP0B00", 0, 0x70, 2, 8);
     put_simple(a, "PVPN", "QEMU0001", 0, p->pvpanic_port, 1, -1);
     put_board(a, p);
+    put_generation(a, p);
     aml_close(a, sb);
     put_events(a, p);
 }

@@ -11,6 +11,7 @@
 #include "cpu/cpu.h"
 #include "devices/acpi_cpus.h"
 #include "devices/acpi_pm.h"
+#include "devices/generation.h"
 #include "devices/lapic.h"
 #include "devices/uart16550.h"
 #include "machine/pc.h"
@@ -39,7 +40,10 @@ static int load(struct machine *m, char *error, size_t n)
                                  .append = m->config.append};
 
     memcpy(source.initrd_fds, m->initrd_fds, sizeof source.initrd_fds);
-    return boot_load(m->memory, &source, &m->platform, &m->entry, error, n);
+    int err = boot_load(m->memory, &source, &m->platform, &m->entry, error, n);
+    if (!err)
+        generation_begin(&m->parts[PART_GENERATION]);
+    return err;
 }
 
 static int open_files(struct machine *m, char *error, size_t n)
@@ -166,6 +170,11 @@ int machine_attach_cpu(struct machine *m, struct cpu *cpu, unsigned i, void (*ki
     lapic_attach_cpu(m->parts[PART_LAPIC].state, i, cpu, kick, opaque);
     power_on(m, i);
     return 0;
+}
+
+void machine_new_generation(struct machine *m)
+{
+    generation_renew(&m->parts[PART_GENERATION]);
 }
 
 int machine_reset(struct machine *m, char *error, size_t error_size)

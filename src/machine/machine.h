@@ -81,5 +81,7 @@ int machine_save(struct machine *m, struct sections *out);
  * devices go on at once.  0, or -errno with a sentence's rest ("it has 2 CPUs, ..."), and then the machine is of no
  * use. */
 int machine_restore(struct machine *m, const struct sections *in, char *err, size_t n);
+/* It goes on from a state that has been gone on from before, or may be: its guest is told (devices/generation.h). */
+void machine_new_generation(struct machine *m);
 /* Whether that will do: as far as it can fail it does so here.  Devices stay as they are. */
 int machine_restore_check(struct machine *m, const struct sections *in, char *err, size_t n);

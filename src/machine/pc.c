@@ -15,6 +15,7 @@
 #include "cpu/cpu.h"
 #include "devices/acpi_cpus.h"
 #include "devices/acpi_pm.h"
+#include "devices/generation.h"
 #include "devices/hpet.h"
 #include "devices/i8042.h"
 #include "devices/i8254.h"
@@ -40,7 +41,9 @@
  * which processors with few address bits can reach. */
 #define WINDOW64_ALIGN 0x1000000000ull
 
-#define CPUS_EVENT 0u /* general-purpose: the DSDT's _E00 */
+/* General-purpose: the DSDT's _E00, _E01. */
+#define CPUS_EVENT 0u
+#define GENERATION_EVENT 1u
 
 _Static_assert(LAPIC_MAX_CPUS >= BOOT_MAX_CPUS, "each vCPU has an APIC");
 _Static_assert(ACPI_CPUS_MAX >= BOOT_MAX_CPUS, "and a register");
@@ -54,6 +57,7 @@ union part_config {
     struct hpet_config hpet;
     struct uart16550_config uart;
     struct acpi_cpus_config cpus;
+    struct generation_config generation;
 };
 
 static void pic_config(struct machine *m, union part_config *c)
@@ -122,6 +126,17 @@ static void cpus_config(struct machine *m, union part_config *c)
                                         .opaque = m};
 }
 
+static void generation_notify(void *opaque)
+{
+    struct machine *m = opaque;
+    acpi_pm_event(&m->parts[PART_POWER], GENERATION_EVENT);
+}
+
+static void generation_config(struct machine *m, union part_config *c)
+{
+    c->generation = (struct generation_config){.notify = generation_notify, .opaque = m};
+}
+
 /* --- the ordered array of devices --------------------------------------------------------------------- */
 
 static const struct part {
@@ -129,13 +144,20 @@ static const struct part {
     const struct device_class *class;
     void (*config)(struct machine *m, union part_config *c); /* NULL: the class wants none */
 } parts[PARTS] = {
-    [PART_PIC] = {"pic", &i8259_class, pic_config},        [PART_IOAPIC] = {"ioapic", &ioapic_class, NULL},
-    [PART_LAPIC] = {"lapic", &lapic_class, lapic_config},  [PART_PIT] = {"pit", &i8254_class, NULL},
-    [PART_RTC] = {"rtc", &rtc_class, rtc_config},          [PART_HPET] = {"hpet", &hpet_class, hpet_config},
-    [PART_KEYBOARD] = {"keyboard", &i8042_class, NULL},    [PART_COM1] = {"com1", &uart16550_class, uart_config},
-    [PART_POWER] = {"power", &acpi_pm_class, NULL},        [PART_PVPANIC] = {"pvpanic", &pvpanic_class, NULL},
-    [PART_PCI] = {"pci", &pci_host_class, NULL},           [PART_RNG] = {"rng", &virtio_rng_class, NULL},
+    [PART_PIC] = {"pic", &i8259_class, pic_config},
+    [PART_IOAPIC] = {"ioapic", &ioapic_class, NULL},
+    [PART_LAPIC] = {"lapic", &lapic_class, lapic_config},
+    [PART_PIT] = {"pit", &i8254_class, NULL},
+    [PART_RTC] = {"rtc", &rtc_class, rtc_config},
+    [PART_HPET] = {"hpet", &hpet_class, hpet_config},
+    [PART_KEYBOARD] = {"keyboard", &i8042_class, NULL},
+    [PART_COM1] = {"com1", &uart16550_class, uart_config},
+    [PART_POWER] = {"power", &acpi_pm_class, NULL},
+    [PART_PVPANIC] = {"pvpanic", &pvpanic_class, NULL},
+    [PART_PCI] = {"pci", &pci_host_class, NULL},
+    [PART_RNG] = {"rng", &virtio_rng_class, NULL},
     [PART_CPUS] = {"cpus", &acpi_cpus_class, cpus_config},
+    [PART_GENERATION] = {"generation", &generation_class, generation_config},
 };
 
 /* --- wires ---------------------------------------------------------------------------------------------- */
@@ -224,6 +246,7 @@ void pc_describe(const struct machine *m, struct platform *p)
         .pm1a_control = ACPI_PM1A_CNT,
         .pm_timer = ACPI_PM_TMR,
         .gpe0 = ACPI_GPE0,
+        .generation = GENERATION_ADDRESS,
         .pm_ports = ACPI_PM_PORTS,
         .reset_port = RESET_PORT,
         .reset_value = RESET_VALUE,

@@ -22,6 +22,7 @@ enum pc_part {
     PART_PCI,
     PART_RNG,
     PART_CPUS,
+    PART_GENERATION,
     PARTS, /* from here on: what machine_add brings */
 };
 

@@ -157,6 +157,7 @@ void restore_started(struct vm *vm, const struct restore *r)
     char none[1];
     json_t *about = snapshot_about(&r->file, r->name, none, sizeof none);
 
+    machine_new_generation(vm->machine);
     if (!r->copy && loading_start(vm))
         vm_end(vm, VM_FAILED, "cannot start the thread that loads memory");
     life_event(

@@ -134,6 +134,30 @@ is "with its memory" yes healthy vm-1-1
 is "a restored machine is copied" vm-1-1-1 guise fork vm-1-1
 is "with its memory, too" yes healthy vm-1-1-1
 
+# --- the generation ID, for a kernel that knows it: no agent, no disk -------------------------------------------------
+kernel=$("$top/scripts/guest-kernel.sh" generic)
+cat >"$work/generation-init" <<'SH'
+#!/bin/sh
+mount -t proc proc /proc
+while :; do dmesg -c | grep 'crng reseeded due to virtual machine fork'; cat /proc/sys/kernel/random/uuid; sleep 1; done
+SH
+chmod +x "$work/generation-init"
+if image "$work/generation.cpio" --add "$work/generation-init:begin:755"; then
+    guise create --kernel "$kernel" --initrd "$work/generation.cpio" --append 'console=ttyS0 quiet rdinit=/begin' --name generation >/dev/null
+    guise start generation >/dev/null 2>&1
+    for _ in $(seq 100); do guise logs generation 2>/dev/null | grep -q -- -4 && break || sleep 0.2; done
+    is "a machine without an agent is copied" generation-1 guise fork generation
+    reseeded() { for _ in $(seq 50); do guise logs "$1" | grep -q 'due to virtual machine fork' && echo yes && break || sleep 0.2; done; }
+    is "its kernel starts its random numbers anew" yes reseeded generation-1
+    is "that of the machine has no reason to" "" eval 'guise logs generation | grep "due to"'
+    guise snapshot generation one >/dev/null
+    guise restore generation one
+    is "but after a restore" yes reseeded generation
+    guise rm --force generation generation-1
+else
+    not_ok "an image for the generation ID"
+fi
+
 # --- what goes wrong ----------------------------------------------------------------------------------------------
 for moment in 0.01 0.03 0.06 0.1; do
     guise fork vm-1-1 --name killed >/dev/null 2>&1 &
