@@ -37,7 +37,8 @@ const struct option_spec info_options[] = {JSON_ROW(json_arguments), {0}};
 /* --- what runs is asked
  * ---------------------------------------------------------------------------------------------------- */
 
-/* The value of `key` in the answer to `command`, or NULL.  One that hangs is not waited for. */
+/* The value of `key` in the answer to `command`, or all of it (key NULL), or NULL.  One that hangs is not waited for.
+ */
 static json_t *ask(const struct registry *r, const char *name, const char *command, const char *key)
 {
     char none[1];
@@ -50,7 +51,7 @@ static json_t *ask(const struct registry *r, const char *name, const char *comma
     if (client_call(&c, command, NULL, &result, none, sizeof none))
         result = NULL;
     client_close(&c);
-    value = json_incref(json_object_get(result, key));
+    value = json_incref(key ? json_object_get(result, key) : result);
     json_decref(result);
     return value;
 }
@@ -70,6 +71,22 @@ static unsigned count_cpus(const struct registry *r, const struct vm_record *rec
 
     json_decref(present);
     return n;
+}
+
+/* Bytes of the guest's memory that are its own, and that it has in common with others (memory/template.h), as it is
+ * now: references, or NULL for one that does not run. */
+static void used_memory(const struct registry *r, const char *name, bool runs, json_t **own, json_t **shared)
+{
+    json_t *stats = runs ? ask(r, name, "stats", NULL) : NULL;
+
+    *own = json_incref(json_object_get(stats, "memory_private_bytes"));
+    *shared = json_incref(json_object_get(stats, "memory_shared_bytes"));
+    json_decref(stats);
+}
+
+static const char *size_or_none(json_t *bytes, char *buf, size_t n)
+{
+    return bytes ? table_size((unsigned long long)json_integer_value(bytes), buf, n) : NULL;
 }
 
 /* "8080:80,127.0.0.2:53:53/udp": as on the command line. */
@@ -140,6 +157,10 @@ static json_t *describe(const struct registry *r, const struct vm_record *record
     json_object_set_new(all, "reason", run.reason[0] ? json_string(run.reason) : json_null());
     json_object_set_new(all, "exit_status", run.exited ? json_integer(run.exit_status) : json_null());
     json_object_set_new(all, "memory_bytes", json_integer((json_int_t)record->settings.config.memory_bytes));
+    json_t *own, *shared;
+    used_memory(r, record->name, run.state == VM_RUNNING, &own, &shared);
+    json_object_set_new(all, "memory_private_bytes", own ? own : json_null());
+    json_object_set_new(all, "memory_shared_bytes", shared ? shared : json_null());
     json_object_set_new(all, "cpus", json_integer(count_cpus(r, record, run.state == VM_RUNNING)));
     json_object_set_new(all, "image", record->settings.image ? json_string(record->settings.image) : json_null());
     json_t *ports = run.state == VM_RUNNING ? published(r, record->name) : NULL;
@@ -162,7 +183,7 @@ static const char *what_boots(const struct vm_record *record)
 static int add_row(struct table *t, const struct registry *r, const struct vm_record *record, const struct vm_run *run)
 {
     const struct vm_config *c = &record->settings.config;
-    char state[32], memory[16], cpus[8], uptime[TIMESTAMP_SIZE] = "", ports[128];
+    char state[32], memory[16], private[16], common[16], cpus[8], uptime[TIMESTAMP_SIZE] = "", ports[128];
 
     table_size(c->memory_bytes, memory, sizeof memory);
     snprintf(cpus, sizeof cpus, "%u", count_cpus(r, record, run->state == VM_RUNNING));
@@ -172,7 +193,19 @@ static int add_row(struct table *t, const struct registry *r, const struct vm_re
     list_ports(r, record, run->state == VM_RUNNING, ports, sizeof ports);
     if (run->state == VM_RUNNING)
         timestamp_duration(timestamp_ms() - run->started_ms, uptime);
-    const char *const cells[] = {record->name, state, what_boots(record), memory, cpus, uptime, ports};
+    json_t *own, *shared;
+    used_memory(r, record->name, run->state == VM_RUNNING, &own, &shared);
+    const char *const cells[] = {record->name,
+                                 state,
+                                 what_boots(record),
+                                 memory,
+                                 size_or_none(own, private, sizeof private),
+                                 size_or_none(shared, common, sizeof common),
+                                 cpus,
+                                 uptime,
+                                 ports};
+    json_decref(own);
+    json_decref(shared);
     return table_add(t, cells);
 }
 
@@ -212,7 +245,7 @@ static int ls_table(const struct registry *r, char (*names)[NAME_SIZE], int n, b
     char err[ERROR_SIZE];
     int hidden = 0;
 
-    table_init(&t, "NAME STATE IMAGE MEMORY CPUS UPTIME PORTS");
+    table_init(&t, "NAME STATE IMAGE MEMORY PRIVATE SHARED CPUS UPTIME PORTS");
     for (int i = 0; i < n; i++) {
         struct vm_record record;
         struct vm_run run;

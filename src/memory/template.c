@@ -29,6 +29,8 @@ struct memory_templates {
     int fd[MEMORY_TEMPLATES_MAX];
     unsigned n;
     uint64_t n_pages;
+    struct memory_run *runs; /* where the pages were at the last freeze */
+    uint32_t n_runs;
     unsigned pieces;       /* mappings of its own, at most */
     uint64_t next, length; /* the last one ended there, and was so long */
     void (*exhausted)(void *opaque);
@@ -83,6 +85,7 @@ void memory_templates_destroy(struct memory *m)
         return;
     close_all(t);
     pthread_mutex_destroy(&t->lock);
+    free(t->runs);
     free(t);
     m->templates = NULL;
 }
@@ -341,6 +344,28 @@ static bool is_empty(int fd)
     return fstat(fd, &st) == 0 && st.st_size == 0;
 }
 
+/* For copies, whatever is written afterwards. */
+static int note_runs(struct memory_templates *t)
+{
+    uint32_t n = 0;
+
+    for (uint64_t page = 0; page < t->n_pages; page++)
+        n += !page || from(t, page) != from(t, page - 1);
+    struct memory_run *runs = calloc(n, sizeof *runs);
+    if (!runs)
+        return -ENOMEM;
+    for (uint64_t page = 0, i = 0; page < t->n_pages; page++) {
+        i += page && from(t, page) != from(t, page - 1);
+        uint8_t where = from(t, page);
+        runs[i].from = where == MEMORY_OWN ? t->n : where;
+        runs[i].pages++;
+    }
+    free(t->runs);
+    t->runs = runs;
+    t->n_runs = n;
+    return 0;
+}
+
 int memory_freeze(struct memory *m, int fd)
 {
     int err = is_empty(fd) ? memory_prepare_file(fd, m->size) : -EINVAL;
@@ -352,6 +377,8 @@ int memory_freeze(struct memory *m, int fd)
         err = flatten(m);
     if (!err && t->n)
         join_runs(m);
+    if (!err)
+        err = note_runs(t);
     if (!err)
         err = read_only(m);
     if (err)
@@ -370,19 +397,12 @@ int memory_freeze(struct memory *m, int fd)
 int memory_templates(const struct memory *m, int fds[MEMORY_TEMPLATES_MAX], struct memory_run **runs, uint32_t *n_runs)
 {
     const struct memory_templates *t = m->templates;
-    uint32_t n = 0;
 
-    for (uint64_t page = 0; page < t->n_pages; page++)
-        n += !page || from(t, page) != from(t, page - 1);
-    *runs = calloc(n, sizeof **runs);
-    *n_runs = n;
+    *n_runs = t->n_runs;
+    *runs = malloc(t->n_runs * sizeof **runs);
     if (!*runs)
         return -ENOMEM;
-    for (uint64_t page = 0, i = 0; page < t->n_pages; page++) {
-        i += page && from(t, page) != from(t, page - 1);
-        (*runs)[i].from = from(t, page);
-        (*runs)[i].pages++;
-    }
+    memcpy(*runs, t->runs, t->n_runs * sizeof **runs);
     memcpy(fds, t->fd, sizeof *fds * t->n);
     return (int)t->n;
 }

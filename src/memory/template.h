@@ -31,8 +31,8 @@ struct memory_run {
  * is mapped.  0, or -errno: nothing has changed, and fd is still the caller's. */
 int memory_freeze(struct memory *m, int fd);
 
-/* Where the pages are, after a freeze: fds are the memory's, *runs is the caller's to free.  The number of templates,
- * or -errno. */
+/* Where the pages were at the last freeze: fds are the memory's, *runs is the caller's to free.  The number of
+ * templates, or -errno. */
 int memory_templates(const struct memory *m, int fds[MEMORY_TEMPLATES_MAX], struct memory_run **runs, uint32_t *n_runs);
 
 /* A memory that nobody has used yet is that of such templates.  They are anybody's: everything is checked.  Takes the

@@ -6,6 +6,7 @@
 #include "backends/disk.h"
 #include "backends/net.h"
 #include "base/timestamp.h"
+#include "memory/template.h"
 #include "vm/commands.h"
 #include "vm/life.h"
 
@@ -35,7 +36,7 @@ static void add(json_t *to, const char *key, uint64_t value)
 static void add_process(json_t *all, const struct vm *vm)
 {
     struct rusage use;
-    uint64_t exits = 0, idle = 0;
+    uint64_t exits = 0, idle = 0, own, shared;
 
     getrusage(RUSAGE_SELF, &use);
     for (unsigned i = 0; i < vm_vcpus(vm->config); i++) {
@@ -46,6 +47,9 @@ static void add_process(json_t *all, const struct vm *vm)
     json_object_set_new(all, "cpu_system_us", json_integer(microseconds(&use.ru_stime)));
     add(all, "memory_rss_bytes", resident_bytes(vm));
     add(all, "memory_bytes", vm->config->memory_bytes);
+    memory_usage(machine_memory(vm->machine), &own, &shared);
+    add(all, "memory_private_bytes", own);
+    add(all, "memory_shared_bytes", shared);
     add(all, "vcpu_exits", exits);
     add(all, "vcpu_idle_us", idle / 1000);
 }

@@ -94,6 +94,14 @@ kill "$server"
 status "a port is led to a copy" 0 guise publish vm-1 "$port:80"
 status "but not to another one, too" 5 guise publish vm-2 "$port:80"
 
+# --- memory -------------------------------------------------------------------------------------------------------
+memory() { guise inspect "$1" | python3 -c 'import json, sys; m = json.load(sys.stdin); print(m["memory_private_bytes"] >> 20, m["memory_shared_bytes"] >> 20)'; }
+read -r own shared <<<"$(memory vm-3)"
+if [ "$own" -gt 0 ] && [ "$own" -lt 40 ] && [ "$shared" -gt 20 ]; then ok "most memory is shared"; else not_ok "most memory is shared" "$own MiB private, $shared shared"; fi
+inside vm-3 'head -c 30m /dev/urandom >/dev/shm/noise'
+read -r more _ <<<"$(memory vm-3)"
+if [ $((more - own)) -ge 28 ]; then ok "until it is written to"; else not_ok "until it is written to" "$own, then $more MiB"; fi
+
 # --- disks --------------------------------------------------------------------------------------------------------
 is "the disk is what it was" "before unsynced" inside vm-1 'cat /root/file /root/other | xargs'
 inside vm-1 'echo one >/root/file; sync'
