@@ -1,5 +1,5 @@
 /*
- * The second tier: when an address space runs directly, and between the vCPU's state and the process that runs it.
+ * The second tier: between the vCPU's state and the process that runs an address space.
  */
 #include "engine/soft/direct.h"
 
@@ -164,7 +164,7 @@ void soft_direct_memory(struct peers *p)
 /* --- state ------------------------------------------------------------------------------------------------- */
 
 /* What differs from the state of 64-bit user code on a host, as Linux has it, stays in tier 1. */
-static bool suitable(const struct soft_vcpu *v, const struct direct *d)
+bool direct_suitable(const struct soft_vcpu *v, const struct direct *d)
 {
     const struct cpu *c = &v->cpu;
     static const uint8_t empty[] = {DS, ES, FS, GS};
@@ -498,145 +498,20 @@ static enum direct_exit stay(struct soft_vcpu *v, struct direct *d, struct direc
         if (last_miss == (why.address & ~4095ull) + (why.error & 31) && last_rip == k.rip)
             return DIRECT_REFUSED;
         last_miss = (why.address & ~4095ull) + (why.error & 31), last_rip = k.rip;
-        if (!suitable(v, d))
+        if (!direct_suitable(v, d))
             return DIRECT_EXCEPTION;
         mirror_refresh(v, d, s);
     }
 }
 
-/* --- when -------------------------------------------------------------------------------------------------- */
+/* --- the way in and out ---------------------------------------------------------------------------------------- */
 
-#define SEEN_ENOUGH 2u     /* ticks in user mode, one after another, until it is tried */
-#define QUIET_US 15u       /* between two things that translated code needs C for, on the way to that */
-#define COLD 100u          /* blocks translated between two ticks, which take longer than exits would */
-#define COLD_FAILS 2u      /* log2 of what failures cost that this does away with */
-#define MISSES 256u        /* of pages that are not counted: first they have to come */
-#define JUDGE 32u          /* exits that are judged together */
-#define QUIET_PERCENT 133u /* or so much of what an exit costs, if that is more */
-#define WORTH_PERCENT 50u  /* of what an exit costs: that long it has to run between two */
-#define PIECES 32u         /* of translated code in a page that cannot be executed, before it stays there */
-#define WAIT_MOST 10u      /* log2 of the ticks until it is tried again */
-
-static uint64_t us_ticks(const struct direct *d, uint64_t us)
-{
-    return us * d->engine->tsc_khz / 1000;
-}
-
-static struct space *space_at(struct direct *d, uint64_t root)
-{
-    return &d->spaces[(root * 0x9e3779b97f4a7c15ull >> 40) % SPACES];
-}
-
-static void give_up(struct direct *d, struct space *sp, bool for_long)
-{
-    if (!sp->direct)
-        return;
-    d->stats.given_up++;
-    sp->fail = for_long ? WAIT_MOST : sp->fail + (sp->fail < WAIT_MOST);
-    sp->wait = 1u << sp->fail;
-    sp->seen = 0;
-    sp->direct = false;
-}
-
-static void begin_window(struct direct *d, const struct direct_slot *s, struct space *sp)
-{
-    sp->exits = 0;
-    sp->began = direct_child_cpu_ns(s);
-    sp->entries = d->stats.entries;
-    sp->ran = d->ran;
-}
-
-/* Has it run long enough at a time?  By the time stamps around it; and no more than its process has had of a CPU, less
- * what exits cost at least, since it may have had to wait for one. */
-static bool has_paid(const struct direct *d, const struct direct_slot *s, const struct space *sp)
-{
-    uint64_t enough = sp->exits * d->price.wall * WORTH_PERCENT / 100,
-             exits = (d->stats.entries - sp->entries) * d->price.cpu;
-    uint64_t ran = (d->ran - sp->ran) * 1000000 / d->engine->tsc_khz;
-    return direct_child_cpu_ns(s) - sp->began >= exits + enough && (d->trap_tsc || ran >= enough);
-}
-
-static void judge(struct direct *d, const struct direct_slot *s, struct space *sp, enum direct_exit exit,
-                  unsigned misses)
-{
-    sp->misses += misses;
-    if (sp->misses > MISSES)
-        sp->exits += misses;
-    if (exit != DIRECT_KICK)
-        sp->exits++;
-    if (sp->exits < JUDGE)
-        return;
-    if (has_paid(d, s, sp))
-        sp->fail = 0;
-    else if (d->mode == ENGINE_DIRECT_ON)
-        give_up(d, sp, false);
-    sp->began = 0;
-}
-
-/* Does the guest do little between ticks but compute? */
-static bool quiet(struct soft_vcpu *v, struct direct *d)
-{
-    uint64_t now = __builtin_ia32_rdtsc(), work = v->stats.helpers + v->stats.exceptions[EXC_PF];
-    uint64_t exits = d->price.wall * QUIET_PERCENT / 100000, us = exits > QUIET_US ? exits : QUIET_US;
-    bool is = now - d->last_tick > us_ticks(d, us) * (work - d->last_work);
-    d->last_tick = now;
-    d->last_work = work;
-    return is;
-}
-
-/* Has most of the code since the last tick not run before?  That is where direct execution saves most. */
-static bool cold(const struct soft_vcpu *v, struct direct *d)
-{
-    bool is = v->stats.blocks - d->last_blocks > COLD;
-    d->last_blocks = v->stats.blocks;
-    return is;
-}
-
-/* An interrupt has come: what does it find? */
-void soft_direct_tick(struct soft_vcpu *v)
-{
-    struct direct *d = v->engine->direct;
-    if (!(v->cpu.request & ~(uint32_t)REQ_FLUSH) || d->mode != ENGINE_DIRECT_ON)
-        return;
-    if (d->entries == d->stats.entries)
-        direct_child_release(d);
-    d->entries = d->stats.entries;
-    struct space *sp = space_at(d, direct_root(v));
-    if (sp->root != direct_root(v)) {
-        *sp = (struct space){.root = direct_root(v)};
-        d->last = NULL;
-    }
-    const bool user = v->cpu.cpl == 3, again = d->last == sp, computes = quiet(v, d) && user;
-    /* a program that is quite new itself will be over before it pays */
-    const bool starts = cold(v, d) && user && again && sp->fail <= COLD_FAILS;
-    d->last = sp;
-    if (sp->direct)
-        return;
-    if (sp->wait && !starts) {
-        sp->wait--;
-        return;
-    }
-    sp->wait = 0;
-    sp->seen = starts ? SEEN_ENOUGH : !computes ? 0 : again ? sp->seen + 1 : 1;
-    if (sp->seen < SEEN_ENOUGH || !suitable(v, d))
-        return;
-    sp->direct = true;
-    sp->misses = 0;
-    sp->began = 0;
-    d->stats.tried++;
-}
-
-bool soft_direct_armed(const struct soft_vcpu *v)
-{
-    struct direct *d = v->engine->direct;
-    const struct space *sp = space_at(d, direct_root(v));
-    return d->mode == ENGINE_DIRECT_ON ? sp->direct && sp->root == direct_root(v) : d->mode != ENGINE_DIRECT_OFF;
-}
+#define PIECES 32u /* of translated code in a page that cannot be executed, before it stays there */
 
 static bool wanted(struct soft_vcpu *v, struct direct *d)
 {
     if (v->cpu.cpl != 3 || v->poll || !memory_is_settled(v->engine->config.memory) || !soft_direct_armed(v) ||
-        !suitable(v, d))
+        !direct_suitable(v, d))
         return false;
     if (d->mode != ENGINE_DIRECT_RANDOM)
         return true;
@@ -657,22 +532,22 @@ enum direct_next soft_direct_run(struct soft_vcpu *v)
     if (mirror_hidden(s, v->cpu.rip))
         return d->pieces++ < PIECES ? DIRECT_NEXT_PIECE : DIRECT_NEXT_CODE;
     d->pieces = 0;
-    struct space *sp = space_at(d, direct_root(v));
+    struct space *sp = space_of(d, direct_root(v));
     uint64_t misses = d->stats.misses;
     if (!sp->began)
-        begin_window(d, s, sp);
+        space_begin(d, s, sp);
     enum direct_exit exit = stay(v, d, s);
-    judge(d, s, sp, exit, (unsigned)(d->stats.misses - misses));
+    space_judge(d, s, sp, exit, (unsigned)(d->stats.misses - misses));
     switch (exit) {
     case DIRECT_KICK:
         return DIRECT_NEXT_LOOP;
     case DIRECT_FAULT:
         return DIRECT_NEXT_DELIVER;
     case DIRECT_STRAY:
-        give_up(d, sp, true);
+        space_give_up(d, sp, true);
         return DIRECT_NEXT_CODE;
     case DIRECT_LOST: /* its program is to know */
-        give_up(d, sp, true);
+        space_give_up(d, sp, true);
         cpu_raise_error(&v->cpu, EXC_GP, 0);
         return DIRECT_NEXT_DELIVER;
     case DIRECT_TRAP:

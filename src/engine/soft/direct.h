@@ -1,7 +1,8 @@
 /*
  * The second tier: user code that computes runs in a process of its own, natively (docs/ENGINE.md).
  *
- *      direct.c         when: measured for each address space; and between the vCPU's state and that process's
+ *      direct.c         between the vCPU's state and that process's
+ *      direct_when.c    when: measured for each address space
  *      direct_mirror.c  which of the guest's pages are mapped there, and for how long that is right
  *      direct_pages.c   the table of these
  *      direct_copies.c  pages of which a copy is executed
@@ -154,6 +155,18 @@ static inline uint16_t direct_pcid(const struct soft_vcpu *v)
 {
     return v->cpu.cr4 & CR4_PCIDE ? v->cpu.cr3 & 0xfff : 0;
 }
+
+/* --- direct.c --- */
+bool direct_suitable(const struct soft_vcpu *v, const struct direct *d); /* its state now, for a process */
+
+/* --- direct_when.c --- */
+struct space *space_of(struct direct *d, uint64_t root);
+/* Back to translated code, for as many ticks as the failures before cost; or the longest that there is. */
+void space_give_up(struct direct *d, struct space *sp, bool for_long);
+/* The next exits are judged together from here on; and each of them, with so many pages that were missed in it. */
+void space_begin(struct direct *d, const struct direct_slot *s, struct space *sp);
+void space_judge(struct direct *d, const struct direct_slot *s, struct space *sp, enum direct_exit exit,
+                 unsigned misses);
 
 /* --- direct_child.c --- */
 int direct_child_start(struct direct *d, char *err, size_t n);

@@ -1,0 +1,131 @@
+/*
+ * When an address space runs directly: where ticks find that it computes, as long as it has run for long enough at a
+ * time to pay for its exits.
+ */
+#include "engine/soft/direct.h"
+
+#define SEEN_ENOUGH 2u     /* ticks in user mode, one after another, until it is tried */
+#define QUIET_US 15u       /* between two things that translated code needs C for, on the way to that */
+#define COLD 100u          /* blocks translated between two ticks, which take longer than exits would */
+#define COLD_FAILS 2u      /* log2 of what failures cost that this does away with */
+#define MISSES 256u        /* of pages that are not counted: first they have to come */
+#define JUDGE 32u          /* exits that are judged together */
+#define QUIET_PERCENT 133u /* or so much of what an exit costs, if that is more */
+#define WORTH_PERCENT 50u  /* of what an exit costs: that long it has to run between two */
+#define WAIT_MOST 10u      /* log2 of the ticks until it is tried again */
+
+static uint64_t us_ticks(const struct direct *d, uint64_t us)
+{
+    return us * d->engine->tsc_khz / 1000;
+}
+
+struct space *space_of(struct direct *d, uint64_t root)
+{
+    return &d->spaces[(root * 0x9e3779b97f4a7c15ull >> 40) % SPACES];
+}
+
+void space_give_up(struct direct *d, struct space *sp, bool for_long)
+{
+    if (!sp->direct)
+        return;
+    d->stats.given_up++;
+    sp->fail = for_long ? WAIT_MOST : sp->fail + (sp->fail < WAIT_MOST);
+    sp->wait = 1u << sp->fail;
+    sp->seen = 0;
+    sp->direct = false;
+}
+
+void space_begin(struct direct *d, const struct direct_slot *s, struct space *sp)
+{
+    sp->exits = 0;
+    sp->began = direct_child_cpu_ns(s);
+    sp->entries = d->stats.entries;
+    sp->ran = d->ran;
+}
+
+/* Has it run long enough at a time?  By the time stamps around it; and no more than its process has had of a CPU, less
+ * what exits cost at least, since it may have had to wait for one. */
+static bool has_paid(const struct direct *d, const struct direct_slot *s, const struct space *sp)
+{
+    uint64_t enough = sp->exits * d->price.wall * WORTH_PERCENT / 100,
+             exits = (d->stats.entries - sp->entries) * d->price.cpu;
+    uint64_t ran = (d->ran - sp->ran) * 1000000 / d->engine->tsc_khz;
+    return direct_child_cpu_ns(s) - sp->began >= exits + enough && (d->trap_tsc || ran >= enough);
+}
+
+void space_judge(struct direct *d, const struct direct_slot *s, struct space *sp, enum direct_exit exit,
+                 unsigned misses)
+{
+    sp->misses += misses;
+    if (sp->misses > MISSES)
+        sp->exits += misses;
+    if (exit != DIRECT_KICK)
+        sp->exits++;
+    if (sp->exits < JUDGE)
+        return;
+    if (has_paid(d, s, sp))
+        sp->fail = 0;
+    else if (d->mode == ENGINE_DIRECT_ON)
+        space_give_up(d, sp, false);
+    sp->began = 0;
+}
+
+/* Does the guest do little between ticks but compute? */
+static bool quiet(struct soft_vcpu *v, struct direct *d)
+{
+    uint64_t now = __builtin_ia32_rdtsc(), work = v->stats.helpers + v->stats.exceptions[EXC_PF];
+    uint64_t exits = d->price.wall * QUIET_PERCENT / 100000, us = exits > QUIET_US ? exits : QUIET_US;
+    bool is = now - d->last_tick > us_ticks(d, us) * (work - d->last_work);
+    d->last_tick = now;
+    d->last_work = work;
+    return is;
+}
+
+/* Has most of the code since the last tick not run before?  That is where direct execution saves most. */
+static bool cold(const struct soft_vcpu *v, struct direct *d)
+{
+    bool is = v->stats.blocks - d->last_blocks > COLD;
+    d->last_blocks = v->stats.blocks;
+    return is;
+}
+
+/* An interrupt has come: what does it find? */
+void soft_direct_tick(struct soft_vcpu *v)
+{
+    struct direct *d = v->engine->direct;
+    if (!(v->cpu.request & ~(uint32_t)REQ_FLUSH) || d->mode != ENGINE_DIRECT_ON)
+        return;
+    if (d->entries == d->stats.entries)
+        direct_child_release(d);
+    d->entries = d->stats.entries;
+    struct space *sp = space_of(d, direct_root(v));
+    if (sp->root != direct_root(v)) {
+        *sp = (struct space){.root = direct_root(v)};
+        d->last = NULL;
+    }
+    const bool user = v->cpu.cpl == 3, again = d->last == sp, computes = quiet(v, d) && user;
+    /* a program that is quite new itself will be over before it pays */
+    const bool starts = cold(v, d) && user && again && sp->fail <= COLD_FAILS;
+    d->last = sp;
+    if (sp->direct)
+        return;
+    if (sp->wait && !starts) {
+        sp->wait--;
+        return;
+    }
+    sp->wait = 0;
+    sp->seen = starts ? SEEN_ENOUGH : !computes ? 0 : again ? sp->seen + 1 : 1;
+    if (sp->seen < SEEN_ENOUGH || !direct_suitable(v, d))
+        return;
+    sp->direct = true;
+    sp->misses = 0;
+    sp->began = 0;
+    d->stats.tried++;
+}
+
+bool soft_direct_armed(const struct soft_vcpu *v)
+{
+    struct direct *d = v->engine->direct;
+    const struct space *sp = space_of(d, direct_root(v));
+    return d->mode == ENGINE_DIRECT_ON ? sp->direct && sp->root == direct_root(v) : d->mode != ENGINE_DIRECT_OFF;
+}
