@@ -19,6 +19,7 @@
 
 #define DOWNTIME_MS_MAX 60000
 #define LAST_NS 5000000ull /* of the downtime: what does not depend on how much is left */
+#define SHORT_NS (LAST_NS + 3000000)
 #define STALLS 2u          /* rounds that bring little before the guest is slowed down */
 #define THROTTLE_FIRST 20u
 #define THROTTLE_STEP 15u
@@ -144,6 +145,15 @@ static void slice_over(void *opaque)
     loop_timer_set(vm->loop, &m->slice, clock_ns() + SLICE_NS);
 }
 
+/* Is it time to stand still for good?  When what is left can be sent in the time allowed; but as long as rounds become
+ * much smaller, another one makes that time shorter still. */
+static bool is_last(const struct moving *m)
+{
+    uint64_t left = pages_left(m), ns = last_ns(m, left);
+
+    return ns <= m->downtime_ns && (ns <= SHORT_NS || left * 2 > m->round_pages);
+}
+
 /* What comes next leaves the guest running as long as there is more than fits into the downtime.  When rounds do not
  * become smaller it runs slower. */
 static void look_whether_it_converges(struct moving *m)
@@ -242,7 +252,7 @@ static int take_state(struct moving *m)
 static void source_step(struct vm *vm)
 {
     struct moving *m = vm->moving;
-    bool last = m->begun && last_ns(m, pages_left(m)) <= m->downtime_ns;
+    bool last = m->begun && is_last(m);
     char why[256];
     int err = 0;
 
