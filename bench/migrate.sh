@@ -2,7 +2,8 @@
 # How long a machine takes to move to another process, and how long its guest stands still: by guise's own numbers, and the longest gap
 # that a program in the guest sees in its clock's steps, without a migration and with.
 #
-#   bench/migrate.sh [WORD...]      idle and writing (200 MB/s over 256 MB); both unless told
+#   bench/migrate.sh [WORD...]      idle, writing (200 MB/s over 256 MB), and computing: how fast a program does that runs directly, and while it is
+#                                   being sent, slowly; all unless told
 #   ROUNDS=5 DESTINATION=unix|tcp   how often, and by what
 . "$(dirname "$(readlink -f "$0")")/../tests/guest/lib.sh"
 export GUISE_DATA=$work/data GUISE_RUNTIME=$work/run
@@ -68,6 +69,36 @@ int main(int argc, char **argv)
 }
 C
 gcc -O2 -static -o "$work/write" "$work/write.c" || exit 1
+cat >"$work/compute.c" <<'C'
+/* compute SECONDS: each second so many million words added to in a table, at random, by the clock. */
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <time.h>
+
+int main(int argc, char **argv)
+{
+    static uint64_t table[1 << 17];
+    uint64_t state = 1;
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    for (int i = 0; i < atoi(argv[1]); i++) {
+        struct timespec a, b;
+        uint64_t steps = 0;
+        clock_gettime(CLOCK_MONOTONIC, &a);
+        do {
+            for (unsigned k = 0; k < 1000000; k++) {
+                state = state * 6364136223846793005ull + 1442695040888963407ull;
+                table[state >> 47] += state; /* 1 MB */
+            }
+            steps++;
+            clock_gettime(CLOCK_MONOTONIC, &b);
+        } while (b.tv_sec - a.tv_sec + (b.tv_nsec - a.tv_nsec) / 1e9 < 1);
+        printf("%.0f\n", (double)steps / ((double)(b.tv_sec - a.tv_sec) + (double)(b.tv_nsec - a.tv_nsec) / 1e9));
+    }
+    return table[42] == 42;
+}
+C
+gcc -O2 -static -o "$work/compute" "$work/compute.c" || exit 1
 number() { sed -n "s/.*\"$1\": \([0-9]*\).*/\1/p" "$work/report"; }
 
 side=0 # where it is
@@ -77,11 +108,12 @@ boot() # SIZE
     side=0
     on launch tiny --name bench --memory "$1" >/dev/null || exit 1
     on cp "$work/write" bench:/root/write
+    on cp "$work/compute" bench:/root/compute
     sleep 1
 }
 move() # NAME [PROGRAM...]: prints a line
 {
-    local name=$1 gap=- pid=
+    local name=$1 gap=-
     shift
     if [ $# -gt 0 ]; then
         on exec bench -- sh -c "$* >/dev/shm.out 2>&1 &"
@@ -97,13 +129,22 @@ move() # NAME [PROGRAM...]: prints a line
         "$(number rounds)" "$(($(number sent_bytes) >> 20))" "$(number throttle_percent)" "$gap"
 }
 
-[ $# -gt 0 ] || set -- idle writing
+[ $# -gt 0 ] || set -- idle writing computing
 printf '%-10s %8s %10s %8s %8s %8s   %s\n' '' 'ms' 'still ms' rounds 'sent MB' 'slowed %' 'gap in the guest ms, its pace MB/s'
 for what; do
     boot 512M
     case $what in
     idle) for _ in $(seq "$rounds"); do move idle; done ;;
     writing) for _ in $(seq "$rounds"); do move writing /root/write 256 200 15; done ;;
+    computing)
+        on exec bench -- sh -c '/root/compute 60 >/dev/shm.out 2>&1 &'
+        sleep 6
+        direct=$(on exec bench -- tail -n 1 /dev/shm.out)
+        on migrate bench "${addresses[1]}" --json --quiet --bandwidth 8M >"$work/report" & moving=$!
+        sleep 6
+        printf '%-10s %s million steps/s directly, %s while it is being sent\n' computing "$direct" "$(on exec bench -- tail -n 1 /dev/shm.out)"
+        wait $moving && side=1
+        ;;
     esac
     on rm --force bench
 done

@@ -14,6 +14,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "cli/life.h"
+#include "host/loop.h"
 #include "image/image.h"
 #include "vm/migration.h"
 #include "vm/migration_record.h"
@@ -21,7 +22,7 @@
 #include "vm/snapshot.h"
 
 #define START_MS 60000
-#define EARLIER_MS 5000
+#define EARLIER_NS 20000000000ull
 #define WHOLE_MS 86400000 /* a day: who sends says when it is enough */
 #define VERSION 1
 #define HEX_MOST (2 * 4096)
@@ -248,7 +249,7 @@ static int make(struct receiving *v, char *err, size_t n)
 {
     struct migration_record m = {.destination = true};
 
-    for (unsigned i = 0; i < EARLIER_MS / 50 && forget_earlier(v); i++)
+    for (uint64_t until = clock_ns() + EARLIER_NS; forget_earlier(v) && clock_ns() < until;)
         usleep(50000);          /* its process is about to end */
     v->record.ephemeral = true; /* until all of it is there: what is left of it when we die is swept up */
     int failed = registry_create(&v->r->registry, &v->record, &v->lock, err, n);

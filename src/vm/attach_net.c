@@ -99,7 +99,7 @@ int net_attach_cards(struct vm *vm, char *error, size_t n)
         r = attach(vm, "user", cards++, error, n); /* a published port wants a network to lead into */
     if (!r && c->publish.n && !vm->publisher)
         r = error_set(error, n, -EINVAL, "a published port needs a network of the kind \"user\"");
-    for (unsigned i = 0; i < c->publish.n && !r; i++)
+    for (unsigned i = 0; i < c->publish.n && !r && !c->incoming; i++) /* of one that moves: when it runs */
         r = publish(vm, c->publish.value[i], error, n);
     return r;
 }

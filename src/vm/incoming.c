@@ -124,14 +124,12 @@ static void received(void *opaque, uint32_t events)
 /* --- go --------------------------------------------------------------------------------------------------------------
  */
 
-static bool had_agent(const struct incoming *in)
+/* What the source says of it beside its state; NULL: nothing. */
+static json_t *read_about(const struct incoming *in)
 {
     const struct section *s = sections_find(&in->sections, "about", "json");
-    json_t *about = s ? json_loadb((const char *)s->bytes, s->size, 0, NULL) : NULL;
-    bool had = json_is_true(json_object_get(about, "agent"));
 
-    json_decref(about);
-    return had;
+    return s ? json_loadb((const char *)s->bytes, s->size, 0, NULL) : NULL;
 }
 
 void incoming_step(struct vm *vm)
@@ -156,8 +154,11 @@ void incoming_step(struct vm *vm)
     life_started(vm);
     life_event(vm, "migrated", NULL);
     control_reply(control_of(in), &in->go, json_object(), NULL, NULL);
-    if (had_agent(in))
+    json_t *about = read_about(in);
+    if (json_is_true(json_object_get(about, "agent")))
         link_restored(vm, false);
+    incoming_ports_begin(vm, json_object_get(about, "ports"));
+    json_decref(about);
     let_go(in);
 }
 

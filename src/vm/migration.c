@@ -19,8 +19,9 @@
 
 #define DOWNTIME_MS_MAX 60000
 #define LAST_NS 5000000ull /* of the downtime: what does not depend on how much is left */
+#define PATIENCE_NS 1000000000ull
 #define SHORT_NS (LAST_NS + 3000000)
-#define STALLS 2u          /* rounds that bring little before the guest is slowed down */
+#define STALLS 2u /* rounds that bring little before the guest is slowed down */
 #define THROTTLE_FIRST 20u
 #define THROTTLE_STEP 15u
 #define THROTTLE_MOST 95u
@@ -171,24 +172,31 @@ static void look_whether_it_converges(struct moving *m)
     loop_timer_set(m->vm->loop, &m->slice, clock_ns() + SLICE_NS);
 }
 
+static void cannot_be_sent(struct moving *m, int err)
+{
+    char why[256];
+
+    error_sys(why, sizeof why, err, "it cannot be sent any further");
+    end(m, err == -EPIPE ? "the destination has gone"
+           : err == -ETIMEDOUT
+               ? "the last of it could not be sent in time, and the guest was not to stand still for longer"
+               : why);
+}
+
 /* A byte has come: the threads have sent the round, or cannot. */
 static void round_ended(void *opaque, uint32_t events)
 {
     struct moving *m = opaque;
-    char byte, why[256];
+    char byte;
 
     (void)!read(m->notice[0], &byte, 1);
+    if (m->state != MOVING_SENDING) /* the last has been waited for */
+        return;
     if (m->failed) {
-        error_sys(why, sizeof why, m->failed, "it cannot be sent any further");
-        end(m, m->failed == -EPIPE ? "the destination has gone" : why);
+        cannot_be_sent(m, m->failed);
         return;
     }
     uint64_t took = clock_ns() - m->round_ns + 1;
-    if (m->state == MOVING_LAST) {
-        m->state = MOVING_SENT;
-        m->sent_ns = clock_ns();
-        return;
-    }
     if (m->round_pages > 256 || !m->rate) /* of little one learns nothing */
         m->rate = m->sent_pages * 1000000000 / took + 1;
     look_whether_it_converges(m);
@@ -198,7 +206,8 @@ static void round_ended(void *opaque, uint32_t events)
 
 static int save_about(struct moving *m)
 {
-    json_t *about = json_pack("{s:b}", "agent", (int)(m->vm->config->life->ready_ns != 0));
+    json_t *about = json_pack("{s:b, s:o}", "agent", (int)(m->vm->config->life->ready_ns != 0), "ports",
+                              moving_ports(m->vm));
     char *text = about ? json_dumps(about, JSON_COMPACT) : NULL;
     int err = text ? sections_add(&m->sections, "about", "json", 1, text, strlen(text)) : -ENOMEM;
 
@@ -249,6 +258,18 @@ static int take_state(struct moving *m)
     return err;
 }
 
+/* Waits with the lock held, so that no device changes memory behind the state that was taken of it: what comes by the
+ * network or the console is for who runs then. */
+static void send_last(struct moving *m)
+{
+    int err = moving_wait(m, 2 * m->downtime_ns + PATIENCE_NS);
+
+    if (err)
+        cannot_be_sent(m, err);
+    else
+        m->state = MOVING_SENT;
+}
+
 static void source_step(struct vm *vm)
 {
     struct moving *m = vm->moving;
@@ -274,6 +295,8 @@ static void source_step(struct vm *vm)
     m->rounds++;
     m->round_ns = clock_ns();
     moving_round(m, last);
+    if (last)
+        send_last(m);
 }
 
 void migration_step(struct vm *vm)
@@ -292,6 +315,7 @@ void migration_abandon(struct vm *vm)
         return;
     if (vm->moving->state < MOVING_ENDED)
         let_go(vm->moving);
+    pthread_cond_destroy(&vm->moving->sent);
     pthread_cond_destroy(&vm->moving->wake);
     pthread_mutex_destroy(&vm->moving->lock);
     free(vm->moving);
@@ -391,6 +415,7 @@ static struct moving *renew(struct vm *vm)
             return NULL;
         pthread_mutex_init(&m->lock, NULL);
         pthread_cond_init(&m->wake, NULL);
+        pthread_cond_init(&m->sent, NULL);
     }
     memset(m, 0, offsetof(struct moving, lock));
     m->round = 0;

@@ -4,6 +4,7 @@
 #include <pthread.h>
 
 #include "backends/disk.h"
+#include "backends/net.h"
 #include "base/sections.h"
 #include "memory/watch.h"
 #include "vm/migration.h"
@@ -47,7 +48,7 @@ struct moving {
     uint64_t rounds, stalls;
 
     pthread_mutex_t lock; /* guards all below, but for the contents of pages, which are a round's */
-    pthread_cond_t wake;
+    pthread_cond_t wake, sent;
     uint64_t round; /* 0: none yet */
     unsigned at_work;
     _Atomic bool last, stop;
@@ -63,6 +64,8 @@ struct moving {
 int moving_threads_start(struct moving *m);
 /* What stands in pages and granules is to be sent; last: and then the sections and the end. */
 void moving_round(struct moving *m, bool last);
+/* Waits until that is sent; -ETIMEDOUT after ns, or what has failed. */
+int moving_wait(struct moving *m, uint64_t ns);
 /* Ends the threads, at once, and closes the streams. */
 void moving_threads_stop(struct moving *m);
 
@@ -105,5 +108,8 @@ struct incoming {
 /* It is to run. */
 void incoming_step(struct vm *vm);
 void incoming_close(struct vm *vm);
+/* The ports that lead to it, as words; and back, when it runs (incoming_ports.c). */
+json_t *moving_ports(const struct vm *vm);
+void incoming_ports_begin(struct vm *vm, const json_t *words);
 int incoming_threads_start(struct incoming *in);
 void incoming_threads_stop(struct incoming *in);

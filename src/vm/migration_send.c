@@ -34,12 +34,13 @@ struct place {
     uint64_t offset;
 };
 
-/* Where the granules of a piece are.  Whoever has the lock may be waiting for this thread to end. */
+/* Where the granules of a piece are.  Whoever has the lock may be waiting for this thread: in the last round that is
+ * so, and the disk at rest. */
 static int find(struct moving *m, uint64_t piece, uint16_t *granules, struct place place[DISK_LOG_GRANULES])
 {
     pthread_mutex_t *lock = &m->vm->bus->lock;
 
-    while (pthread_mutex_trylock(lock)) {
+    while (!m->last && pthread_mutex_trylock(lock)) {
         if (m->stop)
             return -ECANCELED;
         nanosleep(&(struct timespec){.tv_nsec = 50000}, NULL);
@@ -48,7 +49,8 @@ static int find(struct moving *m, uint64_t piece, uint16_t *granules, struct pla
         if (*granules >> i & 1 &&
             !disk_overlay_find(m->vm->disks[0], piece * DISK_LOG_GRANULES + i, &place[i].fd, &place[i].offset))
             *granules &= (uint16_t) ~(1u << i); /* a write that has failed */
-    pthread_mutex_unlock(lock);
+    if (!m->last)
+        pthread_mutex_unlock(lock);
     return 0;
 }
 
@@ -122,6 +124,8 @@ static void round_done(struct moving *m, int err)
     if (err && !m->failed)
         m->failed = err;
     bool all = --m->at_work == 0 || err;
+    if (all)
+        pthread_cond_signal(&m->sent);
     pthread_mutex_unlock(&m->lock);
     if (all)
         (void)!write(m->notice[1], "", 1);
@@ -168,6 +172,22 @@ void moving_round(struct moving *m, bool last)
     m->round++;
     pthread_cond_broadcast(&m->wake);
     pthread_mutex_unlock(&m->lock);
+}
+
+int moving_wait(struct moving *m, uint64_t ns)
+{
+    struct timespec until;
+    int err = 0;
+
+    clock_gettime(CLOCK_REALTIME, &until);
+    ns += (uint64_t)until.tv_nsec;
+    until.tv_sec += (time_t)(ns / 1000000000);
+    until.tv_nsec = (long)(ns % 1000000000);
+    pthread_mutex_lock(&m->lock);
+    while (m->at_work && !m->failed && !err)
+        err = -pthread_cond_timedwait(&m->sent, &m->lock, &until);
+    pthread_mutex_unlock(&m->lock);
+    return m->failed ? m->failed : err;
 }
 
 void moving_threads_stop(struct moving *m)

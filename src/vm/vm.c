@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <signal.h>
 #include <stdarg.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <unistd.h>
@@ -374,6 +375,7 @@ static void teardown(struct vm *vm)
         vm->ops->destroy(vm->engine);
     vm_log_close(vm);
     machine_destroy(vm->machine);
+    free(vm->incoming_ports);
     keeper_stop(vm->keeper);
     sandbox_free(vm->sandbox);
 }

@@ -54,6 +54,7 @@ struct vm {
     struct loading *loading;                   /* restore_int.h; NULL: not restored */
     struct moving *moving;                     /* migration_int.h; NULL: it was never to move */
     struct incoming *incoming;                 /* the same; NULL: it was not received */
+    struct incoming_ports *incoming_ports;     /* incoming_ports.c; NULL: none */
     _Atomic unsigned throttle;                 /* per cent of the time that vCPUs stand still */
     int parked;          /* the state that copies are made of, when it does not run any more (fork.h); or -1 */
     uint64_t stopped_ns; /* when the vCPUs were stopped for one; 0: they were not */

@@ -556,6 +556,26 @@ static void saved_and_restored(void **state)
     free(saved);
 }
 
+/* A switch would go on sending its frames to where it was before. */
+static void one_that_is_restored_says_where_it_is(void **state)
+{
+    const struct device_class *c = &virtio_net_class;
+
+    c->post_restore(&dev);
+    assert_int_equal(fake.sent, 0); /* no driver, nobody to be found */
+    begin(CONTROL);
+    c->post_restore(&dev);
+    assert_int_equal(fake.sent, 1);
+    assert_int_equal(fake.len, 60);
+    for (unsigned i = 0; i < 6; i++)
+        assert_int_equal(fake.frame[i], 0xff);
+    assert_memory_equal(fake.frame + 6, mac, 6);
+    assert_memory_equal(fake.frame + 12, "\x80\x35\0\1\10\0\6\4\0\3", 10);
+    assert_memory_equal(fake.frame + 22, mac, 6);
+    assert_memory_equal(fake.frame + 32, mac, 6);
+    assert_int_equal(mem_in(&fx, drv.device + 6, 2), 3); /* and the guest is asked to */
+}
+
 /* --- hostile drivers, by name ------------------------------------------------------------------------------------- */
 
 static void expect_failed(const char *part)
@@ -778,6 +798,7 @@ int main(void)
         T(vlans),
         T(the_link_goes_down_and_up),
         T(saved_and_restored),
+        T(one_that_is_restored_says_where_it_is),
         T(loop_in_chain),
         T(length_wrap),
         T(more_than_a_frame),
