@@ -9,9 +9,13 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "agent/protocol.h"
 #include "base/error.h"
 #include "base/path.h"
+#include "cli/environment.h"
 #include "cli/forking.h"
+#include "cli/reach.h"
+#include "cli/session.h"
 
 #define PREFIX "warm-"
 #define KEY_DIGITS 12
@@ -163,33 +167,73 @@ static bool is_parked(const struct registry *r, const char *name)
 /* --- making one ----------------------------------------------------------------------------------------------------
  */
 
-/* Boots it.  STATUS_OK and its connection, on which it depends until it is parked; or what to exit with. */
-static int boot(const struct run_arguments *t, const char *name, struct bring *b)
+/* A command that does nothing, twice: what every command needs has run then, and its translation is taken along to
+ * copies (engine/soft/carry.c).  An image without that command does without. */
+static void rehearse(const char *name)
 {
-    struct run_arguments named = *t;
+    static const char *const argv[] = {"true", NULL};
+    static const struct option_list none;
+    char **environment = environment_make(&none, false), err[ERROR_SIZE];
+    const struct session_options o = {.argv = argv, .environment = (const char *const *)environment};
 
-    named.settings.name = name;
-    int status = bring_create(b, &named, VM_MODE_COMMAND, true);
+    for (unsigned i = 0; i < 2; i++) {
+        int fd = reach_guest(name, AGENT_PORT, err, sizeof err);
+        if (fd < 0)
+            break;
+        session_run(fd, &o);
+        close(fd);
+    }
+    environment_free(environment);
+}
+
+/* A copy of one that has just booted: what that has translated for the boot is of no use any more.  STATUS_OK and the
+ * connection on which it depends until it is parked; or what to exit with. */
+static int make_template(const struct registry *r, const struct run_arguments *t, const char *name,
+                         struct client *client)
+{
+    static const struct option_list none;
+    struct copy_words words = {.name = name, .ephemeral = true, .publish = &none};
+    struct forking f = {.registry = r, .park = true, .client.fd = -1, .layer = {.lock = -1, .state = -1, .top = -1}};
+    struct forked c = {.lock = -1};
+    struct bring b;
+    char err[ERROR_SIZE];
+    int status = bring_create(&b, t, VM_MODE_COMMAND, true);
+
     if (status == STATUS_OK)
-        status = bring_start(b, true);
+        status = bring_start(&b, true);
     if (status == STATUS_OK)
-        status = bring_wait_agent(b);
-    progress_end(&b->progress);
-    return status;
+        status = bring_wait_agent(&b);
+    if (status != STATUS_OK)
+        return status;
+    progress_end(&b.progress);
+    f.parent = b.record;
+    int failed = forking_begin(&f, err, sizeof err);
+    if (!failed)
+        failed = forking_copy(&f, &c, &words, true, err, sizeof err);
+    if (!failed)
+        failed = forking_wait(&f, &c, err, sizeof err);
+    if (failed)
+        forking_take_away(&f, &c);
+    else
+        rehearse(name);
+    forking_end(&f);
+    bring_end(&b);
+    *client = c.client;
+    return failed ? cli_failed(failed, err) : STATUS_OK;
 }
 
 /* The one that there is, or a new one: taken apart.  Says why not. */
 static int take_template(struct forking *f, const struct run_arguments *t, const char *name)
 {
-    struct bring b = {.lock = -1};
+    struct client client = {.fd = -1};
     char err[ERROR_SIZE];
     int lock = take_lock(f->registry, err, sizeof err), failed = lock < 0 ? lock : 0, status = STATUS_OK;
 
     if (!failed && !is_parked(f->registry, name)) {
         if (registry_exists(f->registry, name, NULL, 0) == 0)
-            drop(f->registry, name); /* of a command that died while it booted */
+            drop(f->registry, name); /* of a command that died while it made it */
         make_room(f->registry);
-        status = boot(t, name, &b);
+        status = make_template(f->registry, t, name, &client);
     }
     if (!failed && status == STATUS_OK)
         failed = registry_load(f->registry, name, &f->parent, err, sizeof err);
@@ -197,8 +241,7 @@ static int take_template(struct forking *f, const struct run_arguments *t, const
         note_use(f->registry, name);
         failed = forking_begin(f, err, sizeof err);
     }
-    if (b.start.client.fd > 0)
-        client_close(&b.start.client);
+    client_close(&client);
     if (lock >= 0)
         close(lock);
     return failed ? cli_failed(failed, err) : status;

@@ -1,6 +1,7 @@
 #include "vm/fork.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -14,6 +15,7 @@
 
 #define LAYOUT_KIND "about" /* what a machine_restore passes over */
 #define LAYOUT_NAME "templates"
+#define CODE_NAME "code"
 
 /* --- what cannot be copied
  * -------------------------------------------------------------------------------------------- */
@@ -112,6 +114,22 @@ static int add_layout(struct saving *s, const struct memory_run *runs, uint32_t 
     return sections_add(&s->sections, LAYOUT_KIND, LAYOUT_NAME, 1, runs, n * sizeof *runs);
 }
 
+/* Without it copies take longer. */
+static int add_code(struct saving *s)
+{
+    struct engine_code pieces[ENGINE_CODE_PIECES];
+    const struct engine_ops *ops = s->vm->ops;
+    int n = s->park && ops->get_code ? ops->get_code(s->vm->engine, pieces) : 0, err = 0;
+    char name[16];
+
+    for (int i = 0; i < n; i++) {
+        snprintf(name, sizeof name, CODE_NAME "%d", i);
+        err = err ? err : sections_add(&s->sections, LAYOUT_KIND, name, 1, pieces[i].bytes, pieces[i].n);
+        free(pieces[i].bytes);
+    }
+    return err;
+}
+
 static int write_state(struct saving *s, int fd)
 {
     struct snapshot_writer *w;
@@ -167,6 +185,8 @@ static int send_copies_parts(struct saving *s, int state)
 
     free(runs);
     if (!err)
+        err = add_code(s);
+    if (!err)
         err = write_state(s, state);
     if (!err)
         err = send_all(s->fork, fds, 1 + (unsigned)n);
@@ -213,4 +233,21 @@ int fork_adopt(struct vm *vm, struct restore *r, char *err, size_t n)
     r->n_templates = 0; /* the memory's now */
     memory_set_exhausted(m, exhausted, vm);
     return 0;
+}
+
+void fork_take_code(struct vm *vm, const struct restore *r)
+{
+    struct engine_code pieces[ENGINE_CODE_PIECES];
+    const struct section *s;
+    unsigned n = 0;
+    char name[16];
+
+    do {
+        snprintf(name, sizeof name, CODE_NAME "%u", n);
+        s = sections_find(&r->file.sections, LAYOUT_KIND, name);
+        if (s && s->version == 1)
+            pieces[n++] = (struct engine_code){s->bytes, s->size};
+    } while (s && n < ENGINE_CODE_PIECES);
+    if (n && vm->ops->set_code)
+        (void)vm->ops->set_code(vm->engine, pieces, n); /* or it begins without */
 }

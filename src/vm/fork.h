@@ -42,3 +42,5 @@ int fork_receive(int socket, int fds[FORK_FDS_MAX], char *err, size_t n);
 struct vm;
 struct restore;
 int fork_adopt(struct vm *vm, struct restore *r, char *err, size_t n);
+/* And, if the machine was parked, what its engine had made of the guest's code. */
+void fork_take_code(struct vm *vm, const struct restore *r);

@@ -149,6 +149,8 @@ int restore_machine(struct vm *vm, struct restore *r, char *err, size_t n)
         error_set(err, n, failed, "%s is damaged: CPU %u has no SIMD registers, or impossible ones", r->name, bad);
     if (!failed && (failed = machine_restore(vm->machine, &r->file.sections, why, sizeof why)))
         error_set(err, n, failed, "%s cannot be restored here: %s", r->name, why);
+    if (!failed && r->copy)
+        fork_take_code(vm, r);
     return failed;
 }
 

@@ -179,6 +179,7 @@ static int engine_make(struct peers *p, unsigned i, const struct engine_config *
     soft_xsave_layout(e);
     pthread_mutex_init(&e->asked.lock, NULL);
     e->tsc_khz = tsc_khz;
+    e->program = soft_program(config);
     int rc = soft_cache_create(e);
     rc = rc ? rc : vcpu_create(e);
     return rc ? rc : soft_direct_create(e);
@@ -300,4 +301,6 @@ const struct engine_ops engine_soft = {
     .get_simd = soft_get_simd,
     .set_simd = soft_set_simd,
     .watch = soft_watch,
+    .get_code = soft_get_code,
+    .set_code = soft_set_code,
 };

@@ -108,6 +108,30 @@ void soft_regions_create(struct engine *e)
     all_empty(e);
 }
 
+void soft_regions_taken(struct engine *e, const struct cache_region *filled, unsigned n)
+{
+    const struct cache_region *last = &filled[n - 1];
+
+    for (unsigned i = 0; i < n; i++)
+        e->filled[i] = filled[i];
+    e->filled[n - 1] = e->regions[n - 1]; /* as of one that is being filled */
+    fill_region(e, n - 1);
+    e->cache.hot = last->hot;
+    e->cache.cold = last->cold;
+    e->n_blocks = last->block;
+    e->n_sites = last->site;
+    e->n_exits = last->exit;
+    e->n_maps = last->map;
+    e->ahead = (struct cache_ahead){
+        .hot = last->hot,
+        .cold = last->cold,
+        .blocks = last->block * sizeof *e->blocks,
+        .sites = last->site * sizeof *e->sites,
+        .exits = last->exit * sizeof *e->exits,
+        .maps = last->map * sizeof *e->maps,
+    };
+}
+
 unsigned soft_region_of(const struct engine *e, uint32_t at)
 {
     bool cold = at >= e->cache.hot_end;

@@ -259,6 +259,7 @@ struct engine {
     uint32_t xs_offset[8], xs_size[8];   /* of components 2-7 in the standard format (CPUID 0xD) */
     bool xs_aligned[8];
     uint64_t tsc_khz;
+    uint64_t program; /* what translations are for: carry.c */
     bool amd;        /* the guest's CPU is one of AMD's */
     bool zen5;       /* ... of family 1Ah or later, which looks at some operands in another way */
     uint64_t random; /* config.stress: the generator's state */
@@ -439,6 +440,8 @@ uint32_t soft_watch_hits(const struct soft_vcpu *v, uint64_t gva, uint64_t n, bo
 
 /* --- evict.c --- */
 void soft_regions_create(struct engine *e);
+/* The first n regions are filled as far as that, and the last of them goes on being filled. */
+void soft_regions_taken(struct engine *e, const struct cache_region *filled, unsigned n);
 void soft_region_next(struct engine *e);      /* on to the next region, whose blocks are dropped */
 void soft_region_make_room(struct engine *e); /* for one block more: on to the next if need be */
 void soft_cache_flush(struct engine *e);
@@ -510,6 +513,11 @@ static inline const void *soft_code(const struct engine *e, uint32_t offset)
 {
     return e->cache.rx + offset;
 }
+
+/* --- carry.c: translations for a copy of this machine; engine.h: get_code, set_code --- */
+uint64_t soft_program(const struct engine_config *config);
+int soft_get_code(struct engine *e, struct engine_code pieces[ENGINE_CODE_PIECES]);
+int soft_set_code(struct engine *e, const struct engine_code *pieces, unsigned n);
 
 /* --- translate.c --- */
 struct translator *soft_translator_create(const struct cpu *cpu);
