@@ -85,6 +85,28 @@ check_jail()
     if [ -d "/proc/$pid" ]; then not_ok "it ends with its VM"; else ok "it ends with its VM"; fi
 }
 
+# Who makes these processes is killed, and they with it: programs that wait at that moment do not notice.
+check_loss()
+{
+    local vm helper
+    printf '#!/bin/sh\nfor i in $(seq 30); do echo tick $i; sleep 0.1; done\nbusybox poweroff -f\n' >"$work/ticks"
+    "$top/scripts/guest-image.sh" busybox "$work/initrd-ticks" --add "$work/ticks:init:755" >&2 || return
+    "$GUISE" run --kernel "$kernel" --initrd "$work/initrd-ticks" --append "console=ttyS0 quiet panic=-1" --memory 512M \
+        --engine soft,direct=always --no-reboot --timeout 120 --serial stdio </dev/null >"$work/ticks.out" 2>"$work/stderr" &
+    vm=$!
+    for _ in $(seq 300); do
+        ! grep -q '^tick 5' "$work/ticks.out" || break
+        sleep 0.1
+    done
+    helper=$(ps -o ppid= -p "$(directs $vm | head -n 1)")
+    if [ -n "$helper" ] && kill -9 $helper && wait $vm && grep -q '^tick 30' "$work/ticks.out"; then
+        ok "a guest goes on without them"
+    else
+        not_ok "a guest goes on without them" "$(tail -n 1 "$work/ticks.out"; tail -n 1 "$work/stderr")"
+    fi
+}
+
 for mode in "${modes[@]}"; do run_mode "$mode"; done
 [ "$(id -u)" != 0 ] || check_jail
+[ "$(id -u)" != 0 ] || check_loss
 finish

@@ -462,7 +462,7 @@ static enum direct_exit stay(struct soft_vcpu *v, struct direct *d, struct direc
     uint64_t last_miss = 0, last_rip = 0;
     for (;;) {
         state_out(v, d, s);
-        uint64_t start = __builtin_ia32_rdtsc();
+        const uint64_t gone = s->shared->gone, start = __builtin_ia32_rdtsc();
         int r = direct_child_run(v, d, s);
         s->based &= r == 0; /* else it has not got to setting them */
         if (r == -ECANCELED)
@@ -471,9 +471,10 @@ static enum direct_exit stay(struct soft_vcpu *v, struct direct *d, struct direc
         d->ran += direct_child_ran(d, s);
         d->stats.entries++;
         if (r == -ESRCH) {
-            d->stats.exits[DIRECT_LOST]++;
+            enum direct_exit how = d->trap_tsc || s->shared->gone != gone ? DIRECT_LOST : DIRECT_ENDED;
+            d->stats.exits[how]++;
             lose(v, d, s);
-            return DIRECT_LOST;
+            return how;
         }
         if (r == -ENOMEM) {
             s->clear = true;
@@ -544,6 +545,7 @@ enum direct_next soft_direct_run(struct soft_vcpu *v)
     case DIRECT_FAULT:
         return DIRECT_NEXT_DELIVER;
     case DIRECT_STRAY:
+    case DIRECT_ENDED:
         space_give_up(d, sp, true);
         return DIRECT_NEXT_CODE;
     case DIRECT_LOST: /* its program is to know */
@@ -569,7 +571,7 @@ void soft_direct_stats(struct engine *e, FILE *out)
         [DIRECT_MAPPED] = "page mapped", [DIRECT_KICK] = "interrupt",      [DIRECT_SYSCALL] = "system call",
         [DIRECT_FAULT] = "page fault",   [DIRECT_EXCEPTION] = "exception", [DIRECT_TRAP] = "single step",
         [DIRECT_CODE] = "store to code", [DIRECT_HIDDEN] = "hidden code",  [DIRECT_REFUSED] = "refused",
-        [DIRECT_LOST] = "lost",          [DIRECT_STRAY] = "in the stub",
+        [DIRECT_LOST] = "lost",          [DIRECT_STRAY] = "in the stub",   [DIRECT_ENDED] = "ended",
     };
     const struct direct *d = e->direct;
     if (!d)

@@ -27,6 +27,7 @@ enum direct_exit {
     DIRECT_REFUSED,   /* a page cannot be mapped */
     DIRECT_STRAY, /* guest code had jumped into the stub: it has stopped there, or sleeps there and does not say so */
     DIRECT_LOST,  /* the process has ended, or does not stop */
+    DIRECT_ENDED, /* it had ended before it went on: the guest's state is what it was */
     DIRECT_EXITS,
 };
 

@@ -164,6 +164,12 @@ bool direct_child_memory(struct peers *p)
     return !p->helper_failed;
 }
 
+static bool helper_ended(const struct direct_helper *h)
+{
+    uint8_t answer;
+    return recv(h->socket, &answer, 1, MSG_PEEK | MSG_DONTWAIT) == 0;
+}
+
 /* Where the kernel has put the first signal's frame it puts all. */
 static bool find_frame(struct direct *d, struct direct_slot *s)
 {
@@ -391,11 +397,11 @@ uint64_t soft_direct_cpu_ns(const struct engine *e)
  * for a CPU or for a lock of the host's kernel that somebody holds who has to wait for one.
  */
 #define NOT_ASKED UINT64_MAX
-static bool lost(const struct direct_slot *s, uint64_t *asked)
+static bool lost(const struct direct *d, const struct direct_slot *s, uint64_t *asked)
 {
     struct timespec t;
-    if (clock_gettime(process_clock(s), &t))
-        return true; /* the helper has seen its end */
+    if (clock_gettime(process_clock(s), &t) || helper_ended(d->engine->peers->helper))
+        return true; /* the helper has seen its end; or has ended, and all of them with it */
     uint64_t used = (uint64_t)t.tv_sec * 1000000000 + (uint64_t)t.tv_nsec;
     if (*asked == NOT_ASKED)
         *asked = used;
@@ -417,7 +423,7 @@ static int wait_asleep(const struct direct *d, struct direct_slot *s)
     const struct timespec nap = {0, NAP_NS};
     uint64_t asked = NOT_ASKED;
     for (unsigned i = 0; !found_asleep(s, looks); i++) {
-        if (lost(s, &asked))
+        if (lost(d, s, &asked))
             return -ESRCH;
         if (i < YIELDS)
             syscall(SYS_sched_yield);
@@ -442,7 +448,7 @@ static int wait_stopped(struct soft_vcpu *v, const struct direct *d, struct dire
             continue;
         if (!atomic_load(&v->poll))
             continue;
-        if (lost(s, &asked))
+        if (lost(d, s, &asked))
             return -ESRCH;
         if (++looks > AT_DOOR_LOOKS && moved(&s->orders->door, &s->orders->cell))
             return -EPROTO;
