@@ -377,7 +377,7 @@ static int take_back(struct migrate *m, char *err, size_t n)
     int failed = m->lock < 0 ? ask(m, "take-back", NULL, err, n) : 0;
 
     if (!failed)
-        failed = migration_record_remove(&m->registry, m->record.name, false, err, n);
+        failed = migration_record_remove(&m->registry, m->record.name, err, n);
     if (m->lock >= 0)
         close(m->lock);
     if (!failed && m->lock >= 0)
@@ -506,7 +506,7 @@ static int move(struct migrate *m, char *err, size_t n)
         failed = give_up(m, err, n);
     if (failed) { /* it goes on here */
         ask(m, "cancel", NULL, none, sizeof none);
-        migration_record_remove(&m->registry, m->record.name, false, none, sizeof none);
+        migration_record_remove(&m->registry, m->record.name, none, sizeof none);
     } else {
         receive_stop_at("given-up");
         failed = tell(m, err, n);
@@ -559,7 +559,7 @@ static int run_here(struct migrate *m, char *err, size_t n)
                          "%s was never received as a whole, or its process has died since: `guise rm %s` removes it",
                          name, name);
     failed = client_call(&m->source, "incoming", json_pack("{s:s}", "action", "go"), NULL, err, n);
-    return failed ? failed : migration_record_remove(&m->registry, name, false, err, n);
+    return failed ? failed : migration_record_remove(&m->registry, name, err, n);
 }
 
 /* The process, or the lock that says that there is none. */

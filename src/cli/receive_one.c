@@ -144,25 +144,40 @@ static int check_room(const struct receiving *v, char *err, size_t n)
 /* --- one that came to nothing
  * ----------------------------------------------------------------------------------------- */
 
-/* Ends the process of a machine that is not to run here, and removes what there is.  -EBUSY: it does not end. */
-static int remove_machine(const struct registry *r, const char *name)
+/* Is the machine of that name the one of this migration?  By now there may be another. */
+static bool is_of(const struct registry *r, const char *name, const char *id)
 {
+    struct migration_record m;
     char none[1];
-    struct vm_run run;
-    int lock;
 
-    registry_run(r, name, &run);
-    if (run.held && run.pid > 0) {
-        kill(run.pid, SIGKILL);
-        process_wait(r, name, START_MS);
+    return !migration_record_read(r, name, &m, none, sizeof none) && m.destination && !m.decided &&
+           strcmp(m.id, id) == 0;
+}
+
+/* Ends the process of a machine that is not to run here, and removes what there is: the machine first, in one step with
+ * the record that it may not be started.  -ENOENT: there is none, or it runs by now; -EBUSY: it does not end. */
+static int remove_machine(const struct registry *r, const char *name, const char *id)
+{
+    struct vm_run run;
+    char none[1];
+    int lock = -1, failed = is_of(r, name, id) ? 0 : -ENOENT;
+
+    if (!failed) {
+        registry_run(r, name, &run);
+        if (run.held && run.pid > 0) {
+            kill(run.pid, SIGKILL);
+            process_wait(r, name, START_MS);
+        }
+        failed = registry_lock(r, name, &lock, none, sizeof none);
     }
-    int failed = registry_lock(r, name, &lock, none, sizeof none);
-    if (failed)
-        return failed;
-    failed = migration_record_remove(r, name, true, none, sizeof none);
+    if (!failed && !is_of(r, name, id)) { /* it was told to run at the last moment */
+        close(lock);
+        return -ENOENT;
+    }
     if (!failed)
-        return registry_remove(r, name, lock, none, sizeof none);
-    close(lock);
+        failed = registry_remove(r, name, lock, none, sizeof none);
+    if (!failed || failed == -ENOENT)
+        migration_record_forget(r, id);
     return failed;
 }
 
@@ -177,7 +192,7 @@ static void clean_up(struct receiving *v, bool remove)
         close(v->lock);
     client_close(&v->client);
     if (remove && v->made)
-        remove_machine(&v->r->registry, v->record.name);
+        remove_machine(&v->r->registry, v->record.name, v->id);
     record_free(&v->record);
 }
 
@@ -197,7 +212,7 @@ static bool forget_earlier(const struct receiving *v)
     record_free(&earlier);
     if (same && !migration_record_read(&v->r->registry, v->record.name, &m, none, sizeof none) && m.destination &&
         !m.decided)
-        return remove_machine(&v->r->registry, v->record.name) != 0;
+        return remove_machine(&v->r->registry, v->record.name, m.id) != 0;
     return partly;
 }
 
@@ -332,7 +347,7 @@ static int wait_for_word(struct receiving *v, char *err, size_t n)
     if (failed)
         return failed;
     peer_send(v->peer, json_pack("{s:b}", "running", 1));
-    migration_record_remove(&v->r->registry, v->record.name, false, err, n);
+    migration_record_remove(&v->r->registry, v->record.name, err, n);
     return 0;
 }
 
@@ -384,49 +399,67 @@ static int receive_hello(struct receiver *r, struct peer *p, json_t *hello, char
 /* --- somebody asks what has become of one
  * ------------------------------------------------------------------------------ */
 
-/* Whether it waits to be told. */
-static bool is_complete(struct client *c)
+/* What its process says: complete, running, or something else; empty: nothing. */
+static void ask_state(struct client *c, char state[16])
 {
     json_t *status = NULL;
     char none[1];
-    bool complete = !client_call(c, "incoming", json_pack("{s:s}", "action", "status"), &status, none, sizeof none) &&
-                    strcmp(text_of(status, "state"), "complete") == 0;
 
+    if (client_call(c, "incoming", json_pack("{s:s}", "action", "status"), &status, none, sizeof none))
+        status = NULL;
+    snprintf(state, 16, "%s", text_of(status, "state"));
     json_decref(status);
-    return complete;
+}
+
+static bool has_run(const struct registry *r, const char *id)
+{
+    struct migration_record m;
+    char none[1];
+
+    return !migration_record_find(r, id, &m, none, sizeof none) && m.decided;
+}
+
+/* What is to be said: running; complete, with its process in v->client; or unknown, and then it never will run here. */
+static int find_state(struct receiving *v, const char *id, char state[16], char *err, size_t n)
+{
+    const struct registry *r = &v->r->registry;
+    struct migration_record m;
+    int failed = migration_is_id(id) ? migration_record_find(r, id, &m, err, n) : -ENOENT;
+
+    snprintf(state, 16, "unknown");
+    if (failed)
+        return failed == -ENOENT ? 0 : failed;
+    memcpy(v->record.name, m.name, sizeof m.name);
+    if (!m.decided && is_of(r, m.name, id) && !client_open(&v->client, r, m.name, err, n)) {
+        ask_state(&v->client, state);
+        if (strcmp(state, "complete") == 0 || strcmp(state, "running") == 0)
+            return 0;
+    }
+    if (!m.decided && !has_run(r, id))
+        failed = remove_machine(r, m.name, id);
+    snprintf(state, 16, has_run(r, id) ? "running" : "unknown");
+    return failed && failed != -ENOENT
+               ? error_set(err, n, failed, "%s can be neither run nor removed at the destination", m.name)
+               : 0;
 }
 
 static int resolve(struct receiver *r, struct peer *p, const json_t *question, char name[NAME_SIZE], char *err,
                    size_t n)
 {
     struct receiving v = {.r = r, .peer = p, .lock = -1, .file = -1, .client.fd = -1};
-    struct migration_record m;
-    const char *id = text_of(question, "id");
-    int failed = migration_is_id(id) ? migration_record_find(&r->registry, id, &m, err, n) : -ENOENT;
+    char state[16];
 
     for (unsigned i = 0; i < MIGRATION_STREAMS_MAX; i++)
         v.streams[i] = -1;
-    if (failed && failed != -ENOENT)
-        return failed;
-    if (!failed && m.decided) {
-        peer_send(p, json_pack("{s:s}", "state", "running"));
-        return -EAGAIN;
+    int failed = find_state(&v, text_of(question, "id"), state, err, n);
+    if (!failed)
+        failed = peer_send(p, json_pack("{s:s}", "state", state));
+    if (!failed && strcmp(state, "complete") == 0) {
+        memcpy(name, v.record.name, NAME_SIZE);
+        failed = wait_for_word(&v, err, n);
+    } else if (!failed) {
+        failed = -EAGAIN; /* that was all */
     }
-    if (!failed && (client_open(&v.client, &r->registry, m.name, err, n) || !is_complete(&v.client))) {
-        client_close(&v.client);
-        failed = remove_machine(&r->registry, m.name);
-        if (failed && failed != -ENOENT)
-            return error_set(err, n, failed, "%s can be neither run nor removed at the destination", m.name);
-        failed = -ENOENT;
-    }
-    if (failed) {
-        peer_send(p, json_pack("{s:s}", "state", "unknown"));
-        return -EAGAIN;
-    }
-    peer_send(p, json_pack("{s:s}", "state", "complete"));
-    memcpy(v.record.name, m.name, sizeof m.name);
-    memcpy(name, m.name, NAME_SIZE);
-    failed = wait_for_word(&v, err, n);
     clean_up(&v, false);
     return failed;
 }

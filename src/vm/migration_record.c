@@ -131,23 +131,27 @@ int migration_record_make(const struct registry *r, const struct migration_recor
     return failed ? failed : migration_record_open(r, m->name, err, n);
 }
 
-int migration_record_remove(const struct registry *r, const char *name, bool and_forget, char *err, size_t n)
+int migration_record_remove(const struct registry *r, const char *name, char *err, size_t n)
 {
-    struct migration_record m;
-    char path[PATH_MAX], received[PATH_MAX], none[1];
+    char path[PATH_MAX];
     int failed = registry_path(r, name, FILE_NAME, path, err, n);
 
     if (failed)
         return failed;
-    if (and_forget && !migration_record_read(r, name, &m, none, sizeof none) && m.destination &&
-        !received_path(r, m.id, received, none, sizeof none)) {
-        unlink(received);
-        file_sync_directory(received);
-    }
     if (unlink(path) && errno != ENOENT)
         return error_sys(err, n, -errno, "cannot remove %s", path);
     failed = file_sync_directory(path);
     return failed ? error_sys(err, n, failed, "cannot save that %s is removed", path) : 0;
+}
+
+void migration_record_forget(const struct registry *r, const char *id)
+{
+    struct migration_record m;
+    char path[PATH_MAX], none[1];
+
+    if (!received_path(r, id, path, none, sizeof none) && !read_path(path, &m, none, sizeof none) && !m.decided &&
+        !unlink(path))
+        file_sync_directory(path);
 }
 
 int migration_may_start(const struct registry *r, const char *name, char *err, size_t n)
@@ -166,5 +170,5 @@ int migration_may_start(const struct registry *r, const char *name, char *err, s
                          "%s has moved to %s: `guise migrate --resume %s` asks whether it runs there, and if not takes "
                          "it back",
                          name, m.peer, name);
-    return migration_record_remove(r, name, false, err, n);
+    return migration_record_remove(r, name, err, n);
 }

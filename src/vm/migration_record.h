@@ -41,8 +41,11 @@ int migration_record_read(const struct registry *r, const char *name, struct mig
 int migration_record_find(const struct registry *r, const char *id, struct migration_record *m, char *err, size_t n);
 /* The same to change it: the descriptor, or -errno. */
 int migration_record_open(const struct registry *r, const char *name, char *err, size_t n);
-/* It is over for the machine `name`.  and_forget: as if it had never been received.  0, or -errno with a sentence. */
-int migration_record_remove(const struct registry *r, const char *name, bool and_forget, char *err, size_t n);
+/* It is over for the machine `name`.  0, or -errno with a sentence. */
+int migration_record_remove(const struct registry *r, const char *name, char *err, size_t n);
+/* As if that had never been received: it never will run here.  Its machine is removed before, so that nobody decides any
+ * more; what has been decided stays. */
+void migration_record_forget(const struct registry *r, const char *id);
 
 /* May a process for the machine `name`, whose lock is held, be started?  0, or -EBUSY with a sentence: it has been
  * given up, or was never received as a whole.  What is left of a migration that came to nothing is removed. */
