@@ -187,6 +187,28 @@ is "and it is not there" "" eval 'ls "$GUISE_DATA/vms" | grep half-2'
 rm -r "$GUISE_RUNTIME/half-2.ctl"
 guise rm --force half-1 half-3
 
+if mkdir -p full && mount -t tmpfs -o size=60M,mode=700 none full 2>/dev/null; then
+    (
+        export GUISE_DATA=$work/full GUISE_RUNTIME=$work/run-full
+        rm -rf "$work/tiny"
+        tiny_image tiny && guise launch tiny --name small >/dev/null 2>&1
+        inside small 'echo here >/root/file; sync'
+        head -c 60M /dev/zero >full/filler 2>/dev/null
+        status "a full disk" 1 guise fork small
+        says "is said" "No space left"
+        is "and leaves nothing" small eval 'ls "$GUISE_DATA/vms" | xargs'
+        rm full/filler
+        is "the machine runs on" here inside small 'cat /root/file'
+        is "and is copied when there is room" small-1 guise fork small
+        is "with its disk" here inside small-1 'cat /root/file'
+        guise kill small small-1
+        exit $((failures > 0))
+    ) || failures=$((failures + 1))
+    umount full
+else
+    skip "a full disk" "nothing can be mounted here"
+fi
+
 status "a machine that is not there" 4 guise fork vm-4
 guise kill vm-2
 status "is not forked" 5 guise fork vm-2
@@ -235,9 +257,9 @@ for moment in 0.01 0.03 0.06; do
     kill -9 $! 2>/dev/null
     wait $! 2>/dev/null
 done
-sleep 1
-guise ls >/dev/null
-is "of commands that are killed nothing is left" "" eval 'ls "$GUISE_DATA/vms" | grep -vE "^(warm-|vm-|half-|twin|deep)"'
+left() { ls "$GUISE_DATA/vms" | grep -vE "^(warm-|vm-|half-|twin|deep)"; }
+for _ in $(seq 50); do guise ls >/dev/null && left >/dev/null || break; sleep 0.2; done # a process ends when it has begun
+is "of commands that are killed nothing is left" "" left
 status "shared folders are refused" 2 warm --share shared:/mnt -- true
 guise rm --force $(ls "$GUISE_DATA/vms" | grep '^warm-')
 is "they are taken away" 0 eval 'ls "$GUISE_DATA/vms" | grep -c "^warm-"'

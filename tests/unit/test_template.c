@@ -3,12 +3,14 @@
 #include <fcntl.h>
 #include <pthread.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -258,6 +260,35 @@ static void a_strangers_templates_are_checked(void **state)
     memory_destroy(m);
 }
 
+static unsigned exhaustions;
+
+static void exhausted(void *opaque)
+{
+    exhaustions++;
+}
+
+/* Whoever writes goes on for a moment, nobody else sees it, and the machine is told once. */
+static void without_memory_the_machine_is_told(void **state)
+{
+    struct memory *m = with_pattern();
+    struct rlimit before, none = {0, RLIM_INFINITY};
+
+    freeze(m);
+    struct memory *copy = copy_of(m);
+    memory_set_exhausted(m, exhausted, NULL);
+    assert_int_equal(getrlimit(RLIMIT_FSIZE, &before), 0);
+    none.rlim_max = before.rlim_max;
+    signal(SIGXFSZ, SIG_IGN);
+    setrlimit(RLIMIT_FSIZE, &none);
+    uint32_t *p = memory_hva(m, 5 * PAGE, PAGE), *q = memory_hva(m, 9 * PAGE, PAGE);
+    p[1] = q[1] = 1;
+    setrlimit(RLIMIT_FSIZE, &before);
+    assert_int_equal(exhaustions, 1);
+    assert_int_equal(get(copy, 5), 5);
+    memory_destroy(copy);
+    memory_destroy(m);
+}
+
 #define T(name) cmocka_unit_test(name)
 int main(void)
 {
@@ -269,6 +300,7 @@ int main(void)
         T(it_is_kept_before_it_is_copied),
         T(threads_agree),
         T(a_strangers_templates_are_checked),
+        T(without_memory_the_machine_is_told),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
