@@ -19,27 +19,16 @@
 
 #include "base/error.h"
 #include "base/log.h"
-#include "cli/life.h"
-#include "cli/receive.h"
+#include "cli/migrate_int.h"
 #include "cli/table.h"
 #include "cli/tls.h"
 #include "host/loop.h"
 #include "vm/migration.h"
-#include "vm/migration_record.h"
 #include "vm/snapshot_store.h"
 
 #define SCHEMA 1
-#define VERSION 1
 #define LOOK_MS 100
-#define ASK_AGAIN_MS 500
-#define ASK_FOR_MS 30000
-#define END_MS 20000
 #define DOWNTIME_MS 100
-
-struct migrate_arguments {
-    bool json, quiet, verbose, resume, here, no_throttle;
-    uint64_t downtime_ms, bandwidth, streams;
-};
 
 /* clang-format off */
 const struct option_spec migrate_options[] = {
@@ -64,21 +53,6 @@ const struct option_spec migrate_options[] = {
     {0},
 };
 /* clang-format on */
-
-struct migrate {
-    const struct migrate_arguments *a;
-    struct registry registry;
-    struct vm_record record;
-    struct peer_address to;
-    char id[MIGRATION_ID_SIZE];
-    struct client source; /* fd -1: its process has gone */
-    int lock;             /* then we have this; else -1 */
-    struct peer peer;
-    pid_t receiver; /* of our own, for a machine that stays on this host */
-    struct progress progress;
-    json_t *status; /* the last that the source has said */
-};
-
 /* --- the other side
  * ----------------------------------------------------------------------------------------------------- */
 
@@ -125,7 +99,7 @@ static void not_trusted(char *err, size_t n)
 }
 
 /* An answer, of which `key` is expected. */
-static int expect(struct migrate *m, int timeout_ms, const char *key, char *err, size_t n)
+int migrate_expect(struct migrate *m, int timeout_ms, const char *key, char *err, size_t n)
 {
     json_t *answer = NULL;
     int failed = peer_receive(&m->peer, timeout_ms, &answer);
@@ -147,7 +121,7 @@ static int expect(struct migrate *m, int timeout_ms, const char *key, char *err,
 /* --- what the source says
  * --------------------------------------------------------------------------------------------------- */
 
-static int ask(struct migrate *m, const char *action, json_t **result, char *err, size_t n)
+int migrate_ask(struct migrate *m, const char *action, json_t **result, char *err, size_t n)
 {
     return client_call(&m->source, "migrate", json_pack("{s:s, s:s}", "action", action, "id", m->id), result, err, n);
 }
@@ -164,11 +138,11 @@ static bool is_state(const struct migrate *m, const char *state)
     return now && strcmp(now, state) == 0;
 }
 
-static int look(struct migrate *m, char *err, size_t n)
+int migrate_look(struct migrate *m, char *err, size_t n)
 {
     json_decref(m->status);
     m->status = NULL;
-    return ask(m, "status", &m->status, err, n);
+    return migrate_ask(m, "status", &m->status, err, n);
 }
 
 static void show(struct migrate *m)
@@ -224,13 +198,13 @@ static int make_id(struct migrate *m, char *err, size_t n)
 static int ask_destination(struct migrate *m, char *err, size_t n)
 {
     json_t *about = NULL, *hello;
-    int failed = ask(m, "describe", &about, err, n);
+    int failed = migrate_ask(m, "describe", &about, err, n);
     char *record = failed ? NULL : record_format(&m->record);
 
     if (failed)
         return failed;
-    hello = json_pack("{s:s, s:i, s:s, s:i, s:o?}", "guise", "migration", "version", VERSION, "id", m->id, "streams",
-                      (int)m->a->streams, "machine", record ? json_loads(record, 0, NULL) : NULL);
+    hello = json_pack("{s:s, s:i, s:s, s:i, s:o?}", "guise", "migration", "version", MIGRATE_VERSION, "id", m->id,
+                      "streams", (int)m->a->streams, "machine", record ? json_loads(record, 0, NULL) : NULL);
     if (hello)
         json_object_update(hello, about);
     free(record);
@@ -241,7 +215,7 @@ static int ask_destination(struct migrate *m, char *err, size_t n)
     else
         peer_send(&m->peer, hello); /* if it cannot be sent, the answer says why */
     receive_stop_at("asked");
-    return failed ? failed : expect(m, 2 * END_MS + PEER_PATIENCE_MS, "ready", err, n);
+    return failed ? failed : migrate_expect(m, 2 * MIGRATE_END_MS + PEER_PATIENCE_MS, "ready", err, n);
 }
 
 static int open_streams(struct migrate *m, int *streams, char *err, size_t n)
@@ -256,7 +230,7 @@ static int open_streams(struct migrate *m, int *streams, char *err, size_t n)
                 &p, json_pack("{s:s, s:s, s:i}", "guise", "migration-stream", "id", m->id, "stream", (int)i));
         streams[i] = failed ? -1 : peer_stream(&p, true);
     }
-    return failed ? failed : expect(m, PEER_PATIENCE_MS, "receiving", err, n);
+    return failed ? failed : migrate_expect(m, PEER_PATIENCE_MS, "receiving", err, n);
 }
 
 /* *lease is what the source sees the end of when we die. */
@@ -295,8 +269,8 @@ static int follow(struct migrate *m, char *err, size_t n)
 {
     for (;;) {
         if (poll(&(struct pollfd){.fd = m->peer.fd, .events = POLLIN}, 1, LOOK_MS) > 0)
-            return expect(m, PEER_PATIENCE_MS, "complete", err, n);
-        int failed = look(m, err, n);
+            return migrate_expect(m, PEER_PATIENCE_MS, "complete", err, n);
+        int failed = migrate_look(m, err, n);
         if (failed)
             return failed;
         if (is_state(m, "ended"))
@@ -305,159 +279,6 @@ static int follow(struct migrate *m, char *err, size_t n)
         show(m);
     }
 }
-
-/* --- the end of it
- * -------------------------------------------------------------------------------------------------------- */
-
-/* The source's process has died, which only now can be seen: what it would have written down we do, as long as nobody
- * has started it again. */
-static int give_up_for_it(struct migrate *m, char *err, size_t n)
-{
-    struct migration_record record;
-
-    if (registry_lock(&m->registry, m->record.name, &m->lock, err, n))
-        return -EBUSY;
-    int failed = migration_record_read(&m->registry, m->record.name, &record, err, n);
-    int fd = failed ? failed : migration_record_open(&m->registry, m->record.name, err, n);
-    if (fd >= 0 && strcmp(record.id, m->id) == 0 && !record.destination) {
-        failed = migration_decide(fd, true);
-        if (failed)
-            error_sys(err, n, failed, "it cannot be written down that %s is given up", m->record.name);
-    } else {
-        failed = fd < 0 ? fd : error_set(err, n, -EBUSY, "%s has been started again", m->record.name);
-    }
-    if (fd >= 0)
-        close(fd);
-    if (failed) {
-        close(m->lock);
-        m->lock = -1;
-        return failed;
-    }
-    client_close(&m->source);
-    log_say("%s has died at the last moment: the destination has all of it, and goes on", m->record.name);
-    return 0;
-}
-
-static int give_up(struct migrate *m, char *err, size_t n)
-{
-    json_t *status = NULL;
-    int failed = ask(m, "give-up", &status, err, n);
-
-    if (failed == -ECONNRESET)
-        return give_up_for_it(m, err, n);
-    if (!failed) {
-        json_decref(m->status);
-        m->status = status;
-    }
-    return failed;
-}
-
-/* The machine runs there: nothing of it is needed here any more. */
-static int finish(struct migrate *m, char *err, size_t n)
-{
-    char none[1];
-    int failed = 0;
-
-    if (m->lock < 0) {
-        look(m, none, sizeof none);
-        ask(m, "finish", NULL, none, sizeof none);
-        process_wait(&m->registry, m->record.name, END_MS);
-        failed = registry_lock(&m->registry, m->record.name, &m->lock, err, n);
-    }
-    if (!failed) {
-        failed = registry_remove(&m->registry, m->record.name, m->lock, err, n);
-        m->lock = -1;
-    }
-    return failed;
-}
-
-/* It never will run there. */
-static int take_back(struct migrate *m, char *err, size_t n)
-{
-    int failed = m->lock < 0 ? ask(m, "take-back", NULL, err, n) : 0;
-
-    if (!failed)
-        failed = migration_record_remove(&m->registry, m->record.name, err, n);
-    if (m->lock >= 0)
-        close(m->lock);
-    if (!failed && m->lock >= 0)
-        error_set(err, n, 0,
-                  "%s runs nowhere: the destination does not have it, and its process has died here; `guise "
-                  "start %s` boots it from its disk",
-                  m->record.name, m->record.name);
-    else if (!failed)
-        error_set(err, n, 0, "%s stays here, and runs: the destination does not have it", m->record.name);
-    m->lock = -1;
-    return failed ? failed : -EIO;
-}
-
-/* What has become of it there?  0: it runs there; 1: it never will; or -errno with a sentence. */
-static int question(struct migrate *m, char *err, size_t n)
-{
-    json_t *answer = NULL;
-
-    peer_close(&m->peer);
-    int failed = peer_connect(&m->peer, &m->to, err, n);
-    if (failed)
-        return failed;
-    failed = peer_send(&m->peer,
-                       json_pack("{s:s, s:i, s:s}", "guise", "migration-question", "version", VERSION, "id", m->id));
-    if (!failed)
-        failed = peer_receive(&m->peer, PEER_PATIENCE_MS, &answer);
-    if (failed)
-        return error_sys(err, n, failed, "the destination does not answer");
-    const char *state = json_string_value(json_object_get(answer, "state"));
-    int result = state && strcmp(state, "running") == 0    ? 0
-                 : state && strcmp(state, "complete") == 0 ? 2
-                 : state && strcmp(state, "unknown") == 0  ? 1
-                                                           : -EPROTO;
-    json_decref(answer);
-    if (result == -EPROTO)
-        return error_set(err, n, result, "the destination says something unknown");
-    if (result != 2)
-        return result;
-    failed = peer_send(&m->peer, json_pack("{s:b}", "go", 1));
-    return failed ? error_sys(err, n, failed, "the destination does not answer")
-                  : expect(m, PEER_PATIENCE_MS, "running", err, n);
-}
-
-/* It is given up: from here on only the destination's word counts, which is asked for until it comes. */
-static int resolve(struct migrate *m, int for_ms, char *err, size_t n)
-{
-    int result, waited = 0;
-
-    for (;;) {
-        result = question(m, err, n);
-        if (result >= 0 || waited >= for_ms)
-            break;
-        usleep(ASK_AGAIN_MS * 1000);
-        waited += ASK_AGAIN_MS;
-    }
-    if (result == 0)
-        return finish(m, err, n);
-    if (result == 1)
-        return take_back(m, err, n);
-    char why[ERROR_SIZE];
-    snprintf(why, sizeof why, "%s", err);
-    return error_set(err, n, result,
-                     "%s stands still here, and whether it runs at %s is not known: %s.  `guise migrate --resume %s` "
-                     "asks again",
-                     m->record.name, m->to.text, why, m->record.name);
-}
-
-static int tell(struct migrate *m, char *err, size_t n)
-{
-    int failed = peer_send(&m->peer, json_pack("{s:b}", "go", 1));
-
-    receive_stop_at("told");
-    if (!failed)
-        failed = expect(m, PEER_PATIENCE_MS, "running", err, n);
-    if (!failed)
-        return finish(m, err, n);
-    progress_stage(&m->progress, "asking", "the destination does not answer");
-    return resolve(m, ASK_FOR_MS, err, n);
-}
-
 /* --- the command
  * ------------------------------------------------------------------------------------------------------------ */
 
@@ -503,13 +324,13 @@ static int move(struct migrate *m, char *err, size_t n)
         failed = follow(m, err, n);
     receive_stop_at("complete");
     if (!failed)
-        failed = give_up(m, err, n);
-    if (failed) { /* it goes on here */
-        ask(m, "cancel", NULL, none, sizeof none);
-        migration_record_remove(&m->registry, m->record.name, none, sizeof none);
+        failed = migrate_give_up(m, err, n);
+    if (failed) { /* it goes on here; when that is not sure the record stays, and --resume goes by it */
+        if (!migrate_ask(m, "cancel", NULL, none, sizeof none))
+            migration_record_remove(&m->registry, m->record.name, none, sizeof none);
     } else {
         receive_stop_at("given-up");
-        failed = tell(m, err, n);
+        failed = migrate_tell(m, err, n);
     }
     if (lease >= 0)
         close(lease);
@@ -536,7 +357,7 @@ static int resume(struct migrate *m, char *err, size_t n)
     failed = peer_parse(&m->to, record.peer, err, n);
     if (!failed && m->to.kind == PEER_NAME)
         failed = start_receiver(m, err, n);
-    return failed ? failed : resolve(m, 0, err, n);
+    return failed ? failed : migrate_resolve(m, 0, err, n);
 }
 
 static int run_here(struct migrate *m, char *err, size_t n)
@@ -551,7 +372,7 @@ static int run_here(struct migrate *m, char *err, size_t n)
         return failed;
     memcpy(m->id, record.id, sizeof m->id);
     if (!record.destination) {
-        failed = take_back(m, err, n);
+        failed = migrate_take_back(m, err, n);
         return failed == -EIO && m->source.fd >= 0 ? 0 : failed;
     }
     if (m->source.fd < 0)

@@ -1,4 +1,3 @@
-#include "cli/receive.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -13,11 +12,9 @@
 #include "backends/disk/overlay.h"
 #include "base/error.h"
 #include "base/log.h"
-#include "cli/life.h"
+#include "cli/receive_int.h"
 #include "host/loop.h"
 #include "image/image.h"
-#include "vm/migration.h"
-#include "vm/migration_record.h"
 #include "vm/prepare.h"
 #include "vm/snapshot.h"
 
@@ -26,41 +23,12 @@
 #define WHOLE_MS 86400000 /* a day: who sends says when it is enough */
 #define VERSION 1
 #define HEX_MOST (2 * 4096)
-
-/* One that is being received. */
-struct receiving {
-    struct receiver *r;
-    struct peer *peer;
-    json_t *hello;
-    struct vm_record record;
-    char id[MIGRATION_ID_SIZE];
-    unsigned n_streams;
-    int streams[MIGRATION_STREAMS_MAX];
-    int lock, file;       /* the machine's, until its process has it; of the record */
-    struct client client; /* its process; fd -1: none yet */
-    bool made;            /* there is something to be removed */
-};
-
 void receive_stop_at(const char *place)
 {
     const char *here = getenv("GUISE_STOP_AT");
 
     if (here && strcmp(here, place) == 0)
         raise(SIGSTOP);
-}
-
-static const char *text_of(const json_t *message, const char *key)
-{
-    const char *text = json_string_value(json_object_get(message, key));
-
-    return text ? text : "";
-}
-
-static uint64_t number_of(const json_t *message, const char *key)
-{
-    json_int_t n = json_integer_value(json_object_get(message, key));
-
-    return n > 0 ? (uint64_t)n : 0;
 }
 
 /* --- may it come?
@@ -144,44 +112,7 @@ static int check_room(const struct receiving *v, char *err, size_t n)
 /* --- one that came to nothing
  * ----------------------------------------------------------------------------------------- */
 
-/* Is the machine of that name the one of this migration?  By now there may be another. */
-static bool is_of(const struct registry *r, const char *name, const char *id)
-{
-    struct migration_record m;
-    char none[1];
-
-    return !migration_record_read(r, name, &m, none, sizeof none) && m.destination && !m.decided &&
-           strcmp(m.id, id) == 0;
-}
-
-/* Ends the process of a machine that is not to run here, and removes what there is: the machine first, in one step with
- * the record that it may not be started.  -ENOENT: there is none, or it runs by now; -EBUSY: it does not end. */
-static int remove_machine(const struct registry *r, const char *name, const char *id)
-{
-    struct vm_run run;
-    char none[1];
-    int lock = -1, failed = is_of(r, name, id) ? 0 : -ENOENT;
-
-    if (!failed) {
-        registry_run(r, name, &run);
-        if (run.held && run.pid > 0) {
-            kill(run.pid, SIGKILL);
-            process_wait(r, name, START_MS);
-        }
-        failed = registry_lock(r, name, &lock, none, sizeof none);
-    }
-    if (!failed && !is_of(r, name, id)) { /* it was told to run at the last moment */
-        close(lock);
-        return -ENOENT;
-    }
-    if (!failed)
-        failed = registry_remove(r, name, lock, none, sizeof none);
-    if (!failed || failed == -ENOENT)
-        migration_record_forget(r, id);
-    return failed;
-}
-
-static void clean_up(struct receiving *v, bool remove)
+void receive_clean_up(struct receiving *v, bool remove)
 {
     for (unsigned i = 0; i < MIGRATION_STREAMS_MAX; i++)
         if (v->streams[i] >= 0)
@@ -192,7 +123,7 @@ static void clean_up(struct receiving *v, bool remove)
         close(v->lock);
     client_close(&v->client);
     if (remove && v->made)
-        remove_machine(&v->r->registry, v->record.name, v->id);
+        receive_remove(&v->r->registry, v->record.name, v->id);
     record_free(&v->record);
 }
 
@@ -212,7 +143,7 @@ static bool forget_earlier(const struct receiving *v)
     record_free(&earlier);
     if (same && !migration_record_read(&v->r->registry, v->record.name, &m, none, sizeof none) && m.destination &&
         !m.decided)
-        return remove_machine(&v->r->registry, v->record.name, m.id) != 0;
+        return receive_remove(&v->r->registry, v->record.name, m.id) != 0;
     return partly;
 }
 
@@ -327,8 +258,7 @@ static int begin(struct receiving *v, char *err, size_t n)
     return failed;
 }
 
-/* It is complete, and waits: what now?  0: it runs; -EAGAIN: nobody has said. */
-static int wait_for_word(struct receiving *v, char *err, size_t n)
+int receive_wait_for_word(struct receiving *v, char *err, size_t n)
 {
     json_t *word = NULL;
     int failed = peer_receive(v->peer, -1, &word);
@@ -385,82 +315,14 @@ static int receive_hello(struct receiver *r, struct peer *p, json_t *hello, char
     int failed = receive_machine(&v, err, n);
     if (failed) {
         peer_send(p, json_pack("{s:s, s:b}", "refused", err, "unavailable", (int)(failed == -ENOTSUP)));
-        clean_up(&v, true);
+        receive_clean_up(&v, true);
         return failed;
     }
     receive_stop_at("received");
     peer_send(p, json_pack("{s:b}", "complete", 1));
-    failed = wait_for_word(&v, err, n);
+    failed = receive_wait_for_word(&v, err, n);
     snprintf(name, NAME_SIZE, "%s", v.record.name);
-    clean_up(&v, false);
-    return failed;
-}
-
-/* --- somebody asks what has become of one
- * ------------------------------------------------------------------------------ */
-
-/* What its process says: complete, running, or something else; empty: nothing. */
-static void ask_state(struct client *c, char state[16])
-{
-    json_t *status = NULL;
-    char none[1];
-
-    if (client_call(c, "incoming", json_pack("{s:s}", "action", "status"), &status, none, sizeof none))
-        status = NULL;
-    snprintf(state, 16, "%s", text_of(status, "state"));
-    json_decref(status);
-}
-
-static bool has_run(const struct registry *r, const char *id)
-{
-    struct migration_record m;
-    char none[1];
-
-    return !migration_record_find(r, id, &m, none, sizeof none) && m.decided;
-}
-
-/* What is to be said: running; complete, with its process in v->client; or unknown, and then it never will run here. */
-static int find_state(struct receiving *v, const char *id, char state[16], char *err, size_t n)
-{
-    const struct registry *r = &v->r->registry;
-    struct migration_record m;
-    int failed = migration_is_id(id) ? migration_record_find(r, id, &m, err, n) : -ENOENT;
-
-    snprintf(state, 16, "unknown");
-    if (failed)
-        return failed == -ENOENT ? 0 : failed;
-    memcpy(v->record.name, m.name, sizeof m.name);
-    if (!m.decided && is_of(r, m.name, id) && !client_open(&v->client, r, m.name, err, n)) {
-        ask_state(&v->client, state);
-        if (strcmp(state, "complete") == 0 || strcmp(state, "running") == 0)
-            return 0;
-    }
-    if (!m.decided && !has_run(r, id))
-        failed = remove_machine(r, m.name, id);
-    snprintf(state, 16, has_run(r, id) ? "running" : "unknown");
-    return failed && failed != -ENOENT
-               ? error_set(err, n, failed, "%s can be neither run nor removed at the destination", m.name)
-               : 0;
-}
-
-static int resolve(struct receiver *r, struct peer *p, const json_t *question, char name[NAME_SIZE], char *err,
-                   size_t n)
-{
-    struct receiving v = {.r = r, .peer = p, .lock = -1, .file = -1, .client.fd = -1};
-    char state[16];
-
-    for (unsigned i = 0; i < MIGRATION_STREAMS_MAX; i++)
-        v.streams[i] = -1;
-    int failed = find_state(&v, text_of(question, "id"), state, err, n);
-    if (!failed)
-        failed = peer_send(p, json_pack("{s:s}", "state", state));
-    if (!failed && strcmp(state, "complete") == 0) {
-        memcpy(name, v.record.name, NAME_SIZE);
-        failed = wait_for_word(&v, err, n);
-    } else if (!failed) {
-        failed = -EAGAIN; /* that was all */
-    }
-    clean_up(&v, false);
+    receive_clean_up(&v, false);
     return failed;
 }
 
@@ -474,7 +336,7 @@ int receive_one(struct receiver *r, struct peer *p, char name[NAME_SIZE], char *
     if (strcmp(text_of(hello, "guise"), "migration") == 0)
         failed = receive_hello(r, p, hello, name, err, n);
     else if (strcmp(text_of(hello, "guise"), "migration-question") == 0)
-        failed = resolve(r, p, hello, name, err, n);
+        failed = receive_resolve(r, p, hello, name, err, n);
     else
         failed = error_set(err, n, -EAGAIN, "somebody connected who wants something unknown");
     json_decref(hello);

@@ -162,7 +162,7 @@ static int read_trusted(char path[PATH_MAX], char **text, char *err, size_t n)
 
 static bool has_line(const char *text, const char *line)
 {
-    const char *at = strstr(text, line);
+    const char *at = text ? strstr(text, line) : NULL;
 
     return at && (at == text || at[-1] == '\n') && (at[strlen(line)] == '\n' || !at[strlen(line)]);
 }
@@ -174,7 +174,7 @@ static int not_one(const char *fingerprint, char *err, size_t n)
 
 int tls_trust(const char *fingerprint, char *err, size_t n)
 {
-    char path[PATH_MAX], *text, *more = NULL;
+    char path[PATH_MAX], *text = NULL, *more = NULL;
     int failed = is_fingerprint(fingerprint) ? read_trusted(path, &text, err, n) : not_one(fingerprint, err, n);
 
     if (failed)
@@ -189,7 +189,7 @@ int tls_trust(const char *fingerprint, char *err, size_t n)
 
 int tls_distrust(const char *fingerprint, char *err, size_t n)
 {
-    char path[PATH_MAX], *text;
+    char path[PATH_MAX], *text = NULL;
     int failed = is_fingerprint(fingerprint) ? read_trusted(path, &text, err, n) : not_one(fingerprint, err, n);
 
     if (failed)
@@ -207,7 +207,7 @@ int tls_distrust(const char *fingerprint, char *err, size_t n)
 
 int tls_trusted(void (*each)(void *opaque, const char *fingerprint), void *opaque, char *err, size_t n)
 {
-    char path[PATH_MAX], *text, *save_at = NULL;
+    char path[PATH_MAX], *text = NULL, *save_at = NULL;
     int failed = read_trusted(path, &text, err, n);
 
     if (failed)
@@ -270,8 +270,10 @@ static int set_up(struct tls *t, int fd, bool server, char *err, size_t n)
 int tls_open(struct tls **out, int fd, bool server, char *err, size_t n)
 {
     struct tls *t = calloc(1, sizeof *t);
-    int failed = t ? set_up(t, fd, server, err, n) : error_set(err, n, -ENOMEM, "out of memory");
 
+    if (!t)
+        return error_set(err, n, -ENOMEM, "out of memory");
+    int failed = set_up(t, fd, server, err, n);
     if (!failed) {
         limit(fd, HANDSHAKE_S);
         ERR_clear_error();

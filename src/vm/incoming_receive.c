@@ -23,9 +23,9 @@
 /* The bits behind the end of `size` bytes. */
 static uint16_t beyond(uint64_t chunk, uint64_t size)
 {
-    uint64_t start = chunk * WIRE_CHUNK, left = start < size ? size - start : 0;
+    uint64_t start = chunk * WIRE_CHUNK, pages = start < size ? (size - start + WIRE_PAGE - 1) / WIRE_PAGE : 0;
 
-    return left >= WIRE_CHUNK ? 0 : (uint16_t)(0xffff << (left + WIRE_PAGE - 1) / WIRE_PAGE);
+    return pages < WIRE_PAGES ? (uint16_t)(0xffffu << pages) : 0;
 }
 
 static const char *take_memory(struct incoming *in, const struct wire_frame *f)

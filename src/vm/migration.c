@@ -339,7 +339,7 @@ static bool refused(struct control_call *call)
         return control_fail(call, "unsupported",
                             "it has shared folders, and what the guest has open in them cannot move"),
                true;
-    for (unsigned i = own_disk(vm) != NULL; i < vm->n_disks; i++)
+    for (unsigned i = record_has_disk(vm->config->life->record); i < vm->n_disks; i++)
         if (!vm->disks[i]->read_only)
             return control_fail(call, "unsupported",
                                 "it writes to disk %s, which is not its own and stays where it is: only disks of "
@@ -386,14 +386,16 @@ static json_t *describe_progress(const struct moving *m)
     uint64_t now = clock_ns(), total = m->round_pages, sent = m->sent_pages, bytes = 0;
     bool runs = m->state <= MOVING_SENDING, over = m->state == MOVING_ENDED;
     uint64_t left = over ? 0 : (total > sent ? total - sent : 0) + (runs && m->begun ? pages_left(m) : 0);
+    uint64_t rate = m->rate * 4096, elapsed_ms = (now - m->began_ns) / 1000000;
 
+    left *= 4096;
     for (unsigned i = 0; i < m->n_streams; i++)
         bytes += m->streams[i].wire.bytes;
     return json_pack("{s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:s?}", "state", moving_state_names[m->state], "id",
                      m->id, "round", (json_int_t)m->rounds, "sent_bytes", (json_int_t)bytes, "left_bytes",
-                     (json_int_t)(left * 4096), "bytes_per_second", (json_int_t)(m->rate * 4096), "throttle_percent",
-                     (json_int_t)m->vm->throttle, "elapsed_ms", (json_int_t)((now - m->began_ns) / 1000000),
-                     "stopped_us", (json_int_t)(m->stopped_ns ? (now - m->stopped_ns) / 1000 : 0), "reason",
+                     (json_int_t)left, "bytes_per_second", (json_int_t)rate, "throttle_percent",
+                     (json_int_t)m->vm->throttle, "elapsed_ms", (json_int_t)elapsed_ms, "stopped_us",
+                     (json_int_t)(m->stopped_ns ? (now - m->stopped_ns) / 1000 : 0), "reason",
                      m->reason[0] ? m->reason : NULL);
 }
 

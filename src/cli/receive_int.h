@@ -1,0 +1,47 @@
+/* Inside receiving: receive_one.c (a machine comes), receive_past.c (what becomes of one that came before). */
+#pragma once
+#include "cli/life.h"
+#include "cli/receive.h"
+#include "vm/migration.h"
+#include "vm/migration_record.h"
+
+/* One that is being received. */
+struct receiving {
+    struct receiver *r;
+    struct peer *peer;
+    json_t *hello;
+    struct vm_record record;
+    char id[MIGRATION_ID_SIZE];
+    unsigned n_streams;
+    int streams[MIGRATION_STREAMS_MAX];
+    int lock, file;       /* the machine's, until its process has it; of the record */
+    struct client client; /* its process; fd -1: none yet */
+    bool made;            /* there is something to be removed */
+};
+
+/* Of a message of a stranger's: empty, or 0, when there is no such. */
+static inline const char *text_of(const json_t *message, const char *key)
+{
+    const char *text = json_string_value(json_object_get(message, key));
+
+    return text ? text : "";
+}
+
+static inline uint64_t number_of(const json_t *message, const char *key)
+{
+    json_int_t n = json_integer_value(json_object_get(message, key));
+
+    return n > 0 ? (uint64_t)n : 0;
+}
+
+/* Lets go of what it has; remove: and of the machine. */
+void receive_clean_up(struct receiving *v, bool remove);
+/* It is complete, and waits: what now?  0: it runs; -EAGAIN: nobody has said; or -errno with a sentence. */
+int receive_wait_for_word(struct receiving *v, char *err, size_t n);
+
+/* Ends the process of a machine that is not to run here, and removes what there is: the machine first, in one step with
+ * the record that it may not be started.  -ENOENT: there is none, or it runs by now; -EBUSY: it does not end. */
+int receive_remove(const struct registry *r, const char *name, const char *id);
+/* Somebody asks what has become of one; as receive_one. */
+int receive_resolve(struct receiver *r, struct peer *p, const json_t *question, char name[NAME_SIZE], char *err,
+                    size_t n);
