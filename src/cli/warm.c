@@ -186,14 +186,15 @@ static void rehearse(const char *name)
     environment_free(environment);
 }
 
-/* A copy of one that has just booted: what that has translated for the boot is of no use any more.  STATUS_OK and the
- * connection on which it depends until it is parked; or what to exit with. */
+/* A copy of one that has just booted: what that has translated for the boot is of no use any more.  Both depend on this
+ * command until the copy is parked, so that one that is killed leaves neither.  STATUS_OK and the copy's connection; or
+ * what to exit with. */
 static int make_template(const struct registry *r, const struct run_arguments *t, const char *name,
                          struct client *client)
 {
     static const struct option_list none;
     struct copy_words words = {.name = name, .ephemeral = true, .publish = &none};
-    struct forking f = {.registry = r, .park = true, .client.fd = -1, .layer = {.lock = -1, .state = -1, .top = -1}};
+    struct forking f = {.registry = r, .client.fd = -1, .layer = {.lock = -1, .state = -1, .top = -1}};
     struct forked c = {.lock = -1};
     struct bring b;
     char err[ERROR_SIZE];
