@@ -66,9 +66,9 @@ struct engine_ops {
     /* Memory begins to be watched (memory/watch.h), or has another file (memory/template.h): forgets by what it is
      * accessed without announcement, and what it is mapped by. */
     void (*watch)(struct engine *e);
-    /* What it has made of the guest's code, for an engine of the same program that runs a copy of the machine: the number
-     * of pieces, each the caller's to free, or -errno; and into one that has not run: 0, or -errno: it begins without.
-     * Only what the former has given out is taken.  NULL: nothing can be taken along. */
+    /* What it has made of the guest's code, for an engine of the same program that runs a copy of the machine: the
+     * number of pieces, each the caller's to free, or -errno; and into one that has not run: 0, or -errno: it begins
+     * without. Only what the former has given out is taken.  NULL: nothing can be taken along. */
     int (*get_code)(struct engine *e, struct engine_code pieces[ENGINE_CODE_PIECES]);
     int (*set_code)(struct engine *e, const struct engine_code *pieces, unsigned n);
 };

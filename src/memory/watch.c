@@ -328,7 +328,7 @@ int memory_load_begin(struct memory *m, const struct memory_source *source)
 
 bool memory_load_chunk(struct memory *m, uint64_t chunk, bool *asking)
 {
-    bool unused;
+    bool unused = false;
 
     pthread_mutex_lock(&m->watch->lock);
     asking = asking ? asking : &unused;

@@ -235,7 +235,8 @@ guise kill vm-2 twin vm-1-1 vm-1-1-1
 warm() { guise run tiny --warm "$@"; }
 is "run --warm boots the first time" 1 eval 'warm -- cat /proc/sys/kernel/random/boot_id | wc -l'
 is "and leaves one that stands by" 1 eval 'ls "$GUISE_DATA/vms" | grep -c "^warm-"'
-by=$(ls "$GUISE_DATA/vms" | grep '^warm-')
+standing_by() { find "$GUISE_DATA/vms" -mindepth 1 -maxdepth 1 -name 'warm-*' -printf '%f\n'; }
+by=$(standing_by)
 is "from then on it is copied" "$by" eval 'for _ in 1 2 3; do warm -- true; done; ls "$GUISE_DATA/vms" | grep "^warm-"'
 is "with random numbers, names and addresses of their own" "3 3 3" eval 'for _ in 1 2 3; do warm -- sh -c "head -c 16 /dev/urandom | od -An -tx1; hostname; cat /sys/class/net/eth0/address"; done >all
 for i in 1 2 0; do awk "NR % 3 == $i" all | sort -u | wc -l; done | xargs'
@@ -245,7 +246,7 @@ is "a name" called warm --name called -- hostname
 is "other options are another machine" 2 eval 'warm --memory 256M -- true; ls "$GUISE_DATA/vms" | grep -c "^warm-"'
 for size in 192M 200M 208M; do warm --memory "$size" -- true; done
 is "there are four at most" 4 eval 'ls "$GUISE_DATA/vms" | grep -c "^warm-"'
-name=$(ls "$GUISE_DATA/vms" | grep '^warm-' | head -n 1)
+name=$(standing_by | head -n 1)
 status "one that stands by is not saved" 5 guise snapshot "$name"
 "$GUISE" run tiny --warm -- sleep 100 2>/dev/null &
 sleep 1
@@ -257,10 +258,10 @@ for moment in 0.01 0.03 0.06; do
     kill -9 $! 2>/dev/null
     wait $! 2>/dev/null
 done
-left() { ls "$GUISE_DATA/vms" | grep -vE "^(warm-|vm-|half-|twin|deep)"; }
+left() { find "$GUISE_DATA/vms" -mindepth 1 -maxdepth 1 -printf '%f\n' | grep -vE "^(\.|warm-|vm-|half-|twin|deep)"; }
 for _ in $(seq 50); do guise ls >/dev/null && left >/dev/null || break; sleep 0.2; done # a process ends when it has begun
 is "of commands that are killed nothing is left" "" left
 status "shared folders are refused" 2 warm --share shared:/mnt -- true
-guise rm --force $(ls "$GUISE_DATA/vms" | grep '^warm-')
+standing_by | xargs "$GUISE" rm --force
 is "they are taken away" 0 eval 'ls "$GUISE_DATA/vms" | grep -c "^warm-"'
 finish
