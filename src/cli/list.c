@@ -34,8 +34,7 @@ const struct option_spec ls_options[] = {
 const struct option_spec inspect_options[] = {{0}};
 const struct option_spec info_options[] = {JSON_ROW(json_arguments), {0}};
 
-/* --- what runs is asked
- * ---------------------------------------------------------------------------------------------------- */
+/* --- what runs is asked ------------------------------------------------------------------------------------------ */
 
 /* The value of `key` in the answer to `command`, or all of it (key NULL), or NULL.  One that hangs is not waited for.
  */

@@ -53,8 +53,7 @@ const struct option_spec migrate_options[] = {
     {0},
 };
 /* clang-format on */
-/* --- the other side
- * ----------------------------------------------------------------------------------------------------- */
+/* --- the other side ---------------------------------------------------------------------------------------------- */
 
 /* What receives on this host, under another name: a process of its own, which ends with us. */
 static int start_receiver(struct migrate *m, char *err, size_t n)
@@ -118,8 +117,7 @@ int migrate_expect(struct migrate *m, int timeout_ms, const char *key, char *err
     return failed;
 }
 
-/* --- what the source says
- * --------------------------------------------------------------------------------------------------- */
+/* --- what the source says ---------------------------------------------------------------------------------------- */
 
 int migrate_ask(struct migrate *m, const char *action, json_t **result, char *err, size_t n)
 {
@@ -162,8 +160,7 @@ static void show(struct migrate *m)
     progress_stage(&m->progress, "memory", text);
 }
 
-/* --- before anything is decided
- * ------------------------------------------------------------------------------------------- */
+/* --- before anything is decided ---------------------------------------------------------------------------------- */
 
 static int refuse(const struct migrate *m, char *err, size_t n)
 {
@@ -279,8 +276,7 @@ static int follow(struct migrate *m, char *err, size_t n)
         show(m);
     }
 }
-/* --- the command
- * ------------------------------------------------------------------------------------------------------------ */
+/* --- the command ------------------------------------------------------------------------------------------------- */
 
 static void report(const struct migrate *m)
 {

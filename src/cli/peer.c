@@ -306,8 +306,7 @@ int peer_receive(struct peer *p, int timeout_ms, json_t **message)
     return -EBADMSG;
 }
 
-/* --- streams by TLS
- * ----------------------------------------------------------------------------------------------------- */
+/* --- streams by TLS ---------------------------------------------------------------------------------------------- */
 
 /* The VM process has one end of a pair of sockets, a thread of ours carries what it sends, or is sent, to the network.
  */

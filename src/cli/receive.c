@@ -26,8 +26,7 @@ const struct option_spec receive_options[] = {
 };
 /* clang-format on */
 
-/* --- hosts that know each other
- * ---------------------------------------------------------------------------------------- */
+/* --- hosts that know each other ---------------------------------------------------------------------------------- */
 
 static void print_line(void *opaque, const char *fingerprint)
 {
@@ -88,8 +87,7 @@ const struct command receive_commands[] = {
     {0},
 };
 
-/* --- receive
- * ------------------------------------------------------------------------------------------------------------- */
+/* --- receive ----------------------------------------------------------------------------------------------------- */
 
 int receive_main(const struct command *self, int argc, char **argv)
 {

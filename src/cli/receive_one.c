@@ -31,8 +31,7 @@ void receive_stop_at(const char *place)
         raise(SIGSTOP);
 }
 
-/* --- may it come?
- * ----------------------------------------------------------------------------------------------------- */
+/* --- may it come? ------------------------------------------------------------------------------------------------ */
 
 static int take_hello(struct receiving *v, char *err, size_t n)
 {
@@ -109,8 +108,7 @@ static int check_room(const struct receiving *v, char *err, size_t n)
     return 0;
 }
 
-/* --- one that came to nothing
- * ----------------------------------------------------------------------------------------- */
+/* --- one that came to nothing ------------------------------------------------------------------------------------ */
 
 void receive_clean_up(struct receiving *v, bool remove)
 {
@@ -147,8 +145,7 @@ static bool forget_earlier(const struct receiving *v)
     return partly;
 }
 
-/* --- making it
- * ---------------------------------------------------------------------------------------------------------- */
+/* --- making it --------------------------------------------------------------------------------------------------- */
 
 static int make_disk(struct receiving *v, char *err, size_t n)
 {
@@ -211,8 +208,7 @@ static int make(struct receiving *v, char *err, size_t n)
     return failed ? failed : start(v, err, n);
 }
 
-/* --- receiving it
- * -------------------------------------------------------------------------------------------------------- */
+/* --- receiving it ------------------------------------------------------------------------------------------------ */
 
 /* The streams are connections of their own. */
 static int accept_streams(struct receiving *v, char *err, size_t n)

@@ -42,8 +42,7 @@ static int in_directory(const char *file, char path[PATH_MAX], char *err, size_t
     return failed ? failed : path_format(path, PATH_MAX, err, n, "%s/%s", directory, file);
 }
 
-/* --- this host's key
- * -------------------------------------------------------------------------------------------------- */
+/* --- this host's key --------------------------------------------------------------------------------------------- */
 
 static X509 *make_certificate(EVP_PKEY *key)
 {
@@ -137,8 +136,7 @@ int tls_fingerprint(char out[TLS_FINGERPRINT_SIZE], char *err, size_t n)
     return failed;
 }
 
-/* --- who is trusted
- * ---------------------------------------------------------------------------------------------------- */
+/* --- who is trusted ---------------------------------------------------------------------------------------------- */
 
 static bool is_fingerprint(const char *text)
 {
@@ -218,8 +216,7 @@ int tls_trusted(void (*each)(void *opaque, const char *fingerprint), void *opaqu
     return 0;
 }
 
-/* --- connections
- * -------------------------------------------------------------------------------------------------------- */
+/* --- connections ------------------------------------------------------------------------------------------------- */
 
 /* Instead of a chain of signatures: is this certificate one that was named? */
 static int verify(X509_STORE_CTX *store, void *opaque)

@@ -178,8 +178,7 @@ static int drop_capabilities(struct sandbox *s, uint64_t keep)
     return 0;
 }
 
-/* --- system calls
- * ------------------------------------------------------------------------------------------------------ */
+/* --- system calls ------------------------------------------------------------------------------------------------ */
 
 /* SPEC_ALLOW: what a guest may learn by speculation it can learn without a filter, too (docs/THREATS.md); older kernels
  * would slow translated code down by a third. */
@@ -236,8 +235,7 @@ int sandbox_thread(const struct sandbox *s, enum sandbox_role role)
     return install(&s->filters[role], 0);
 }
 
-/* --- all of it
- * ------------------------------------------------------------------------------------------------------------ */
+/* --- all of it --------------------------------------------------------------------------------------------------- */
 
 static int enter(struct sandbox *s, const struct sandbox_spec *spec)
 {

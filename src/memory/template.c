@@ -278,8 +278,7 @@ void memory_usage(const struct memory *m, uint64_t *owned, uint64_t *shared)
     *shared = pages << PAGE_SHIFT < there ? pages << PAGE_SHIFT : there;
 }
 
-/* --- becoming a template
- * ---------------------------------------------------------------------------------------------- */
+/* --- becoming a template ----------------------------------------------------------------------------------------- */
 
 static uint64_t own_runs(const struct memory_templates *t)
 {
@@ -407,8 +406,7 @@ int memory_templates(const struct memory *m, int fds[MEMORY_TEMPLATES_MAX], stru
     return (int)t->n;
 }
 
-/* --- templates of somebody else's
- * --------------------------------------------------------------------------------------- */
+/* --- templates of somebody else's -------------------------------------------------------------------------------- */
 
 /* As large as ours, and nobody can take pages from under us or change them. */
 static bool usable(const struct memory *m, int fd)

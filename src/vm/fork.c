@@ -17,8 +17,7 @@
 #define LAYOUT_NAME "templates"
 #define CODE_NAME "code"
 
-/* --- what cannot be copied
- * -------------------------------------------------------------------------------------------- */
+/* --- what cannot be copied --------------------------------------------------------------------------------------- */
 
 bool fork_refused(struct control_call *call)
 {

@@ -452,6 +452,8 @@ static int open_all(struct moving *m, const int *fds, unsigned n, bool compress,
     return err;
 }
 
+_Static_assert(CONTROL_FDS_MAX == 2 + MIGRATION_STREAMS_MAX, "no more streams can come along");
+
 static json_t *begin(struct control_call *call)
 {
     struct vm *vm = call->opaque;
@@ -462,8 +464,7 @@ static json_t *begin(struct control_call *call)
     unsigned n = control_take_fds(call, fds);
     struct moving *m = NULL;
 
-    if (n < 3 || n > 2 + MIGRATION_STREAMS_MAX || !migration_is_id(id) || downtime < 1 || downtime > DOWNTIME_MS_MAX ||
-        bandwidth < 0)
+    if (n < 3 || !migration_is_id(id) || downtime < 1 || downtime > DOWNTIME_MS_MAX || bandwidth < 0)
         control_fail(call, "bad-request",
                      "\"id\", \"downtime_ms\" and the descriptors of a record, of a socket that ends with you and of "
                      "streams must be given");
@@ -488,8 +489,7 @@ static json_t *begin(struct control_call *call)
     return json_object();
 }
 
-/* --- the end of it
- * ---------------------------------------------------------------------------------------------------- */
+/* --- the end of it ----------------------------------------------------------------------------------------------- */
 
 static struct moving *moving_in(struct control_call *call, enum moving_state state, const char *what)
 {

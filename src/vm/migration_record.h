@@ -43,8 +43,8 @@ int migration_record_find(const struct registry *r, const char *id, struct migra
 int migration_record_open(const struct registry *r, const char *name, char *err, size_t n);
 /* It is over for the machine `name`.  0, or -errno with a sentence. */
 int migration_record_remove(const struct registry *r, const char *name, char *err, size_t n);
-/* As if that had never been received: it never will run here.  Its machine is removed before, so that nobody decides any
- * more; what has been decided stays. */
+/* As if that had never been received: it never will run here.  Its machine is removed before, so that nobody decides
+ * any more; what has been decided stays. */
 void migration_record_forget(const struct registry *r, const char *id);
 
 /* May a process for the machine `name`, whose lock is held, be started?  0, or -EBUSY with a sentence: it has been

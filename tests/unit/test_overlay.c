@@ -752,8 +752,7 @@ static void flushes_cost_what_they_must(void **state)
     disk_close(d);
 }
 
-/* --- a process that is killed
- * ------------------------------------------------------------------------------------------ */
+/* --- a process that is killed ------------------------------------------------------------------------------------ */
 
 struct journal { /* shared with the child: what it had flushed */
     uint32_t flushed[AREA_SECTORS], submitted[AREA_SECTORS];

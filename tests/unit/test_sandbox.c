@@ -522,8 +522,7 @@ static void threads_that_were_there_are_confined(void **state)
     assert_int_equal(WTERMSIG(status), SIGSYS);
 }
 
-/* --- the other steps
- * ---------------------------------------------------------------------------------------------------- */
+/* --- the other steps --------------------------------------------------------------------------------------------- */
 
 static int look_around(void)
 {
@@ -575,8 +574,7 @@ static void it_says_what_was_done(void **state)
     assert_non_null(strstr(text, "seccomp"));
 }
 
-/* --- the keeper
- * ------------------------------------------------------------------------------------------------------------ */
+/* --- the keeper -------------------------------------------------------------------------------------------------- */
 
 static char directory[64], socket_path[96], other_path[96];
 

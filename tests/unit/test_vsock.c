@@ -615,8 +615,7 @@ static void thousands_of_connections_are_bounded(void **state)
     close(pair[1]);
 }
 
-/* --- a hostile guest
- * ---------------------------------------------------------------------------------------------------- */
+/* --- a hostile guest --------------------------------------------------------------------------------------------- */
 
 static void packets_for_nobody_are_reset_once_each(void **state)
 {

@@ -36,8 +36,12 @@ static int write_sparse(int fd, const uint8_t *data, uint64_t offset, uint64_t l
 static int copy(struct disk *d, int fd, const char *path, char *err, size_t n)
 {
     uint8_t *piece = malloc(PIECE);
-    int failed = piece ? 0 : error_set(err, n, -ENOMEM, "out of memory");
+    int failed = 0;
 
+    if (!piece) {
+        error_set(err, n, -ENOMEM, "out of memory");
+        return -ENOMEM;
+    }
     for (uint64_t at = 0; at < d->size && !failed; at += PIECE) {
         uint64_t len = d->size - at < PIECE ? d->size - at : PIECE;
         failed = disk_read_now(d, at, piece, len);

@@ -366,8 +366,7 @@ int disk_overlay_create(const char *path, const char *base, uint64_t size, char 
     return failed;
 }
 
-/* --- growing and checking
- * ---------------------------------------------------------------------------------------------- */
+/* --- growing and checking ---------------------------------------------------------------------------------------- */
 
 static int open_plain(const char *path, bool read_only, struct overlay_header *h, unsigned *slot, char *err, size_t n)
 {

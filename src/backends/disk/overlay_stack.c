@@ -44,9 +44,12 @@ int disk_overlay_base(const char *path, char base[4096])
 
 int disk_overlay_stack_create(const char *path, const char *base, char *err, size_t n)
 {
-    struct overlay_header *h = calloc(2, sizeof *h), *below = h ? h + 1 : NULL;
-    int failed = h ? read_base(base, below, err, n) : error_set(err, n, -ENOMEM, "out of memory");
+    struct overlay_header *h = calloc(2, sizeof *h);
 
+    if (!h)
+        return error_set(err, n, -ENOMEM, "out of memory");
+    struct overlay_header *below = h + 1;
+    int failed = read_base(base, below, err, n);
     if (!failed && strlen(base) >= sizeof h->base)
         failed = error_set(err, n, -ENAMETOOLONG, "the path of the base, %s, is too long", base);
     if (!failed && getrandom(h->id, sizeof h->id, 0) != sizeof h->id)
@@ -134,10 +137,12 @@ static void free_layer(struct new_layer *l)
 static int make_layer(struct overlay *o, int fd, struct new_layer **out, char *err, size_t n)
 {
     struct new_layer *l = calloc(1, sizeof *l);
-    int failed = l ? 0 : -ENOMEM;
+    int failed = 0;
 
-    if (failed)
-        return error_set(err, n, failed, "out of memory");
+    if (!l) {
+        error_set(err, n, -ENOMEM, "out of memory");
+        return -ENOMEM;
+    }
     l->below = calloc(1, sizeof *l->below);
     l->map = calloc(o->n_sectors, OVERLAY_SECTOR);
     l->dirty = calloc(o->n_sectors, 1);

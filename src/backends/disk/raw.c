@@ -256,7 +256,7 @@ int disk_raw_open(struct disk **out, const struct disk_spec *spec, struct loop *
     struct raw *raw = NULL;
     int failed = check_contents(fd, spec, err, n);
     if (!failed && !(raw = calloc(1, sizeof *raw)))
-        failed = error_set(err, n, -ENOMEM, "out of memory");
+        error_set(err, n, failed = -ENOMEM, "out of memory");
     if (!failed) {
         disk_init(&raw->disk, &raw_ops, spec);
         raw->disk.size = (size + DISK_SECTOR - 1) & ~(uint64_t)(DISK_SECTOR - 1);

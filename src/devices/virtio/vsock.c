@@ -246,8 +246,7 @@ void vsock_deadline(struct vsock *vs, struct conn *c, uint64_t after_ns)
         loop_timer_set(vs->loop, &vs->deadlines, c->deadline_ns);
 }
 
-/* --- the rest of guise
- * ------------------------------------------------------------------------------------------------ */
+/* --- the rest of guise ------------------------------------------------------------------------------------------- */
 
 static uint32_t free_port(struct vsock *vs, uint32_t guest_port)
 {
@@ -323,8 +322,7 @@ static int host_connects(void *opaque, uint32_t port, int fd, void (*done)(void 
     return vsock_connect(opaque, port, fd, done, done_opaque);
 }
 
-/* --- the device
- * ------------------------------------------------------------------------------------------------------- */
+/* --- the device -------------------------------------------------------------------------------------------------- */
 
 static void on_notify(struct virtio_device *v, unsigned q)
 {

@@ -141,8 +141,7 @@ int soft_get_code(struct engine *e, struct engine_code pieces[ENGINE_CODE_PIECES
     return err ? err : n;
 }
 
-/* --- into a copy
- * ------------------------------------------------------------------------------------------------------ */
+/* --- into a copy ------------------------------------------------------------------------------------------------- */
 
 static bool is_within(const struct cache_region *from, const struct cache_region *at, const struct cache_region *to)
 {

@@ -260,9 +260,9 @@ struct engine {
     bool xs_aligned[8];
     uint64_t tsc_khz;
     uint64_t program; /* what translations are for: carry.c */
-    bool amd;        /* the guest's CPU is one of AMD's */
-    bool zen5;       /* ... of family 1Ah or later, which looks at some operands in another way */
-    uint64_t random; /* config.stress: the generator's state */
+    bool amd;         /* the guest's CPU is one of AMD's */
+    bool zen5;        /* ... of family 1Ah or later, which looks at some operands in another way */
+    uint64_t random;  /* config.stress: the generator's state */
     /* what others want of this vCPU: done when it next looks up (coherence.c) */
     struct {
         pthread_mutex_t lock;     /* guards the rest but `served` */

@@ -3,7 +3,7 @@
  *
  * All between real_start and real_end is copied to the segment SEG before it runs; AT() is where something is in it.
  */
-#include "modes.h"
+#include "modes.inc"
 
 #define SEG 0x1000
 #define AT(label) ((label) - real_start)

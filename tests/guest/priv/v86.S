@@ -2,7 +2,7 @@
  * Virtual-8086 mode and protected mode of 16 and 32 bits without long mode around them: v86.c sets up what the
  * descriptor tables hold.  Whatever ends a routine comes up again through a gate of the 32-bit IDT.
  */
-#include "modes.h"
+#include "modes.inc"
 
     .text
     .code64

@@ -338,8 +338,7 @@ static const char *copied(void)
     return change_and_use(0.4, fork_thread);
 }
 
-/* --- CPUs whose TLB is not told of while another program runs there
- * ---------------------------------------------------- */
+/* --- CPUs whose TLB is not told of while another program runs there ---------------------------------------------- */
 
 /* A thread changes mappings on one CPU, and uses them on another where it has used what was there before. */
 static _Noreturn void wanderer(unsigned me)
@@ -403,8 +402,7 @@ static const char *wander(void)
     return complaint();
 }
 
-/* --- the end of a program whose threads run
- * ------------------------------------------------------------------------------ */
+/* --- the end of a program whose threads run ---------------------------------------------------------------------- */
 
 static void busy_thread(unsigned me)
 {

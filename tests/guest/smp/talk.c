@@ -322,8 +322,7 @@ static const char *affinity(void)
     return complaint();
 }
 
-/* --- timers, and CPUs that compute beside them
- * ------------------------------------------------------------------------ */
+/* --- timers, and CPUs that compute beside them ------------------------------------------------------------------- */
 
 static uint64_t woken[THREADS];
 
@@ -388,8 +387,7 @@ static const char *forks(void)
     return complaint();
 }
 
-/* --- what the kernel has counted
- * ------------------------------------------------------------------------------------------ */
+/* --- what the kernel has counted --------------------------------------------------------------------------------- */
 
 static void count(const char *label, uint64_t *counts)
 {

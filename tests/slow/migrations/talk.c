@@ -1,8 +1,10 @@
 /*
- * A TCP connection that lasts: the client sends blocks of noise and the server sends them back; each byte that comes back is compared.
+ * A TCP connection that lasts: the client sends blocks of noise and the server sends them back; each byte that comes
+ * back is compared.
  *
  *      talk serve PORT
- *      talk call ADDRESS PORT FILE      until FILE appears; prints blocks, bytes, and the longest time that one took, in ms
+ *      talk call ADDRESS PORT FILE      until FILE appears; prints blocks, bytes, and the longest time that one took,
+ * in ms
  */
 #include <arpa/inet.h>
 #include <errno.h>
