@@ -65,11 +65,11 @@ struct direct_slot {
     uint8_t *stack;
     uint64_t frame, fpstate; /* offsets in the stack: always the same */
     uint32_t fpstate_size;
-    uint8_t *initial;  /* the first frame's struct ucontext up to its registers, and SIMD state; no guest has seen it */
-    uint32_t stopped;  /* last seen */
-    unsigned n_calls;  /* in the orders */
-    uint64_t patience; /* ns of CPU time that it may have when it is wanted */
-    bool based;        /* fs_base and gs_base are what the runner has, since `loads` */
+    uint8_t *initial; /* the first frame's struct ucontext up to its registers, and SIMD state; no guest has seen it */
+    uint32_t stopped; /* last seen */
+    unsigned n_calls, n_unmapped; /* in the orders: system calls, and what these unmap */
+    uint64_t patience;            /* ns of CPU time that it may have when it is wanted */
+    bool based;                   /* fs_base and gs_base are what the runner has, since `loads` */
     uint64_t fs_base, gs_base, loads;
     int cpu;       /* the host's that it runs on; -1: any */
     pid_t process; /* by its own count */

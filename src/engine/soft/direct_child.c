@@ -28,7 +28,9 @@
 
 #define LOOK_MS 20u           /* from one look at what does not stop to the next */
 #define PATIENCE_NS 50000000u /* of CPU time that it may have from the first of them on, */
-#define CALL_NS 2000000u     /* and for each call that is done before: on a busy host that is a guest itself, 0.5 ms, */
+#define CALL_NS                                                                                                        \
+    2000000u /* and for each call before, and each mapping that goes: on a busy host that is a guest itself, 0.5 ms,   \
+              */
 #define BATCH_NS 2000000000u /* and for all of them at most */
 #define AT_DOOR_LOOKS 5u     /* until who may be asleep there without having said so is looked for */
 #define LOOKS 32u            /* at who has said that it sleeps, if it has another CPU */
@@ -204,7 +206,7 @@ void direct_slot_replace(struct direct *d, struct direct_slot *s)
     memset(s->orders, 0, offsetof(struct direct_orders, calls));
     for (unsigned i = 0; i < DIRECT_CALLS; i++) /* a mapper that has not ended yet finds no other than its own */
         s->orders->calls[i].number = -1;
-    s->n_calls = 0;
+    s->n_calls = s->n_unmapped = 0;
     s->cpu = -1;
     s->based = false;
     s->state = helper_ask(d->engine->peers->helper, number) ? SLOT_STARTING : SLOT_LOST;
@@ -355,8 +357,8 @@ static void let_go(struct direct_slot *s)
     __atomic_store_n(&s->orders->go, 1, __ATOMIC_SEQ_CST);
     if (s->n_calls || !s->orders->batch) {
         s->orders->calls[s->n_calls].number = -1;
-        s->patience += least((uint64_t)s->n_calls * CALL_NS, BATCH_NS);
-        s->n_calls = 0;
+        s->patience += least((uint64_t)(s->n_calls + s->n_unmapped) * CALL_NS, BATCH_NS);
+        s->n_calls = s->n_unmapped = 0;
         order(s, &s->orders->batch);
     } else if (futex(&s->orders->cell, FUTEX_WAKE, 1, NULL, NULL) != 1) {
         futex(&s->orders->door, FUTEX_WAKE, 1, NULL, NULL); /* a stop of the process had brought it back there */

@@ -33,6 +33,7 @@ static void mark_writable(struct direct *d, const struct direct_slot *s, uint64_
 static void order_unmap(struct direct_slot *s, uint64_t gva, uint64_t size)
 {
     struct direct_call *last = s->n_calls ? &s->orders->calls[s->n_calls - 1] : NULL;
+    s->n_unmapped++;
     if (last && last->number == SYS_munmap && last->args[0] + last->args[1] == gva)
         last->args[1] += size;
     else
@@ -394,8 +395,9 @@ static void forget_pages(struct direct *d, struct direct_slot *s)
 
 void mirror_forget(struct direct *d, struct direct_slot *s)
 {
-    forget_pages(d, s);
+    s->n_unmapped += s->n_pages;
     s->n_calls = 0;
+    forget_pages(d, s);
     direct_call(s, SYS_munmap, 0, DIRECT_BASE, 0, 0);
     direct_call(s, SYS_munmap, DIRECT_END, DIRECT_TOP - DIRECT_END, 0, 0);
     s->clear = s->stale = false;
