@@ -28,13 +28,11 @@
 
 #define LOOK_MS 20u           /* from one look at what does not stop to the next */
 #define PATIENCE_NS 50000000u /* of CPU time that it may have from the first of them on, */
-#define CALL_NS                                                                                                        \
-    2000000u /* and for each call before, and each mapping that goes: on a busy host that is a guest itself, 0.5 ms,   \
-              */
-#define BATCH_NS 2000000000u /* and for all of them at most */
-#define AT_DOOR_LOOKS 5u     /* until who may be asleep there without having said so is looked for */
-#define LOOKS 32u            /* at who has said that it sleeps, if it has another CPU */
-#define YIELDS 1000u         /* of the CPU, between two of them, before it is left for longer */
+#define CALL_NS 2000000u      /* for each call before, too, and each mapping that goes: a busy host may take 0.5 ms */
+#define BATCH_NS 2000000000u  /* and for all of them at most */
+#define AT_DOOR_LOOKS 5u      /* until who may be asleep there without having said so is looked for */
+#define LOOKS 32u             /* at who has said that it sleeps, if it has another CPU */
+#define YIELDS 1000u          /* of the CPU, between two of them, before it is left for longer */
 #define NAP_NS 100000u
 
 static uint64_t least(uint64_t a, uint64_t b)
