@@ -8,7 +8,6 @@
  * A server that dies or closes the connection makes every request, those at work and all later ones, an I/O error.
  */
 #include <errno.h>
-#include <libnbd.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -17,6 +16,7 @@
 
 #include "backends/disk/disk_int.h"
 #include "backends/disk/nbd_int.h"
+#include "backends/disk/nbd_library.h"
 #include "base/error.h"
 #include "base/log.h"
 #include "host/loop.h"
@@ -95,13 +95,13 @@ static int64_t begin_write(struct nbd_disk *d, struct disk_request *r, nbd_compl
     uint64_t offset = r->offset + own(r)->done;
 
     if (r->op == DISK_WRITE_ZEROES && d->can_zero)
-        return nbd_aio_zero(d->h, own(r)->length, offset, cb,
+        return nbd.aio_zero(d->h, own(r)->length, offset, cb,
                             flags | (r->flags & DISK_UNMAP ? 0 : LIBNBD_CMD_FLAG_NO_HOLE));
     if (r->op == DISK_WRITE_ZEROES)
-        return nbd_aio_pwrite(d->h, d->zeroes, own(r)->length, offset, cb, flags);
+        return nbd.aio_pwrite(d->h, d->zeroes, own(r)->length, offset, cb, flags);
     if (r->n_iov > 1)
         copy_pieces(r, own(r)->done, own(r)->bounce, own(r)->length, false);
-    return nbd_aio_pwrite(d->h, buffer_of(r), own(r)->length, offset, cb, flags);
+    return nbd.aio_pwrite(d->h, buffer_of(r), own(r)->length, offset, cb, flags);
 }
 
 static uint64_t most(const struct nbd_disk *d, const struct disk_request *r)
@@ -124,11 +124,11 @@ static int begin(struct nbd_disk *d, struct disk_request *r)
         return -EIO;
     q->length = (uint32_t)(last ? left : most(d, r));
     if (r->op == DISK_FLUSH || q->flushing)
-        cookie = nbd_aio_flush(d->h, cb, 0);
+        cookie = nbd.aio_flush(d->h, cb, 0);
     else if (r->op == DISK_READ)
-        cookie = nbd_aio_pread(d->h, buffer_of(r), q->length, offset, cb, 0);
+        cookie = nbd.aio_pread(d->h, buffer_of(r), q->length, offset, cb, 0);
     else if (r->op == DISK_DISCARD)
-        cookie = nbd_aio_trim(d->h, q->length, offset, cb, 0);
+        cookie = nbd.aio_trim(d->h, q->length, offset, cb, 0);
     else
         cookie = begin_write(d, r, cb, flags);
     return cookie < 0 ? -EIO : 0;
@@ -184,11 +184,11 @@ static void lost(struct nbd_disk *d)
 
 static void watch(struct nbd_disk *d)
 {
-    unsigned direction = nbd_aio_get_direction(d->h);
+    unsigned direction = nbd.aio_get_direction(d->h);
     uint32_t events = (direction & LIBNBD_AIO_DIRECTION_READ ? EPOLLIN : 0u) |
                       (direction & LIBNBD_AIO_DIRECTION_WRITE ? EPOLLOUT : 0u);
 
-    if (d->fd >= 0 && (nbd_aio_is_dead(d->h) || nbd_aio_is_closed(d->h)))
+    if (d->fd >= 0 && (nbd.aio_is_dead(d->h) || nbd.aio_is_closed(d->h)))
         lost(d);
     if (d->fd >= 0 && events != d->events) {
         loop_fd_mod(d->loop, d->fd, events);
@@ -213,12 +213,12 @@ static void settle(struct nbd_disk *d)
 static void ready(void *opaque, uint32_t events)
 {
     struct nbd_disk *d = opaque;
-    unsigned direction = nbd_aio_get_direction(d->h);
+    unsigned direction = nbd.aio_get_direction(d->h);
 
     if ((events & (EPOLLIN | EPOLLHUP | EPOLLERR)) && (direction & LIBNBD_AIO_DIRECTION_READ))
-        nbd_aio_notify_read(d->h);
+        nbd.aio_notify_read(d->h);
     else if ((events & (EPOLLOUT | EPOLLHUP | EPOLLERR)) && (direction & LIBNBD_AIO_DIRECTION_WRITE))
-        nbd_aio_notify_write(d->h);
+        nbd.aio_notify_write(d->h);
     settle(d);
 }
 
@@ -255,7 +255,7 @@ static bool nbd_wait(struct disk *disk)
         return disk->ready != NULL;
     if (d->fd < 0)
         return false;
-    if (nbd_poll(d->h, DRAIN_MS) == 0)
+    if (nbd.poll(d->h, DRAIN_MS) == 0)
         shutdown(d->fd, SHUT_RDWR);
     watch(d);
     settle(d);
@@ -268,10 +268,10 @@ static void disconnect(struct nbd_disk *d)
     uint64_t end = clock_ns() + STOP_MS * 1000000ull;
 
     loop_fd_del(d->loop, d->fd);
-    if (nbd_aio_disconnect(d->h, 0) < 0)
+    if (nbd.aio_disconnect(d->h, 0) < 0)
         return;
-    while (!nbd_aio_is_closed(d->h) && !nbd_aio_is_dead(d->h) && clock_ns() < end)
-        if (nbd_poll(d->h, 100) < 0)
+    while (!nbd.aio_is_closed(d->h) && !nbd.aio_is_dead(d->h) && clock_ns() < end)
+        if (nbd.poll(d->h, 100) < 0)
             return;
 }
 
@@ -279,7 +279,7 @@ static void nbd_destroy(struct nbd_disk *d)
 {
     if (d->fd >= 0)
         disconnect(d);
-    nbd_close(d->h);
+    nbd.close(d->h);
     child_stop(&d->child, STOP_MS);
     free(d->zeroes);
     free(d);
@@ -306,7 +306,7 @@ static const struct disk_ops nbd_ops = {.submit = nbd_submit, .kick = nbd_kick, 
 
 static int explain(const struct nbd_disk *d, const char *what, char *err, size_t n)
 {
-    const char *why = nbd_get_error();
+    const char *why = nbd.get_error();
 
     if (d->child.pid)
         return error_set(err, n, -EIO, "qemu-nbd cannot open disk %s (it says why above)", d->disk.spec.path);
@@ -319,8 +319,8 @@ static int begin_connect(struct nbd_disk *d, int fd)
     const char *path = d->disk.spec.path;
 
     if (fd >= 0)
-        return nbd_aio_connect_socket(d->h, fd);
-    return strstr(path, "://") ? nbd_aio_connect_uri(d->h, path) : nbd_aio_connect_unix(d->h, path);
+        return nbd.aio_connect_socket(d->h, fd);
+    return strstr(path, "://") ? nbd.aio_connect_uri(d->h, path) : nbd.aio_connect_unix(d->h, path);
 }
 
 static int connect_server(struct nbd_disk *d, int fd, char *err, size_t n)
@@ -328,10 +328,10 @@ static int connect_server(struct nbd_disk *d, int fd, char *err, size_t n)
     uint64_t end = clock_ns() + CONNECT_MS * 1000000ull;
     int failed = begin_connect(d, fd);
 
-    while (!failed && !nbd_aio_is_ready(d->h)) {
+    while (!failed && !nbd.aio_is_ready(d->h)) {
         uint64_t now = clock_ns();
-        if (now >= end || nbd_poll(d->h, (int)((end - now) / 1000000)) <= 0 || nbd_aio_is_dead(d->h) ||
-            nbd_aio_is_closed(d->h))
+        if (now >= end || nbd.poll(d->h, (int)((end - now) / 1000000)) <= 0 || nbd.aio_is_dead(d->h) ||
+            nbd.aio_is_closed(d->h))
             failed = -1;
     }
     return failed ? explain(d, "cannot connect to", err, n) : 0;
@@ -339,26 +339,26 @@ static int connect_server(struct nbd_disk *d, int fd, char *err, size_t n)
 
 static int learn(struct nbd_disk *d, char *err, size_t n)
 {
-    int64_t size = nbd_get_size(d->h), least = nbd_get_block_size(d->h, LIBNBD_SIZE_MINIMUM);
-    int64_t best = nbd_get_block_size(d->h, LIBNBD_SIZE_PREFERRED),
-            most_bytes = nbd_get_block_size(d->h, LIBNBD_SIZE_MAXIMUM);
+    int64_t size = nbd.get_size(d->h), least = nbd.get_block_size(d->h, LIBNBD_SIZE_MINIMUM);
+    int64_t best = nbd.get_block_size(d->h, LIBNBD_SIZE_PREFERRED),
+            most_bytes = nbd.get_block_size(d->h, LIBNBD_SIZE_MAXIMUM);
 
     if (size < 0)
         return explain(d, "cannot ask for the size of", err, n);
     if (size < (int64_t)DISK_SECTOR || least > (int64_t)DISK_SECTOR)
         return error_set(err, n, -EINVAL, "NBD disk %s is empty, or has blocks of more than %u bytes",
                          d->disk.spec.path, DISK_SECTOR);
-    if (!d->disk.read_only && nbd_is_read_only(d->h) == 1)
+    if (!d->disk.read_only && nbd.is_read_only(d->h) == 1)
         return error_set(err, n, -EROFS, "NBD disk %s is read-only: add ro", d->disk.spec.path);
     d->disk.size = (uint64_t)size & ~(uint64_t)(DISK_SECTOR - 1);
     d->disk.granularity = best >= (int64_t)DISK_SECTOR && best <= 65536 && !(best & (best - 1)) ? (uint32_t)best : 4096;
     d->chunk = most_bytes >= (int64_t)DISK_SECTOR && most_bytes < (int64_t)CHUNK_MAX
                    ? (uint32_t)most_bytes & ~(DISK_SECTOR - 1)
                    : CHUNK_MAX;
-    d->can_flush = nbd_can_flush(d->h) == 1;
-    d->can_fua = nbd_can_fua(d->h) == 1;
-    d->can_trim = nbd_can_trim(d->h) == 1;
-    d->can_zero = nbd_can_zero(d->h) == 1;
+    d->can_flush = nbd.can_flush(d->h) == 1;
+    d->can_fua = nbd.can_fua(d->h) == 1;
+    d->can_trim = nbd.can_trim(d->h) == 1;
+    d->can_zero = nbd.can_zero(d->h) == 1;
     if (!d->can_zero && !d->disk.read_only && !(d->zeroes = calloc(1, d->chunk)))
         return error_set(err, n, -ENOMEM, "out of memory");
     return 0;
@@ -368,25 +368,28 @@ int nbd_disk_open(struct disk **out, const struct disk_spec *spec, struct loop *
                   char *err, size_t n)
 {
     struct nbd_disk *d = calloc(1, sizeof *d);
+    int failed = nbd_library_load(err, n);
 
-    if (!d || !(d->h = nbd_create())) {
+    if (!failed && (!d || !(d->h = nbd.create())))
+        failed = error_set(err, n, -ENOMEM, "out of memory");
+    if (failed) {
         free(d);
         if (fd >= 0)
             close(fd);
         child_stop(&child, STOP_MS);
-        return error_set(err, n, -ENOMEM, "out of memory");
+        return failed;
     }
     disk_init(&d->disk, &nbd_ops, spec);
     d->loop = loop;
     d->child = child;
     d->fd = -1;
     d->completed_end = &d->completed;
-    nbd_set_pread_initialize(d->h, false); /* what is read goes to the guest only when it has arrived */
-    int failed = connect_server(d, fd, err, n);
+    nbd.set_pread_initialize(d->h, false); /* what is read goes to the guest only when it has arrived */
+    failed = connect_server(d, fd, err, n);
     if (!failed)
         failed = learn(d, err, n);
     if (!failed) {
-        d->fd = nbd_aio_get_fd(d->h);
+        d->fd = nbd.aio_get_fd(d->h);
         d->events = EPOLLIN;
         failed = loop_fd_add(loop, d->fd, EPOLLIN, ready, d);
         if (failed) {
