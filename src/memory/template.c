@@ -321,12 +321,30 @@ static int flatten(struct memory *m)
     return 0;
 }
 
+static void writable_again(struct memory *m)
+{
+    const struct memory_templates *t = m->templates;
+    const uint64_t low = m->low_size >> PAGE_SHIFT;
+
+    for (uint64_t page = 0, end; page < t->n_pages; page = end) {
+        for (end = page + 1; end < t->n_pages && end != low && from(t, end) == from(t, page); end++)
+            ;
+        if (from(t, page) == MEMORY_OWN)
+            (void)mprotect(at(m, page), (end - page) << PAGE_SHIFT, PROT_READ | PROT_WRITE);
+    }
+}
+
 static int read_only(struct memory *m)
 {
+    int err = 0;
+
     if (mprotect(m->base, m->low_size, PROT_READ) ||
-        (m->high_size && mprotect(m->base + MEMORY_HOLE_END, m->high_size, PROT_READ)))
-        return -errno;
-    return fcntl(m->fd, F_ADD_SEALS, F_SEAL_FUTURE_WRITE | F_SEAL_SEAL) ? -errno : 0;
+        (m->high_size && mprotect(m->base + MEMORY_HOLE_END, m->high_size, PROT_READ)) ||
+        fcntl(m->fd, F_ADD_SEALS, F_SEAL_FUTURE_WRITE | F_SEAL_SEAL))
+        err = -errno;
+    if (err)
+        writable_again(m);
+    return err;
 }
 
 /* There are templates: nothing is asked of the host's kernel ahead of writes, and all writes are announced. */

@@ -289,6 +289,25 @@ static void without_memory_the_machine_is_told(void **state)
     memory_destroy(m);
 }
 
+/* No seal can be put on it any more: it does not become a template, and the machine runs on. */
+static void what_cannot_be_frozen_goes_on(void **state)
+{
+    struct memory *m = with_pattern();
+    int fd = new_file();
+
+    freeze(m);
+    put(m, 3, 30);
+    assert_int_equal(fcntl(m->fd, F_ADD_SEALS, F_SEAL_SEAL), 0);
+    assert_int_equal(memory_freeze(m, fd), -EPERM);
+    put(m, 3, 31);
+    put(m, 4, 40);
+    assert_int_equal(get(m, 3), 31);
+    assert_int_equal(get(m, 4), 40);
+    assert_int_equal(get(m, 5), 5);
+    close(fd);
+    memory_destroy(m);
+}
+
 #define T(name) cmocka_unit_test(name)
 int main(void)
 {
@@ -301,6 +320,7 @@ int main(void)
         T(threads_agree),
         T(a_strangers_templates_are_checked),
         T(without_memory_the_machine_is_told),
+        T(what_cannot_be_frozen_goes_on),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
