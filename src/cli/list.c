@@ -61,6 +61,16 @@ static json_t *published(const struct registry *r, const char *name)
     return ask(r, name, "publish", "ports");
 }
 
+/* Does it stand by, for copies to be made of it (vm/fork.h)? */
+static bool is_parked(const struct registry *r, const char *name, bool runs)
+{
+    json_t *parked = runs ? ask(r, name, "status", "parked") : NULL;
+    bool is = json_is_true(parked);
+
+    json_decref(parked);
+    return is;
+}
+
 /* How many CPUs it has now, or begins with. */
 static unsigned count_cpus(const struct registry *r, const struct vm_record *record, bool runs)
 {
@@ -151,6 +161,7 @@ static json_t *describe(const struct registry *r, const struct vm_record *record
     if (!all)
         return NULL;
     json_object_set_new(all, "state", json_string(vm_state_names[run.state]));
+    json_object_set_new(all, "parked", json_boolean(is_parked(r, record->name, run.state == VM_RUNNING)));
     json_object_set_new(all, "pid", run.pid ? json_integer(run.pid) : json_null());
     json_object_set_new(all, "engine", run.engine[0] ? json_string(run.engine) : json_null());
     json_object_set_new(all, "reason", run.reason[0] ? json_string(run.reason) : json_null());
@@ -186,7 +197,8 @@ static int add_row(struct table *t, const struct registry *r, const struct vm_re
 
     table_size(c->memory_bytes, memory, sizeof memory);
     snprintf(cpus, sizeof cpus, "%u", count_cpus(r, record, run->state == VM_RUNNING));
-    int len = snprintf(state, sizeof state, "%s", vm_state_names[run->state]);
+    const bool parked = is_parked(r, record->name, run->state == VM_RUNNING);
+    int len = snprintf(state, sizeof state, "%s", parked ? "parked" : vm_state_names[run->state]);
     if (run->exited && run->state != VM_RUNNING)
         snprintf(state + len, sizeof state - (size_t)len, " (%d)", run->exit_status);
     list_ports(r, record, run->state == VM_RUNNING, ports, sizeof ports);

@@ -235,6 +235,7 @@ guise kill vm-2 twin vm-1-1 vm-1-1-1
 warm() { guise run tiny --warm "$@"; }
 is "run --warm boots the first time" 1 eval 'warm -- cat /proc/sys/kernel/random/boot_id | wc -l'
 is "and leaves one that stands by" 1 eval 'ls "$GUISE_DATA/vms" | grep -c "^warm-"'
+is "which is parked" 1 eval 'guise ls | grep -c "^warm-.* parked "'
 standing_by() { find "$GUISE_DATA/vms" -mindepth 1 -maxdepth 1 -name 'warm-*' -printf '%f\n'; }
 by=$(standing_by)
 is "from then on it is copied" "$by" eval 'for _ in 1 2 3; do warm -- true; done; ls "$GUISE_DATA/vms" | grep "^warm-"'
