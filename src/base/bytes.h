@@ -24,6 +24,21 @@ static inline uint64_t le64_at(const void *p)
     memcpy(&v, p, sizeof v);
     return le64toh(v);
 }
+static inline void le16_put(void *p, uint16_t v)
+{
+    v = htole16(v);
+    memcpy(p, &v, sizeof v);
+}
+static inline void le32_put(void *p, uint32_t v)
+{
+    v = htole32(v);
+    memcpy(p, &v, sizeof v);
+}
+static inline void le64_put(void *p, uint64_t v)
+{
+    v = htole64(v);
+    memcpy(p, &v, sizeof v);
+}
 static inline uint32_t be32_at(const void *p)
 {
     uint32_t v;

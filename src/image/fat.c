@@ -18,6 +18,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/bytes.h"
 #include "base/error.h"
 #include "image/seed.h"
 
@@ -35,40 +36,28 @@
 #define ATTRIBUTE_FILE 0x20
 #define ATTRIBUTE_LONG 0x0f
 
-static void put16(unsigned char *p, unsigned v)
-{
-    p[0] = (unsigned char)v;
-    p[1] = (unsigned char)(v >> 8);
-}
-
-static void put32(unsigned char *p, uint32_t v)
-{
-    put16(p, v & 0xffff);
-    put16(p + 2, v >> 16);
-}
-
 static void write_boot_sector(unsigned char *b, const char label[11])
 {
     static const char type[8] = "FAT12   ";
     static const unsigned char start[] = {0xeb, 0x3c, 0x90, 'g', 'u', 'i', 's', 'e', ' ', ' ', ' '};
 
     memcpy(b, start, sizeof start);
-    put16(b + 11, SECTOR);
-    b[13] = 1;        /* sectors a cluster */
-    put16(b + 14, 1); /* reserved sectors: this one */
-    b[16] = 2;        /* tables */
-    put16(b + 17, ROOT_ENTRIES);
-    put16(b + 19, SECTORS);
+    le16_put(b + 11, SECTOR);
+    b[13] = 1;           /* sectors a cluster */
+    le16_put(b + 14, 1); /* reserved sectors: this one */
+    b[16] = 2;           /* tables */
+    le16_put(b + 17, ROOT_ENTRIES);
+    le16_put(b + 19, SECTORS);
     b[21] = 0xf8; /* a fixed disk */
-    put16(b + 22, FAT_SECTORS);
-    put16(b + 24, 32); /* sectors a track, heads: nobody asks */
-    put16(b + 26, 2);
+    le16_put(b + 22, FAT_SECTORS);
+    le16_put(b + 24, 32); /* sectors a track, heads: nobody asks */
+    le16_put(b + 26, 2);
     b[36] = 0x80;
     b[38] = 0x29; /* serial number, label and type follow */
-    put32(b + 39, 0x47554953);
+    le32_put(b + 39, 0x47554953);
     memcpy(b + 43, label, 11);
     memcpy(b + 54, type, sizeof type);
-    put16(b + 510, 0xaa55);
+    le16_put(b + 510, 0xaa55);
 }
 
 /* Entry i of both tables. */
@@ -115,7 +104,7 @@ static void write_long_part(unsigned char *e, const char *name, unsigned order, 
     e[11] = ATTRIBUTE_LONG;
     e[13] = sum;
     for (unsigned i = 0; i < 13; i++, at++)
-        put16(e + places[i], at < len ? (unsigned char)name[at] : at == len ? 0 : 0xffff);
+        le16_put(e + places[i], at < len ? (unsigned char)name[at] : at == len ? 0 : 0xffff);
 }
 
 /* The entries of one file from *entry on. */
@@ -131,9 +120,9 @@ static void write_entries(unsigned char *root, unsigned *entry, const struct see
     e = root + 32 * (*entry)++;
     memcpy(e, name, 11);
     e[11] = ATTRIBUTE_FILE;
-    put16(e + 24, 0x0021); /* the first day that there is: 1980-01-01 */
-    put16(e + 26, file->len ? first : 0);
-    put32(e + 28, (uint32_t)file->len);
+    le16_put(e + 24, 0x0021); /* the first day that there is: 1980-01-01 */
+    le16_put(e + 26, file->len ? first : 0);
+    le32_put(e + 28, (uint32_t)file->len);
 }
 
 static int add_file(unsigned char *disk, unsigned *entry, unsigned *cluster, const struct seed_file *file,

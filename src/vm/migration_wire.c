@@ -1,6 +1,5 @@
 #include "vm/migration_wire.h"
 
-#include <endian.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,26 +20,6 @@
 #define IDLE_NS 20000000ull
 
 enum { PRESENT = 2, ZEROES = 4, LENGTH = 8, CRC = 12, NUMBER = 16 };
-
-static void put16(uint8_t *p, uint16_t v)
-{
-    v = htole16(v);
-    memcpy(p, &v, sizeof v);
-}
-static void put32(uint8_t *p, uint32_t v)
-{
-    v = htole32(v);
-    memcpy(p, &v, sizeof v);
-}
-static void put64(uint8_t *p, uint64_t v)
-{
-    v = htole64(v);
-    memcpy(p, &v, sizeof v);
-}
-static uint16_t get16(const uint8_t *p)
-{
-    return (uint16_t)(p[0] | p[1] << 8);
-}
 
 int wire_open(struct wire *w, int fd, bool compress)
 {
@@ -102,8 +81,8 @@ static int put(struct wire *w, uint8_t header[HEADER], const void *a, uint32_t a
 {
     struct iovec iov[] = {{header, HEADER}, {(void *)(uintptr_t)a, a_length}, {(void *)(uintptr_t)b, b_length}};
 
-    put32(header + LENGTH, a_length + b_length);
-    put32(header + CRC, crc32c(crc32c(crc32c(0, header, HEADER), a, a_length), b, b_length));
+    le32_put(header + LENGTH, a_length + b_length);
+    le32_put(header + CRC, crc32c(crc32c(crc32c(0, header, HEADER), a, a_length), b, b_length));
     w->frames++;
     keep_pace(w, HEADER + a_length + b_length);
     return write_all(w, iov, 3);
@@ -136,9 +115,9 @@ int wire_put_chunk(struct wire *w, enum wire_type type, uint64_t number, const u
     }
     if (!present && !zeroes)
         return 0;
-    put16(header + PRESENT, present);
-    put16(header + ZEROES, zeroes);
-    put64(header + NUMBER, number);
+    le16_put(header + PRESENT, present);
+    le16_put(header + ZEROES, zeroes);
+    le64_put(header + NUMBER, number);
     size_t packed = w->compress && length
                         ? ZSTD_compressCCtx(w->zstd_out, w->packed, w->packed_room, w->pages, length, LEVEL)
                         : length;
@@ -154,7 +133,7 @@ int wire_put_section(struct wire *w, const struct section *s)
 
     memcpy(head, s->kind, SECTION_KIND_SIZE);
     memcpy(head + SECTION_KIND_SIZE, s->name, SECTION_NAME_SIZE);
-    put32(head + SECTION_KIND_SIZE + SECTION_NAME_SIZE, s->version);
+    le32_put(head + SECTION_KIND_SIZE + SECTION_NAME_SIZE, s->version);
     return put(w, header, head, sizeof head, s->bytes, s->size);
 }
 
@@ -162,7 +141,7 @@ int wire_put_end(struct wire *w)
 {
     uint8_t header[HEADER] = {WIRE_END};
 
-    put64(header + NUMBER, w->frames);
+    le64_put(header + NUMBER, w->frames);
     return put(w, header, NULL, 0, NULL, 0);
 }
 
@@ -189,16 +168,16 @@ static int read_all(struct wire *w, void *to, size_t length)
 
 static const char *check_header(const uint8_t h[HEADER], uint32_t length)
 {
-    unsigned pages = (unsigned)__builtin_popcount(get16(h + PRESENT)), type = h[0];
+    unsigned pages = (unsigned)__builtin_popcount(le16_at(h + PRESENT)), type = h[0];
     bool chunk = type == WIRE_MEMORY || type == WIRE_DISK;
 
     if (type < WIRE_MEMORY || type > WIRE_END || h[6] || h[7])
         return "a frame of it is of no kind that this guise knows";
     if (h[1] & ~PACKED || (h[1] && !chunk))
         return "a frame of it has flags that this guise does not know";
-    if (!chunk && (get16(h + PRESENT) | get16(h + ZEROES)))
+    if (!chunk && (le16_at(h + PRESENT) | le16_at(h + ZEROES)))
         return "a frame of it has pages that is no chunk";
-    if (chunk && (get16(h + PRESENT) & get16(h + ZEROES)))
+    if (chunk && (le16_at(h + PRESENT) & le16_at(h + ZEROES)))
         return "a page of it is there twice";
     if (chunk && (h[1] ? length == 0 || length >= pages * WIRE_PAGE : length != pages * WIRE_PAGE))
         return "the length of a chunk is wrong";
@@ -269,11 +248,11 @@ int wire_get(struct wire *w, struct wire_frame *f, const char **why)
         return -EBADMSG;
     if ((err = read_payload(w, length)))
         return err;
-    put32(h + CRC, 0);
+    le32_put(h + CRC, 0);
     if (crc32c(crc32c(0, h, sizeof h), w->packed, length) != crc)
         *why = "a check sum in it is wrong";
-    f->present = get16(h + PRESENT);
-    f->zeroes = get16(h + ZEROES);
+    f->present = le16_at(h + PRESENT);
+    f->zeroes = le16_at(h + ZEROES);
     if (!*why && (f->type == WIRE_MEMORY || f->type == WIRE_DISK))
         *why = take_chunk(w, f, h[1] & PACKED, length);
     if (!*why && f->type == WIRE_SECTION)

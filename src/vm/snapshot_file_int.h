@@ -1,6 +1,5 @@
 /* Where things are in the file of a snapshot: what its writer and its reader share. */
 #pragma once
-#include <endian.h>
 #include <string.h>
 
 #include "base/bytes.h"
@@ -23,16 +22,6 @@ enum { ENTRY_NAME = 16, ENTRY_VERSION = 56, ENTRY_CRC = 60, ENTRY_OFFSET = 64, E
 
 static const char *const extent_names[SNAPSHOT_EXTENTS] = {"memory", "disk"};
 
-static inline void put32(uint8_t *p, uint32_t v)
-{
-    v = htole32(v);
-    memcpy(p, &v, sizeof v);
-}
-static inline void put64(uint8_t *p, uint64_t v)
-{
-    v = htole64(v);
-    memcpy(p, &v, sizeof v);
-}
 static inline uint64_t chunks_of(uint64_t bytes)
 {
     return (bytes + SNAPSHOT_CHUNK - 1) >> SNAPSHOT_CHUNK_SHIFT;

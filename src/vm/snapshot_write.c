@@ -75,8 +75,8 @@ int snapshot_writer_create(struct snapshot_writer **out, int fd)
     w->packed = malloc(w->packed_room);
     w->zstd = ZSTD_createCCtx();
     w->table = calloc(ENTRIES_MAX, ENTRY_SIZE);
-    put32(header + HEADER_VERSION, SNAPSHOT_VERSION);
-    put32(header + HEADER_CRC, crc32c(crc32c(0, header, HEADER_CRC), header + HEADER_CRC + 4, HEADER_SIZE - 16));
+    le32_put(header + HEADER_VERSION, SNAPSHOT_VERSION);
+    le32_put(header + HEADER_CRC, crc32c(crc32c(0, header, HEADER_CRC), header + HEADER_CRC + 4, HEADER_SIZE - 16));
     int err = w->buffer && w->packed && w->zstd && w->table ? append(w, header, sizeof header) : -ENOMEM;
     if (err) {
         snapshot_writer_destroy(w);
@@ -115,9 +115,9 @@ static int place(struct snapshot_writer *w, enum snapshot_extent e, uint64_t i, 
 {
     uint8_t *p = w->extent[e].index + i * PLACE_SIZE;
 
-    put64(p, w->at);
-    put32(p + 8, length);
-    put32(p + 12, crc32c(0, bytes, length));
+    le64_put(p, w->at);
+    le32_put(p + 8, length);
+    le32_put(p + 12, crc32c(0, bytes, length));
     return append(w, bytes, length);
 }
 
@@ -168,11 +168,11 @@ static int add_entry(struct snapshot_writer *w, const struct section *s, const v
     w->n_entries++;
     memcpy(entry, s->kind, SECTION_KIND_SIZE);
     memcpy(entry + ENTRY_NAME, s->name, SECTION_NAME_SIZE);
-    put32(entry + ENTRY_VERSION, s->version);
-    put32(entry + ENTRY_CRC, crc32c(0, bytes, length));
-    put64(entry + ENTRY_OFFSET, w->at);
-    put64(entry + ENTRY_LENGTH, length);
-    put64(entry + ENTRY_EXTENT, extent);
+    le32_put(entry + ENTRY_VERSION, s->version);
+    le32_put(entry + ENTRY_CRC, crc32c(0, bytes, length));
+    le64_put(entry + ENTRY_OFFSET, w->at);
+    le64_put(entry + ENTRY_LENGTH, length);
+    le64_put(entry + ENTRY_EXTENT, extent);
     return append(w, bytes, length);
 }
 
@@ -205,11 +205,11 @@ int snapshot_write_end(struct snapshot_writer *w)
     int err = write_indexes(w);
     size_t size = w->n_entries * ENTRY_SIZE;
 
-    put32(trailer + TRAILER_ENTRIES, w->n_entries);
-    put64(trailer + TRAILER_TABLE, w->at);
-    put32(trailer + TRAILER_TABLE_CRC, crc32c(0, w->table, size));
-    put64(trailer + TRAILER_LENGTH, w->at + size + TRAILER_SIZE);
-    put32(trailer + TRAILER_CRC, crc32c(0, trailer + TRAILER_ENTRIES, TRAILER_SIZE - TRAILER_ENTRIES));
+    le32_put(trailer + TRAILER_ENTRIES, w->n_entries);
+    le64_put(trailer + TRAILER_TABLE, w->at);
+    le32_put(trailer + TRAILER_TABLE_CRC, crc32c(0, w->table, size));
+    le64_put(trailer + TRAILER_LENGTH, w->at + size + TRAILER_SIZE);
+    le32_put(trailer + TRAILER_CRC, crc32c(0, trailer + TRAILER_ENTRIES, TRAILER_SIZE - TRAILER_ENTRIES));
     if (!err)
         err = append(w, w->table, size);
     if (!err)

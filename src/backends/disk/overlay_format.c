@@ -1,9 +1,9 @@
 #include "backends/disk/overlay_format.h"
 
-#include <endian.h>
 #include <string.h>
 
 #include "backends/disk.h"
+#include "base/bytes.h"
 #include "base/crc32c.h"
 
 enum {
@@ -19,29 +19,6 @@ enum {
 };
 #define VERSION 1u
 
-static void put32(uint8_t *p, uint32_t v)
-{
-    v = htole32(v);
-    memcpy(p, &v, sizeof v);
-}
-static void put64(uint8_t *p, uint64_t v)
-{
-    v = htole64(v);
-    memcpy(p, &v, sizeof v);
-}
-static uint32_t get32(const uint8_t *p)
-{
-    uint32_t v;
-    memcpy(&v, p, sizeof v);
-    return le32toh(v);
-}
-static uint64_t get64(const uint8_t *p)
-{
-    uint64_t v;
-    memcpy(&v, p, sizeof v);
-    return le64toh(v);
-}
-
 static uint32_t header_crc(const uint8_t *bytes)
 {
     static const uint8_t zero[4];
@@ -55,29 +32,29 @@ void overlay_header_encode(const struct overlay_header *h, uint8_t *bytes)
 {
     memset(bytes, 0, OVERLAY_HEADER);
     memcpy(bytes, OVERLAY_MAGIC, sizeof OVERLAY_MAGIC - 1);
-    put32(bytes + AT_VERSION, VERSION);
-    put64(bytes + AT_GENERATION, h->generation);
-    put64(bytes + AT_SIZE, h->size);
-    put64(bytes + AT_BASE_SIZE, h->base_size);
-    put32(bytes + AT_PRINT, h->base_print);
+    le32_put(bytes + AT_VERSION, VERSION);
+    le64_put(bytes + AT_GENERATION, h->generation);
+    le64_put(bytes + AT_SIZE, h->size);
+    le64_put(bytes + AT_BASE_SIZE, h->base_size);
+    le32_put(bytes + AT_PRINT, h->base_print);
     memcpy(bytes + AT_ID, h->id, OVERLAY_ID);
     memcpy(bytes + AT_FORMAT, h->base_format, sizeof h->base_format);
     memcpy(bytes + AT_BASE, h->base, sizeof h->base);
-    put32(bytes + AT_CRC, header_crc(bytes));
+    le32_put(bytes + AT_CRC, header_crc(bytes));
 }
 
 const char *overlay_header_decode(struct overlay_header *h, const uint8_t *bytes)
 {
     if (memcmp(bytes, OVERLAY_MAGIC, sizeof OVERLAY_MAGIC - 1) != 0)
         return "is no overlay of guise";
-    if (get32(bytes + AT_CRC) != header_crc(bytes))
+    if (le32_at(bytes + AT_CRC) != header_crc(bytes))
         return "is damaged: its header's check sum is wrong";
-    if (get32(bytes + AT_VERSION) != VERSION)
+    if (le32_at(bytes + AT_VERSION) != VERSION)
         return "was made by a newer guise: use that";
-    h->generation = get64(bytes + AT_GENERATION);
-    h->size = get64(bytes + AT_SIZE);
-    h->base_size = get64(bytes + AT_BASE_SIZE);
-    h->base_print = get32(bytes + AT_PRINT);
+    h->generation = le64_at(bytes + AT_GENERATION);
+    h->size = le64_at(bytes + AT_SIZE);
+    h->base_size = le64_at(bytes + AT_BASE_SIZE);
+    h->base_print = le32_at(bytes + AT_PRINT);
     memcpy(h->id, bytes + AT_ID, OVERLAY_ID);
     memcpy(h->base_format, bytes + AT_FORMAT, sizeof h->base_format);
     memcpy(h->base, bytes + AT_BASE, sizeof h->base);
@@ -110,8 +87,8 @@ static uint32_t sector_crc(const uint8_t *sector, const uint8_t id[OVERLAY_ID])
 
 void overlay_sector_seal(uint8_t *sector, const uint8_t id[OVERLAY_ID], uint32_t number)
 {
-    put32(sector + 4, number);
-    put32(sector, sector_crc(sector, id));
+    le32_put(sector + 4, number);
+    le32_put(sector, sector_crc(sector, id));
 }
 
 bool overlay_sector_ok(const uint8_t *sector, const uint8_t id[OVERLAY_ID], uint32_t number)
@@ -120,7 +97,7 @@ bool overlay_sector_ok(const uint8_t *sector, const uint8_t id[OVERLAY_ID], uint
 
     if (memcmp(sector, empty, OVERLAY_SECTOR) == 0)
         return true;
-    return get32(sector + 4) == number && get32(sector) == sector_crc(sector, id);
+    return le32_at(sector + 4) == number && le32_at(sector) == sector_crc(sector, id);
 }
 
 uint32_t overlay_id_print(const uint8_t id[OVERLAY_ID])
