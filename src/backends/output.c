@@ -3,7 +3,6 @@
 #include <errno.h>
 #include <poll.h>
 #include <pthread.h>
-#include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,6 +14,7 @@
 #include "base/log.h"
 #include "host/loop.h"
 #include "host/sandbox.h"
+#include "host/thread.h"
 #include "base/logfile.h"
 
 #define QUEUE_BYTES (1u << 20)
@@ -118,18 +118,6 @@ static void *writer(void *opaque)
     return NULL;
 }
 
-/* Signals are the business of the threads that were there before. */
-static int start_quiet_thread(struct output *o)
-{
-    sigset_t all, old;
-
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &old);
-    int r = pthread_create(&o->thread, NULL, writer, o);
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
-    return -r;
-}
-
 static int create(struct output **out, int fd, struct logfile *log, const char *name, struct loop *loop)
 {
     struct output *o = calloc(1, sizeof(*o));
@@ -152,7 +140,7 @@ static int create(struct output **out, int fd, struct logfile *log, const char *
     pthread_cond_init(&o->wake, &monotonic);
     pthread_cond_init(&o->change, &monotonic);
     pthread_condattr_destroy(&monotonic);
-    r = start_quiet_thread(o);
+    r = thread_start(&o->thread, NULL, writer, o);
     if (r)
         goto no_thread;
     *out = o;

@@ -5,7 +5,6 @@
  * What comes is a stranger's: migration_wire.c checks frames, here is checked what they mean for this machine.
  */
 #include <errno.h>
-#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/prctl.h>
@@ -15,6 +14,7 @@
 #include "backends/disk/disk_log.h"
 #include "base/error.h"
 #include "host/sandbox.h"
+#include "host/thread.h"
 #include "memory/memory.h"
 #include "vm/life.h"
 #include "vm/migration_int.h"
@@ -172,16 +172,12 @@ static void *receiver_main(void *opaque)
 
 int incoming_threads_start(struct incoming *in)
 {
-    sigset_t all, old;
     int err = 0;
 
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &old);
     for (unsigned i = 0; i < in->n_streams && !err; i++) {
-        err = -pthread_create(&in->streams[i].thread, NULL, receiver_main, &in->streams[i]);
+        err = thread_start(&in->streams[i].thread, NULL, receiver_main, &in->streams[i]);
         in->streams[i].has_thread = !err;
     }
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
     return err;
 }
 

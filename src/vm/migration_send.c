@@ -5,7 +5,6 @@
  * A page is read while the guest may write to it.  That it did is in the log, and so it comes again.
  */
 #include <errno.h>
-#include <signal.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
@@ -15,6 +14,7 @@
 #include "backends/disk/disk_log.h"
 #include "bus/bus.h"
 #include "host/sandbox.h"
+#include "host/thread.h"
 #include "memory/memory.h"
 #include "vm/migration_int.h"
 
@@ -148,18 +148,14 @@ static void *sender_main(void *opaque)
 
 int moving_threads_start(struct moving *m)
 {
-    sigset_t all, old;
     int err = 0;
 
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &old);
     for (unsigned i = 0; i < m->n_streams && !err; i++) {
         m->streams[i].moving = m;
         m->streams[i].index = i;
-        err = -pthread_create(&m->streams[i].thread, NULL, sender_main, &m->streams[i]);
+        err = thread_start(&m->streams[i].thread, NULL, sender_main, &m->streams[i]);
         m->streams[i].has_thread = !err;
     }
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
     return err;
 }
 

@@ -8,7 +8,6 @@
  *      SNAPSHOT/working-set    "GUISEWKS"  count (4)  crc32c of what follows (4)  numbers of chunks (4 each)
  */
 #include <errno.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
@@ -17,6 +16,7 @@
 #include "base/bytes.h"
 #include "base/crc32c.h"
 #include "host/sandbox.h"
+#include "host/thread.h"
 #include "memory/watch.h"
 #include "vm/restore_int.h"
 
@@ -162,13 +162,9 @@ int loading_begin(struct vm *vm, struct restore *r)
 int loading_start(struct vm *vm)
 {
     struct loading *l = vm->loading;
-    sigset_t all, old;
 
     loop_timer_set(vm->loop, &l->look, 0);
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &old);
-    int err = -pthread_create(&l->thread, NULL, loader_main, l);
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    int err = thread_start(&l->thread, NULL, loader_main, l);
     l->has_thread = !err;
     return err;
 }

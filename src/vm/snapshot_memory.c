@@ -5,12 +5,12 @@
  * list, which comes first and has an end: a guest that writes faster than the file takes it waits.
  */
 #include <errno.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
 
 #include "host/sandbox.h"
+#include "host/thread.h"
 #include "vm/snapshot_int.h"
 
 #define KEPT_MOST (64u << 20)
@@ -132,17 +132,13 @@ int saving_memory_begin(struct saving *s)
 {
     const struct memory_keeper keeper = {wait_for_room, keep, s};
     struct memory *m = machine_memory(s->vm->machine);
-    sigset_t all, old;
     int err = memory_keep_begin(m, &keeper);
 
     if (err)
         return err;
     s->vm->ops->watch(s->vm->engine);
     s->result = 1;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &old);
-    err = -pthread_create(&s->thread, NULL, writer_main, s);
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    err = thread_start(&s->thread, NULL, writer_main, s);
     s->has_thread = !err;
     if (err) {
         memory_keep_end(m);

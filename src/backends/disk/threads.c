@@ -1,12 +1,12 @@
 /* File operations by a few threads, where io_uring is refused. */
 #include <errno.h>
 #include <fcntl.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <unistd.h>
 
 #include "backends/disk/fileio_int.h"
 #include "host/sandbox.h"
+#include "host/thread.h"
 
 #define STACK 262144u
 
@@ -86,21 +86,17 @@ static void *worker(void *opaque)
 
 static int start_threads(struct fileio_pool *p)
 {
-    sigset_t all, old;
     pthread_attr_t attr;
     int err = 0;
 
     pthread_attr_init(&attr);
     pthread_attr_setstacksize(&attr, STACK);
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &old);
     while (p->n < FILEIO_THREADS_N && !err) {
-        err = pthread_create(&p->threads[p->n], &attr, worker, p);
+        err = thread_start(&p->threads[p->n], &attr, worker, p);
         p->n += !err;
     }
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
     pthread_attr_destroy(&attr);
-    return p->n ? 0 : -err;
+    return p->n ? 0 : err;
 }
 
 static void threads_destroy(struct fileio *io)
