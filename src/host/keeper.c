@@ -80,19 +80,8 @@ static int dial(const struct keeper_config *c, uint64_t number)
 static void reply(int socket, uint64_t id, int fd_or_err)
 {
     struct answer a = {id, fd_or_err < 0 ? fd_or_err : 0};
-    struct iovec piece = {&a, sizeof a};
-    union {
-        struct cmsghdr header;
-        char bytes[CMSG_SPACE(sizeof(int))];
-    } control = {.header = {.cmsg_len = CMSG_LEN(sizeof(int)), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS}};
-    struct msghdr m = {.msg_iov = &piece, .msg_iovlen = 1};
 
-    memcpy(CMSG_DATA(&control.header), &fd_or_err, sizeof fd_or_err);
-    if (fd_or_err > 0) {
-        m.msg_control = &control;
-        m.msg_controllen = sizeof control;
-    }
-    sendmsg(socket, &m, MSG_NOSIGNAL);
+    (void)unix_send_fds(socket, &a, sizeof a, &fd_or_err, fd_or_err > 0, 0);
     if (fd_or_err > 0)
         close(fd_or_err);
 }
@@ -187,20 +176,12 @@ int keeper_start(struct keeper **out, const struct keeper_config *config, char *
 /* An answer, with the descriptor or its error in *result.  0, or -errno: there is none. */
 static int receive(int socket, struct answer *a, int *result)
 {
-    struct iovec piece = {a, sizeof *a};
-    union {
-        struct cmsghdr header;
-        char bytes[CMSG_SPACE(sizeof(int))];
-    } control;
-    struct msghdr m = {.msg_iov = &piece, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
     struct pollfd ready = {.fd = socket, .events = POLLIN};
+    unsigned n = 1;
     int fd = 0;
 
-    if (poll(&ready, 1, ANSWER_MS) != 1 || recvmsg(socket, &m, MSG_CMSG_CLOEXEC | MSG_DONTWAIT) != sizeof *a)
+    if (poll(&ready, 1, ANSWER_MS) != 1 || unix_receive_fds(socket, a, sizeof *a, &fd, &n, MSG_DONTWAIT) != sizeof *a)
         return -EPIPE;
-    const struct cmsghdr *c = CMSG_FIRSTHDR(&m);
-    if (c && c->cmsg_type == SCM_RIGHTS)
-        memcpy(&fd, CMSG_DATA(c), sizeof fd);
     *result = a->err ? (int)a->err : fd;
     return 0;
 }

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <stdbool.h>
+#include <stdint.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -86,4 +87,45 @@ int unix_listen(const char *path, int backlog, char *err, size_t n)
         unlink(address.sun_path);
     int fd = listen_at(&address, backlog);
     return fd < 0 ? error_sys(err, n, fd, "the socket %s cannot be made", path) : fd;
+}
+
+union descriptors {
+    struct cmsghdr head;
+    char bytes[CMSG_SPACE(UNIX_FDS_MAX * sizeof(int))];
+};
+
+ssize_t unix_send_fds(int socket, const void *bytes, size_t len, const int *fds, unsigned n, int flags)
+{
+    struct iovec piece = {(void *)(uintptr_t)bytes, len};
+    union descriptors control = {
+        .head = {.cmsg_len = CMSG_LEN(n * sizeof *fds), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS}};
+    struct msghdr m = {.msg_iov = &piece, .msg_iovlen = 1};
+
+    if (n > UNIX_FDS_MAX)
+        return -EINVAL;
+    if (n) {
+        memcpy(CMSG_DATA(&control.head), fds, n * sizeof *fds);
+        m.msg_control = &control;
+        m.msg_controllen = CMSG_SPACE(n * sizeof *fds);
+    }
+    ssize_t sent = sendmsg(socket, &m, MSG_NOSIGNAL | flags);
+    return sent < 0 ? -errno : sent;
+}
+
+ssize_t unix_receive_fds(int socket, void *bytes, size_t len, int *fds, unsigned *n, int flags)
+{
+    struct iovec piece = {bytes, len};
+    union descriptors control;
+    struct msghdr m = {.msg_iov = &piece, .msg_iovlen = 1, .msg_control = &control};
+    m.msg_controllen = CMSG_LEN((*n < UNIX_FDS_MAX ? *n : UNIX_FDS_MAX) *
+                                sizeof *fds); /* no padding: it would be used */
+    ssize_t got = recvmsg(socket, &m, MSG_CMSG_CLOEXEC | flags);
+    const struct cmsghdr *c = got < 0 ? NULL : CMSG_FIRSTHDR(&m);
+
+    *n = 0;
+    if (c && c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS) {
+        *n = (unsigned)((c->cmsg_len - CMSG_LEN(0)) / sizeof *fds);
+        memcpy(fds, CMSG_DATA(c), *n * sizeof *fds);
+    }
+    return got < 0 ? -errno : got;
 }

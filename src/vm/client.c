@@ -11,6 +11,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "host/loop.h"
+#include "host/unix.h"
 #include "vm/control.h"
 
 #define LINE_MOST (4u << 20) /* an answer with a whole log in it */
@@ -137,22 +138,6 @@ static int read_json(int fd, uint64_t until_ns, json_t **out)
     return 0;
 }
 
-/* They go with the first byte. */
-static int send_fds(int socket, const char *text, const int *fds, unsigned n)
-{
-    char ancillary[CMSG_SPACE(CONTROL_FDS_MAX * sizeof(int))] __attribute__((aligned(8))) = "";
-    struct iovec piece = {(char *)(uintptr_t)text, 1};
-    struct msghdr msg = {
-        .msg_iov = &piece, .msg_iovlen = 1, .msg_control = ancillary, .msg_controllen = CMSG_SPACE(n * sizeof *fds)};
-    struct cmsghdr *h = CMSG_FIRSTHDR(&msg);
-
-    h->cmsg_level = SOL_SOCKET;
-    h->cmsg_type = SCM_RIGHTS;
-    h->cmsg_len = CMSG_LEN(n * sizeof *fds);
-    memcpy(CMSG_DATA(h), fds, n * sizeof *fds);
-    return sendmsg(socket, &msg, MSG_NOSIGNAL) == 1 ? 0 : -errno;
-}
-
 static int send_request(struct client *c, const char *command, json_t *arguments, const int *fds, unsigned n_fds)
 {
     json_t *request = json_pack("{s:I, s:s, s:o}", "id", ++c->next_id, "command", command, "arguments",
@@ -164,8 +149,8 @@ static int send_request(struct client *c, const char *command, json_t *arguments
     if (text) {
         size_t len = strlen(text);
         text[len] = '\n';
-        if (n_fds)
-            failed = send_fds(c->fd, text, fds, n_fds);
+        ssize_t sent = n_fds ? unix_send_fds(c->fd, text, 1, fds, n_fds, 0) : 0; /* with the first byte */
+        failed = sent < 0 ? (int)sent : 0;
         if (!failed)
             failed = fd_write_all(c->fd, text + !!n_fds, len + 1 - !!n_fds);
     }

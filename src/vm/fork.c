@@ -10,6 +10,7 @@
 
 #include "backends/net.h"
 #include "base/error.h"
+#include "host/unix.h"
 #include "vm/life.h"
 #include "vm/snapshot_int.h"
 
@@ -57,22 +58,13 @@ static void exhausted(void *opaque)
 
 /* --- messages --------------------------------------------------------------------------------------------------- */
 
-union descriptors {
-    struct cmsghdr head;
-    char bytes[CMSG_SPACE(FORK_FDS_MAX * sizeof(int))];
-};
+_Static_assert(FORK_FDS_MAX <= UNIX_FDS_MAX, "all go in one message");
 
 static int send_all(int socket, const int *fds, unsigned n)
 {
-    char text[] = FORK_MESSAGE;
-    struct iovec v = {text, sizeof text};
-    union descriptors control = {
-        .head = {.cmsg_len = CMSG_LEN(n * sizeof(int)), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS}};
-    struct msghdr message = {
-        .msg_iov = &v, .msg_iovlen = 1, .msg_control = control.bytes, .msg_controllen = CMSG_SPACE(n * sizeof(int))};
+    ssize_t sent = unix_send_fds(socket, FORK_MESSAGE, sizeof FORK_MESSAGE, fds, n, MSG_DONTWAIT);
 
-    memcpy(CMSG_DATA(&control.head), fds, n * sizeof *fds);
-    return sendmsg(socket, &message, MSG_NOSIGNAL | MSG_DONTWAIT) == sizeof text ? 0 : -errno;
+    return sent < 0 ? (int)sent : 0;
 }
 
 int fork_offer(int socket, char *err, size_t n)
@@ -90,17 +82,14 @@ int fork_offer(int socket, char *err, size_t n)
 int fork_receive(int socket, int fds[FORK_FDS_MAX], char *err, size_t n)
 {
     char text[sizeof FORK_MESSAGE];
-    struct iovec v = {text, sizeof text};
-    union descriptors control;
-    struct msghdr message = {
-        .msg_iov = &v, .msg_iovlen = 1, .msg_control = control.bytes, .msg_controllen = sizeof control.bytes};
-    ssize_t got = recvmsg(socket, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
-    const struct cmsghdr *c = got < 0 ? NULL : CMSG_FIRSTHDR(&message);
+    unsigned count = FORK_FDS_MAX;
+    ssize_t got = unix_receive_fds(socket, text, sizeof text, fds, &count, MSG_DONTWAIT);
 
-    if (!c || c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS || c->cmsg_len < CMSG_LEN(2 * sizeof(int)))
-        return error_sys(err, n, got < 0 ? -errno : -EPROTO, "what a copy is made of was not handed over");
-    unsigned count = (unsigned)((c->cmsg_len - CMSG_LEN(0)) / sizeof(int));
-    memcpy(fds, CMSG_DATA(c), count * sizeof *fds);
+    if (count < 2) {
+        if (count)
+            close(fds[0]);
+        return error_sys(err, n, got < 0 ? (int)got : -EPROTO, "what a copy is made of was not handed over");
+    }
     return (int)count;
 }
 

@@ -22,6 +22,7 @@
 #include "base/log.h"
 #include "engine/direct/layout.h"
 #include "host/sandbox.h"
+#include "host/unix.h"
 
 enum { SOCKET = 3, SHARED = 4, RAM = 5, RAM_HERE = 3 /* in a process for guest code, alone */ };
 
@@ -265,14 +266,20 @@ static void reap(int signal)
     errno = interrupted;
 }
 
+static void end(unsigned slot)
+{
+    if (!slots[slot])
+        return;
+    kill(slots[slot], SIGKILL);
+    while (waitpid(slots[slot], NULL, 0) < 0 && errno == EINTR)
+        ;
+    slots[slot] = 0;
+}
+
 /* Another process for a slot; what ran there before has ended when the answer is sent. */
 static bool replace(unsigned slot, bool trap_tsc)
 {
-    if (slots[slot]) {
-        kill(slots[slot], SIGKILL);
-        while (waitpid(slots[slot], NULL, 0) < 0 && errno == EINTR)
-            ;
-    }
+    end(slot);
     if (write(SOCKET, "", 1) != 1)
         return false;
     pid_t self = getpid();
@@ -309,31 +316,17 @@ static void end_all(void)
         if (slots[i])
             kill(slots[i], SIGKILL);
     }
-    for (unsigned i = 0; i < DIRECT_SLOTS_MAX; i++) {
-        while (slots[i] && waitpid(slots[i], NULL, 0) < 0 && errno == EINTR)
-            ;
-        slots[i] = 0;
-    }
+    for (unsigned i = 0; i < DIRECT_SLOTS_MAX; i++)
+        end(i);
 }
 
 /* The order; and the descriptor that came along, or -1. */
 static bool take_order(uint16_t *order, int *fd)
 {
-    union {
-        struct cmsghdr head;
-        char bytes[CMSG_SPACE(sizeof(int))];
-    } control;
-    struct iovec v = {order, sizeof *order};
-    struct msghdr message = {
-        .msg_iov = &v, .msg_iovlen = 1, .msg_control = control.bytes, .msg_controllen = sizeof control.bytes};
+    unsigned n = 1;
 
     *fd = -1;
-    if (recvmsg(SOCKET, &message, MSG_CMSG_CLOEXEC) != sizeof *order)
-        return false;
-    const struct cmsghdr *c = CMSG_FIRSTHDR(&message);
-    if (c && c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS && c->cmsg_len == CMSG_LEN(sizeof(int)))
-        memcpy(fd, CMSG_DATA(c), sizeof *fd);
-    return true;
+    return unix_receive_fds(SOCKET, order, sizeof *order, fd, &n, 0) == sizeof *order;
 }
 
 static bool take_memory(int fd)
