@@ -68,8 +68,7 @@ int __wrap_smbios_build(struct memory *m, const struct platform *p)
     return 0;
 }
 
-/* --- files ----------------------------------------------------------------------------------------------------------
- */
+/* --- files ------------------------------------------------------------------------------------------------------- */
 
 static void poke(unsigned at, uint64_t value, unsigned bytes)
 {

@@ -57,8 +57,7 @@ int __wrap_clock_gettime(clockid_t id, struct timespec *ts)
     return 0;
 }
 
-/* --- wires ----------------------------------------------------------------------------------------------------------
- */
+/* --- wires ------------------------------------------------------------------------------------------------------- */
 
 static void gsi_set(void *opaque, unsigned gsi, bool level)
 {
@@ -147,8 +146,7 @@ static void build(void)
     uart16550_set_space(t.parts[UART].state, on_space, NULL);
 }
 
-/* --- the guest ------------------------------------------------------------------------------------------------------
- */
+/* --- the guest --------------------------------------------------------------------------------------------------- */
 
 static void step_port(struct fuzz_input *in)
 {
@@ -257,8 +255,7 @@ static void step_acknowledge(struct fuzz_input *in)
     }
 }
 
-/* --- the rest of the board ------------------------------------------------------------------------------------------
- */
+/* --- the rest of the board --------------------------------------------------------------------------------------- */
 
 static void step_line(struct fuzz_input *in)
 {

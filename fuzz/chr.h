@@ -70,8 +70,7 @@ void chr_close(struct chr *chr)
         chr->open = false;
 }
 
-/* --- what a target does with it -------------------------------------------------------------------------------------
- */
+/* --- what a target does with it ---------------------------------------------------------------------------------- */
 
 /* The reader has taken n bytes of what waits. */
 static inline void fuzz_chr_room(struct chr *chr, size_t n)

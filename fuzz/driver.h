@@ -131,8 +131,7 @@ static inline void driver_chain(struct driver *d, struct fuzz_input *in, unsigne
         driver_notify(d, q);
 }
 
-/* --- steps that every device has -------------------------------------------------------------------------------------
- */
+/* --- steps that every device has --------------------------------------------------------------------------------- */
 
 enum { DRIVER_CHAIN, DRIVER_NOTIFY, DRIVER_MEMORY, DRIVER_REGISTER, DRIVER_CONFIG, DRIVER_START, DRIVER_STEPS };
 

@@ -77,8 +77,7 @@ static int new_file(void)
     return FD_FIRST + i;
 }
 
-/* --- the system -----------------------------------------------------------------------------------------------------
- */
+/* --- the system -------------------------------------------------------------------------------------------------- */
 
 int __real_open64(const char *path, int flags, ...);
 int __wrap_open64(const char *path, int flags, ...);

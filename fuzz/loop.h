@@ -123,8 +123,7 @@ void loop_fd_del(struct loop *loop, int fd)
         w->events = 0;
 }
 
-/* --- what a target does with it -------------------------------------------------------------------------------------
- */
+/* --- what a target does with it ---------------------------------------------------------------------------------- */
 
 /* An event of a descriptor, if somebody watches it for that. */
 static inline void fuzz_loop_event(int fd, uint32_t events)

@@ -26,8 +26,7 @@ static struct target {
     bool full, no_room;
 } t;
 
-/* --- the system -----------------------------------------------------------------------------------------------------
- */
+/* --- the system -------------------------------------------------------------------------------------------------- */
 
 static int new_fd(void)
 {
@@ -151,8 +150,7 @@ int __wrap_setsockopt(int fd, int level, int name, const void *value, socklen_t 
 void __wrap_log_say(const char *format, ...);
 void __wrap_log_say(const char *format, ...) {}
 
-/* --- the client -----------------------------------------------------------------------------------------------------
- */
+/* --- the client -------------------------------------------------------------------------------------------------- */
 
 static bool receive(void *opaque, const struct net_header *header, const uint8_t *frame, size_t len)
 {

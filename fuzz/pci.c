@@ -35,8 +35,7 @@ struct target {
 };
 static struct target t;
 
-/* --- the functions --------------------------------------------------------------------------------------------------
- */
+/* --- the functions ----------------------------------------------------------------------------------------------- */
 
 static void config_read(struct virtio_device *v, uint32_t offset, void *buf, unsigned size)
 {
@@ -113,8 +112,7 @@ static void on_msi(void *opaque, uint64_t address, uint32_t data)
     assert_int_equal(address >> 20, 0xfee);
 }
 
-/* --- the guest ------------------------------------------------------------------------------------------------------
- */
+/* --- the guest --------------------------------------------------------------------------------------------------- */
 
 static struct pci_function *one(uint8_t n)
 {
@@ -228,8 +226,7 @@ static void step_window(struct fuzz_input *in)
     access_config(devfn, cap + 16 + (how >> 3 & 1), fuzz_u32(in), 1u << (how & 7) % 3, how & 0x80);
 }
 
-/* --- the devices' own side ------------------------------------------------------------------------------------------
- */
+/* --- the devices' own side --------------------------------------------------------------------------------------- */
 
 static void step_wish(struct fuzz_input *in)
 {

@@ -90,8 +90,7 @@ static void next_answer(void)
         t.answer[t.len++] = '\n';
 }
 
-/* --- the system -----------------------------------------------------------------------------------------------------
- */
+/* --- the system -------------------------------------------------------------------------------------------------- */
 
 ssize_t __wrap_recv(int fd, void *buf, size_t len, int flags);
 ssize_t __wrap_recv(int fd, void *buf, size_t len, int flags)
@@ -168,8 +167,7 @@ int __wrap_fd_write_all(int fd, const void *data, size_t len)
     return sum == 1 ? -EPIPE : 0;
 }
 
-/* --- what the client does -------------------------------------------------------------------------------------------
- */
+/* --- what the client does ---------------------------------------------------------------------------------------- */
 
 static int woken(void *opaque)
 {

@@ -39,8 +39,7 @@ static int new_fd(void)
     return -1;
 }
 
-/* --- the system -----------------------------------------------------------------------------------------------------
- */
+/* --- the system -------------------------------------------------------------------------------------------------- */
 
 ssize_t __real_read(int fd, void *buf, size_t len);
 ssize_t __wrap_read(int fd, void *buf, size_t len);
@@ -122,8 +121,7 @@ int __wrap_setsockopt(int fd, int level, int name, const void *value, socklen_t 
     return 0;
 }
 
-/* --- inputs ---------------------------------------------------------------------------------------------------------
- */
+/* --- inputs ------------------------------------------------------------------------------------------------------ */
 
 /* A port's memory is large and stays; what an input left in it does not. */
 static void empty_port(struct port *p)

@@ -42,8 +42,7 @@ struct target {
 };
 static struct target t;
 
-/* --- the backend ----------------------------------------------------------------------------------------------------
- */
+/* --- the backend ------------------------------------------------------------------------------------------------- */
 
 static int backend_open(struct net *net, char *err, size_t n)
 {
@@ -66,8 +65,7 @@ static void backend_resume(struct net *net) {}
 static const struct net_kind kind = {
     .word = "fuzz", .open = backend_open, .close = backend_close, .send = backend_send, .resume = backend_resume};
 
-/* --- the driver -----------------------------------------------------------------------------------------------------
- */
+/* --- the driver -------------------------------------------------------------------------------------------------- */
 
 static void out(uint64_t at, uint64_t value, unsigned size)
 {
@@ -158,8 +156,7 @@ static void step_control(struct fuzz_input *in)
     out(0x3000 + 8, 0, 2);
 }
 
-/* --- the neighbour --------------------------------------------------------------------------------------------------
- */
+/* --- the neighbour ----------------------------------------------------------------------------------------------- */
 
 static void step_frame(struct fuzz_input *in)
 {

@@ -19,8 +19,7 @@
 
 #define ORDER_FD 3
 
-/* --- the one who starts: what is to be done goes over in a file in memory, as JSON ---------------------------------
- */
+/* --- the one who starts: what is to be done goes over in a file in memory, as JSON ------------------------------- */
 
 static json_t *texts(char *const *list)
 {

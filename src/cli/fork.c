@@ -127,8 +127,7 @@ int fork_main(const struct command *self, int argc, char **argv)
     return status ? status : flushed;
 }
 
-/* --- clone ---------------------------------------------------------------------------------------------------------
- */
+/* --- clone ------------------------------------------------------------------------------------------------------- */
 
 static int clone_it(const struct registry *r, const struct vm_record *parent, const char *name, char *err, size_t n)
 {

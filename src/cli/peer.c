@@ -23,8 +23,7 @@
 #define CONNECT_MS 10000
 #define RELAY_BYTES (256u << 10)
 
-/* --- addresses ------------------------------------------------------------------------------------------------------
- */
+/* --- addresses --------------------------------------------------------------------------------------------------- */
 
 static int parse_unix(struct peer_address *a, const char *path, char *err, size_t n)
 {
@@ -80,8 +79,7 @@ int peer_parse(struct peer_address *a, const char *text, char *err, size_t n)
     return name_check(text, err, n);
 }
 
-/* --- connections ----------------------------------------------------------------------------------------------------
- */
+/* --- connections ------------------------------------------------------------------------------------------------- */
 
 static int set_blocking(int fd)
 {
@@ -209,8 +207,7 @@ void peer_close(struct peer *p)
     *p = (struct peer){.fd = -1};
 }
 
-/* --- messages --------------------------------------------------------------------------------------------------------
- */
+/* --- messages ---------------------------------------------------------------------------------------------------- */
 
 static int write_tls(struct tls *t, const char *bytes, size_t len)
 {

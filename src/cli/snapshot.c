@@ -248,8 +248,7 @@ static int rm(const struct command *self, int argc, char **argv)
     return failed ? cli_failed(failed, err) : STATUS_OK;
 }
 
-/* --- export ---------------------------------------------------------------------------------------------------------
- */
+/* --- export ------------------------------------------------------------------------------------------------------ */
 
 static int export(const struct command *self, int argc, char **argv)
 {
@@ -267,8 +266,7 @@ static int export(const struct command *self, int argc, char **argv)
     return failed ? cli_failed(failed, err) : STATUS_OK;
 }
 
-/* --- check ---------------------------------------------------------------------------------------------------------
- */
+/* --- check ------------------------------------------------------------------------------------------------------- */
 
 /* Every piece of memory, which restoring looks at one by one only when it is needed. */
 static int check_chunks(const struct snapshot_file *f, const char *path, char *err, size_t n)

@@ -65,8 +65,7 @@ static int choose_name(const struct run_arguments *t, const char *digest, char n
     return 0;
 }
 
-/* --- those that there are ------------------------------------------------------------------------------------------
- */
+/* --- those that there are ---------------------------------------------------------------------------------------- */
 
 static bool is_ours(const char *name)
 {
@@ -164,8 +163,7 @@ static bool is_parked(const struct registry *r, const char *name)
     return parked;
 }
 
-/* --- making one ----------------------------------------------------------------------------------------------------
- */
+/* --- making one -------------------------------------------------------------------------------------------------- */
 
 /* A command that does nothing, twice: what every command needs has run then, and its translation is taken along to
  * copies (engine/soft/carry.c).  An image without that command does without. */
@@ -248,8 +246,7 @@ static int take_template(struct forking *f, const struct run_arguments *t, const
     return failed ? cli_failed(failed, err) : status;
 }
 
-/* --- a copy ----------------------------------------------------------------------------------------------------------
- */
+/* --- a copy ------------------------------------------------------------------------------------------------------ */
 
 static int run_copy(struct forking *f, struct bring *b, const struct run_arguments *a)
 {

@@ -99,8 +99,7 @@ static void erase_environment(void)
         environ[0] = NULL;
 }
 
-/* --- names ---------------------------------------------------------------------------------------------------------
- */
+/* --- names ------------------------------------------------------------------------------------------------------- */
 
 /* For root: an empty directory that nobody can put anything into, because it is deleted. */
 static bool leave_root_directory(void)
@@ -126,8 +125,7 @@ static int restrict_names(struct sandbox *s, const struct sandbox_spec *spec)
     return err == -ENOSYS ? 0 : err;
 }
 
-/* --- who we are ------------------------------------------------------------------------------------------------------
- */
+/* --- who we are -------------------------------------------------------------------------------------------------- */
 
 static bool become(uid_t user)
 {

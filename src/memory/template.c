@@ -174,8 +174,7 @@ static void own_range(struct memory *m, uint64_t first, uint64_t end)
             own_page(m, page);
 }
 
-/* --- pages of one's own --------------------------------------------------------------------------------------------
- */
+/* --- pages of one's own ------------------------------------------------------------------------------------------ */
 
 QUIET bool memory_owns(const struct memory *m, uint64_t gpa, uint64_t len)
 {
@@ -221,8 +220,7 @@ void memory_set_exhausted(struct memory *m, void (*fn)(void *opaque), void *opaq
     m->templates->opaque = opaque;
 }
 
-/* --- contents -------------------------------------------------------------------------------------------------------
- */
+/* --- contents ---------------------------------------------------------------------------------------------------- */
 
 int memory_peek(const struct memory *m, uint64_t offset, void *out, uint64_t len)
 {

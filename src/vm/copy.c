@@ -42,8 +42,7 @@ static int fill(const struct vm_record *parent, const struct copy_words *words, 
     return 0;
 }
 
-/* --- the disk ------------------------------------------------------------------------------------------------------
- */
+/* --- the disk ---------------------------------------------------------------------------------------------------- */
 
 static int layer_path(const struct registry *r, const char *name, const char *layer, char out[PATH_MAX], char *err,
                       size_t n)
@@ -91,8 +90,7 @@ static int make_disk(const struct registry *r, const char *from, const char *to,
     return failed ? failed : disk_overlay_stack_create(disk, path, err, n);
 }
 
-/* --- all of it ------------------------------------------------------------------------------------------------------
- */
+/* --- all of it --------------------------------------------------------------------------------------------------- */
 
 static void note_creation(const struct registry *r, const char *name, const char *parent)
 {

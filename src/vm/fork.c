@@ -40,8 +40,7 @@ bool fork_refused(struct control_call *call)
     return false;
 }
 
-/* --- there is no memory for a page -----------------------------------------------------------------------------------
- */
+/* --- there is no memory for a page ------------------------------------------------------------------------------- */
 
 /* On any thread, with any lock: the vCPUs stop, and the loop says why. */
 static void exhausted(void *opaque)
@@ -93,8 +92,7 @@ int fork_receive(int socket, int fds[FORK_FDS_MAX], char *err, size_t n)
     return (int)count;
 }
 
-/* --- the one that is forked -----------------------------------------------------------------------------------------
- */
+/* --- the one that is forked -------------------------------------------------------------------------------------- */
 
 /* The layout: for each run its pages and its template's number, 4 bytes each, little-endian. */
 static int add_layout(struct saving *s, const struct memory_run *runs, uint32_t n)

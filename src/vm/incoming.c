@@ -65,8 +65,7 @@ static void fail(struct incoming *in, const char *reason)
     vm_end(in->vm, VM_FAILED, "it could not be received: %s", reason);
 }
 
-/* --- complete ------------------------------------------------------------------------------------------------------
- */
+/* --- complete ---------------------------------------------------------------------------------------------------- */
 
 static void flushed(struct disk_request *r) {}
 
@@ -121,8 +120,7 @@ static void received(void *opaque, uint32_t events)
         control_reply(control_of(in), &in->wait, json_object(), NULL, NULL);
 }
 
-/* --- go --------------------------------------------------------------------------------------------------------------
- */
+/* --- go ---------------------------------------------------------------------------------------------------------- */
 
 /* What the source says of it beside its state; NULL: nothing. */
 static json_t *read_about(const struct incoming *in)
@@ -162,8 +160,7 @@ void incoming_step(struct vm *vm)
     let_go(in);
 }
 
-/* --- what is asked ---------------------------------------------------------------------------------------------------
- */
+/* --- what is asked ----------------------------------------------------------------------------------------------- */
 
 static json_t *begin(struct incoming *in, struct control_call *call)
 {

@@ -100,8 +100,7 @@ static void command_gone(void *opaque, uint32_t events)
         loop_fd_del(m->vm->loop, m->lease); /* whoever comes next will say how it goes on */
 }
 
-/* --- rounds --------------------------------------------------------------------------------------------------------
- */
+/* --- rounds ------------------------------------------------------------------------------------------------------ */
 
 static uint64_t pages_left(const struct moving *m)
 {
@@ -216,8 +215,7 @@ static int save_about(struct moving *m)
     return err;
 }
 
-/* --- with no vCPU running -------------------------------------------------------------------------------------------
- */
+/* --- with no vCPU running ---------------------------------------------------------------------------------------- */
 
 static int begin_logs(struct moving *m)
 {
@@ -322,8 +320,7 @@ void migration_abandon(struct vm *vm)
     vm->moving = NULL;
 }
 
-/* --- what is asked --------------------------------------------------------------------------------------------------
- */
+/* --- what is asked ----------------------------------------------------------------------------------------------- */
 
 /* Why this machine cannot move, as an error of the call; false: it can. */
 static bool refused(struct control_call *call)

@@ -69,8 +69,7 @@ int moving_wait(struct moving *m, uint64_t ns);
 /* Ends the threads, at once, and closes the streams. */
 void moving_threads_stop(struct moving *m);
 
-/* --- destination ---------------------------------------------------------------------------------------------------
- */
+/* --- destination ------------------------------------------------------------------------------------------------- */
 
 enum incoming_state {
     INCOMING_WAITING, /* for the streams */

@@ -307,8 +307,7 @@ int registry_names(const struct registry *r, char (**names)[NAME_SIZE], char *er
     return count;
 }
 
-/* --- records --------------------------------------------------------------------------------------------------------
- */
+/* --- records ----------------------------------------------------------------------------------------------------- */
 
 static int no_such(const struct registry *r, const char *name, char *err, size_t n)
 {

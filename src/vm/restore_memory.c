@@ -63,8 +63,7 @@ static bool is_kept(void *opaque, uint64_t chunk)
     return l->restore->file.extent[SNAPSHOT_MEMORY].place[chunk].length != 0;
 }
 
-/* --- the working set ------------------------------------------------------------------------------------------------
- */
+/* --- the working set --------------------------------------------------------------------------------------------- */
 
 static void read_set(struct loading *l)
 {
@@ -93,8 +92,7 @@ static void write_set(struct loading *l)
         (void)!pwrite(l->restore->set_fd, head, sizeof head, 0); /* without it there is none: no harm is done */
 }
 
-/* --- the thread ------------------------------------------------------------------------------------------------------
- */
+/* --- the thread -------------------------------------------------------------------------------------------------- */
 
 static void bring(struct loading *l, uint64_t chunk)
 {

@@ -18,8 +18,7 @@
 
 const char *const saving_state_names[] = {"flushing", "flushing", "writing", "complete", "failed"};
 
-/* --- how it ends ---------------------------------------------------------------------------------------------------
- */
+/* --- how it ends ------------------------------------------------------------------------------------------------- */
 
 static json_t *describe(const struct saving *s)
 {
@@ -108,8 +107,7 @@ static void look(void *opaque)
     }
 }
 
-/* --- the moment -----------------------------------------------------------------------------------------------------
- */
+/* --- the moment -------------------------------------------------------------------------------------------------- */
 
 bool snapshot_due(const struct vm *vm)
 {
@@ -229,8 +227,7 @@ void snapshot_abandon(struct vm *vm)
     vm->saving = NULL;
 }
 
-/* --- what is asked ---------------------------------------------------------------------------------------------------
- */
+/* --- what is asked ----------------------------------------------------------------------------------------------- */
 
 /* Why this machine cannot be saved, as an error of the call; false: it can. */
 static bool refused(struct control_call *call)

@@ -195,8 +195,7 @@ int snapshot_export(const struct registry *r, const char *name, const char *tag,
     return failed;
 }
 
-/* --- in ------------------------------------------------------------------------------------------------------------
- */
+/* --- in ---------------------------------------------------------------------------------------------------------- */
 
 static int fill_disk(const struct snapshot_file *f, struct disk *disk)
 {

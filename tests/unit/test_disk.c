@@ -296,8 +296,7 @@ static void many_at_once(void **state)
     disk_close(d);
 }
 
-/* --- file operations -----------------------------------------------------------------------------------------------
- */
+/* --- file operations --------------------------------------------------------------------------------------------- */
 
 static unsigned ended;
 static void op_done(struct fileio_op *op)
@@ -432,8 +431,7 @@ static void a_submitter_that_ends(void **state)
     disk_close(d);
 }
 
-/* --- limits ----------------------------------------------------------------------------------------------------------
- */
+/* --- limits ------------------------------------------------------------------------------------------------------ */
 
 struct stream { /* one request after the other */
     struct disk_request r;

@@ -132,8 +132,7 @@ static void a_missing_frame_is_seen(void **state)
     assert_string_equal(why, "frames of it are missing");
 }
 
-/* --- the record ------------------------------------------------------------------------------------------------------
- */
+/* --- the record -------------------------------------------------------------------------------------------------- */
 
 static struct registry r;
 static char err[ERROR_SIZE];

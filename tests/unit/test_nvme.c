@@ -471,8 +471,7 @@ static void shutdown_flushes(void **state)
     assert_int_equal(reg(&drv, 0x1c), 1);
 }
 
-/* --- hostile drivers, by name --------------------------------------------------------------------------------------
- */
+/* --- hostile drivers, by name ------------------------------------------------------------------------------------ */
 
 static void prp_outside_ram(void **state)
 {
@@ -711,8 +710,7 @@ static void random_commands(void **state)
     }
 }
 
-/* --- save and restore ----------------------------------------------------------------------------------------------
- */
+/* --- save and restore -------------------------------------------------------------------------------------------- */
 
 static void state_goes_on(void **state)
 {

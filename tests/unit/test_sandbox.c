@@ -380,8 +380,7 @@ static void files_cannot_be_opened(void **state)
     assert_int_equal(status_of(&soft, try_open), 42 << 8);
 }
 
-/* --- what must be --------------------------------------------------------------------------------------------------
- */
+/* --- what must be ------------------------------------------------------------------------------------------------ */
 
 static void *thread_main(void *opaque)
 {
@@ -444,8 +443,7 @@ static void an_abort_is_an_abort(void **state)
     assert_int_equal(WTERMSIG(status_of(&soft, try_abort)), SIGABRT);
 }
 
-/* --- threads --------------------------------------------------------------------------------------------------------
- */
+/* --- threads ----------------------------------------------------------------------------------------------------- */
 
 static struct sandbox *entered;
 

@@ -212,8 +212,7 @@ static void destruction_reports_what_was_waiting(void **state)
     close(fd);
 }
 
-/* --- from the guest ------------------------------------------------------------------------------------------------
- */
+/* --- from the guest ---------------------------------------------------------------------------------------------- */
 
 static int accepted = -1; /* our end of the pair whose other end was handed in */
 
@@ -285,8 +284,7 @@ static void a_listener_at_a_path(void **state)
     unlink(path);
 }
 
-/* --- the Unix socket -------------------------------------------------------------------------------------------------
- */
+/* --- the Unix socket --------------------------------------------------------------------------------------------- */
 
 static int client(const char *words)
 {
@@ -356,8 +354,7 @@ static void a_client_before_there_is_a_driver_is_closed(void **state)
     close(fd);
 }
 
-/* --- ends ------------------------------------------------------------------------------------------------------------
- */
+/* --- ends -------------------------------------------------------------------------------------------------------- */
 
 static void the_host_half_closes(void **state)
 {
@@ -473,8 +470,7 @@ static void the_rest_reaches_a_slow_reader(void **state)
     close(pair[0]);
 }
 
-/* --- credit ----------------------------------------------------------------------------------------------------------
- */
+/* --- credit ------------------------------------------------------------------------------------------------------ */
 
 static void the_host_keeps_to_the_guests_credit(void **state)
 {
@@ -550,8 +546,7 @@ static void a_guest_that_sends_beyond_its_credit_is_reset(void **state)
     close(fd);
 }
 
-/* --- much ------------------------------------------------------------------------------------------------------------
- */
+/* --- much -------------------------------------------------------------------------------------------------------- */
 
 static void a_slow_reader_holds_up_nobody_else(void **state)
 {
@@ -750,8 +745,7 @@ static void memory_outside_ram_stops_the_device(void **state)
     assert_true(status(&drv) & VIRTIO_NEEDS_RESET);
 }
 
-/* --- resets ----------------------------------------------------------------------------------------------------------
- */
+/* --- resets ------------------------------------------------------------------------------------------------------ */
 
 static void a_reset_in_the_middle_closes_everything(void **state)
 {

@@ -301,8 +301,7 @@ static void nbd_closed(struct disk *disk)
 
 static const struct disk_ops nbd_ops = {.submit = nbd_submit, .kick = nbd_kick, .wait = nbd_wait, .close = nbd_closed};
 
-/* --- opening --------------------------------------------------------------------------------------------------------
- */
+/* --- opening ----------------------------------------------------------------------------------------------------- */
 
 static int explain(const struct nbd_disk *d, const char *what, char *err, size_t n)
 {

@@ -263,8 +263,7 @@ int disk_overlay_open(struct disk **out, const struct disk_spec *spec, struct lo
     return overlay_open_with(out, spec, loop, io, err, n);
 }
 
-/* --- making ---------------------------------------------------------------------------------------------------------
- */
+/* --- making ------------------------------------------------------------------------------------------------------ */
 
 static int write_header(int fd, const struct overlay_header *h, unsigned slot)
 {

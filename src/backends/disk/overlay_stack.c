@@ -80,8 +80,7 @@ int disk_overlay_stack_open(const char *path, char *err, size_t n)
     return fd;
 }
 
-/* --- the machine's disk ---------------------------------------------------------------------------------------------
- */
+/* --- the machine's disk ------------------------------------------------------------------------------------------ */
 
 /* The overlay as it is becomes what `o` lies on; `o`, which the machine knows, is the new file. */
 static void move_down(struct overlay *o, struct overlay *below)

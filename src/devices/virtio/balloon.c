@@ -209,8 +209,7 @@ uint64_t balloon_stats(const struct balloon *b, struct balloon_stats *stats)
     return b->stats_ns;
 }
 
-/* --- the target ----------------------------------------------------------------------------------------------------
- */
+/* --- the target -------------------------------------------------------------------------------------------------- */
 
 int balloon_set_target(struct balloon *b, uint64_t bytes)
 {
@@ -236,8 +235,7 @@ uint64_t balloon_returned(const struct balloon *b)
     return b->returned;
 }
 
-/* --- the device ------------------------------------------------------------------------------------------------------
- */
+/* --- the device -------------------------------------------------------------------------------------------------- */
 
 /* le32 num_pages, actual, free_page_hint_cmd_id (0: none wanted), poison_val (not offered). */
 static void config_read(struct virtio_device *v, uint32_t offset, void *buf, unsigned size)

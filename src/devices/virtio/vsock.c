@@ -165,8 +165,7 @@ static bool rx_fill(struct vsock *vs)
     return more && has_packets(vs);
 }
 
-/* --- events ---------------------------------------------------------------------------------------------------------
- */
+/* --- events ------------------------------------------------------------------------------------------------------ */
 
 /* After a restore: le32 VIRTIO_VSOCK_EVENT_TRANSPORT_RESET, which is 0 (5.10.6.7). */
 static void tell_reset(struct vsock *vs)
@@ -186,8 +185,7 @@ static void tell_reset(struct vsock *vs)
     vs->saved.reset_due = false;
 }
 
-/* --- the loop's thread ----------------------------------------------------------------------------------------------
- */
+/* --- the loop's thread ------------------------------------------------------------------------------------------- */
 
 /* Asks the host whether it takes what the guest has asked for. */
 static void answer(struct vsock *vs, struct conn *c)

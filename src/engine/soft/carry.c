@@ -82,8 +82,7 @@ static bool can_be_carried(const struct engine *e)
     return true;
 }
 
-/* --- from the machine that is parked -------------------------------------------------------------------------------
- */
+/* --- from the machine that is parked ----------------------------------------------------------------------------- */
 
 static int put_head(struct engine *e, struct engine_code *piece)
 {

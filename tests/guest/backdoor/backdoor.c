@@ -268,8 +268,7 @@ static void attempt(void *opaque)
             result = attempts[i].fn() == 0 ? 0 : (uint32_t)errno;
 }
 
-/* --- the port ------------------------------------------------------------------------------------------------------
- */
+/* --- the port ---------------------------------------------------------------------------------------------------- */
 
 static uint64_t port_read(void *opaque, uint64_t offset, unsigned size)
 {

@@ -339,8 +339,7 @@ static void run_model(unsigned n)
     printf("model %zu %u\n", model_size, sum);
 }
 
-/* --- many files ----------------------------------------------------------------------------------------------------
- */
+/* --- many files -------------------------------------------------------------------------------------------------- */
 
 static unsigned count(const char *name)
 {
@@ -387,8 +386,7 @@ static void run_tree(unsigned n)
     check("a-tenth-is-moved", count("tree") == directories + n / 10, "%u", count("tree"));
 }
 
-/* --- locks between the host and the guest ----------------------------------------------------------------------------
- */
+/* --- locks between the host and the guest ------------------------------------------------------------------------ */
 
 /* Waits for a file that the other side makes. */
 static void await(const char *name)

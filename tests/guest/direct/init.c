@@ -419,8 +419,7 @@ static const char *vectors(void)
     return x == y && memcmp(a, b, sizeof a) == 0 ? NULL : "other results";
 }
 
-/* --- what a hostile program tries ----------------------------------------------------------------------------------
- */
+/* --- what a hostile program tries -------------------------------------------------------------------------------- */
 
 /* Is the stub there, for that program runs directly?  Its pages are nobody's in translated code. */
 static volatile int tries_left;

@@ -54,8 +54,7 @@ static void serialize(void)
     __cpuid(0, a, b, c, d);
 }
 
-/* --- functions that are published by a plain store of their address ------------------------------------------------
- */
+/* --- functions that are published by a plain store of their address ---------------------------------------------- */
 
 /* In slots, each with the number that its function returns.  A slot is written again when all have since run a later
  * one. */
@@ -129,8 +128,7 @@ static const char *publish_two(void)
     return write_and_run(0.3, publish_thread);
 }
 
-/* --- code that is changed in place ---------------------------------------------------------------------------------
- */
+/* --- code that is changed in place ------------------------------------------------------------------------------- */
 
 static uint8_t *function;   /* is being run all the time */
 static uint32_t generation; /* what the function returns at the least */
@@ -325,8 +323,7 @@ static const char *loop(void)
     return write_and_run(0.3, loop_thread);
 }
 
-/* --- code whose mapping changes ------------------------------------------------------------------------------------
- */
+/* --- code whose mapping changes ---------------------------------------------------------------------------------- */
 
 static uint8_t *place; /* its function is at AT, which aligns what follows the opcode */
 enum { AT = 3 };
@@ -410,8 +407,7 @@ static const char *remapped(void)
     return complaint();
 }
 
-/* --- pages that go from one program's code to another's --------------------------------------------------------------
- */
+/* --- pages that go from one program's code to another's ---------------------------------------------------------- */
 
 static _Noreturn void own_code(unsigned me)
 {

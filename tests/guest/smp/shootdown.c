@@ -189,8 +189,7 @@ static const char *no_access(void)
     return change_and_use(0.2, no_access_thread);
 }
 
-/* --- munmap; what becomes of the page -------------------------------------------------------------------------------
- */
+/* --- munmap; what becomes of the page ---------------------------------------------------------------------------- */
 
 /* The next page that is wanted is likely to be the one that has just become free. */
 static void another_page(const char *which)
@@ -301,8 +300,7 @@ static const char *moved(void)
     return change_and_use(0.25, move_thread);
 }
 
-/* --- fork -----------------------------------------------------------------------------------------------------------
- */
+/* --- fork -------------------------------------------------------------------------------------------------------- */
 
 /* Each thread's word is what it has written last, and the child's stays what it was. */
 static void fork_thread(unsigned me)

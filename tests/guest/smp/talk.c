@@ -105,8 +105,7 @@ static const char *streams(void)
     return complaint();
 }
 
-/* --- futexes, and what is made of them -----------------------------------------------------------------------------
- */
+/* --- futexes, and what is made of them --------------------------------------------------------------------------- */
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
@@ -282,8 +281,7 @@ static const char *storm(void)
     return complaint();
 }
 
-/* --- where one is --------------------------------------------------------------------------------------------------
- */
+/* --- where one is ------------------------------------------------------------------------------------------------ */
 
 static unsigned apic_of_cpu[CPUS_MAX];
 
