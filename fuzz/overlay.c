@@ -13,6 +13,8 @@
 #include "backends/disk/fileio_int.h"
 #include "backends/disk/overlay.h"
 #include "backends/disk/overlay_format.h"
+#include "backends/disk/overlay_int.h"
+#include "backends/disk/overlay_merge.h"
 #include "base/crc32c.h"
 #include "fixture.h"
 
@@ -131,6 +133,29 @@ static void step(struct fuzz_input *in, struct disk *d)
     assert_true(ended && !d->in_flight);
 }
 
+/* Into a new file, as of a machine that runs or not. */
+static void merge(int fd, const struct overlay_header *h)
+{
+    static struct overlay_header to;
+    static int into = -1;
+    struct merge_layer from = {.fd = fd};
+    uint8_t *map = NULL, *to_map = NULL, *merged = NULL;
+
+    if (overlay_load_map(fd, h, &map))
+        return;
+    assert_true(into >= 0 || (into = memfd_create("merged", MFD_CLOEXEC)) >= 0);
+    assert_true(!ftruncate(into, 0) && !ftruncate(into, (off_t)overlay_file_size(h->size)));
+    to.size = h->size;
+    assert_true(!overlay_load_map(into, &to, &to_map));
+    from.map = map;
+    struct overlay_merge m = {.from = &from, .n = 1, .into = into, .header = &to, .map = to_map, .io = &merge_io_host};
+    if (overlay_merge(&m) == 0)
+        assert_true(!overlay_load_map(into, &to, &merged));
+    free(map);
+    free(to_map);
+    free(merged);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -166,6 +191,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
                 step(&in, d);
             disk_close(d);
             assert_true(disk_overlay_check(spec.path, &report, err, sizeof err) == 0 || report.stray_bits);
+            merge(fd, &h);
         }
     }
     return 0;

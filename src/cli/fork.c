@@ -141,7 +141,7 @@ static int clone_it(const struct registry *r, const struct vm_record *parent, co
         return error_set(err, n, failed, "%s runs: `guise fork %s` copies a machine that does", parent->name,
                          parent->name);
     if (!failed)
-        failed = snapshot_make_layer(r, parent, &layer, err, n);
+        failed = snapshot_make_layer(r, parent, NULL, &layer, err, n);
     if (!failed) {
         failed = copy_make(r, parent, layer.layer, &words, &copy, &made, err, n);
         snapshot_make_layer_end(&layer, true);

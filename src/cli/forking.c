@@ -73,7 +73,7 @@ int forking_begin(struct forking *f, char *err, size_t n)
     f->agent = parked || json_is_true(json_object_get(status, "agent"));
     json_decref(status);
     if (!failed && !parked)
-        failed = snapshot_make_layer(f->registry, &f->parent, &f->layer, err, n);
+        failed = snapshot_make_layer(f->registry, &f->parent, &f->client, &f->layer, err, n);
     if (!failed && (failed = ask(f, err, n)) && !parked)
         snapshot_make_layer_end(&f->layer, is_layered(f));
     return failed;

@@ -11,6 +11,9 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "host/loop.h"
+#include "vm/layers.h"
+#include "vm/prepare.h"
+#include "vm/snapshot_store.h"
 
 #define QUOTED_BYTES 2048
 #define QUOTED_LINES 10
@@ -116,6 +119,8 @@ int life_begin(struct life_start *s, int lock, bool attached)
     json_t *event = NULL;
     int fd, failed;
 
+    if (record_has_disk(s->record)) /* or it reads a little slower */
+        (void)snapshot_merge_layers(s->registry, s->record->name, true, LAYERS_FEW, err, sizeof err);
     progress_stage(s->progress, "engine", NULL);
     failed = process_start(s->registry, s->record, lock, attached, &s->source, &fd, err, sizeof err);
     close(lock);

@@ -120,7 +120,7 @@ static int take_one(const struct registry *r, const struct vm_record *record, co
         failed = error_set(err, sizeof err, -EBUSY,
                            "%s goes away with all that it has when it ends: a snapshot would, too", record->name);
     if (!failed)
-        failed = snapshot_make(r, record, tag, &m, err, sizeof err);
+        failed = snapshot_make(r, record, &c, tag, &m, err, sizeof err);
     if (failed) {
         client_close(&c);
         return cli_failed(failed, err);
@@ -245,7 +245,11 @@ static int rm(const struct command *self, int argc, char **argv)
     int failed = registry_exists(&r, argv[1], err, sizeof err);
     for (int i = 2; i <= operands && !failed; i++)
         failed = snapshot_remove(&r, argv[1], argv[i], err, sizeof err);
-    return failed ? cli_failed(failed, err) : STATUS_OK;
+    if (failed)
+        return cli_failed(failed, err);
+    if (snapshot_merge_layers(&r, argv[1], false, 1, err, sizeof err)) /* they are what they were, and take more room */
+        log_say("what the disk of %s has kept for it stays as it is: %s", argv[1], err);
+    return STATUS_OK;
 }
 
 /* --- export ------------------------------------------------------------------------------------------------------ */
@@ -307,8 +311,8 @@ static int check(const struct command *self, int argc, char **argv)
 const struct command snapshot_commands[] = {
     {"snapshot ls", "list the snapshots of a virtual machine", "NAME [--json]", NULL, ls_snapshot_options, "@vm", ls},
     {"snapshot rm", "remove snapshots", "NAME TAG...",
-     "What later snapshots, or the disk, stand on stays on the host's disk as long as they do.\n", no_options, "@vm",
-     rm},
+     "What they kept of the disk is merged into what stands on it, while the machine runs on if it does.\n", no_options,
+     "@vm", rm},
     {"snapshot export", "write a snapshot into a file for another host", "NAME TAG FILE",
      "`guise restore --from FILE NAME` goes on from it, where the same image is.\n", no_options, "@vm", export},
     {"snapshot check", "read all of a snapshot, and say what is damaged", "NAME TAG", "Exit status 1: it is.\n",

@@ -10,6 +10,7 @@
 #include "vm/fork.h"
 #include "vm/life.h"
 #include "vm/link.h"
+#include "vm/merge.h"
 #include "vm/migration.h"
 #include "vm/registry.h"
 #include "vm/snapshot.h"
@@ -212,6 +213,7 @@ const struct control_command vm_commands[] = {
     {"console", command_console},
     {"snapshot", command_snapshot},
     {"fork", command_fork},
+    {"merge", command_merge},
     {"migrate", command_migrate},
     {"incoming", command_incoming},
     {0},

@@ -10,6 +10,7 @@
 #include "base/error.h"
 #include "base/path.h"
 #include "vm/events.h"
+#include "vm/layers.h"
 
 #define NUMBERS_MOST 100000u
 
@@ -44,15 +45,6 @@ static int fill(const struct vm_record *parent, const struct copy_words *words, 
 
 /* --- the disk ---------------------------------------------------------------------------------------------------- */
 
-static int layer_path(const struct registry *r, const char *name, const char *layer, char out[PATH_MAX], char *err,
-                      size_t n)
-{
-    char sub[128];
-
-    snprintf(sub, sizeof sub, "layers/%.64s", layer);
-    return registry_path(r, name, sub, out, err, n);
-}
-
 /* The layer and all below it. */
 static int link_layers(const struct registry *r, const char *from, const char *to, const char *layer, char *err,
                        size_t n)
@@ -69,7 +61,7 @@ static int link_layers(const struct registry *r, const char *from, const char *t
             return failed;
         if (link(there, here))
             return error_sys(err, n, -errno, "the disk's layer %s cannot be shared", there);
-        more = snapshot_base_layer(there, next);
+        more = layer_below(there, next);
     }
     return 0;
 }

@@ -18,6 +18,7 @@
 #include "base/path.h"
 #include "host/loop.h"
 #include "image/image.h"
+#include "vm/layers.h"
 #include "vm/prepare.h"
 #include "vm/snapshot_store.h"
 
@@ -92,7 +93,7 @@ static int find_owned(const struct registry *r, const char *name, const char *la
         failed = registry_path(r, name, sub, path, err, n);
         if (!failed)
             failed = disk_overlay_owned(path, SNAPSHOT_CHUNK_SHIFT, owned, n_chunks, err, n);
-        if (failed || !snapshot_base_layer(path, next))
+        if (failed || !layer_below(path, next))
             break;
     }
     return failed;
@@ -101,15 +102,17 @@ static int find_owned(const struct registry *r, const char *name, const char *la
 static int export_disk(const struct registry *r, const char *name, const char *layer, struct snapshot_writer *w,
                        char *err, size_t n)
 {
-    char path[PATH_MAX], sub[128];
+    char path[PATH_MAX];
     uint8_t bytes[SNAPSHOT_CHUNK], *owned = NULL;
     struct open_disk d;
     uint64_t chunks = 0;
+    int hold = layers_hold(r, name, err, n), failed = hold < 0 ? hold : layer_path(r, name, layer, path, err, n);
 
-    snprintf(sub, sizeof sub, "layers/%s", layer);
-    int failed = registry_path(r, name, sub, path, err, n);
-    if (failed || (failed = open_disk(&d, path, true, err, n)))
+    if (failed || (failed = open_disk(&d, path, true, err, n))) {
+        if (hold >= 0)
+            close(hold);
         return failed;
+    }
     chunks = (d.disk->size + SNAPSHOT_CHUNK - 1) >> SNAPSHOT_CHUNK_SHIFT;
     owned = calloc(chunks, 1);
     failed = owned ? find_owned(r, name, layer, owned, chunks, err, n) : error_set(err, n, -ENOMEM, "out of memory");
@@ -127,6 +130,7 @@ static int export_disk(const struct registry *r, const char *name, const char *l
     }
     free(owned);
     close_disk(&d);
+    close(hold);
     return failed;
 }
 

@@ -14,13 +14,16 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/path.h"
+#include "vm/client.h"
+#include "vm/layers.h"
+#include "vm/prepare.h"
 #include "vm/tree.h"
 
 #define STATE "state"
 #define NEW ".new-"
-#define LAYERS_MAX 256u
 #define LAYERS_MOST (DISK_OVERLAYS_MAX - 4) /* of one disk; the image's own may lie below */
 #define SUFFIX ".overlay"
+#define PATIENCE_MS 5000 /* another command is done before long */
 
 /* --- looking --------------------------------------------------------------------------------------------------- */
 
@@ -45,14 +48,6 @@ static void take_text(const json_t *about, const char *key, char *out, size_t si
         memcpy(out, text, strlen(text) + 1);
 }
 
-/* A name of ours: nothing else is looked for among the layers. */
-static bool is_layer(const char *file)
-{
-    size_t n = strspn(file, "0123456789abcdef");
-
-    return n && n < 40 && strcmp(file + n, SUFFIX) == 0;
-}
-
 static uint64_t on_disk(const char *path)
 {
     struct stat st;
@@ -63,7 +58,7 @@ static uint64_t on_disk(const char *path)
 static void look_at(const struct registry *r, const char *name, struct snapshot_info *info, const char *path)
 {
     struct snapshot_file f;
-    char layer[PATH_MAX], file[128], none[1];
+    char layer[PATH_MAX], none[1];
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     int failed = snapshot_open(&f, fd, "it", info->damage, sizeof info->damage);
     json_t *about = failed ? NULL : snapshot_about(&f, "it", info->damage, sizeof info->damage);
@@ -75,10 +70,9 @@ static void look_at(const struct registry *r, const char *name, struct snapshot_
         info->memory_bytes = (uint64_t)json_integer_value(json_object_get(about, "memory_bytes"));
         info->cpus = (uint64_t)json_integer_value(json_object_get(about, "cpus"));
     }
-    if (info->layer[0] && !is_layer(info->layer))
+    if (info->layer[0] && !layer_is_name(info->layer))
         info->layer[0] = 0;
-    snprintf(file, sizeof file, "layers/%s", info->layer);
-    if (info->layer[0] && !registry_path(r, name, file, layer, none, sizeof none)) {
+    if (info->layer[0] && !layer_path(r, name, info->layer, layer, none, sizeof none)) {
         if (access(layer, R_OK))
             snprintf(info->damage, sizeof info->damage, "the layer of its disk is missing");
         info->disk_bytes = on_disk(layer);
@@ -154,98 +148,6 @@ int snapshot_find(const struct registry *r, const char *name, const char *tag, c
     return failed;
 }
 
-/* --- layers that nobody stands on any more ----------------------------------------------------------------------- */
-
-struct layers {
-    char used[LAYERS_MAX][64];
-    unsigned n;
-};
-
-bool snapshot_base_layer(const char *path, char layer[64])
-{
-    char base[4096];
-
-    if (disk_overlay_base(path, base))
-        return false;
-    const char *slash = strrchr(base, '/'), *file = slash ? slash + 1 : base;
-    if (!is_layer(file) || strlen(file) >= 64)
-        return false;
-    memcpy(layer, file, strlen(file) + 1);
-    return true;
-}
-
-static bool is_used(const struct layers *l, const char *file)
-{
-    for (unsigned i = 0; i < l->n; i++)
-        if (strcmp(l->used[i], file) == 0)
-            return true;
-    return false;
-}
-
-/* It, and those below it. */
-static void use(const struct registry *r, const char *name, struct layers *l, const char *file)
-{
-    char path[PATH_MAX], sub[128], none[1], next[64];
-
-    snprintf(next, sizeof next, "%s", file);
-    while (!is_used(l, next) && l->n < LAYERS_MAX) {
-        memcpy(l->used[l->n++], next, sizeof next);
-        snprintf(sub, sizeof sub, "layers/%s", next);
-        if (registry_path(r, name, sub, path, none, sizeof none) || !snapshot_base_layer(path, next))
-            return;
-    }
-}
-
-static void find_used(const struct registry *r, const char *name, struct layers *l)
-{
-    struct snapshot_info *list = NULL;
-    char path[PATH_MAX], none[1], layer[64];
-    int n = snapshot_list(r, name, &list, none, sizeof none);
-
-    for (int i = 0; i < n; i++)
-        if (list[i].layer[0])
-            use(r, name, l, list[i].layer);
-    free(list);
-    if (!registry_path(r, name, VM_DISK, path, none, sizeof none) && snapshot_base_layer(path, layer))
-        use(r, name, l, layer);
-}
-
-void snapshot_sweep_layers(const struct registry *r, const char *name)
-{
-    struct layers *l = calloc(1, sizeof *l);
-    char path[PATH_MAX], sub[320], none[1];
-    DIR *dir = NULL;
-    struct dirent *e;
-
-    if (l && !registry_path(r, name, "layers", path, none, sizeof none) && (dir = opendir(path)))
-        find_used(r, name, l);
-    while (dir && l->n < LAYERS_MAX && (e = readdir(dir))) {
-        snprintf(sub, sizeof sub, "layers/%s", e->d_name);
-        if (is_layer(e->d_name) && !is_used(l, e->d_name) && !registry_path(r, name, sub, path, none, sizeof none))
-            unlink(path);
-    }
-    if (dir)
-        closedir(dir);
-    free(l);
-}
-
-/* How many overlays of ours the disk is made of. */
-static unsigned count_layers(const struct registry *r, const char *name)
-{
-    char path[PATH_MAX], sub[128], none[1], layer[64];
-    unsigned n = 1;
-
-    if (registry_path(r, name, VM_DISK, path, none, sizeof none))
-        return 0;
-    while (n < LAYERS_MAX && snapshot_base_layer(path, layer)) {
-        snprintf(sub, sizeof sub, "layers/%s", layer);
-        if (registry_path(r, name, sub, path, none, sizeof none))
-            break;
-        n++;
-    }
-    return n;
-}
-
 /* --- making ------------------------------------------------------------------------------------------------------ */
 
 /* One command at a time makes and removes. */
@@ -263,9 +165,12 @@ static int take_lock(const struct registry *r, const char *name, char *err, size
     int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
     if (fd < 0)
         return error_sys(err, n, -errno, "cannot open %s", path);
-    if (flock(fd, LOCK_EX | LOCK_NB)) {
-        close(fd);
-        return error_set(err, n, -EBUSY, "another command is at work with the snapshots of %s", name);
+    for (int waited = 0; flock(fd, LOCK_EX | LOCK_NB); waited += 5) {
+        if (waited >= PATIENCE_MS) {
+            close(fd);
+            return error_set(err, n, -EBUSY, "another command is at work with the snapshots of %s", name);
+        }
+        usleep(5000);
     }
     return fd;
 }
@@ -306,7 +211,7 @@ static int choose_tag(const struct registry *r, const char *name, struct snapsho
 static int choose_layer(const struct registry *r, const char *name, struct snapshot_making *m, char *err, size_t n)
 {
     uint64_t id;
-    char path[PATH_MAX], sub[128];
+    char path[PATH_MAX];
     int failed = registry_path(r, name, "layers", path, err, n);
 
     if (!failed)
@@ -316,8 +221,7 @@ static int choose_layer(const struct registry *r, const char *name, struct snaps
     if (getrandom(&id, sizeof id, 0) != sizeof id)
         return error_sys(err, n, -errno, "there is no randomness for a name");
     snprintf(m->layer, sizeof m->layer, "%016llx" SUFFIX, (unsigned long long)id);
-    snprintf(sub, sizeof sub, "layers/%s", m->layer);
-    failed = registry_path(r, name, sub, m->layer_path, err, n);
+    failed = layer_path(r, name, m->layer, m->layer_path, err, n);
     return failed ? failed : registry_path(r, name, VM_DISK, m->disk, err, n);
 }
 
@@ -359,23 +263,24 @@ static int open_state(struct snapshot_making *m, char *err, size_t n)
     return m->state < 0 ? error_sys(err, n, -errno, "cannot make %s", path) : 0;
 }
 
-/* If it has one. */
-static int layer_disk(const struct registry *r, const struct vm_record *record, struct snapshot_making *m, char *err,
-                      size_t n)
+/* If it has one.  Too many layers become fewer before; as long as there are not far too many it may go on with them. */
+static int layer_disk(const struct registry *r, const struct vm_record *record, struct client *client,
+                      struct snapshot_making *m, char *err, size_t n)
 {
-    if (!record->image_digest[0] || record->settings.root)
+    char why[ERROR_SIZE] = "all of them are needed";
+
+    if (!record_has_disk(record))
         return 0;
-    if (count_layers(r, record->name) >= LAYERS_MOST)
-        return error_set(err, n, -E2BIG,
-                         "the disk of %s consists of %u layers, and more would be slow: `guise restore` an older "
-                         "snapshot, or copy the disk into a new machine",
-                         record->name, LAYERS_MOST);
+    (void)layers_merge(r, record->name, LAYERS_FEW, client, why, sizeof why);
+    if (layers_count(r, record->name) >= LAYERS_MOST)
+        return error_set(err, n, -E2BIG, "the disk of %s consists of %u layers, and more would be slow: %.400s",
+                         record->name, LAYERS_MOST, why);
     int failed = choose_layer(r, record->name, m, err, n);
     return failed ? failed : add_layer(m, err, n);
 }
 
-int snapshot_make(const struct registry *r, const struct vm_record *record, const char *tag, struct snapshot_making *m,
-                  char *err, size_t n)
+int snapshot_make(const struct registry *r, const struct vm_record *record, struct client *client, const char *tag,
+                  struct snapshot_making *m, char *err, size_t n)
 {
     bool told = tag && *tag;
     int failed = told ? name_check(tag, err, n) : 0;
@@ -394,7 +299,7 @@ int snapshot_make(const struct registry *r, const struct vm_record *record, cons
     if (!failed)
         failed = open_state(m, err, n);
     if (!failed)
-        failed = layer_disk(r, record, m, err, n);
+        failed = layer_disk(r, record, client, m, err, n);
     if (failed)
         snapshot_make_abort(m, true);
     return failed;
@@ -434,14 +339,14 @@ void snapshot_make_abort(struct snapshot_making *m, bool layered)
     let_go(m);
 }
 
-int snapshot_make_layer(const struct registry *r, const struct vm_record *record, struct snapshot_making *m, char *err,
-                        size_t n)
+int snapshot_make_layer(const struct registry *r, const struct vm_record *record, struct client *client,
+                        struct snapshot_making *m, char *err, size_t n)
 {
     *m = (struct snapshot_making){.lock = -1, .state = -1, .top = -1};
     m->lock = take_lock(r, record->name, err, n);
     if (m->lock < 0)
         return m->lock;
-    int failed = layer_disk(r, record, m, err, n);
+    int failed = layer_disk(r, record, client, m, err, n);
     if (failed)
         let_go(m);
     return failed;
@@ -456,17 +361,16 @@ void snapshot_make_layer_end(struct snapshot_making *m, bool layered)
 
 /* --- going back, removing ---------------------------------------------------------------------------------------- */
 
-int snapshot_disk_back(const struct registry *r, const char *name, const char *layer, char *err, size_t n)
+static int put_back(const struct registry *r, const char *name, const char *layer, char *err, size_t n)
 {
-    char disk[PATH_MAX], fresh[PATH_MAX], base[PATH_MAX], sub[128];
-    int failed = is_layer(layer) ? registry_path(r, name, VM_DISK, disk, err, n)
-                                 : error_set(err, n, -EINVAL, "'%s' is not the name of a layer", layer);
+    char disk[PATH_MAX], fresh[PATH_MAX], base[PATH_MAX];
+    int failed = layer_is_name(layer) ? registry_path(r, name, VM_DISK, disk, err, n)
+                                      : error_set(err, n, -EINVAL, "'%s' is not the name of a layer", layer);
 
     if (!failed)
         failed = path_format(fresh, sizeof fresh, err, n, "%s.new", disk);
-    snprintf(sub, sizeof sub, "layers/%s", layer);
     if (!failed)
-        failed = registry_path(r, name, sub, base, err, n);
+        failed = layer_path(r, name, layer, base, err, n);
     if (failed)
         return failed;
     unlink(fresh);
@@ -478,7 +382,18 @@ int snapshot_disk_back(const struct registry *r, const char *name, const char *l
     if (failed)
         unlink(fresh);
     else
-        snapshot_sweep_layers(r, name);
+        layers_sweep(r, name);
+    return failed;
+}
+
+int snapshot_disk_back(const struct registry *r, const char *name, const char *layer, char *err, size_t n)
+{
+    int lock = take_lock(r, name, err, n);
+
+    if (lock < 0)
+        return lock;
+    int failed = put_back(r, name, layer, err, n);
+    close(lock);
     return failed;
 }
 
@@ -503,8 +418,26 @@ int snapshot_remove(const struct registry *r, const char *name, const char *tag,
     if (!failed && (failed = tree_remove(gone)))
         error_sys(err, n, failed, "cannot remove %s", gone);
     if (!failed)
-        snapshot_sweep_layers(r, name);
+        layers_sweep(r, name);
     if (lock >= 0)
         close(lock);
+    return failed;
+}
+
+int snapshot_merge_layers(const struct registry *r, const char *name, bool stopped, unsigned few, char *err, size_t n)
+{
+    struct client client = {.fd = -1};
+    int machine = -1, lock = layers_count(r, name) > few ? take_lock(r, name, err, n) : -1;
+
+    if (lock < 0)
+        return layers_count(r, name) > few ? lock : 0;
+    bool runs = !stopped && client_open(&client, r, name, err, n) == 0;
+    int failed = stopped || runs ? 0 : registry_lock(r, name, &machine, err, n);
+    if (!failed)
+        failed = layers_merge(r, name, few, runs ? &client : NULL, err, n);
+    client_close(&client);
+    if (machine >= 0)
+        close(machine);
+    close(lock);
     return failed;
 }

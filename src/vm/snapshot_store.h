@@ -7,7 +7,7 @@
  *      layers/ID.overlay           what the machine's disk was up to a snapshot: nobody writes to it any more
  *      disk.overlay                the machine's disk from then on, on the newest layer or on the one it went back to
  *
- * A layer lives as long as a snapshot or the disk stands on it.
+ * A layer lives as long as a snapshot or the disk stands on it (layers.h).
  */
 #pragma once
 #include <jansson.h>
@@ -42,10 +42,13 @@ struct snapshot_making {
     int lock, state, top; /* descriptors: state is the file to be written, top the new disk.overlay or -1 */
 };
 
-/* tag "": the next free one of snap-1, snap-2, ...  The new disk.overlay is in place afterwards, which changes nothing
- * for a machine that has the one before open.  0, or -errno with a sentence: -EEXIST, -EBUSY. */
-int snapshot_make(const struct registry *r, const struct vm_record *record, const char *tag, struct snapshot_making *m,
-                  char *err, size_t n);
+struct client;
+
+/* tag "": the next free one of snap-1, snap-2, ...  client is a connection to the machine, which runs; or NULL.  The
+ * new disk.overlay is in place afterwards, which changes nothing for a machine that has the one before open; and its
+ * layers have become fewer if they were many.  0, or -errno with a sentence: -EEXIST, -EBUSY. */
+int snapshot_make(const struct registry *r, const struct vm_record *record, struct client *client, const char *tag,
+                  struct snapshot_making *m, char *err, size_t n);
 /* The file is complete and on stable storage. */
 int snapshot_make_commit(struct snapshot_making *m, char *err, size_t n);
 /* It was not made.  layered: the machine writes to the new disk.overlay already. */
@@ -53,12 +56,10 @@ void snapshot_make_abort(struct snapshot_making *m, bool layered);
 
 /* The same for copies of a machine (vm/copy.h), which want its disk as a layer and no snapshot: m->layer, and m->top
  * for the machine if it runs.  m->layer is empty when it has no disk of its own. */
-int snapshot_make_layer(const struct registry *r, const struct vm_record *record, struct snapshot_making *m, char *err,
-                        size_t n);
+int snapshot_make_layer(const struct registry *r, const struct vm_record *record, struct client *client,
+                        struct snapshot_making *m, char *err, size_t n);
 /* layered: as above; a machine that does not run is. */
 void snapshot_make_layer_end(struct snapshot_making *m, bool layered);
-/* Layers that nothing stands on any more go. */
-void snapshot_sweep_layers(const struct registry *r, const char *name);
 
 /* --- going back, removing ------------------------------------------------------------------------------------ */
 
@@ -67,8 +68,9 @@ void snapshot_sweep_layers(const struct registry *r, const char *name);
 int snapshot_disk_back(const struct registry *r, const char *name, const char *layer, char *err, size_t n);
 /* 0, or -errno with a sentence: -ENOENT. */
 int snapshot_remove(const struct registry *r, const char *name, const char *tag, char *err, size_t n);
-/* The layer that the overlay `path` lies on, by its header; false: none of ours. */
-bool snapshot_base_layer(const char *path, char layer[64]);
+/* The layers of a disk that has more than `few` become fewer (layers.h).  stopped: the caller holds the machine's lock;
+ * else it may run.  0, or -errno with a sentence: they are what they were. */
+int snapshot_merge_layers(const struct registry *r, const char *name, bool stopped, unsigned few, char *err, size_t n);
 
 /* --- other hosts (snapshot_export.c) -------------------------------------------------------------------------- */
 

@@ -21,6 +21,7 @@
 #include "vm/attach.h"
 #include "vm/confine.h"
 #include "vm/life.h"
+#include "vm/merge.h"
 #include "vm/migration.h"
 #include "vm/snapshot.h"
 #include "vm/vm_int.h"
@@ -360,6 +361,7 @@ static void print_stats(struct vm *vm)
 static void teardown(struct vm *vm)
 {
     snapshot_abandon(vm);
+    merge_abandon(vm);
     migration_abandon(vm);
     restore_stop(vm);
     console_close(vm);

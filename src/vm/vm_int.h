@@ -51,6 +51,7 @@ struct vm {
     struct vsock *vsock;                       /* NULL: none */
     struct balloon *balloon;                   /* NULL: none */
     struct saving *saving;                     /* snapshot_int.h; NULL: no snapshot was asked for */
+    struct merging *merging;                   /* merge.c; NULL: no layers are being merged */
     struct loading *loading;                   /* restore_int.h; NULL: not restored */
     struct moving *moving;                     /* migration_int.h; NULL: it was never to move */
     struct incoming *incoming;                 /* the same; NULL: it was not received */

@@ -3,6 +3,8 @@
  * any disk does (format=overlay, or a name that ends in .overlay); here is what else can be done with them.
  */
 #pragma once
+#include <stdatomic.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -52,6 +54,34 @@ int disk_overlay_stack_open(const char *path, char *err, size_t n);
 /* From now on `disk`, an overlay that is at rest and flushed, writes to that file and only reads what it was.  Takes fd
  * over on success.  0, or -errno with one sentence, and nothing has changed. */
 int disk_overlay_stack(struct disk *disk, int fd, char *err, size_t n);
+
+/* --- layers become fewer (overlay_merge.h) --- */
+
+#define DISK_OVERLAY_ID_SIZE 33u
+
+/* What tells an overlay from any other, in hexadecimal digits.  0/-errno. */
+int disk_overlay_id(const char *path, char id[DISK_OVERLAY_ID_SIZE]);
+/* Of the disk that it is, in bytes; 0: it cannot be read. */
+uint64_t disk_overlay_size(const char *path);
+/* Makes the file `path`, empty, in the place of the overlay `lower`.  0, or -errno with one sentence. */
+int disk_overlay_merge_create(const char *path, const char *lower, char *err, size_t n);
+/* Overlays of one size, each on the next, that nobody has open, become one: in `fresh`, which was made so; or (NULL) in
+ * the lowest.  Durable on return; what is there before stays what it was.  0, or -errno with one sentence. */
+int disk_overlay_merge(const char *const *paths, unsigned count, const char *fresh, char *err, size_t n);
+/* The file that all was merged into takes the place, and the name, of the uppermost, `path`.  above: the one that lies
+ * on it, if it is the lowest; else NULL.  Durable on return.  0, or -errno with one sentence. */
+int disk_overlay_replace(const char *merged, const char *path, const char *above, char *err, size_t n);
+
+/* The same for a disk that is in use: its layers, but not the uppermost, which is written to. */
+struct disk_merge;
+/* Those with the ids `upper` to `lower` are to be merged into a file: fds[0] is opened for writing, fds[1] for reading;
+ * both are taken over on success.  No other merge is under way.  0, or -errno with one sentence. */
+int disk_merge_begin(struct disk_merge **out, struct disk *disk, const char *upper, const char *lower, const int fds[2],
+                     char *err, size_t n);
+/* On any thread, without a lock.  0, -ECANCELED, -errno. */
+int disk_merge_run(struct disk_merge *m, const _Atomic bool *give_up);
+/* use: the disk, which is at rest, reads the merged file from now on.  Frees m. */
+void disk_merge_end(struct disk_merge *m, bool use);
 
 /* For tests: opens with file operations of one's own, which become the disk's. */
 int overlay_open_with(struct disk **out, const struct disk_spec *spec, struct loop *loop, struct fileio *io, char *err,

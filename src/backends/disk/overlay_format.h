@@ -1,5 +1,5 @@
 /*
- * The file of a copy-on-write overlay, version 1.  Numbers are little-endian.
+ * The file of a copy-on-write overlay, version 1, or 2 when it is known by another's id.  Numbers are little-endian.
  *
  *      0       header, copy 0        4096 bytes
  *      4096    header, copy 1        4096 bytes
@@ -14,12 +14,16 @@
  *      header          0   "GUISEOVL"            8   version (4)          12  crc32c of 4096 bytes, this field zero (4)
  *                      16  generation (8)        24  size of the disk (8) 32  size of the base (8)
  *                      40  fingerprint of the base (4)                    48  unique id (16)
- *                      64  format of the base, text (16)                  80  path of the base, text (4016); empty:
- * none map sector      0   crc32c of the id, then of the 508 bytes behind this field (4) 4   number of the sector, from
- * 0 through all groups (4)    8  4032 bits, lowest first all zero: no bit is set
+ *                      64  format of the base, text (16)                  80  path of the base, text (3984); empty:
+ * none 4064 id that it is known by (16); 0: its own       4080 and was before (16) map sector      0   crc32c of the
+ * id, then of the 508 bytes behind this field (4) 4   number of the sector, from 0 through all groups (4)    8  4032
+ * bits, lowest first all zero: no bit is set
  *
  * The fingerprint of the base is crc32c of parts of its contents; of an overlay that this one was put on while a
- * machine wrote to it, which has the same size, it may be crc32c of "layer" and its id.
+ * machine wrote to it, which has the same size, it may be crc32c of "layer" and the id that it is known by.
+ *
+ * An overlay that another one's contents were merged into (overlay_merge.h) takes that one's place: it is known by its
+ * id from then on, to those that lie on it.  By the id before it is known to the one whose place it is about to take.
  *
  * Two copies of the header, of which the valid one with the higher generation counts, make a change of it one step.
  *
@@ -50,7 +54,8 @@ struct overlay_header {
     uint32_t base_print;
     uint8_t id[OVERLAY_ID];
     char base_format[16];
-    char base[OVERLAY_HEADER - 80];
+    char base[OVERLAY_HEADER - 80 - 2 * OVERLAY_ID];
+    uint8_t known_as[OVERLAY_ID], was_known_as[OVERLAY_ID]; /* all zeroes: by its id */
 };
 
 /* Writes h as the OVERLAY_HEADER bytes of a copy. */
@@ -64,8 +69,12 @@ const char *overlay_header_choose(struct overlay_header *h, const uint8_t *bytes
 void overlay_sector_seal(uint8_t *sector, const uint8_t id[OVERLAY_ID], uint32_t number);
 bool overlay_sector_ok(const uint8_t *sector, const uint8_t id[OVERLAY_ID], uint32_t number);
 
-/* The fingerprint of an overlay as a layer. */
-uint32_t overlay_id_print(const uint8_t id[OVERLAY_ID]);
+/* The fingerprint of an overlay as a layer, by the id that it is known by. */
+uint32_t overlay_print(const struct overlay_header *h);
+/* Is it the layer with that fingerprint? */
+bool overlay_is_known(const struct overlay_header *h, uint32_t print);
+/* From now on it is known by the id that `other` is, and still to the one with that fingerprint of it. */
+void overlay_take_place(struct overlay_header *h, const struct overlay_header *other, uint32_t print);
 
 static inline uint64_t overlay_granules(uint64_t size)
 {
@@ -74,6 +83,10 @@ static inline uint64_t overlay_granules(uint64_t size)
 static inline uint64_t overlay_groups(uint64_t size)
 {
     return (overlay_granules(size) + OVERLAY_GROUP - 1) / OVERLAY_GROUP;
+}
+static inline uint32_t overlay_sectors(uint64_t size)
+{
+    return (uint32_t)(overlay_groups(size) * OVERLAY_SECTORS);
 }
 static inline uint64_t overlay_map_offset(uint64_t sector)
 {

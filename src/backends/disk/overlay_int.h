@@ -72,6 +72,17 @@ void overlay_free(struct overlay *o);
 /* slot, which of the two copies it was, may be NULL. */
 int overlay_read_headers(int fd, const char *path, struct overlay_header *h, unsigned *slot, char *err, size_t n);
 int overlay_write_file(const char *path, const struct overlay_header *h, char *err, size_t n);
+/* slot: of the copy; the one that counts stays as it is until this one does.  0/-errno. */
+int overlay_write_header(int fd, const struct overlay_header *h, unsigned slot);
+/* The whole map as it is in the file, the caller's to free.  -EBADMSG: a check sum is wrong, or the end is missing. */
+int overlay_load_map(int fd, const struct overlay_header *h, uint8_t **map);
+/* Calls fn for each group's map that is not empty, as most are; stops at the first that is not 0. */
+int overlay_each_map(int fd, uint64_t size, int (*fn)(void *opaque, uint64_t group, const uint8_t *sectors),
+                     void *opaque);
+/* By how many bytes the file is shorter than its header says.  0/-errno. */
+int overlay_check_length(int fd, const struct overlay_header *h, uint64_t *missing);
+/* Opens, locks and reads the headers of one that nobody else has open.  The descriptor, or -errno with a sentence. */
+int overlay_open_plain(const char *path, bool read_only, struct overlay_header *h, unsigned *slot, char *err, size_t n);
 
 /* For a map of so many sectors; NULL: no memory. */
 struct overlay_flush *overlay_flush_create(uint32_t n_sectors);

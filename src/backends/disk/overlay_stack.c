@@ -57,7 +57,7 @@ int disk_overlay_stack_create(const char *path, const char *base, char *err, siz
     if (!failed) {
         h->generation = 1;
         h->size = h->base_size = below->size;
-        h->base_print = overlay_id_print(below->id);
+        h->base_print = overlay_print(below);
         memcpy(h->base_format, "overlay", sizeof "overlay");
         memcpy(h->base, base, strlen(base) + 1);
         failed = overlay_write_file(path, h, err, n);
@@ -151,7 +151,7 @@ static int make_layer(struct overlay *o, int fd, struct new_layer **out, char *e
         failed = error_set(err, n, -ENOMEM, "out of memory for a new layer of disk %s", o->disk.spec.path);
     if (!failed)
         failed = overlay_read_headers(fd, o->disk.spec.path, &l->header, NULL, err, n);
-    if (!failed && (l->header.size != o->header.size || l->header.base_print != overlay_id_print(o->header.id)))
+    if (!failed && (l->header.size != o->header.size || !overlay_is_known(&o->header, l->header.base_print)))
         failed = error_set(err, n, -EINVAL, "the new layer is not one of disk %s", o->disk.spec.path);
     if (failed) {
         free_layer(l);
