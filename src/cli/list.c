@@ -1,4 +1,5 @@
 /* Looking at virtual machines: ls, inspect, info, stats. */
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -36,64 +37,65 @@ const struct option_spec info_options[] = {JSON_ROW(json_arguments), {0}};
 
 /* --- what runs is asked ------------------------------------------------------------------------------------------ */
 
-/* The value of `key` in the answer to `command`, or all of it (key NULL), or NULL.  One that hangs is not waited for.
- */
-static json_t *ask(const struct registry *r, const char *name, const char *command, const char *key)
+/* What a machine that runs has said, by one connection: references, or NULL for what is not known. */
+struct said {
+    json_t *status, *stats, *cpus, *publish;
+};
+
+static const struct {
+    const char *command;
+    size_t offset;
+} questions[] = {{"status", offsetof(struct said, status)},
+                 {"stats", offsetof(struct said, stats)},
+                 {"cpus", offsetof(struct said, cpus)},
+                 {"publish", offsetof(struct said, publish)}};
+
+/* One that hangs is waited for once. */
+static void ask(const struct registry *r, const char *name, const struct vm_run *run, struct said *said)
 {
     char none[1];
     struct client c;
-    json_t *result = NULL, *value;
+    int failed = 0;
 
-    if (client_open(&c, r, name, none, sizeof none))
-        return NULL;
+    *said = (struct said){.status = NULL};
+    if (run->state != VM_RUNNING || client_open(&c, r, name, none, sizeof none))
+        return;
     c.patience_ms = PATIENCE_MS;
-    if (client_call(&c, command, NULL, &result, none, sizeof none))
-        result = NULL;
+    for (size_t i = 0; i < sizeof questions / sizeof *questions; i++) {
+        json_t **answer = (json_t **)(void *)((char *)said + questions[i].offset);
+        if (failed != -ETIMEDOUT && failed != -ECONNRESET)
+            failed = client_call(&c, questions[i].command, NULL, answer, none, sizeof none);
+    }
     client_close(&c);
-    value = json_incref(key ? json_object_get(result, key) : result);
-    json_decref(result);
-    return value;
 }
 
-/* What leads into one that runs: an array as of the control command, or NULL. */
-static json_t *published(const struct registry *r, const char *name)
+static void forget(struct said *said)
 {
-    return ask(r, name, "publish", "ports");
+    for (size_t i = 0; i < sizeof questions / sizeof *questions; i++)
+        json_decref(*(json_t **)(void *)((char *)said + questions[i].offset));
 }
 
 /* Does it stand by, for copies to be made of it (vm/fork.h)? */
-static bool is_parked(const struct registry *r, const char *name, bool runs)
+static bool is_parked(const struct said *said)
 {
-    json_t *parked = runs ? ask(r, name, "status", "parked") : NULL;
-    bool is = json_is_true(parked);
-
-    json_decref(parked);
-    return is;
+    return json_is_true(json_object_get(said->status, "parked"));
 }
 
 /* How many CPUs it has now, or begins with. */
-static unsigned count_cpus(const struct registry *r, const struct vm_record *record, bool runs)
+static unsigned count_cpus(const struct vm_record *record, const struct said *said)
 {
-    const struct vm_config *c = &record->settings.config;
-    json_t *present = runs && c->max_cpus ? ask(r, record->name, "cpus", "present") : NULL;
-    unsigned n = present ? (unsigned)json_integer_value(present) : (unsigned)c->n_cpus;
+    const json_t *present = json_object_get(said->cpus, "present");
 
-    json_decref(present);
-    return n;
+    return present ? (unsigned)json_integer_value(present) : (unsigned)record->settings.config.n_cpus;
 }
 
-/* Bytes of the guest's memory that are its own, and that it has in common with others (memory/template.h), as it is
- * now: references, or NULL for one that does not run. */
-static void used_memory(const struct registry *r, const char *name, bool runs, json_t **own, json_t **shared)
+/* A reference, or null. */
+static json_t *or_null(json_t *value)
 {
-    json_t *stats = runs ? ask(r, name, "stats", NULL) : NULL;
-
-    *own = json_incref(json_object_get(stats, "memory_private_bytes"));
-    *shared = json_incref(json_object_get(stats, "memory_shared_bytes"));
-    json_decref(stats);
+    return value ? json_incref(value) : json_null();
 }
 
-static const char *size_or_none(json_t *bytes, char *buf, size_t n)
+static const char *size_or_none(const json_t *bytes, char *buf, size_t n)
 {
     return bytes ? table_size((unsigned long long)json_integer_value(bytes), buf, n) : NULL;
 }
@@ -127,16 +129,15 @@ static void join_words(const struct option_list *list, char *out, size_t n)
         used += (size_t)snprintf(out + used, n - used, "%s%s", i ? "," : "", list->value[i]);
 }
 
-/* One that runs is asked, since it may have chosen a port; of the others what they will ask for. */
-static void list_ports(const struct registry *r, const struct vm_record *record, bool runs, char *out, size_t n)
+/* One that runs may have chosen a port; of the others what they will ask for. */
+static void list_ports(const struct vm_record *record, const struct said *said, char *out, size_t n)
 {
-    json_t *ports = runs ? published(r, record->name) : NULL;
+    const json_t *ports = json_object_get(said->publish, "ports");
 
     if (ports)
         join_ports(ports, out, n);
     else
         join_words(&record->settings.config.publish, out, n);
-    json_decref(ports);
 }
 
 /* --- one VM as JSON --------------------------------------------------------------------------------------- */
@@ -153,30 +154,31 @@ static void set_time(json_t *all, const char *key, uint64_t ms)
 static json_t *describe(const struct registry *r, const struct vm_record *record)
 {
     struct vm_run run;
+    struct said said;
     char *text = record_format(record);
     json_t *all = text ? json_loads(text, 0, NULL) : NULL;
 
     free(text);
-    registry_run(r, record->name, &run);
     if (!all)
         return NULL;
+    registry_run(r, record->name, &run);
+    ask(r, record->name, &run, &said);
     json_object_set_new(all, "state", json_string(vm_state_names[run.state]));
-    json_object_set_new(all, "parked", json_boolean(is_parked(r, record->name, run.state == VM_RUNNING)));
+    json_object_set_new(all, "parked", json_boolean(is_parked(&said)));
     json_object_set_new(all, "pid", run.pid ? json_integer(run.pid) : json_null());
     json_object_set_new(all, "engine", run.engine[0] ? json_string(run.engine) : json_null());
     json_object_set_new(all, "reason", run.reason[0] ? json_string(run.reason) : json_null());
     json_object_set_new(all, "exit_status", run.exited ? json_integer(run.exit_status) : json_null());
     json_object_set_new(all, "memory_bytes", json_integer((json_int_t)record->settings.config.memory_bytes));
-    json_t *own, *shared;
-    used_memory(r, record->name, run.state == VM_RUNNING, &own, &shared);
-    json_object_set_new(all, "memory_private_bytes", own ? own : json_null());
-    json_object_set_new(all, "memory_shared_bytes", shared ? shared : json_null());
-    json_object_set_new(all, "cpus", json_integer(count_cpus(r, record, run.state == VM_RUNNING)));
+    json_object_set_new(all, "memory_private_bytes", or_null(json_object_get(said.stats, "memory_private_bytes")));
+    json_object_set_new(all, "memory_shared_bytes", or_null(json_object_get(said.stats, "memory_shared_bytes")));
+    json_object_set_new(all, "cpus", json_integer(count_cpus(record, &said)));
     json_object_set_new(all, "image", record->settings.image ? json_string(record->settings.image) : json_null());
-    json_t *ports = run.state == VM_RUNNING ? published(r, record->name) : NULL;
-    json_object_set_new(all, "ports", ports ? ports : json_array());
+    json_t *ports = json_object_get(said.publish, "ports");
+    json_object_set_new(all, "ports", ports ? json_incref(ports) : json_array());
     set_time(all, "started", run.started_ms);
     set_time(all, "ended", run.ended_ms);
+    forget(&said);
     return all;
 }
 
@@ -194,18 +196,19 @@ static int add_row(struct table *t, const struct registry *r, const struct vm_re
 {
     const struct vm_config *c = &record->settings.config;
     char state[32], memory[16], private[16], common[16], cpus[8], uptime[TIMESTAMP_SIZE] = "", ports[128];
+    struct said said;
 
+    ask(r, record->name, run, &said);
     table_size(c->memory_bytes, memory, sizeof memory);
-    snprintf(cpus, sizeof cpus, "%u", count_cpus(r, record, run->state == VM_RUNNING));
-    const bool parked = is_parked(r, record->name, run->state == VM_RUNNING);
-    int len = snprintf(state, sizeof state, "%s", parked ? "parked" : vm_state_names[run->state]);
+    snprintf(cpus, sizeof cpus, "%u", count_cpus(record, &said));
+    int len = snprintf(state, sizeof state, "%s", is_parked(&said) ? "parked" : vm_state_names[run->state]);
     if (run->exited && run->state != VM_RUNNING)
         snprintf(state + len, sizeof state - (size_t)len, " (%d)", run->exit_status);
-    list_ports(r, record, run->state == VM_RUNNING, ports, sizeof ports);
+    list_ports(record, &said, ports, sizeof ports);
     if (run->state == VM_RUNNING)
         timestamp_duration(timestamp_ms() - run->started_ms, uptime);
-    json_t *own, *shared;
-    used_memory(r, record->name, run->state == VM_RUNNING, &own, &shared);
+    const json_t *own = json_object_get(said.stats, "memory_private_bytes");
+    const json_t *shared = json_object_get(said.stats, "memory_shared_bytes");
     const char *const cells[] = {record->name,
                                  state,
                                  what_boots(record),
@@ -215,9 +218,9 @@ static int add_row(struct table *t, const struct registry *r, const struct vm_re
                                  cpus,
                                  uptime,
                                  ports};
-    json_decref(own);
-    json_decref(shared);
-    return table_add(t, cells);
+    int failed = table_add(t, cells);
+    forget(&said);
+    return failed;
 }
 
 static void broken(const char *err)

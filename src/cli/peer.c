@@ -18,6 +18,7 @@
 #include "cli/tls.h"
 #include "host/loop.h"
 #include "host/unix.h"
+#include "vm/json_line.h"
 
 #define LINE_MOST (512u << 10)
 #define CONNECT_MS 10000
@@ -223,16 +224,11 @@ static int write_tls(struct tls *t, const char *bytes, size_t len)
 
 int peer_send(struct peer *p, json_t *message)
 {
-    char *text = message ? json_dumps(message, JSON_COMPACT) : NULL;
-    int err = text ? 0 : -ENOMEM;
+    size_t len;
+    char *line = json_line(message, &len);
+    int err = !line ? -ENOMEM : p->tls ? write_tls(p->tls, line, len) : fd_write_all(p->fd, line, len);
 
-    json_decref(message);
-    if (text) {
-        size_t len = strlen(text);
-        text[len] = '\n';
-        err = p->tls ? write_tls(p->tls, text, len + 1) : fd_write_all(p->fd, text, len + 1);
-    }
-    free(text);
+    free(line);
     return err;
 }
 
@@ -283,7 +279,7 @@ static int read_line(struct peer *p, uint64_t until_ns, char **line, size_t *len
     }
     if (err)
         free(text);
-    *line = text;
+    *line = err ? NULL : text;
     return err;
 }
 

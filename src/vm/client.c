@@ -13,6 +13,7 @@
 #include "host/loop.h"
 #include "host/unix.h"
 #include "vm/control.h"
+#include "vm/json_line.h"
 
 #define LINE_MOST (4u << 20) /* an answer with a whole log in it */
 
@@ -140,21 +141,14 @@ static int read_json(int fd, uint64_t until_ns, json_t **out)
 
 static int send_request(struct client *c, const char *command, json_t *arguments, const int *fds, unsigned n_fds)
 {
-    json_t *request = json_pack("{s:I, s:s, s:o}", "id", ++c->next_id, "command", command, "arguments",
-                                arguments ? arguments : json_object());
-    char *text = request ? json_dumps(request, JSON_COMPACT) : NULL;
-    int failed = text ? 0 : -ENOMEM;
+    size_t len;
+    char *line = json_line(json_pack("{s:I, s:s, s:o}", "id", ++c->next_id, "command", command, "arguments",
+                                     arguments ? arguments : json_object()),
+                           &len);
+    ssize_t sent = line && n_fds ? unix_send_fds(c->fd, line, 1, fds, n_fds, 0) : 0; /* with the first byte */
+    int failed = !line ? -ENOMEM : sent < 0 ? (int)sent : fd_write_all(c->fd, line + !!n_fds, len - !!n_fds);
 
-    json_decref(request);
-    if (text) {
-        size_t len = strlen(text);
-        text[len] = '\n';
-        ssize_t sent = n_fds ? unix_send_fds(c->fd, text, 1, fds, n_fds, 0) : 0; /* with the first byte */
-        failed = sent < 0 ? (int)sent : 0;
-        if (!failed)
-            failed = fd_write_all(c->fd, text + !!n_fds, len + 1 - !!n_fds);
-    }
-    free(text);
+    free(line);
     return failed == -EPIPE ? -ECONNRESET : failed;
 }
 

@@ -16,6 +16,7 @@
 #include "base/utf8.h"
 #include "host/unix.h"
 #include "vm/control_int.h"
+#include "vm/json_line.h"
 
 #define LINES_PER_PASS 32 /* then it is the other clients', and the guest's, turn */
 #define ACCEPT_PAUSE_NS 100000000ull
@@ -26,17 +27,14 @@
 /* Sends `answer`, whose reference is taken over, as one line. */
 static void send_json(struct control_client *c, json_t *answer)
 {
-    char *text = answer ? json_dumps(answer, JSON_COMPACT) : NULL;
+    size_t len;
+    char *line = json_line(answer, &len);
 
-    json_decref(answer);
-    if (!text) {
+    if (line)
+        client_send(c, line, len);
+    else
         client_drop(c); /* no memory to answer with */
-        return;
-    }
-    size_t len = strlen(text);
-    text[len] = '\n';
-    client_send(c, text, len + 1);
-    free(text);
+    free(line);
 }
 
 /* id is borrowed, result taken over; without a result it is an error. */

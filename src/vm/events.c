@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "base/timestamp.h"
+#include "vm/json_line.h"
 
 #define TAIL 8192 /* longer than any line */
 
@@ -47,22 +48,14 @@ char *event_log_add(struct event_log *log, const char *event, json_t *data)
     char now[TIMESTAMP_SIZE];
 
     timestamp_format(timestamp_ms(), now);
-    json_t *all = json_pack("{s:I, s:s, s:s, s:s, s:o}", "seq", (json_int_t)++log->seq, "time", now, "vm", log->vm,
-                            "event", event, "data", data ? data : json_object());
-    char *line = all ? json_dumps(all, JSON_COMPACT) : NULL;
+    size_t len;
+    char *line = json_line(json_pack("{s:I, s:s, s:s, s:s, s:o}", "seq", (json_int_t)++log->seq, "time", now, "vm",
+                                     log->vm, "event", event, "data", data ? data : json_object()),
+                           &len);
 
-    json_decref(all);
-    if (!line)
-        return NULL;
-    size_t len = strlen(line);
-    char *longer = realloc(line, len + 2);
-    if (!longer) {
-        free(line);
-        return NULL;
-    }
-    memcpy(longer + len, "\n", 2);
-    logfile_write(&log->file, longer, len + 1); /* a full disk costs the record of it, not the VM */
-    return longer;
+    if (line)
+        logfile_write(&log->file, line, len); /* a full disk costs the record of it, not the VM */
+    return line;
 }
 
 void event_log_close(struct event_log *log)

@@ -112,6 +112,15 @@ status "it is started again" 0 guise start srv
 is "its disk is its own" kept guise exec srv -- cat /root/file
 if guise logs srv | tr -d '\r' | grep -q 'init runs'; then ok "its serial port is logged"; else not_ok "its serial port is logged" "$(guise logs srv | wc -c) bytes"; fi
 
+kill -STOP "$(field srv pid)"
+begun=$(date +%s%N)
+if guise ls | grep -q '^srv  *running' && [ $((($(date +%s%N) - begun) / 1000000)) -lt 1200 ]; then
+    ok "ls waits for one that hangs once"
+else
+    not_ok "ls waits for one that hangs once" "$((($(date +%s%N) - begun) / 1000000)) ms"
+fi
+kill -CONT "$(field srv pid)"
+
 kill -9 "$(field srv pid)"
 soon "one that was killed has crashed" is_state srv crashed
 status "and does not answer" 125 guise exec srv -- true
