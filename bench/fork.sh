@@ -7,22 +7,13 @@
 # "running": from the beginning of the command until a copy's CPUs run, by its event log; "ready": until its agent has told it who
 # it is.  Memory is what only the processes of one copy have (Private_Clean and Private_Dirty of /proc/PID/smaps), helpers
 # included, when it is ready and has done nothing else; and its proportional share (PSS).
-. "$(dirname "$(readlink -f "$0")")/../tests/guest/lib.sh"
-export GUISE_DATA=$work/data GUISE_RUNTIME=$work/run
-cleanup() {
-    "$GUISE" ls -a --json | grep -o '"name": "[^"]*"' | cut -d'"' -f4 | xargs -r "$GUISE" rm --force >/dev/null
-    rm -rf "$work"
-}
-trap cleanup EXIT
-copies=${COPIES:-10} rounds=${ROUNDS:-10} image=${1:-}
-if [ -z "$image" ]; then
-    tiny_image tiny || exit 1
-    image=tiny
-else
-    export GUISE_DATA=$GUISE_CACHE/data
-fi
+# shellcheck source=bench/lib.sh
+. "$(dirname "$0")/lib.sh"
+copies=${COPIES:-10} rounds=${ROUNDS:-10}
+machines_begin ${1:+"$1"}
+image=$machines_image
 
-"$GUISE" launch "$image" --name forked >/dev/null || exit 1
+machine_start forked
 "$GUISE" exec forked -- sh -c 'mkdir -p /dev/shm; mount | grep -q " /dev/shm " || mount -t tmpfs -o size=90% none /dev/shm'
 
 speed() # NAME: seconds that the machine takes to compute, and to write 64 MiB

@@ -6,16 +6,11 @@
 #
 # A file of 256 MB is read by dd in pieces of 1 MB and, at random, of 4 KB, with the guest's cache emptied before; each layer has an
 # eighth of it, spread all over. The longest gap that a program in the guest sees in its clock's steps is that of the whole command.
-. "$(dirname "$(readlink -f "$0")")/../tests/guest/lib.sh"
-export GUISE_DATA=$work/data GUISE_RUNTIME=$work/run
-cleanup() {
-    "$GUISE" kill bench 2>/dev/null
-    rm -rf "$work"
-}
-trap cleanup EXIT
+# shellcheck source=bench/lib.sh
+. "$(dirname "$0")/lib.sh"
 megabytes=${1:-32}
-tiny_image tiny || exit 1
-cat >"$work/random.c" <<'C'
+machines_begin
+guest_program random <<'C'
 /* random read|write|gap FILE TIMES: pieces of 4 KB at random places, the same in each run; prints how many a second. gap SECONDS: the
  * longest gap between two looks at the clock, in ms. */
 #include <fcntl.h>
@@ -65,7 +60,6 @@ int main(int argc, char **argv)
     printf("%.0f\n", times / (now() - began));
 }
 C
-gcc -O2 -static -o "$work/random" "$work/random.c" || exit 1
 inside() { "$GUISE" exec bench -- sh -c "$1"; }
 seconds() # COMMAND...
 {
@@ -83,8 +77,8 @@ look() # prints a line
     printf '%-9s reads %s MB/s, %s pieces of 4 KB a second\n' "$(overlays)" "$long" "$random"
 }
 
-"$GUISE" launch tiny --name bench --memory 512M >/dev/null || exit 1
-"$GUISE" cp "$work/random" bench:/root/random
+machine_start bench --memory 512M
+machine_give bench random
 inside 'head -c 256m /dev/urandom >/root/file; sync' || exit 1
 echo overlays
 look

@@ -127,6 +127,55 @@ bench_report()
     exit
 }
 
+# --- machines with names: those who measure them say
+#
+#   machines_begin [IMAGE]          a store and sockets of their own, with the image `tiny` unless told another; whatever is there in the
+#                                   end goes, after the function `machines_end`
+#   machine_start NAME OPTION...    launches one of that image
+#   guest_program NAME <SOURCE      a C program, as $work/NAME
+#   machine_give NAME PROGRAM...    such programs, to its /root
+
+machines_end() { :; }
+
+machines_gone()
+{
+    machines_end
+    "$GUISE" ls -a --json | grep -o '"name": "[^"]*"' | cut -d'"' -f4 | xargs -r "$GUISE" rm --force >/dev/null
+    rm -rf "$work"
+}
+
+machines_begin() # [IMAGE]
+{
+    machines_image=${1:-tiny}
+    export GUISE_DATA=$work/data GUISE_RUNTIME=$work/run
+    trap machines_gone EXIT
+    if [ $# -eq 0 ]; then
+        tiny_image tiny || exit 1
+    else # of the cache: the image is there, machines are not
+        mkdir -p "$GUISE_DATA" && ln -s "$GUISE_CACHE/data/images" "$GUISE_DATA/images"
+    fi
+}
+
+machine_start() # NAME OPTION...
+{
+    local name=$1
+    shift
+    "$GUISE" launch "$machines_image" --name "$name" "$@" >/dev/null || exit 1
+}
+
+guest_program() # NAME <SOURCE
+{
+    cat >"$work/$1.c"
+    gcc -O2 -static -o "$work/$1" "$work/$1.c" || exit 1
+}
+
+machine_give() # NAME PROGRAM...
+{
+    local name=$1 program
+    shift
+    for program; do "$GUISE" cp "$work/$program" "$name:/root/$program" || exit 1; done
+}
+
 use_qemu() # 12|backports: what with-qemu runs from now on
 {
     local release=bookworm-backports

@@ -5,18 +5,15 @@
 #   bench/migrate.sh [WORD...]      idle, writing (200 MB/s over 256 MB), and computing: how fast a program does that runs directly, and while it is
 #                                   being sent, slowly; all unless told
 #   ROUNDS=5 DESTINATION=unix|tcp   how often, and by what
-. "$(dirname "$(readlink -f "$0")")/../tests/guest/lib.sh"
-export GUISE_DATA=$work/data GUISE_RUNTIME=$work/run
+# shellcheck source=bench/lib.sh
+. "$(dirname "$0")/lib.sh"
 rounds=${ROUNDS:-5}
 there="env GUISE_DATA=$work/data2 GUISE_RUNTIME=$work/run2 $GUISE"
-cleanup() {
+machines_end() {
     kill "${receivers[@]}" 2>/dev/null
-    "$GUISE" kill bench 2>/dev/null
     $there kill bench 2>/dev/null
-    rm -rf "$work"
 }
-trap cleanup EXIT
-tiny_image tiny || exit 1
+machines_begin
 mkdir -p "$work/data2" && cp -a "$work/data/images" "$work/data2/"
 addresses=("unix:$work/here.sock" "unix:$work/there.sock")
 if [ "${DESTINATION:-unix}" = tcp ]; then
@@ -26,7 +23,7 @@ fi
 "$GUISE" receive "${addresses[0]}" >/dev/null & receivers=($!)
 $there receive "${addresses[1]}" >/dev/null & receivers+=($!)
 
-cat >"$work/write.c" <<'C'
+guest_program write <<'C'
 /* write MEGABYTES MB-A-SECOND SECONDS: writes to so much memory at that pace, whole pages one behind the other; prints the longest gap
  * between two looks at the clock, in ms, and the pace that it kept. */
 #include <stdint.h>
@@ -68,8 +65,7 @@ int main(int argc, char **argv)
     printf("%.1f %.0f\n", (double)most / 1e6, (double)written / 1048576 / ((double)(now() - began) / 1e9));
 }
 C
-gcc -O2 -static -o "$work/write" "$work/write.c" || exit 1
-cat >"$work/compute.c" <<'C'
+guest_program compute <<'C'
 /* compute SECONDS: each second so many million words added to in a table, at random, by the clock. */
 #include <stdint.h>
 #include <stdio.h>
@@ -98,7 +94,6 @@ int main(int argc, char **argv)
     return table[42] == 42;
 }
 C
-gcc -O2 -static -o "$work/compute" "$work/compute.c" || exit 1
 number() { sed -n "s/.*\"$1\": \([0-9]*\).*/\1/p" "$work/report"; }
 
 side=0 # where it is
@@ -106,9 +101,8 @@ on() { if [ $side = 0 ]; then "$GUISE" "$@"; else $there "$@"; fi; }
 boot() # SIZE
 {
     side=0
-    on launch tiny --name bench --memory "$1" >/dev/null || exit 1
-    on cp "$work/write" bench:/root/write
-    on cp "$work/compute" bench:/root/compute
+    machine_start bench --memory "$1"
+    machine_give bench write compute
     sleep 1
 }
 move() # NAME [PROGRAM...]: prints a line

@@ -5,16 +5,11 @@
 #
 # A program in the guest reads the clock all the time and keeps its longest gap: one number without a snapshot, one with.
 # A restore is timed from the command's start to its end, with the machine stopped before.
-. "$(dirname "$(readlink -f "$0")")/../tests/guest/lib.sh"
-export GUISE_DATA=$work/data GUISE_RUNTIME=$work/run
-cleanup() {
-    "$GUISE" kill bench 2>/dev/null
-    rm -rf "$work"
-}
-trap cleanup EXIT
+# shellcheck source=bench/lib.sh
+. "$(dirname "$0")/lib.sh"
 rounds=${ROUNDS:-5}
-tiny_image tiny || exit 1
-cat >"$work/gap.c" <<'C'
+machines_begin
+guest_program gap <<'C'
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -46,7 +41,6 @@ int main(int argc, char **argv)
     printf("%.1f\n", (double)most / 1e6);
 }
 C
-gcc -O2 -static -o "$work/gap" "$work/gap.c" || exit 1
 
 measure() # MEGABYTES COMMAND...: the longest gap in ms while the command runs
 {
@@ -63,8 +57,8 @@ measure() # MEGABYTES COMMAND...: the longest gap in ms while the command runs
 printf '%-8s %-10s %-22s %-22s %s\n' memory written 'longest gap, ms' 'with a snapshot, ms' 'restore, ms (each)'
 [ $# -gt 0 ] || set -- 512M 4G
 for memory in "$@"; do
-    "$GUISE" launch tiny --name bench --memory "$memory" >/dev/null || exit 1
-    "$GUISE" cp "$work/gap" bench:/root/gap
+    machine_start bench --memory "$memory"
+    machine_give bench gap
     without=$(measure 100 sleep 3)
     with=$(measure 100 "$GUISE" snapshot bench one)
     times=
