@@ -84,7 +84,7 @@ static int make_disk(const struct registry *r, const char *from, const char *to,
 
 /* --- all of it --------------------------------------------------------------------------------------------------- */
 
-static void note_creation(const struct registry *r, const char *name, const char *parent)
+void copy_note(const struct registry *r, const char *name, const char *parent)
 {
     char path[PATH_MAX], none[1];
     struct event_log events;
@@ -126,19 +126,25 @@ static int create(const struct registry *r, struct copy_words *words, struct vm_
     }
 }
 
+int copy_begin(const struct registry *r, const struct vm_record *parent, struct copy_words *words,
+               struct vm_record *copy, int *lock, char *err, size_t n)
+{
+    int failed = fill(parent, words, copy, err, n);
+
+    return failed ? failed : create(r, words, copy, lock, err, n);
+}
+
 int copy_make(const struct registry *r, const struct vm_record *parent, const char *layer, struct copy_words *words,
               struct vm_record *copy, int *lock, char *err, size_t n)
 {
     char none[1];
-    int failed = fill(parent, words, copy, err, n);
+    int failed = copy_begin(r, parent, words, copy, lock, err, n);
 
-    if (!failed)
-        failed = create(r, words, copy, lock, err, n);
     if (failed)
         return failed;
     if (layer[0] && (failed = make_disk(r, parent->name, copy->name, layer, err, n)))
         registry_remove(r, copy->name, *lock, none, sizeof none);
     else
-        note_creation(r, copy->name, parent->name);
+        copy_note(r, copy->name, parent->name);
     return failed;
 }

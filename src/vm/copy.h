@@ -16,6 +16,16 @@ struct copy_words {
 };
 
 /*
+ * Makes the directory of a copy of `parent`, without a disk.  *lock is held; the parent's record, or its texts, must
+ * outlive *copy, which lives in them for the most part.  0, or -errno with a sentence, and there is nothing new:
+ * -EEXIST.
+ */
+int copy_begin(const struct registry *r, const struct vm_record *parent, struct copy_words *words,
+               struct vm_record *copy, int *lock, char *err, size_t n);
+/* Notes among its events that it was made, and of which machine. */
+void copy_note(const struct registry *r, const char *name, const char *parent);
+
+/*
  * Makes one of `parent`, whose disk is the layer `layer` (empty: it has none of its own).  *lock is held; the parent's
  * record must outlive *copy, which lives in it for the most part.  0, or -errno with a sentence, and there is nothing
  * new: -EEXIST.

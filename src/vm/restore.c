@@ -166,6 +166,6 @@ void restore_started(struct vm *vm, const struct restore *r)
         vm, r->copy ? "copied" : "restored",
         json_pack("{s:O?, s:O?}", "tag", json_object_get(about, "tag"), "created", json_object_get(about, "created")));
     if (json_is_true(json_object_get(about, "agent")))
-        link_restored(vm, r->copy);
+        link_restored(vm, r->copy || json_is_true(json_object_get(about, "copy")));
     json_decref(about);
 }

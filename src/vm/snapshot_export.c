@@ -18,6 +18,7 @@
 #include "base/path.h"
 #include "host/loop.h"
 #include "image/image.h"
+#include "vm/copy.h"
 #include "vm/layers.h"
 #include "vm/prepare.h"
 #include "vm/snapshot_store.h"
@@ -302,8 +303,33 @@ static int take_record(const json_t *about, const char *file, struct vm_record *
     return failed ? error_set(err, n, failed, "%s does not say what machine it is of: %s", file, why) : 0;
 }
 
-int snapshot_import(const struct registry *r, const char *file, const char *name, struct vm_record *record,
-                    char tag[NAME_SIZE], int *lock, char *err, size_t n)
+/* The machine as which it goes on here: the same, or a copy, which its guest is to be told when it begins. */
+static int create_machine(const struct registry *r, json_t *about, const char *name, struct copy_words *copy,
+                          struct vm_record *record, int *lock, char *err, size_t n)
+{
+    struct vm_record parent = *record;
+
+    if (!copy) {
+        record->settings.name = name ? name : record->settings.name;
+        return registry_create(r, record, lock, err, n);
+    }
+    copy->numbered = !copy->name;
+    copy->name = copy->name ? copy->name : parent.name;
+    copy->number = 1;
+    int failed = copy_begin(r, &parent, copy, record, lock, err, n);
+    record->texts = parent.texts; /* in which it lives */
+    if (failed)
+        return failed;
+    copy_note(r, record->name, parent.name);
+    char *text = record_format(record);
+    json_object_set_new(about, "machine", text ? json_loads(text, 0, NULL) : NULL);
+    json_object_set_new(about, "copy", json_true());
+    free(text);
+    return 0;
+}
+
+int snapshot_import(const struct registry *r, const char *file, const char *name, struct copy_words *copy,
+                    struct vm_record *record, char tag[NAME_SIZE], int *lock, char *err, size_t n)
 {
     struct snapshot_file f;
     char none[1];
@@ -316,13 +342,12 @@ int snapshot_import(const struct registry *r, const char *file, const char *name
     if (!failed) {
         const char *said = json_string_value(json_object_get(about, "tag"));
         snprintf(tag, NAME_SIZE, "%s", said && !name_check(said, none, sizeof none) ? said : "imported");
-        record->settings.name = name ? name : record->settings.name;
         record->ephemeral = false;
         if (record_has_disk(record) && !f.extent[SNAPSHOT_DISK].bytes)
             failed = error_set(err, n, -EINVAL, "%s has no disk in it: `guise snapshot export` makes one that has",
                                file);
         if (!failed)
-            failed = registry_create(r, record, lock, err, n);
+            failed = create_machine(r, about, name, copy, record, lock, err, n);
         if (!failed && (failed = import_all(r, record, &f, about, tag, err, n))) {
             registry_remove(r, record->name, *lock, none, sizeof none);
             *lock = -1;

@@ -76,7 +76,9 @@ int snapshot_merge_layers(const struct registry *r, const char *name, bool stopp
 
 /* Writes one into the file `path`, with what its disk has beyond its image.  0, or -errno with a sentence. */
 int snapshot_export(const struct registry *r, const char *name, const char *tag, const char *path, char *err, size_t n);
+struct copy_words;
 /* Makes the machine that such a file is of, called `name` (NULL: as it says), with the snapshot `tag` and the disk of
- * then.  *lock is held, *record is the caller's to free.  0, or -errno with a sentence, and there is nothing new. */
-int snapshot_import(const struct registry *r, const char *file, const char *name, struct vm_record *record,
-                    char tag[NAME_SIZE], int *lock, char *err, size_t n);
+ * then; or, with `copy` (copy.h; a name of NULL: what it says, numbered), another one that is a copy of it.  *lock is
+ * held, *record is the caller's to free.  0, or -errno with a sentence, and there is nothing new. */
+int snapshot_import(const struct registry *r, const char *file, const char *name, struct copy_words *copy,
+                    struct vm_record *record, char tag[NAME_SIZE], int *lock, char *err, size_t n);

@@ -140,6 +140,25 @@ guise start copy >/dev/null 2>&1
 is "from which it boots" "$sum" guise exec copy -- sh -c 'sha256sum </root/noise'
 status "a name that is taken" 5 guise restore --from "$work/away.snap" copy
 guise rm --force copy
+guise exec vm -- sh -c 'cp /bin/busybox /root/beside; sync'
+is "another machine is made of it, while the first runs" vm-1 guise restore --from "$work/away.snap" --clone --publish 0:80
+both() { for m in vm vm-1; do "$@" $m; done; }
+who() { guise exec "$1" -- sh -c 'hostname; cat /sys/class/net/eth0/address'; }
+uuid() { guise inspect "$1" | sed -n 's/.*"uuid": "\([^"]*\).*/\1/p'; }
+is "it knows its name" "vm vm-1" eval 'both who | grep vm | xargs'
+is "it has a network card's address of its own" 2 eval 'both who | grep : | sort -u | wc -l'
+is "and a uuid" 2 eval 'both uuid | sort -u | wc -l'
+is "and a port, which the first has not" "0 1" eval 'echo "$(guise publish vm | wc -l) $(guise publish vm-1 | wc -l)"'
+is "and random numbers" 2 eval 'for m in vm vm-1; do guise exec $m -- sh -c "head -c 16 /dev/urandom | od -An -tx1"; done | sort -u | wc -l'
+is "and the disk of then" "$sum gone" guise exec vm-1 -- sh -c 'sha256sum </root/noise | tr "\n" " "; [ -e /root/beside ] || echo gone'
+mine=$(who vm-1)
+status "it goes back to what it came from" 0 guise restore vm-1 away
+for _ in $(seq 50); do [ "$(who vm-1 | xargs)" = "$(echo "$mine" | xargs)" ] && break || sleep 0.1; done
+is "and is who it is" "$mine" who vm-1
+is "the next one has another name" vm-2 guise restore --from "$work/away.snap" --clone
+is "or the one that it is given" twin guise restore --from "$work/away.snap" --clone twin
+status "unless that is taken" 5 guise restore --from "$work/away.snap" --clone twin
+guise rm --force vm-1 vm-2 twin
 head -c 1000000 "$work/away.snap" >"$work/half.snap"
 status "half of one" 1 guise restore --from "$work/half.snap" half
 GUISE_DATA=$work/elsewhere status "without the image" 4 guise restore --from "$work/away.snap" nowhere
