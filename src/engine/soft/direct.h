@@ -53,7 +53,7 @@ struct region {
 struct page_copy {
     bool used;
     uint64_t gpa;
-    uint8_t original[4096];
+    uint64_t original[4096 / 8];
 };
 
 enum slot_state { SLOT_NONE, SLOT_STARTING, SLOT_READY, SLOT_LOST };

@@ -109,11 +109,21 @@ bool copies_has(const struct direct *d, uint64_t gpa, uint64_t size)
     return false;
 }
 
+/* By words: memcmp, which has no vector registers here, takes ten times as long, and this is done for each exit. */
+static bool same_page(const uint64_t *p, const void *page)
+{
+    const uint64_t *q = page;
+    uint64_t differs = 0;
+    for (unsigned i = 0; i < PAGE / 8; i += 4)
+        differs |= (p[i] ^ q[i]) | (p[i + 1] ^ q[i + 1]) | (p[i + 2] ^ q[i + 2]) | (p[i + 3] ^ q[i + 3]);
+    return !differs;
+}
+
 void copies_check(struct direct *d)
 {
     for (unsigned i = 0; i < COPIES; i++) {
         struct page_copy *c = &d->copies[i];
-        if (!c->used || memcmp(c->original, page_at(d, c->gpa), PAGE) == 0)
+        if (!c->used || same_page(c->original, page_at(d, c->gpa)))
             continue;
         c->used = false;
         for (unsigned k = 0; k < DIRECT_SLOTS; k++)

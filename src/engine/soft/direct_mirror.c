@@ -102,8 +102,9 @@ static bool tells(const struct direct *d, const uint8_t *page, const uint8_t *p)
     case 0xae: /* wrfsbase, wrgsbase: processors may allow them that the host's kernel does not know to allow them */
         if ((p[2] & 0xf0) == 0xd0)
             return d->bases_by_calls;
-        /* xsave, xsaveopt: a program may want all that there is to be saved */
-        return (p[2] & 0x28) == 0x20 && p[2] < 0xc0 && xcr0_differs(d) && !saves_the_same(d, page, p);
+        /* xsave, xsaveopt: a program may want all that there is to be saved; with 66 it is clwb, as in libjvm */
+        return (p[2] & 0x28) == 0x20 && p[2] < 0xc0 && !(p > page && p[-1] == 0x66) && xcr0_differs(d) &&
+               !saves_the_same(d, page, p);
     default:
         return false;
     }
