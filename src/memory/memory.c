@@ -7,6 +7,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "memory/ahead.h"
 #include "memory/template.h"
 #include "memory/watch.h"
 
@@ -99,6 +100,7 @@ void memory_destroy(struct memory *m)
     if (m->fd >= 0)
         close(m->fd);
     memory_watch_destroy(m);
+    memory_ahead_destroy(m);
     memory_templates_destroy(m);
     free(m->touched);
     free(m);
@@ -106,10 +108,13 @@ void memory_destroy(struct memory *m)
 
 void memory_touch_chunk(struct memory *m, uint64_t gpa)
 {
-    const uint64_t size = 1ull << MEMORY_CHUNK_SHIFT, first = gpa & -size;
-    m->touched[gpa >> MEMORY_CHUNK_SHIFT] = 1;
+    const uint64_t size = 1ull << MEMORY_CHUNK_SHIFT, chunk = gpa >> MEMORY_CHUNK_SHIFT, first = gpa & -size;
+    const bool there = __atomic_exchange_n(&m->touched[chunk], MEMORY_USED, __ATOMIC_RELAXED) == MEMORY_THERE;
+
+    if (m->ahead)
+        memory_ahead_follow(m, chunk);
     /* Linux 5.14 and later; where that is not to be had, or memory is short, faults do the same or say so. */
-    if (memory_is_ram(m, first, size))
+    if (!there && memory_is_ram(m, first, size))
         (void)madvise(m->base + first, size, MADV_POPULATE_WRITE);
 }
 

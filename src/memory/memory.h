@@ -19,6 +19,7 @@
 #define MEMORY_HOLE_END 0x100000000ull  /* where high RAM begins (4 GiB) */
 #define MEMORY_SPARE (1u << 20)         /* bytes of the file behind all RAM: not the guest's but its engine's */
 
+struct memory_ahead;
 struct memory_watch;
 struct memory_templates;
 
@@ -28,12 +29,13 @@ struct memory {
     uint64_t low_size;  /* bytes below the hole */
     uint64_t high_size; /* bytes from 4 GiB up */
     uint64_t end;       /* one past the last RAM gpa */
-    uint8_t *touched;   /* by chunk: its pages are there, as far as nobody has taken them away */
+    uint8_t *touched;   /* by chunk: MEMORY_USED: its pages are there, as far as nobody has taken them away */
     int fd;             /* the memfd; offset in the file = gpa for low RAM, gpa - hole for high RAM */
     /* Accesses are to be announced (watch.h).  Set while nobody accesses memory; cleared at any time. */
     _Atomic bool watched;
     struct memory_watch *watch;         /* NULL: never was */
     struct memory_templates *templates; /* template.h; NULL: none, all of it is its own */
+    struct memory_ahead *ahead;         /* ahead.h; NULL: nobody asks for pages before they are used */
 };
 
 /* Allocates `size` bytes of zeroed guest RAM (a multiple of 4096, >= 1 MiB).  0 or -errno. */
@@ -89,10 +91,11 @@ static inline const void *memory_hva_read(const struct memory *m, uint64_t gpa, 
 /* Whoever is the first to use a page asks for those around it, too: guests use their memory by large pieces, and a page
  * that comes by a fault of the host's costs several times as much. */
 #define MEMORY_CHUNK_SHIFT 18
+enum { MEMORY_NEW, MEMORY_USED, MEMORY_THERE /* and not used yet */ };
 void memory_touch_chunk(struct memory *m, uint64_t gpa);
 static inline void memory_touch(struct memory *m, uint64_t gpa)
 {
-    if (!m->touched[gpa >> MEMORY_CHUNK_SHIFT])
+    if (m->touched[gpa >> MEMORY_CHUNK_SHIFT] != MEMORY_USED)
         memory_touch_chunk(m, gpa);
 }
 

@@ -348,7 +348,7 @@ static int read_only(struct memory *m)
 /* There are templates: nothing is asked of the host's kernel ahead of writes, and all writes are announced. */
 static void begin(struct memory *m)
 {
-    memset(m->touched, 1, (m->end >> MEMORY_CHUNK_SHIFT) + 1);
+    memset(m->touched, MEMORY_USED, (m->end >> MEMORY_CHUNK_SHIFT) + 1);
     atomic_store(&m->watched, true);
 }
 

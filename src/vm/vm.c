@@ -276,6 +276,7 @@ static int setup(struct vm *vm, char *error, size_t n)
         err = vm_confine(vm, error, n);
     if (err)
         return err;
+    ahead_start(vm);
     pthread_mutex_lock(&vm->bus->lock);
     machine_set_console_space(vm->machine, console_space, vm);
     chr_set_input(vm->chr, console_input, vm);
@@ -364,6 +365,7 @@ static void teardown(struct vm *vm)
     merge_abandon(vm);
     migration_abandon(vm);
     restore_stop(vm);
+    ahead_stop(vm);
     console_close(vm);
     if (vm->config->stats && vm->engine && vm->start_ns)
         print_stats(vm);

@@ -62,6 +62,7 @@ struct vm {
     FILE *log;
     struct vcpu vcpus[VM_MAX_CPUS];
     unsigned n_started;
+    pthread_t ahead;        /* ahead.c; where the machine's memory has such a thread */
     _Atomic bool stop;      /* vCPU threads return; set before REQ_EXIT, read after every exit */
     _Atomic bool exhausted; /* there was no memory for the guest's: the run ends (fork.c) */
     bool ended;             /* result is final; guarded by the bus lock */
@@ -84,6 +85,10 @@ int vcpus_start(struct vm *vm);
 void vcpus_stop(struct vm *vm); /* bus lock not held */
 /* For machine_attach_cpu; any thread. */
 void vm_kick(void *vm, unsigned i);
+
+/* --- memory before it is used (ahead.c) --------------------------------------------------------------- */
+void ahead_start(struct vm *vm); /* when the sandbox has been entered, and no vCPU runs */
+void ahead_stop(struct vm *vm);
 
 /* --- engines (choose.c) ------------------------------------------------------------------------------ */
 /* The engine for the configuration; says on stderr what "auto" took.  NULL with a sentence in why. */

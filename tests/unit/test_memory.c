@@ -1,11 +1,13 @@
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "board.h"
+#include "memory/ahead.h"
 
 static void low_memory_is_one_piece(void **state)
 {
@@ -76,6 +78,53 @@ static void a_touched_page_brings_its_chunk(void **state)
     memory_destroy(m);
 }
 
+static void *serve(void *opaque)
+{
+    memory_ahead_serve(opaque);
+    return NULL;
+}
+
+static bool comes_to_be(const struct memory *m, unsigned chunk, uint8_t wanted)
+{
+    for (unsigned i = 0; i < 5000; i++) {
+        if (__atomic_load_n(&m->touched[chunk], __ATOMIC_RELAXED) == wanted)
+            return true;
+        usleep(1000);
+    }
+    return false;
+}
+
+static void a_run_of_chunks_is_gone_ahead_of(void **state)
+{
+    const uint64_t chunk = 1ull << MEMORY_CHUNK_SHIFT;
+    struct memory *m;
+    pthread_t thread;
+    assert_int_equal(memory_create(&m, 16 << 20), 0);
+    if (madvise(m->base, 4096, MADV_POPULATE_WRITE))
+        skip(); /* Linux 5.14 */
+    assert_int_equal(memory_ahead_create(m), 0);
+    assert_int_equal(pthread_create(&thread, NULL, serve, m), 0);
+    memory_touch(m, 20 * chunk); /* none of a run yet */
+    memory_touch(m, 21 * chunk);
+    for (unsigned i = 22; i < 26; i++)
+        assert_true(comes_to_be(m, i, MEMORY_THERE));
+    assert_int_equal(resident(m->base + 25 * chunk, (unsigned)(chunk / 4096)), chunk / 4096);
+    assert_int_equal(m->touched[26], MEMORY_NEW);
+    assert_int_equal(m->touched[19], MEMORY_NEW);
+    memory_touch(m, 22 * chunk); /* what is there is used, and it goes on */
+    assert_int_equal(m->touched[22], MEMORY_USED);
+    assert_true(comes_to_be(m, 26, MEMORY_THERE));
+    memory_touch(m, 2 * chunk);
+    memory_touch(m, 1 * chunk); /* downwards, to the end */
+    assert_true(comes_to_be(m, 0, MEMORY_THERE));
+    memory_touch(m, 62 * chunk);
+    memory_touch(m, 63 * chunk); /* the last */
+    memory_ahead_end(m);
+    pthread_join(thread, NULL);
+    assert_int_equal(m->touched[27], MEMORY_NEW);
+    memory_destroy(m);
+}
+
 static void memory_beyond_3_gib_moves_above_the_hole(void **state)
 {
     struct memory *m;
@@ -136,13 +185,10 @@ static void the_hole_and_the_page_behind_fault(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(low_memory_is_one_piece),
-        cmocka_unit_test(memory_beyond_3_gib_moves_above_the_hole),
-        cmocka_unit_test(discarded_pages_read_as_zero),
-        cmocka_unit_test(a_touched_page_brings_its_chunk),
-        cmocka_unit_test(sizes_that_make_no_sense_are_refused),
-        cmocka_unit_test(the_file_cannot_be_cut),
-        cmocka_unit_test(the_hole_and_the_page_behind_fault),
+        cmocka_unit_test(low_memory_is_one_piece),          cmocka_unit_test(memory_beyond_3_gib_moves_above_the_hole),
+        cmocka_unit_test(discarded_pages_read_as_zero),     cmocka_unit_test(a_touched_page_brings_its_chunk),
+        cmocka_unit_test(a_run_of_chunks_is_gone_ahead_of), cmocka_unit_test(sizes_that_make_no_sense_are_refused),
+        cmocka_unit_test(the_file_cannot_be_cut),           cmocka_unit_test(the_hole_and_the_page_behind_fault),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

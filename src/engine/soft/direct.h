@@ -44,6 +44,7 @@ struct region {
     bool known;                 /* path */
     uint64_t path[REGION_PATH]; /* the guest's entries above those of its pages, as they were */
     uint64_t large;             /* mapped as one page */
+    uint64_t mapped[512 / 64];  /* which of the pages there are: bits */
     uint64_t page[512];
     uint64_t entry[512]; /* the guest's, as it was, for each page that is mapped */
 };
@@ -200,13 +201,16 @@ struct region *pages_region(const struct direct_slot *s, uint64_t gva); /* NULL:
 struct region *pages_new_region(struct direct_slot *s, uint64_t gva);   /* or the one that there is; NULL: no room */
 struct region *pages_next(const struct direct_slot *s, unsigned *i);    /* each of them, *i from 0; NULL: no more */
 uint64_t pages_find(const struct direct_slot *s, uint64_t gva);         /* what is mapped */
-void pages_set(struct direct_slot *s, uint64_t *page, uint64_t value);  /* page or large of a region */
+void pages_set(struct direct_slot *s, struct region *g, uint64_t *page, uint64_t value); /* page or large of g */
+bool pages_mapped(const struct region *g, unsigned *i); /* *i becomes the next that is, from *i on; false: no more */
 void pages_free(struct direct_slot *s);
 /* The guest's entries for a page that has just been mapped; and whether they are the same now, but for marks that have
- * been added: those above the pages of a region, and, with these the same, that of its page i. */
+ * been added: those above the pages of a region, and, with these the same, that of its page i in the table that they
+ * lead to (NULL: its pages are part of a large one). */
 void pages_remember(struct soft_vcpu *v, struct region *g, uint64_t gva);
 bool pages_same_path(struct soft_vcpu *v, struct region *g);
-bool pages_same(struct soft_vcpu *v, const struct region *g, unsigned i);
+const volatile uint64_t *pages_table(struct soft_vcpu *v, const struct region *g);
+bool pages_same(const struct region *g, const volatile uint64_t *table, unsigned i);
 
 /* --- direct_copies.c --- */
 int copies_start(struct direct *d); /* 0 or -errno */

@@ -40,7 +40,8 @@ static void order_unmap(struct direct_slot *s, uint64_t gva, uint64_t size)
         direct_call(s, SYS_munmap, gva, size, 0, 0);
 }
 
-static void unmap(struct direct *d, struct direct_slot *s, uint64_t *page, uint64_t gva, uint64_t size)
+static void unmap(struct direct *d, struct direct_slot *s, struct region *g, uint64_t *page, uint64_t gva,
+                  uint64_t size)
 {
     if (!*page)
         return;
@@ -49,7 +50,7 @@ static void unmap(struct direct *d, struct direct_slot *s, uint64_t *page, uint6
         return;
     }
     order_unmap(s, gva, size);
-    pages_set(s, page, 0);
+    pages_set(s, g, page, 0);
     d->stats.unmapped++;
 }
 
@@ -58,8 +59,8 @@ static void unmap_page(struct direct *d, struct direct_slot *s, uint64_t gva)
     struct region *g = pages_region(s, gva);
     if (!g)
         return;
-    unmap(d, s, &g->page[PAGE_INDEX(gva)], gva & -PAGE, PAGE);
-    unmap(d, s, &g->large, g->base, LARGE);
+    unmap(d, s, g, &g->page[PAGE_INDEX(gva)], gva & -PAGE, PAGE);
+    unmap(d, s, g, &g->large, g->base, LARGE);
 }
 
 /* --- code that tells --------------------------------------------------------------------------------------- */
@@ -237,7 +238,7 @@ static bool map(struct soft_vcpu *v, struct direct *d, struct direct_slot *s, ui
     if (*page == (gpa | prot)) {
         if (remember(v, g, gpa | prot, gva, size))
             return true;
-        unmap(d, s, page, gva, size);
+        unmap(d, s, g, page, gva, size);
         return false;
     }
     if (direct_calls_full(s) || !remember(v, g, gpa | prot, gva, size))
@@ -247,7 +248,7 @@ static bool map(struct soft_vcpu *v, struct direct *d, struct direct_slot *s, ui
     if (!r->size)
         *r = (struct run){gva, offset, 0, prot};
     r->size += size;
-    pages_set(s, page, gpa | prot);
+    pages_set(s, g, page, gpa | prot);
     if (prot & PROT_WRITE)
         mark_writable(d, s, gpa, size);
     d->stats.mapped++;
@@ -281,8 +282,8 @@ enum direct_exit mirror_miss(struct soft_vcpu *v, struct direct *d, struct direc
         soft_invalidate(d->engine, tr.gpa & -PAGE, PAGE); /* code of before it ran here, which it can do without */
     struct region *g = pages_region(s, gva);
     if (g) { /* what it was missed for is not there, whatever we thought: it is mapped over, or goes */
-        pages_set(s, &g->page[PAGE_INDEX(gva)], 0);
-        unmap(d, s, &g->large, g->base, LARGE);
+        pages_set(s, g, &g->page[PAGE_INDEX(gva)], 0);
+        unmap(d, s, g, &g->large, g->base, LARGE);
     }
     if (!map(v, d, s, gva, &tr, &r)) {
         map_run(s, &r);
@@ -327,7 +328,7 @@ static void check_page(struct soft_vcpu *v, struct direct *d, struct direct_slot
                        uint64_t gva, uint64_t size)
 {
     if (!still_right(v, *page, gva, size) || !remember(v, g, *page, gva, size))
-        unmap(d, s, page, gva, size);
+        unmap(d, s, g, page, gva, size);
 }
 
 /* One after another, in the order of addresses: what goes, goes by few calls. */
@@ -337,11 +338,10 @@ static void check_region(struct soft_vcpu *v, struct direct *d, struct direct_sl
     g->known &= same;
     if (g->large && !same)
         check_page(v, d, s, g, &g->large, g->base, LARGE);
-    for (unsigned i = 0; i < 512 && !s->clear; i++) {
-        if (!g->page[i])
-            continue;
+    const volatile uint64_t *table = same ? pages_table(v, g) : NULL;
+    for (unsigned i = 0; !s->clear && pages_mapped(g, &i); i++) {
         d->stats.checked++;
-        if (!same || !pages_same(v, g, i))
+        if (!same || !pages_same(g, table, i))
             check_page(v, d, s, g, &g->page[i], g->base + i * PAGE, PAGE);
     }
 }
@@ -354,14 +354,15 @@ static void check_all(struct soft_vcpu *v, struct direct *d, struct direct_slot 
 }
 
 /* A page that may be written and holds translated code since it was mapped. */
-static void protect(struct direct *d, struct direct_slot *s, uint64_t *page, uint64_t gva, uint64_t size)
+static void protect(struct direct *d, struct direct_slot *s, struct region *g, uint64_t *page, uint64_t gva,
+                    uint64_t size)
 {
     uint64_t first = *page & -PAGE;
     if (!(*page & PROT_WRITE))
         return;
     for (unsigned i = 0; i < s->n_code; i++)
         if (s->code[i] >= first && s->code[i] < first + size) {
-            unmap(d, s, page, gva, size);
+            unmap(d, s, g, page, gva, size);
             return;
         }
 }
@@ -370,9 +371,9 @@ static void protect_code(struct direct *d, struct direct_slot *s)
 {
     struct region *g;
     for (unsigned i = 0; (g = pages_next(s, &i));) {
-        protect(d, s, &g->large, g->base, LARGE);
-        for (unsigned k = 0; k < 512; k++)
-            protect(d, s, &g->page[k], g->base + k * PAGE, PAGE);
+        protect(d, s, g, &g->large, g->base, LARGE);
+        for (unsigned k = 0; pages_mapped(g, &k); k++)
+            protect(d, s, g, &g->page[k], g->base + k * PAGE, PAGE);
     }
 }
 
@@ -388,7 +389,7 @@ static void forget_pages(struct direct *d, struct direct_slot *s)
     const struct region *g;
     for (unsigned i = 0; (g = pages_next(s, &i));) {
         not_writable(d, s, g->large, LARGE);
-        for (unsigned k = 0; k < 512; k++)
+        for (unsigned k = 0; pages_mapped(g, &k); k++)
             not_writable(d, s, g->page[k], PAGE);
     }
     pages_free(s);

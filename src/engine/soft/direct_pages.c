@@ -67,10 +67,27 @@ uint64_t pages_find(const struct direct_slot *s, uint64_t gva)
     return !g ? 0 : g->large ? g->large : g->page[PAGE_INDEX(gva)];
 }
 
-void pages_set(struct direct_slot *s, uint64_t *page, uint64_t value)
+void pages_set(struct direct_slot *s, struct region *g, uint64_t *page, uint64_t value)
 {
     s->n_pages += !!value - !!*page;
     *page = value;
+    if (page == &g->large)
+        return;
+    const unsigned i = (unsigned)(page - g->page);
+    const uint64_t bit = 1ull << i % 64;
+    g->mapped[i / 64] = value ? g->mapped[i / 64] | bit : g->mapped[i / 64] & ~bit;
+}
+
+bool pages_mapped(const struct region *g, unsigned *i)
+{
+    for (; *i < 512; *i = (*i | 63) + 1) {
+        uint64_t rest = g->mapped[*i / 64] >> *i % 64;
+        if (rest) {
+            *i += (unsigned)__builtin_ctzll(rest);
+            return true;
+        }
+    }
+    return false;
 }
 
 /* --- the guest's entries ----------------------------------------------------------------------------------- */
@@ -140,8 +157,12 @@ bool pages_same_path(struct soft_vcpu *v, struct region *g)
     return path_to(v, g->base, path) && path_alike(g, path);
 }
 
-bool pages_same(struct soft_vcpu *v, const struct region *g, unsigned i)
+const volatile uint64_t *pages_table(struct soft_vcpu *v, const struct region *g)
 {
-    const volatile uint64_t *table = lowest_table(v, g->path);
+    return lowest_table(v, g->path);
+}
+
+bool pages_same(const struct region *g, const volatile uint64_t *table, unsigned i)
+{
     return !table || alike(g->entry[i], table[i]);
 }

@@ -1,0 +1,105 @@
+#include "memory/ahead.h"
+
+#include <errno.h>
+#include <linux/futex.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+/* Of what is called while a guest's SIMD state is in the registers. */
+#define QUIET __attribute__((target("general-regs-only")))
+
+#define CHUNK (1ull << MEMORY_CHUNK_SHIFT)
+#define FARTHEST 4u /* chunks from the one in use: the end of a run costs as many for nothing */
+
+/* The last run that somebody follows: others are forgotten, and ask for themselves. */
+#define DOWNWARDS 1u
+struct memory_ahead {
+    _Atomic uint64_t wanted; /* the chunk after which it goes on, + 1, times 2, and DOWNWARDS; 0: nothing */
+    _Atomic uint32_t rung;   /* counts; what the thread sleeps on */
+    _Atomic bool ended;
+};
+
+int memory_ahead_create(struct memory *m)
+{
+    m->ahead = calloc(1, sizeof *m->ahead);
+    return m->ahead ? 0 : -ENOMEM;
+}
+
+void memory_ahead_destroy(struct memory *m)
+{
+    free(m->ahead);
+    m->ahead = NULL;
+}
+
+QUIET static void ring(struct memory_ahead *a)
+{
+    atomic_fetch_add(&a->rung, 1);
+    syscall(SYS_futex, &a->rung, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
+}
+
+void memory_ahead_end(struct memory *m)
+{
+    atomic_store(&m->ahead->ended, true);
+    ring(m->ahead);
+}
+
+/* MEMORY_NEW where there is none. */
+QUIET static uint8_t state(const struct memory *m, uint64_t chunk)
+{
+    return memory_is_ram(m, chunk << MEMORY_CHUNK_SHIFT, CHUNK) ? __atomic_load_n(&m->touched[chunk], __ATOMIC_RELAXED)
+                                                                : MEMORY_NEW;
+}
+
+/* The chunk that is to be asked for next for a run that has come to `chunk`, or UINT64_MAX. */
+QUIET static uint64_t next(const struct memory *m, uint64_t chunk, bool down)
+{
+    for (unsigned i = 0; i < FARTHEST; i++) {
+        chunk = down ? chunk - 1 : chunk + 1;
+        if (!memory_is_ram(m, chunk << MEMORY_CHUNK_SHIFT, CHUNK) || state(m, chunk) == MEMORY_USED)
+            return UINT64_MAX;
+        if (state(m, chunk) == MEMORY_NEW)
+            return chunk;
+    }
+    return UINT64_MAX;
+}
+
+QUIET void memory_ahead_follow(struct memory *m, uint64_t chunk)
+{
+    const bool up = state(m, chunk - 1) == MEMORY_USED, down = !up && state(m, chunk + 1) == MEMORY_USED;
+
+    if ((!up && !down) || next(m, chunk, down) == UINT64_MAX)
+        return;
+    atomic_store(&m->ahead->wanted, (chunk + 1) << 1 | (down ? DOWNWARDS : 0));
+    ring(m->ahead);
+}
+
+static void populate(struct memory *m, uint64_t wanted)
+{
+    uint64_t from = (wanted >> 1) - 1, chunk;
+    uint8_t new = MEMORY_NEW;
+
+    while ((chunk = next(m, from, wanted & DOWNWARDS)) != UINT64_MAX) {
+        if (madvise(m->base + (chunk << MEMORY_CHUNK_SHIFT), CHUNK, MADV_POPULATE_WRITE))
+            return;
+        __atomic_compare_exchange_n(&m->touched[chunk], &new, MEMORY_THERE, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
+        new = MEMORY_NEW;
+        if (atomic_load(&m->ahead->wanted))
+            return;
+    }
+}
+
+void memory_ahead_serve(struct memory *m)
+{
+    struct memory_ahead *a = m->ahead;
+
+    while (!atomic_load(&a->ended)) {
+        uint32_t rung = atomic_load(&a->rung);
+        uint64_t wanted = atomic_exchange(&a->wanted, 0);
+        if (wanted)
+            populate(m, wanted);
+        else
+            syscall(SYS_futex, &a->rung, FUTEX_WAIT_PRIVATE, rung, NULL, NULL, 0);
+    }
+}
