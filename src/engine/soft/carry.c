@@ -169,6 +169,18 @@ static bool fits(const struct engine *e, const struct engine_code *pieces, unsig
     return true;
 }
 
+/* This is done before the sandbox closes, and who is copied may have been taken over by its guest: what a block says of
+ * itself must not lead beyond the tables.  (Its code is run in the sandbox.) */
+static bool is_sound(const struct block *b)
+{
+    if (!b->length || b->length > 4096 || b->n_peeked > BLOCK_PEEKS)
+        return false;
+    for (unsigned i = 0; i < b->n_peeked; i++)
+        if (!b->peeked[i].length || b->peeked[i].first + b->peeked[i].length > 4096)
+            return false;
+    return true;
+}
+
 /* The host's pages, at once: by faults they take several times as long. */
 static void populate(const struct part *p)
 {
@@ -194,6 +206,7 @@ static void take_region(struct engine *e, const struct carried *c, unsigned i, c
         struct block *b = &e->blocks[n];
         b->next_page = b->next_page2 = NULL;
         b->next_hash = 0;
+        b->dead |= !is_sound(b);
         if (!b->dead)
             soft_block_insert(e, b);
     }
