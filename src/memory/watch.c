@@ -1,6 +1,7 @@
 #include "memory/watch.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,6 +15,7 @@ struct memory_watch {
     pthread_mutex_t lock; /* guards the contents of chunks that have a bit set, and clearing bits */
     struct memory_keeper keeper;
     struct memory_source source;
+    pthread_cond_t brought; /* some chunk that was to come */
     uint64_t n;
     _Atomic bool logging;
     _Atomic uint16_t *noted;     /* by chunk, a bit for each page: written to */
@@ -51,6 +53,7 @@ static int begin(struct memory *m)
         return -ENOMEM;
     m->watch->n = n;
     pthread_mutex_init(&m->watch->lock, NULL);
+    pthread_cond_init(&m->watch->brought, NULL);
     return 0;
 }
 
@@ -120,6 +123,7 @@ void memory_watch_destroy(struct memory *m)
     if (!m->watch)
         return;
     free(m->watch->noted);
+    pthread_cond_destroy(&m->watch->brought);
     pthread_mutex_destroy(&m->watch->lock);
     free(m->watch);
 }
@@ -132,6 +136,12 @@ static bool load(struct memory *m, uint64_t chunk)
 
     if (!(atomic_load(&w->state[chunk]) & ABSENT))
         return false;
+    if (w->source.ask) {
+        w->source.ask(w->source.opaque, chunk);
+        while (atomic_load(&w->state[chunk]) & ABSENT)
+            pthread_cond_wait(&w->brought, &w->lock);
+        return true;
+    }
     w->source.load(w->source.opaque, chunk, chunk_at(m, chunk), length_of(m, chunk));
     atomic_fetch_and(&w->state[chunk], (uint8_t)~ABSENT);
     return true;
@@ -291,6 +301,18 @@ bool memory_keep_take(struct memory *m, uint64_t chunk, void *out, uint32_t *len
     return taken;
 }
 
+bool memory_keep_look(struct memory *m, uint64_t chunk, void *out)
+{
+    struct memory_watch *w = m->watch;
+
+    pthread_mutex_lock(&w->lock);
+    bool kept = atomic_load(&w->state[chunk]) & KEEP;
+    if (kept)
+        copy(m, chunk, out, length_of(m, chunk));
+    pthread_mutex_unlock(&w->lock);
+    return kept;
+}
+
 /* What is a hole in the files was so at the beginning, or it would have been kept before it was written to.  But one
  * that is absent has its contents elsewhere. */
 uint64_t memory_keep_skip(struct memory *m, uint64_t chunk)
@@ -337,6 +359,43 @@ bool memory_load_chunk(struct memory *m, uint64_t chunk, bool *asking)
     *asking = false;
     pthread_mutex_unlock(&m->watch->lock);
     return loaded;
+}
+
+/* Nobody looks at the chunk yet: not to be announced. */
+static void put_pages(struct memory *m, uint64_t chunk, uint16_t present, uint16_t zeroes, const uint8_t *bytes)
+{
+    const uint32_t page = 1u << LOG_SHIFT;
+    uint64_t offset = chunk << WATCH_SHIFT;
+
+    for (unsigned i = 0; i < LOG_PER_CHUNK; i++, offset += page) {
+        if (present >> i & 1) {
+            memcpy(chunk_at(m, chunk) + i * page, bytes, page);
+            bytes += page;
+        } else if (zeroes >> i & 1 && memory_next_data(m, offset) < offset + page &&
+                   fallocate(m->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, page)) {
+            memset(chunk_at(m, chunk) + i * page, 0, page);
+        }
+    }
+}
+
+bool memory_bring_chunk(struct memory *m, uint64_t chunk, uint16_t present, uint16_t zeroes, const void *bytes)
+{
+    struct memory_watch *w = m->watch;
+
+    pthread_mutex_lock(&w->lock);
+    bool lacked = memory_lacks_chunk(m, chunk);
+    if (lacked) {
+        put_pages(m, chunk, present, zeroes, bytes);
+        atomic_fetch_and(&w->state[chunk], (uint8_t)~ABSENT);
+        pthread_cond_broadcast(&w->brought);
+    }
+    pthread_mutex_unlock(&w->lock);
+    return lacked;
+}
+
+bool memory_lacks_chunk(const struct memory *m, uint64_t chunk)
+{
+    return atomic_load(&m->watch->state[chunk]) & ABSENT;
 }
 
 void memory_load_end(struct memory *m)

@@ -34,6 +34,8 @@ int memory_keep_begin(struct memory *m, const struct memory_keeper *keeper);
 /* The contents of the beginning: copies the chunk to out[WATCH_CHUNK] and lets go of it; true.  false: it was kept
  * before, or it is nothing but zeroes that take no room. */
 bool memory_keep_take(struct memory *m, uint64_t chunk, void *out, uint32_t *length);
+/* The same without letting go of it, so that it can be asked for again. */
+bool memory_keep_look(struct memory *m, uint64_t chunk, void *out);
 /* Lets go of chunks that have no contents yet, from `chunk` on; returns the first that may have some. */
 uint64_t memory_keep_skip(struct memory *m, uint64_t chunk);
 /* Lets go of all. */
@@ -41,9 +43,13 @@ void memory_keep_end(struct memory *m);
 
 /* --- contents that come later --------------------------------------------------------------------------------- */
 
+/* Either somebody has them, and `load` fetches a chunk's while who needs it waits; or they come by themselves, by
+ * memory_bring_chunk, and `ask` says that somebody waits for one. */
 struct memory_source {
     /* Puts the chunk's contents to bytes[length], which are zeroes. */
     void (*load)(void *opaque, uint64_t chunk, void *bytes, uint32_t length);
+    /* NULL, or called before each wait; not to wait itself. */
+    void (*ask)(void *opaque, uint64_t chunk);
     bool (*has)(void *opaque, uint64_t chunk); /* false: it stays zeroes */
     void *opaque;
 };
@@ -53,6 +59,11 @@ int memory_load_begin(struct memory *m, const struct memory_source *source);
 /* Brings a chunk's if they are not in place; true when they were not.  *asking (or NULL) is true meanwhile: `load` may
  * look at it. */
 bool memory_load_chunk(struct memory *m, uint64_t chunk, bool *asking);
+/* What was to come is here: of a chunk's pages of 4096 bytes those in `present`, one behind the other in bytes; those
+ * in `zeroes` are nothing else; the others stay as they are.  Whoever waits for it goes on.  false: it was in place. */
+bool memory_bring_chunk(struct memory *m, uint64_t chunk, uint16_t present, uint16_t zeroes, const void *bytes);
+/* Is it still to come? */
+bool memory_lacks_chunk(const struct memory *m, uint64_t chunk);
 /* All are in place. */
 void memory_load_end(struct memory *m);
 

@@ -153,7 +153,7 @@ int loading_begin(struct vm *vm, struct restore *r)
     read_set(l);
     l->recording = !l->n_set;
     vm->loading = l;
-    const struct memory_source source = {load, is_kept, l};
+    const struct memory_source source = {.load = load, .has = is_kept, .opaque = l};
     return memory_load_begin(machine_memory(vm->machine), &source);
 }
 

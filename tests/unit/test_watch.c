@@ -7,6 +7,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -52,7 +53,7 @@ static bool has(void *opaque, uint64_t chunk)
 {
     return chunk != 50;
 }
-static const struct memory_source source = {load, has, NULL};
+static const struct memory_source source = {.load = load, .has = has};
 
 static void a_chunk_is_kept_before_it_is_written_to(void **state)
 {
@@ -263,6 +264,83 @@ static void contents_that_come_later_are_not_written_to(void **state)
     assert_false(memory_is_watched(m));
 }
 
+/* --- contents that come by themselves ------------------------------------------------------------------------------
+ */
+
+static _Atomic unsigned asked[CHUNKS];
+
+static void ask(void *opaque, uint64_t chunk)
+{
+    asked[chunk]++;
+}
+
+static void *read_byte(void *opaque)
+{
+    static uint8_t byte;
+
+    memory_read(m, 7 * WATCH_CHUNK + 100, &byte, 1);
+    return &byte;
+}
+
+static void who_needs_a_chunk_asks_and_waits_until_it_is_brought(void **state)
+{
+    const struct memory_source comes = {.ask = ask, .has = has};
+    static uint8_t page[4096] = {[100] = 42};
+    pthread_t thread;
+    void *byte;
+
+    assert_int_equal(memory_load_begin(m, &comes), 0);
+    assert_false(memory_lacks_chunk(m, 50));
+    assert_int_equal(pthread_create(&thread, NULL, read_byte, NULL), 0);
+    while (!asked[7])
+        usleep(1000);
+    assert_true(memory_bring_chunk(m, 8, 0, 0, NULL)); /* another one is no help */
+    usleep(10000);
+    assert_true(memory_lacks_chunk(m, 7));
+    assert_true(memory_bring_chunk(m, 7, 1, 0, page));
+    assert_int_equal(pthread_join(thread, &byte), 0);
+    assert_int_equal(*(uint8_t *)byte, 42);
+    assert_int_equal(asked[7], 1);
+    assert_int_equal(asked[8], 0);
+    memory_load_end(m);
+    assert_false(memory_is_watched(m));
+}
+
+static void what_is_brought_replaces_what_was_there_by_pages(void **state)
+{
+    const struct memory_source comes = {.ask = ask, .has = has};
+    static uint8_t pages[2 * 4096];
+    uint8_t bytes[3];
+
+    for (unsigned i = 0; i < 4; i++)
+        memory_write(m, 9 * WATCH_CHUNK + i * 4096, "x", 1);
+    pages[0] = 'a', pages[4096] = 'b';
+    assert_int_equal(memory_load_begin(m, &comes), 0);
+    assert_true(memory_bring_chunk(m, 9, 1 | 4, 8, pages));
+    assert_false(memory_bring_chunk(m, 9, 1 | 4, 8, pages + 4096)); /* too late */
+    for (unsigned i = 0; i < 4; i++) {
+        assert_int_equal(memory_read(m, 9 * WATCH_CHUNK + i * 4096, bytes, 1), 0);
+        assert_int_equal(bytes[0], "axb"[i]); /* the last is zeroes */
+    }
+    memory_load_end(m);
+}
+
+static void what_is_kept_can_be_looked_at_again(void **state)
+{
+    uint8_t bytes[WATCH_CHUNK];
+
+    memory_write(m, 5 * WATCH_CHUNK, "a", 1);
+    assert_int_equal(memory_keep_begin(m, &keeper), 0);
+    for (unsigned i = 0; i < 2; i++) {
+        assert_true(memory_keep_look(m, 5, bytes));
+        assert_int_equal(bytes[0], 'a');
+    }
+    memory_write(m, 5 * WATCH_CHUNK, "b", 1);
+    assert_int_equal(kept[5], 1);
+    assert_false(memory_keep_look(m, 5, bytes));
+    memory_keep_end(m);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -277,6 +355,9 @@ int main(void)
         T(threads_agree),
         T(pages_that_are_written_to_are_noted_once_a_round),
         T(contents_that_come_later_are_not_written_to),
+        T(who_needs_a_chunk_asks_and_waits_until_it_is_brought),
+        T(what_is_brought_replaces_what_was_there_by_pages),
+        T(what_is_kept_can_be_looked_at_again),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
