@@ -2,8 +2,9 @@
 # How long a machine takes to move to another process, and how long its guest stands still: by guise's own numbers, and the longest gap
 # that a program in the guest sees in its clock's steps, without a migration and with.
 #
-#   bench/migrate.sh [WORD...]      idle, writing (200 MB/s over 256 MB), and computing: how fast a program does that runs directly, and while it is
-#                                   being sent, slowly; all unless told
+#   bench/migrate.sh [WORD...]      idle, writing (200 MB/s over 256 MB), postcopy (the same, sent at 50 MB/s at most, so that it does not converge; precopy:
+#                                   what comes of it without), and computing: how fast a program does that runs directly, and while it is being sent, slowly;
+#                                   all unless told
 #   ROUNDS=5 DESTINATION=unix|tcp   how often, and by what
 # shellcheck source=bench/lib.sh
 . "$(dirname "$0")/lib.sh"
@@ -109,12 +110,15 @@ move() # NAME [PROGRAM...]: prints a line
 {
     local name=$1 gap=-
     shift
+    options=()
+    [ "$name" != postcopy ] || options=(--bandwidth 50M --postcopy)
+    [ "$name" != precopy ] || options=(--bandwidth 50M)
     if [ $# -gt 0 ]; then
         on exec bench -- sh -c "$* >/dev/shm.out 2>&1 &"
         until on exec bench -- grep -q ready /dev/shm.out; do sleep 0.1; done
         sleep 1
     fi
-    on migrate bench "${addresses[1 - side]}" --json --quiet >"$work/report" || exit 1
+    on migrate bench "${addresses[1 - side]}" "${options[@]}" --json --quiet >"$work/report" || exit 1
     side=$((1 - side))
     if [ $# -gt 0 ]; then
         for _ in $(seq 100); do gap=$(on exec bench -- sed -n 2p /dev/shm.out) && [ -n "$gap" ] && break || sleep 0.3; done
@@ -123,12 +127,13 @@ move() # NAME [PROGRAM...]: prints a line
         "$(number rounds)" "$(($(number sent_bytes) >> 20))" "$(number throttle_percent)" "$gap"
 }
 
-[ $# -gt 0 ] || set -- idle writing computing
+[ $# -gt 0 ] || set -- idle writing postcopy precopy computing
 printf '%-10s %8s %10s %8s %8s %8s   %s\n' '' 'ms' 'still ms' rounds 'sent MB' 'slowed %' 'gap in the guest ms, its pace MB/s'
 for what; do
     boot 512M
     case $what in
     idle) for _ in $(seq "$rounds"); do move idle; done ;;
+    postcopy | precopy) for _ in $(seq "$rounds"); do move "$what" /root/write 256 200 40; done ;;
     writing) for _ in $(seq "$rounds"); do move writing /root/write 256 200 15; done ;;
     computing)
         on exec bench -- sh -c '/root/compute 60 >/dev/shm.out 2>&1 &'

@@ -27,7 +27,6 @@
 #include "vm/snapshot_store.h"
 
 #define SCHEMA 1
-#define LOOK_MS 100
 #define DOWNTIME_MS 100
 
 /* clang-format off */
@@ -40,6 +39,11 @@ const struct option_spec migrate_options[] = {
      .min = 1, .max = MIGRATION_STREAMS_MAX, .help = "send by so many connections (1 unless told)"},
     {.name = "no-throttle", .kind = OPTION_FLAG, .offset = offsetof(struct migrate_arguments, no_throttle),
      .help = "do not slow a guest down that writes faster than can be sent"},
+    {.name = "postcopy", .kind = OPTION_FLAG, .offset = offsetof(struct migrate_arguments, postcopy),
+     .help = "when that is so go on there before all of memory is there; the rest comes when it is needed"},
+    {.name = "postcopy-after", .kind = OPTION_NUMBER, .offset = offsetof(struct migrate_arguments, postcopy_after_s),
+     .value = "SECONDS", .min = 0, .max = 86400,
+     .help = "the same, and after so long in any case; 0: at once, memory is not sent before"},
     {.name = "resume", .kind = OPTION_FLAG, .offset = offsetof(struct migrate_arguments, resume),
      .help = "bring one to its end that was cut off: ask the destination, and go by what it says"},
     {.name = "here", .kind = OPTION_FLAG, .offset = offsetof(struct migrate_arguments, here),
@@ -124,7 +128,7 @@ int migrate_ask(struct migrate *m, const char *action, json_t **result, char *er
     return client_call(&m->source, "migrate", json_pack("{s:s, s:s}", "action", action, "id", m->id), result, err, n);
 }
 
-static uint64_t said(const struct migrate *m, const char *key)
+uint64_t migrate_said(const struct migrate *m, const char *key)
 {
     return (uint64_t)json_integer_value(json_object_get(m->status, key));
 }
@@ -143,17 +147,20 @@ int migrate_look(struct migrate *m, char *err, size_t n)
     return migrate_ask(m, "status", &m->status, err, n);
 }
 
-static void show(struct migrate *m)
+void migrate_show(struct migrate *m)
 {
-    uint64_t left = said(m, "left_bytes"), rate = said(m, "bytes_per_second"), throttle = said(m, "throttle_percent");
+    uint64_t left = migrate_said(m, "left_bytes"), rate = migrate_said(m, "bytes_per_second"),
+             throttle = migrate_said(m, "throttle_percent");
     char text[128], size[16], pace[16], slowed[48] = "";
 
     table_size(left, size, sizeof size);
     table_size(rate, pace, sizeof pace);
     if (throttle)
         snprintf(slowed, sizeof slowed, ", the guest slowed down by %u %%", (unsigned)throttle);
-    if (rate)
-        snprintf(text, sizeof text, "round %u, %s left, %s/s: %.1f s%s", (unsigned)said(m, "round"), size, pace,
+    if (m->lacking)
+        snprintf(text, sizeof text, "it runs there, %s left", size);
+    else if (rate)
+        snprintf(text, sizeof text, "round %u, %s left, %s/s: %.1f s%s", (unsigned)migrate_said(m, "round"), size, pace,
                  (double)left / (double)rate, slowed);
     else
         snprintf(text, sizeof text, "%s left", size);
@@ -200,8 +207,10 @@ static int ask_destination(struct migrate *m, char *err, size_t n)
 
     if (failed)
         return failed;
-    hello = json_pack("{s:s, s:i, s:s, s:i, s:o?}", "guise", "migration", "version", MIGRATE_VERSION, "id", m->id,
-                      "streams", (int)m->a->streams, "machine", record ? json_loads(record, 0, NULL) : NULL);
+    hello = json_pack("{s:s, s:i, s:s, s:i, s:b, s:o?}", "guise", "migration", "version",
+                      m->a->postcopy ? MIGRATE_POSTCOPY_VERSION : MIGRATE_VERSION, "id", m->id, "streams",
+                      (int)m->a->streams, "postcopy", (int)m->a->postcopy, "machine",
+                      record ? json_loads(record, 0, NULL) : NULL);
     if (hello)
         json_object_update(hello, about);
     free(record);
@@ -215,17 +224,19 @@ static int ask_destination(struct migrate *m, char *err, size_t n)
     return failed ? failed : migrate_expect(m, 2 * MIGRATE_END_MS + PEER_PATIENCE_MS, "ready", err, n);
 }
 
-static int open_streams(struct migrate *m, int *streams, char *err, size_t n)
+int migrate_open_streams(struct migrate *m, bool extra, int streams[], char *err, size_t n)
 {
+    unsigned all = (unsigned)m->a->streams + (extra ? MIGRATION_EXTRA : 0);
     int failed = 0;
 
-    for (unsigned i = 0; i < m->a->streams && !failed; i++) {
+    for (unsigned i = 0; i < all && !failed; i++) {
         struct peer p;
         failed = peer_connect(&p, &m->to, err, n);
         if (!failed)
             failed = peer_send(
                 &p, json_pack("{s:s, s:s, s:i}", "guise", "migration-stream", "id", m->id, "stream", (int)i));
-        streams[i] = failed ? -1 : peer_stream(&p, true);
+        bool asks = extra && i == all - 1; /* by the last the destination talks */
+        streams[i] = failed ? -1 : peer_stream(&p, !asks);
     }
     return failed ? failed : migrate_expect(m, PEER_PATIENCE_MS, "receiving", err, n);
 }
@@ -234,13 +245,20 @@ static int open_streams(struct migrate *m, int *streams, char *err, size_t n)
 static int begin(struct migrate *m, int *lease, char *err, size_t n)
 {
     struct migration_record record = {.destination = false};
-    int fds[2 + MIGRATION_STREAMS_MAX] = {-1, -1}, ends[2] = {-1, -1};
+    int fds[2 + MIGRATION_ALL_MAX] = {-1, -1}, ends[2] = {-1, -1};
+    unsigned n_fds = 2 + (unsigned)m->a->streams + (m->a->postcopy ? MIGRATION_EXTRA : 0);
+    json_t *arguments = json_pack("{s:s, s:s, s:I, s:I, s:b, s:b, s:b}", "action", "begin", "id", m->id, "downtime_ms",
+                                  (json_int_t)m->a->downtime_ms, "bandwidth", (json_int_t)m->a->bandwidth, "throttle",
+                                  (int)!m->a->no_throttle, "compress", (int)(m->to.kind == PEER_TCP), "postcopy",
+                                  (int)m->a->postcopy);
 
+    if (m->a->postcopy_after_s != MIGRATE_NEVER)
+        json_object_set_new(arguments, "postcopy_after_ms", json_integer((json_int_t)m->a->postcopy_after_s * 1000));
     memset(fds, 0xff, sizeof fds);
     memcpy(record.id, m->id, sizeof record.id);
     memcpy(record.name, m->record.name, sizeof record.name);
     memcpy(record.peer, m->to.text, sizeof record.peer);
-    int failed = open_streams(m, fds + 2, err, n);
+    int failed = migrate_open_streams(m, m->a->postcopy, fds + 2, err, n);
     receive_stop_at("receiving");
     if (!failed && (fds[0] = migration_record_make(&m->registry, &record, err, n)) < 0)
         failed = fds[0];
@@ -248,12 +266,8 @@ static int begin(struct migrate *m, int *lease, char *err, size_t n)
         failed = error_sys(err, n, -errno, "no socket can be made");
     fds[1] = ends[1];
     if (!failed)
-        failed = client_call_fds(&m->source, "migrate",
-                                 json_pack("{s:s, s:s, s:I, s:I, s:b, s:b}", "action", "begin", "id", m->id,
-                                           "downtime_ms", (json_int_t)m->a->downtime_ms, "bandwidth",
-                                           (json_int_t)m->a->bandwidth, "throttle", (int)!m->a->no_throttle, "compress",
-                                           (int)(m->to.kind == PEER_TCP)),
-                                 fds, 2 + (unsigned)m->a->streams, NULL, err, n);
+        failed = client_call_fds(&m->source, "migrate", json_incref(arguments), fds, n_fds, NULL, err, n);
+    json_decref(arguments);
     for (size_t i = 0; i < sizeof fds / sizeof *fds; i++)
         if (fds[i] >= 0)
             close(fds[i]);
@@ -261,19 +275,29 @@ static int begin(struct migrate *m, int *lease, char *err, size_t n)
     return failed;
 }
 
+static int take_complete(struct migrate *m, char *err, size_t n)
+{
+    int failed = migrate_expect(m, PEER_PATIENCE_MS, "complete", err, n);
+    char none[1];
+
+    if (!failed && !migrate_look(m, none, sizeof none))
+        m->lacking = json_is_true(json_object_get(m->status, "postcopy"));
+    return failed;
+}
+
 /* Until the destination has everything.  It is the first to know. */
 static int follow(struct migrate *m, char *err, size_t n)
 {
     for (;;) {
-        if (poll(&(struct pollfd){.fd = m->peer.fd, .events = POLLIN}, 1, LOOK_MS) > 0)
-            return migrate_expect(m, PEER_PATIENCE_MS, "complete", err, n);
+        if (poll(&(struct pollfd){.fd = m->peer.fd, .events = POLLIN}, 1, MIGRATE_LOOK_MS) > 0)
+            return take_complete(m, err, n);
         int failed = migrate_look(m, err, n);
         if (failed)
             return failed;
         if (is_state(m, "ended"))
             return error_set(err, n, -EIO, "%s stays here: %s", m->record.name,
                              json_string_value(json_object_get(m->status, "reason")));
-        show(m);
+        migrate_show(m);
     }
 }
 /* --- the command ------------------------------------------------------------------------------------------------- */
@@ -281,21 +305,22 @@ static int follow(struct migrate *m, char *err, size_t n)
 static void report(const struct migrate *m)
 {
     uint64_t elapsed_ms = (clock_ns() - m->progress.began_ns) / 1000000;
-    json_t *all = json_pack("{s:i, s:s, s:s, s:I, s:I, s:I, s:I, s:I}", "schema_version", SCHEMA, "name",
+    uint64_t rounds = migrate_said(m, "round"), sent = migrate_said(m, "sent_bytes");
+    json_t *all = json_pack("{s:i, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:b}", "schema_version", SCHEMA, "name",
                             m->record.name, "to", m->to.text, "elapsed_ms", (json_int_t)elapsed_ms, "downtime_us",
-                            (json_int_t)said(m, "stopped_us"), "rounds", (json_int_t)said(m, "round"), "sent_bytes",
-                            (json_int_t)said(m, "sent_bytes"), "throttle_percent",
-                            (json_int_t)said(m, "throttle_percent"));
+                            (json_int_t)m->downtime_us, "rounds", (json_int_t)rounds, "sent_bytes", (json_int_t)sent,
+                            "throttle_percent", (json_int_t)migrate_said(m, "throttle_percent"), "postcopy",
+                            (int)m->lacking);
 
     if (m->a->json) {
         json_dumpf(all, stdout, JSON_INDENT(2));
         putchar('\n');
     } else if (m->a->verbose) {
         char size[16];
-        table_size(said(m, "sent_bytes"), size, sizeof size);
-        log_say("%s is at %s after %.2f s: %s in %u rounds; the guest stood still for %.1f ms", m->record.name,
-                m->to.text, (double)elapsed_ms / 1000, size, (unsigned)said(m, "round"),
-                (double)said(m, "stopped_us") / 1000);
+        table_size(sent, size, sizeof size);
+        log_say("%s is at %s after %.2f s: %s in %u rounds%s; the guest stood still for %.1f ms", m->record.name,
+                m->to.text, (double)elapsed_ms / 1000, size, (unsigned)rounds, m->lacking ? ", and by post-copy" : "",
+                (double)m->downtime_us / 1000);
     }
     json_decref(all);
 }
@@ -353,7 +378,39 @@ static int resume(struct migrate *m, char *err, size_t n)
     failed = peer_parse(&m->to, record.peer, err, n);
     if (!failed && m->to.kind == PEER_NAME)
         failed = start_receiver(m, err, n);
+    if (!failed && m->source.fd >= 0 && !(failed = migrate_look(m, err, n)))
+        m->lacking = json_is_true(json_object_get(m->status, "postcopy"));
     return failed ? failed : migrate_resolve(m, 0, err, n);
+}
+
+/* What was received here is to run, whatever the source is. */
+static int run_received(struct migrate *m, const struct migration_record *record, char *err, size_t n)
+{
+    const char *name = m->record.name;
+    json_t *status = NULL;
+
+    if (m->source.fd < 0 && record->partly) { /* only its disk is here, and it may be started from that */
+        log_say("`guise start %s` boots it from its disk: its memory is lost", name);
+        return migration_record_remove(&m->registry, name, err, n);
+    }
+    if (m->source.fd < 0)
+        return error_set(err, n, -EBUSY,
+                         "%s was never received as a whole, or its process has died since: `guise rm %s` removes it",
+                         name, name);
+    int failed = record->partly
+                     ? 0
+                     : client_call(&m->source, "incoming", json_pack("{s:s}", "action", "status"), &status, err, n);
+    bool lacks = record->partly || json_integer_value(json_object_get(status, "left_bytes"));
+    json_decref(status);
+    if (failed)
+        return failed;
+    if (lacks)
+        return error_set(err, n, -EBUSY,
+                         "part of the memory of %s is still at its source, and it cannot run without: `guise migrate "
+                         "--resume` there brings it, `guise rm --force %s` gives it up here",
+                         name, name);
+    failed = client_call(&m->source, "incoming", json_pack("{s:s}", "action", "go"), NULL, err, n);
+    return failed ? failed : migration_record_remove(&m->registry, name, err, n);
 }
 
 static int run_here(struct migrate *m, char *err, size_t n)
@@ -361,22 +418,23 @@ static int run_here(struct migrate *m, char *err, size_t n)
     struct migration_record record;
     const char *name = m->record.name;
     int failed = migration_record_read(&m->registry, name, &record, err, n);
+    bool open = !failed && (record.destination ? !record.decided || record.partly : record.decided);
 
-    if (failed == -ENOENT || (!failed && record.destination == record.decided))
+    if (failed == -ENOENT || (!failed && !open))
         return error_set(err, n, -EBUSY, "%s is in no migration that was cut off", name);
     if (failed)
         return failed;
     memcpy(m->id, record.id, sizeof m->id);
-    if (!record.destination) {
-        failed = migrate_take_back(m, err, n);
-        return failed == -EIO && m->source.fd >= 0 ? 0 : failed;
-    }
-    if (m->source.fd < 0)
-        return error_set(err, n, -EBUSY,
-                         "%s was never received as a whole, or its process has died since: `guise rm %s` removes it",
-                         name, name);
-    failed = client_call(&m->source, "incoming", json_pack("{s:s}", "action", "go"), NULL, err, n);
-    return failed ? failed : migration_record_remove(&m->registry, name, err, n);
+    if (record.destination)
+        return run_received(m, &record, err, n);
+    char none[1];
+    bool ran = m->source.fd >= 0 && !migrate_look(m, none, sizeof none) &&
+               json_is_true(json_object_get(m->status, "postcopy"));
+    failed = migrate_take_back(m, err, n);
+    if (failed == -EIO && ran)
+        log_say("%s goes on from the moment when it left: what it has done at %s since then it has not done here", name,
+                record.peer);
+    return failed == -EIO && m->source.fd >= 0 ? 0 : failed;
 }
 
 /* The process, or the lock that says that there is none. */
@@ -391,7 +449,7 @@ static int find_source(struct migrate *m, bool must_run, char *err, size_t n)
 
 int migrate_main(const struct command *self, int argc, char **argv)
 {
-    struct migrate_arguments a = {.downtime_ms = DOWNTIME_MS, .streams = 1};
+    struct migrate_arguments a = {.downtime_ms = DOWNTIME_MS, .streams = 1, .postcopy_after_s = MIGRATE_NEVER};
     struct migrate m = {.a = &a, .lock = -1, .peer.fd = -1, .source.fd = -1};
     char err[ERROR_SIZE];
     int status, operands = life_parse(self, argc, argv, &a, 2, &m.registry, &status);
@@ -402,6 +460,7 @@ int migrate_main(const struct command *self, int argc, char **argv)
     if (operands != 1 + moves || (a.resume && a.here))
         return cli_usage_error(self, moves ? "the name of a virtual machine, and where it is to go, must be given"
                                            : "--resume and --here take the name of a virtual machine, one of them");
+    a.postcopy = a.postcopy || a.postcopy_after_s != MIGRATE_NEVER;
     int failed = moves ? peer_parse(&m.to, argv[2], err, sizeof err) : 0;
     if (failed)
         return cli_usage_error(self, err);

@@ -46,6 +46,8 @@ int migrate_give_up(struct migrate *m, char *err, size_t n)
     json_t *status = NULL;
     int failed = migrate_ask(m, "give-up", &status, err, n);
 
+    if (failed == -ECONNRESET && m->lacking)
+        return migrate_lost(m, false, err, n);
     if (failed == -ECONNRESET)
         return give_up_for_it(m, err, n);
     if (!failed) {
@@ -55,14 +57,15 @@ int migrate_give_up(struct migrate *m, char *err, size_t n)
     return failed;
 }
 
-/* The machine runs there: nothing of it is needed here any more. */
-static int finish(struct migrate *m, char *err, size_t n)
+int migrate_finish(struct migrate *m, char *err, size_t n)
 {
     char none[1];
     int failed = 0;
 
     if (m->lock < 0) {
         migrate_look(m, none, sizeof none);
+        if (!m->lacking)
+            m->downtime_us = migrate_said(m, "stopped_us");
         migrate_ask(m, "finish", NULL, none, sizeof none);
         process_wait(&m->registry, m->record.name, MIGRATE_END_MS);
         failed = registry_lock(&m->registry, m->record.name, &m->lock, err, n);
@@ -94,10 +97,22 @@ int migrate_take_back(struct migrate *m, char *err, size_t n)
     return failed ? failed : -EIO;
 }
 
-/* What has become of it there?  0: it runs there; 1: it never will; or -errno with a sentence. */
+/* What has become of it there. */
+static const struct {
+    const char *word;
+    enum fate { RUNS, COMPLETE, LACKING, ARRIVING, DIED, UNKNOWN } fate;
+} fates[] = {
+    {"running", RUNS},      {"complete", COMPLETE}, {"lacking", LACKING}, /* complete, but for some of its memory */
+    {"arriving", ARRIVING},                                               /* it runs without that */
+    {"died", DIED},                                                       /* and has died before it had that */
+    {"unknown", UNKNOWN},                                                 /* it never will run */
+};
+
+/* Asks for that: an enum fate, or -errno with a sentence. */
 static int question(struct migrate *m, char *err, size_t n)
 {
     json_t *answer = NULL;
+    int fate = -EPROTO;
 
     peer_close(&m->peer);
     int failed = peer_connect(&m->peer, &m->to, err, n);
@@ -110,38 +125,74 @@ static int question(struct migrate *m, char *err, size_t n)
     if (failed)
         return error_sys(err, n, failed, "the destination does not answer");
     const char *state = json_string_value(json_object_get(answer, "state"));
-    int result = state && strcmp(state, "running") == 0    ? 0
-                 : state && strcmp(state, "complete") == 0 ? 2
-                 : state && strcmp(state, "unknown") == 0  ? 1
-                                                           : -EPROTO;
+    for (size_t i = 0; i < sizeof fates / sizeof *fates; i++)
+        if (state && strcmp(state, fates[i].word) == 0)
+            fate = fates[i].fate;
     json_decref(answer);
-    if (result == -EPROTO)
-        return error_set(err, n, result, "the destination says something unknown");
-    if (result != 2)
-        return result;
-    failed = peer_send(&m->peer, json_pack("{s:b}", "go", 1));
+    return fate < 0 ? error_set(err, n, fate, "the destination says something unknown") : fate;
+}
+
+static int go(struct migrate *m, char *err, size_t n)
+{
+    int failed = peer_send(&m->peer, json_pack("{s:b}", "go", 1));
+
     return failed ? error_sys(err, n, failed, "the destination does not answer")
                   : migrate_expect(m, PEER_PATIENCE_MS, "running", err, n);
+}
+
+static int died_there(const struct migrate *m, char *err, size_t n)
+{
+    return error_set(err, n, -EIO,
+                     "%s has died at %s before all of its memory was there.  `guise migrate --here %s` lets it go on "
+                     "here from the moment when it left, without what it has done since; or there, with what is on "
+                     "its disk and without its memory",
+                     m->record.name, m->to.text, m->record.name);
+}
+
+/* *done: that is the end of it; else it has to be asked for again. */
+static int go_by(struct migrate *m, int fate, bool *done, char *err, size_t n)
+{
+    int failed = fate == COMPLETE ? go(m, err, n) : 0;
+
+    *done = !failed;
+    if (failed)
+        return failed;
+    if (fate == RUNS || fate == COMPLETE)
+        return migrate_finish(m, err, n);
+    if (fate == UNKNOWN)
+        return migrate_take_back(m, err, n);
+    if (m->lock >= 0)
+        return migrate_lost(m, fate != LACKING, err, n);
+    if (fate == DIED)
+        return died_there(m, err, n);
+    failed = migrate_reconnect(m, fate == ARRIVING, err, n);
+    *done = failed != -EAGAIN;
+    return failed;
 }
 
 /* It is given up: from here on only the destination's word counts, which is asked for until it comes. */
 int migrate_resolve(struct migrate *m, int for_ms, char *err, size_t n)
 {
-    int result, waited = 0;
+    int result;
+    bool done = false;
 
-    for (;;) {
+    for (int waited = 0;; waited += ASK_AGAIN_MS) {
         result = question(m, err, n);
-        if (result >= 0 || waited >= for_ms)
+        if (result >= 0)
+            result = go_by(m, result, &done, err, n);
+        if (done)
+            return result;
+        if (waited >= for_ms)
             break;
         usleep(ASK_AGAIN_MS * 1000);
-        waited += ASK_AGAIN_MS;
     }
-    if (result == 0)
-        return finish(m, err, n);
-    if (result == 1)
-        return migrate_take_back(m, err, n);
     char why[ERROR_SIZE];
     snprintf(why, sizeof why, "%s", err);
+    if (m->lacking)
+        return error_set(err, n, result,
+                         "part of the memory of %s is still here, and %s does not take it: %s.  It waits for that "
+                         "where it needs it, and `guise migrate --resume %s` goes on",
+                         m->record.name, m->to.text, why, m->record.name);
     return error_set(err, n, result,
                      "%s stands still here, and whether it runs at %s is not known: %s.  `guise migrate --resume %s` "
                      "asks again",
@@ -155,8 +206,12 @@ int migrate_tell(struct migrate *m, char *err, size_t n)
     receive_stop_at("told");
     if (!failed)
         failed = migrate_expect(m, PEER_PATIENCE_MS, "running", err, n);
-    if (!failed)
-        return finish(m, err, n);
+    if (!failed) {
+        receive_stop_at("arriving");
+        failed = m->lacking ? migrate_arrive(m, err, n) : migrate_finish(m, err, n);
+        if (failed != -EAGAIN)
+            return failed;
+    }
     progress_stage(&m->progress, "asking", "the destination does not answer");
     return migrate_resolve(m, ASK_FOR_MS, err, n);
 }

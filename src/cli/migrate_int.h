@@ -1,5 +1,5 @@
 /* Inside `guise migrate`: migrate.c (up to where it is complete at the destination, and the command), migrate_end.c
- * (giving it up, and what comes of it). */
+ * (giving it up, and what comes of it), migrate_arrive.c (post-copy: until all of its memory is there). */
 #pragma once
 #include <sys/types.h>
 
@@ -8,11 +8,14 @@
 #include "vm/migration_record.h"
 
 #define MIGRATE_VERSION 1
+#define MIGRATE_POSTCOPY_VERSION 2 /* what a destination must speak for post-copy */
+#define MIGRATE_LOOK_MS 100
+#define MIGRATE_NEVER UINT64_MAX
 #define MIGRATE_END_MS 20000 /* a process that is to end does in that time */
 
 struct migrate_arguments {
-    bool json, quiet, verbose, resume, here, no_throttle;
-    uint64_t downtime_ms, bandwidth, streams;
+    bool json, quiet, verbose, resume, here, no_throttle, postcopy;
+    uint64_t downtime_ms, bandwidth, streams, postcopy_after_s; /* MIGRATE_NEVER: when it does not converge */
 };
 
 struct migrate {
@@ -25,6 +28,8 @@ struct migrate {
     int lock;             /* then we have this; else -1 */
     struct peer peer;
     pid_t receiver; /* of our own, for a machine that stays on this host */
+    bool lacking;   /* the destination runs, or will, without all of its memory */
+    uint64_t downtime_us;
     struct progress progress;
     json_t *status; /* the last that the source has said */
 };
@@ -33,14 +38,33 @@ struct migrate {
 int migrate_expect(struct migrate *m, int timeout_ms, const char *key, char *err, size_t n);
 /* Asks the source's process. */
 int migrate_ask(struct migrate *m, const char *action, json_t **result, char *err, size_t n);
-/* Takes its status, into m->status. */
+/* Takes its status, into m->status; what it says of `key`. */
 int migrate_look(struct migrate *m, char *err, size_t n);
+uint64_t migrate_said(const struct migrate *m, const char *key);
+/* Shows how far it is. */
+void migrate_show(struct migrate *m);
+/* The connections of the streams, descriptors that are the caller's: those that the machine goes by, and of post-copy
+ * the extra ones. */
+int migrate_open_streams(struct migrate *m, bool extra, int streams[], char *err, size_t n);
 
 /* The destination has everything: the source gives it up. */
 int migrate_give_up(struct migrate *m, char *err, size_t n);
+/* It runs there: nothing of it is needed here any more. */
+int migrate_finish(struct migrate *m, char *err, size_t n);
 /* And the destination is told.  0: it runs there; else the sentence says where it stands. */
 int migrate_tell(struct migrate *m, char *err, size_t n);
 /* It is given up: asks the destination what has become of it, for so long, and goes by the answer.  The same. */
 int migrate_resolve(struct migrate *m, int for_ms, char *err, size_t n);
 /* It never will run there: -EIO, with a sentence that says how it goes on here; or another -errno. */
 int migrate_take_back(struct migrate *m, char *err, size_t n);
+
+/* --- post-copy ---------------------------------------------------------------------------------------------------- */
+
+/* It runs there: until all of its memory is there, too, and then it is finished here.  -EAGAIN: it was cut off. */
+int migrate_arrive(struct migrate *m, char *err, size_t n);
+/* It is there, without all of its memory, and the streams were cut: others are made, and it is told to run when it does
+ * not yet.  The same. */
+int migrate_reconnect(struct migrate *m, bool runs, char *err, size_t n);
+/* The source's process has died, and what memory it had is lost: the destination is told.  -EIO, with a sentence that
+ * says what there still is. */
+int migrate_lost(struct migrate *m, bool runs, char *err, size_t n);

@@ -1,4 +1,5 @@
-/* Inside receiving: receive_one.c (a machine comes), receive_past.c (what becomes of one that came before). */
+/* Inside receiving: receive_one.c (a machine comes), receive_arrive.c (post-copy: it runs, its memory follows),
+ * receive_past.c (what becomes of one that came before). */
 #pragma once
 #include "cli/life.h"
 #include "cli/receive.h"
@@ -12,8 +13,9 @@ struct receiving {
     json_t *hello;
     struct vm_record record;
     char id[MIGRATION_ID_SIZE];
-    unsigned n_streams;
-    int streams[MIGRATION_STREAMS_MAX];
+    unsigned n_streams, n_extra;
+    int streams[MIGRATION_ALL_MAX];
+    bool lacking;         /* some of its memory is left at the source */
     int lock, file;       /* the machine's, until its process has it; of the record */
     struct client client; /* its process; fd -1: none yet */
     bool made;            /* there is something to be removed */
@@ -34,10 +36,27 @@ static inline uint64_t number_of(const json_t *message, const char *key)
     return n > 0 ? (uint64_t)n : 0;
 }
 
+/* Its process is there, and runs it, or is about to. */
+static inline bool receive_lives(const struct vm_run *run)
+{
+    return run->held && (run->state == VM_RUNNING || run->state == VM_INCOMING);
+}
+
+/* The connections of the streams, which are made now.  0, or -errno with a sentence. */
+int receive_streams(struct receiving *v, char *err, size_t n);
+void receive_close_streams(struct receiving *v);
 /* Lets go of what it has; remove: and of the machine. */
 void receive_clean_up(struct receiving *v, bool remove);
 /* It is complete, and waits: what now?  0: it runs; -EAGAIN: nobody has said; or -errno with a sentence. */
 int receive_wait_for_word(struct receiving *v, char *err, size_t n);
+
+/* It runs without all of its memory: until that is there, too.  0; -EAGAIN: the source was cut off; or -errno with a
+ * sentence. */
+int receive_arrive(struct receiving *v, char *err, size_t n);
+/* It waits for memory, and runs already or not: hears from the source what now.  The same. */
+int receive_again(struct receiving *v, bool runs, char *err, size_t n);
+/* The source has died: it ends, what is left of it is here if it has run, else nothing is.  -EIO, with a sentence. */
+int receive_lost(struct receiving *v, bool runs, char *err, size_t n);
 
 /* Ends the process of a machine that is not to run here, and removes what there is: the machine first, in one step with
  * the record that it may not be started.  -ENOENT: there is none, or it runs by now; -EBUSY: it does not end. */

@@ -20,8 +20,8 @@
 
 #define START_MS 60000
 #define EARLIER_NS 20000000000ull
+#define VERSION 2         /* 1 has no post-copy */
 #define WHOLE_MS 86400000 /* a day: who sends says when it is enough */
-#define VERSION 1
 #define HEX_MOST (2 * 4096)
 void receive_stop_at(const char *place)
 {
@@ -41,7 +41,8 @@ static int take_hello(struct receiving *v, char *err, size_t n)
 
     snprintf(v->id, sizeof v->id, "%s", text_of(v->hello, "id"));
     v->n_streams = (unsigned)number_of(v->hello, "streams");
-    if (version != VERSION)
+    v->n_extra = json_is_true(json_object_get(v->hello, "postcopy")) ? MIGRATION_EXTRA : 0;
+    if (!version || version > VERSION)
         failed = error_set(err, n, -ENOTSUP, "the source speaks version %llu of migration, this guise version %d: %s",
                            (unsigned long long)version, VERSION,
                            version > VERSION ? "update guise at the destination" : "update guise at the source");
@@ -110,11 +111,18 @@ static int check_room(const struct receiving *v, char *err, size_t n)
 
 /* --- one that came to nothing ------------------------------------------------------------------------------------ */
 
-void receive_clean_up(struct receiving *v, bool remove)
+void receive_close_streams(struct receiving *v)
 {
-    for (unsigned i = 0; i < MIGRATION_STREAMS_MAX; i++)
+    for (unsigned i = 0; i < MIGRATION_ALL_MAX; i++) {
         if (v->streams[i] >= 0)
             close(v->streams[i]);
+        v->streams[i] = -1;
+    }
+}
+
+void receive_clean_up(struct receiving *v, bool remove)
+{
+    receive_close_streams(v);
     if (v->file >= 0)
         close(v->file);
     if (v->lock >= 0)
@@ -210,11 +218,16 @@ static int make(struct receiving *v, char *err, size_t n)
 
 /* --- receiving it ------------------------------------------------------------------------------------------------ */
 
-/* The streams are connections of their own. */
-static int accept_streams(struct receiving *v, char *err, size_t n)
+/* By the last of the extra ones this side talks. */
+static bool is_ours(const struct receiving *v, uint64_t index)
+{
+    return v->n_extra && index == v->n_streams + v->n_extra - 1;
+}
+
+int receive_streams(struct receiving *v, char *err, size_t n)
 {
     struct receiver *r = v->r;
-    unsigned missing = v->n_streams;
+    unsigned all = v->n_streams + v->n_extra, missing = all;
 
     while (missing) {
         struct peer p;
@@ -229,8 +242,8 @@ static int accept_streams(struct receiving *v, char *err, size_t n)
                     strcmp(text_of(first, "id"), v->id) == 0;
         uint64_t index = number_of(first, "stream");
         json_decref(first);
-        if (mine && index < v->n_streams && v->streams[index] < 0) {
-            v->streams[index] = peer_stream(&p, false);
+        if (mine && index < all && v->streams[index] < 0) {
+            v->streams[index] = peer_stream(&p, is_ours(v, index));
             missing--;
         } else {
             peer_send(&p, json_pack("{s:s}", "refused", "another migration is being received: try again later"));
@@ -242,15 +255,14 @@ static int accept_streams(struct receiving *v, char *err, size_t n)
 
 static int begin(struct receiving *v, char *err, size_t n)
 {
-    int fds[1 + MIGRATION_STREAMS_MAX] = {v->file};
+    int fds[1 + MIGRATION_ALL_MAX] = {v->file};
+    unsigned all = v->n_streams + v->n_extra;
 
-    memcpy(fds + 1, v->streams, v->n_streams * sizeof *fds);
-    int failed = client_call_fds(&v->client, "incoming", json_pack("{s:s}", "action", "begin"), fds, 1 + v->n_streams,
+    memcpy(fds + 1, v->streams, all * sizeof *fds);
+    int failed = client_call_fds(&v->client, "incoming",
+                                 json_pack("{s:s, s:b}", "action", "begin", "postcopy", v->n_extra != 0), fds, 1 + all,
                                  NULL, err, n);
-    for (unsigned i = 0; i < v->n_streams; i++) { /* else their end would not be seen */
-        close(v->streams[i]);
-        v->streams[i] = -1;
-    }
+    receive_close_streams(v); /* else their end would not be seen */
     return failed;
 }
 
@@ -259,13 +271,20 @@ int receive_wait_for_word(struct receiving *v, char *err, size_t n)
     json_t *word = NULL;
     int failed = peer_receive(v->peer, -1, &word);
     bool go = !failed && json_is_true(json_object_get(word, "go"));
+    bool lost = !failed && v->lacking && json_is_true(json_object_get(word, "lost"));
 
     json_decref(word);
     receive_stop_at("received-go");
+    if (lost)
+        return receive_lost(v, false, err, n);
     if (!go) {
-        log_say("%s is here as a whole, and waits: its source will say whether it is to run; `guise migrate --here %s` "
-                "says so in its place",
-                v->record.name, v->record.name);
+        if (v->lacking)
+            log_say("%s is here, but for some of its memory, and waits: its source will say whether it is to run",
+                    v->record.name);
+        else
+            log_say("%s is here as a whole, and waits: its source will say whether it is to run; `guise migrate --here "
+                    "%s` says so in its place",
+                    v->record.name, v->record.name);
         return -EAGAIN;
     }
     failed = client_call(&v->client, "incoming", json_pack("{s:s}", "action", "go"), NULL, err, n);
@@ -273,8 +292,23 @@ int receive_wait_for_word(struct receiving *v, char *err, size_t n)
     if (failed)
         return failed;
     peer_send(v->peer, json_pack("{s:b}", "running", 1));
+    if (v->lacking)
+        return receive_arrive(v, err, n);
     migration_record_remove(&v->r->registry, v->record.name, err, n);
     return 0;
+}
+
+/* Until it is complete; is some of its memory to come later? */
+static int wait_until_complete(struct receiving *v, char *err, size_t n)
+{
+    json_t *status = NULL;
+
+    v->client.patience_ms = WHOLE_MS;
+    int failed = client_call(&v->client, "incoming", json_pack("{s:s}", "action", "wait"), &status, err, n);
+    v->client.patience_ms = CLIENT_ANSWER_MS;
+    v->lacking = json_is_true(json_object_get(status, "lacking"));
+    json_decref(status);
+    return failed;
 }
 
 static int receive_machine(struct receiving *v, char *err, size_t n)
@@ -290,15 +324,13 @@ static int receive_machine(struct receiving *v, char *err, size_t n)
     if (!failed)
         failed = peer_send(v->peer, json_pack("{s:b}", "ready", 1));
     if (!failed)
-        failed = accept_streams(v, err, n);
+        failed = receive_streams(v, err, n);
     if (!failed)
         failed = begin(v, err, n);
     if (!failed)
         failed = peer_send(v->peer, json_pack("{s:b}", "receiving", 1));
-    v->client.patience_ms = WHOLE_MS;
     if (!failed)
-        failed = client_call(&v->client, "incoming", json_pack("{s:s}", "action", "wait"), NULL, err, n);
-    v->client.patience_ms = CLIENT_ANSWER_MS;
+        failed = wait_until_complete(v, err, n);
     return failed ? failed : registry_keep(&v->r->registry, &v->record, err, n);
 }
 
@@ -306,7 +338,7 @@ static int receive_hello(struct receiver *r, struct peer *p, json_t *hello, char
 {
     struct receiving v = {.r = r, .peer = p, .hello = hello, .lock = -1, .file = -1, .client.fd = -1};
 
-    for (unsigned i = 0; i < MIGRATION_STREAMS_MAX; i++)
+    for (unsigned i = 0; i < MIGRATION_ALL_MAX; i++)
         v.streams[i] = -1;
     int failed = receive_machine(&v, err, n);
     if (failed) {

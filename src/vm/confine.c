@@ -48,6 +48,8 @@ static void list_sockets(const struct vm *vm, struct keeper_config *c, struct vs
         add_socket(c, chr_socket(config->serial));
     if (config->life)
         add_socket(c, config->life->socket);
+    if (config->life && config->incoming)
+        add_socket(c, config->life->door);
     if (config->vsock_path && !vsock_host_parse(config->vsock_path, vsock, NULL, 0)) {
         add_socket(c, vsock->path);
         c->prefix = vsock->path;

@@ -19,7 +19,7 @@
 #define CONTROL_LINE_MAX (64u << 10)
 #define CONTROL_QUEUE_MAX (1u << 20) /* bytes that a client has not read yet */
 #define CONTROL_CODE_SIZE 32
-#define CONTROL_FDS_MAX 10u /* descriptors that a client may send along with a request */
+#define CONTROL_FDS_MAX 12u /* descriptors that a client may send along with a request */
 
 struct control;
 struct control_client;

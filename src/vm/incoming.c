@@ -7,6 +7,8 @@
 #include <unistd.h>
 
 #include "base/error.h"
+#include "base/log.h"
+#include "host/unix.h"
 #include "machine/machine.h"
 #include "memory/memory.h"
 #include "vm/life.h"
@@ -15,35 +17,46 @@
 #include "vm/prepare.h"
 #include "vm/snapshot.h"
 
-const char *const incoming_state_names[] = {"waiting", "receiving", "complete", "complete", "running"};
+#define AGAIN_NS 1000000000ull
 
-int incoming_open(struct vm *vm)
+const char *const incoming_state_names[] = {"waiting", "receiving", "complete", "complete", "arriving", "running"};
+
+static void arrived(void *opaque);
+
+int incoming_open(struct vm *vm, char *err, size_t n)
 {
     struct incoming *in = vm->incoming = calloc(1, sizeof *in);
 
     if (!in)
-        return -ENOMEM;
-    *in = (struct incoming){.vm = vm, .record = -1, .notice = {-1, -1}};
+        return error_sys(err, n, -ENOMEM, "it cannot be received");
+    *in = (struct incoming){.vm = vm, .record = -1, .notice = {-1, -1}, .owner = geteuid()};
     pthread_mutex_init(&in->lock, NULL);
-    return 0;
+    loop_timer_init(&in->again, arrived, in);
+    in->door = unix_listen(vm->config->life->door, 4, err, n);
+    return in->door < 0 ? in->door : 0;
 }
 
 static void let_go(struct incoming *in)
 {
-    const int fds[] = {in->record, in->notice[0], in->notice[1]};
+    const int fds[] = {in->record, in->notice[0], in->notice[1], in->door};
 
+    arriving_end(in);
     incoming_threads_stop(in);
+    loop_timer_cancel(in->vm->loop, &in->again);
     if (in->notice[0] >= 0)
         loop_fd_del(in->vm->loop, in->notice[0]);
     for (size_t i = 0; i < sizeof fds / sizeof *fds; i++)
         if (fds[i] >= 0)
             close(fds[i]);
-    in->record = in->notice[0] = in->notice[1] = -1;
+    in->record = in->notice[0] = in->notice[1] = in->door = -1;
     sections_free(&in->sections);
 }
 
+/* One that has ended in an orderly way has no use for the rest of its memory: what there is of it is here. */
 void incoming_close(struct vm *vm)
 {
+    if (vm->incoming->state == INCOMING_ARRIVING)
+        migration_decide(vm->incoming->record, true);
     let_go(vm->incoming);
     pthread_mutex_destroy(&vm->incoming->lock);
     free(vm->incoming);
@@ -94,13 +107,36 @@ static int check(struct incoming *in, char *why, size_t n)
     return failed;
 }
 
-/* A byte has come: all streams have ended, or one is of no use. */
+static json_t *describe_complete(const struct incoming *in)
+{
+    return json_pack("{s:b}", "lacking", in->arriving != NULL);
+}
+
+/* All of the memory is there, too.  Until that is written down a death here would be taken for a loss of memory. */
+static void arrived(void *opaque)
+{
+    struct incoming *in = opaque;
+    int failed = migration_decide(in->record, true);
+
+    if (failed) {
+        log_say("it cannot be written down that all memory is here, and is tried again: %s", strerror(-failed));
+        loop_timer_set(in->vm->loop, &in->again, clock_ns() + AGAIN_NS);
+        return;
+    }
+    in->state = INCOMING_GONE;
+    life_event(in->vm, "arrived", NULL);
+    let_go(in);
+}
+
+/* A byte has come: all streams have ended, or one is of no use; or the last of the memory that was left is there. */
 static void received(void *opaque, uint32_t events)
 {
     struct incoming *in = opaque;
     char byte, why[ERROR_SIZE];
 
     (void)!read(in->notice[0], &byte, 1);
+    if (in->state == INCOMING_ARRIVING && !arriving_left(in))
+        arrived(in);
     if (in->state != INCOMING_RECEIVING)
         return;
     pthread_mutex_lock(&in->lock);
@@ -109,6 +145,10 @@ static void received(void *opaque, uint32_t events)
     pthread_mutex_unlock(&in->lock);
     if (!failed)
         failed = check(in, why, sizeof why);
+    if (!failed && sections_find(&in->sections, "absent", "memory")) {
+        incoming_threads_join(in);
+        failed = arriving_begin(in, why, sizeof why);
+    }
     if (failed) {
         in->state = INCOMING_WAITING; /* nothing is worth keeping */
         fail(in, why);
@@ -117,7 +157,7 @@ static void received(void *opaque, uint32_t events)
     in->state = INCOMING_COMPLETE;
     in->vm->config->life->attached = false; /* it waits, whoever goes away */
     if (in->wait.id)
-        control_reply(control_of(in), &in->wait, json_object(), NULL, NULL);
+        control_reply(control_of(in), &in->wait, describe_complete(in), NULL, NULL);
 }
 
 /* --- go ---------------------------------------------------------------------------------------------------------- */
@@ -134,7 +174,7 @@ void incoming_step(struct vm *vm)
 {
     struct incoming *in = vm->incoming;
     char why[ERROR_SIZE];
-    int failed = migration_decide(in->record, true);
+    int failed = in->arriving ? migration_decide_partly(in->record) : migration_decide(in->record, true);
 
     if (failed) { /* it may be tried again */
         migration_decide(in->record, false);
@@ -143,8 +183,10 @@ void incoming_step(struct vm *vm)
         control_reply(control_of(in), &in->go, NULL, "failed", why);
         return;
     }
-    in->state = INCOMING_GONE;
     failed = machine_restore(vm->machine, &in->sections, why, sizeof why);
+    if (failed && in->arriving) /* it has not run: the source, which has all of it, may go on */
+        migration_decide(in->record, false);
+    in->state = in->arriving && !failed ? INCOMING_ARRIVING : INCOMING_GONE;
     if (failed) {
         fail(in, why);
         return;
@@ -157,7 +199,10 @@ void incoming_step(struct vm *vm)
         link_restored(vm, false);
     incoming_ports_begin(vm, json_object_get(about, "ports"));
     json_decref(about);
-    let_go(in);
+    if (!in->arriving)
+        let_go(in);
+    else if (!arriving_left(in))
+        arrived(in);
 }
 
 /* --- what is asked ----------------------------------------------------------------------------------------------- */
@@ -165,17 +210,19 @@ void incoming_step(struct vm *vm)
 static json_t *begin(struct incoming *in, struct control_call *call)
 {
     int fds[CONTROL_FDS_MAX], err = 0;
+    unsigned extra = json_is_true(json_object_get(call->arguments, "postcopy")) ? MIGRATION_EXTRA : 0;
     unsigned n = control_take_fds(call, fds);
 
-    if (n < 2 || n > 1 + MIGRATION_STREAMS_MAX || in->state != INCOMING_WAITING || in->n_streams) {
+    if (n < 2 + extra || n > 1 + extra + MIGRATION_STREAMS_MAX || in->state != INCOMING_WAITING || in->n_streams) {
         while (n)
             close(fds[--n]);
         return control_fail(call, "bad-request", "the descriptors of a record and of streams must be given, once");
     }
     in->record = fds[0];
-    in->n_streams = n - 1;
+    in->n_streams = n - 1 - extra;
+    in->n_extra = extra;
     in->n_chunks = memory_chunks(machine_memory(in->vm->machine));
-    for (unsigned i = 0; i < in->n_streams; i++) {
+    for (unsigned i = 0; i < n - 1; i++) {
         in->streams[i].incoming = in;
         int failed = wire_open(&in->streams[i].wire, fds[1 + i], false);
         err = err ? err : failed;
@@ -194,7 +241,7 @@ static json_t *begin(struct incoming *in, struct control_call *call)
 static json_t *wait(struct incoming *in, struct control_call *call)
 {
     if (in->state == INCOMING_COMPLETE)
-        return json_object();
+        return describe_complete(in);
     if (in->state != INCOMING_RECEIVING || in->wait.id)
         return control_fail(call, "wrong-state", "it is not being received");
     in->wait = control_ticket(call);
@@ -215,11 +262,12 @@ static json_t *go(struct incoming *in, struct control_call *call)
 
 static json_t *status(struct incoming *in, struct control_call *call)
 {
-    uint64_t bytes = 0;
+    uint64_t bytes = in->arriving ? arriving_received(in) : 0;
 
-    for (unsigned i = 0; i < in->n_streams; i++)
+    for (unsigned i = 0; i < in->n_streams && !in->arriving; i++)
         bytes += in->streams[i].wire.bytes;
-    return json_pack("{s:s, s:I}", "state", incoming_state_names[in->state], "received_bytes", (json_int_t)bytes);
+    return json_pack("{s:s, s:I, s:I}", "state", incoming_state_names[in->state], "received_bytes", (json_int_t)bytes,
+                     "left_bytes", (json_int_t)(in->arriving ? arriving_left(in) : 0));
 }
 
 static const struct {

@@ -28,13 +28,23 @@ static uint16_t beyond(uint64_t chunk, uint64_t size)
     return pages < WIRE_PAGES ? (uint16_t)(0xffffu << pages) : 0;
 }
 
+const char *incoming_check_memory(const struct incoming *in, const struct wire_frame *f)
+{
+    const struct memory *m = machine_memory(in->vm->machine);
+
+    return f->number >= in->n_chunks || beyond(f->number, m->size) & (f->present | f->zeroes)
+               ? "it has more memory than it said"
+               : NULL;
+}
+
 static const char *take_memory(struct incoming *in, const struct wire_frame *f)
 {
     struct memory *m = machine_memory(in->vm->machine);
     const uint8_t *from = f->bytes;
+    const char *bad = incoming_check_memory(in, f);
 
-    if (f->number >= in->n_chunks || beyond(f->number, m->size) & (f->present | f->zeroes))
-        return "it has more memory than it said";
+    if (bad)
+        return bad;
     for (unsigned i = 0; i < WIRE_PAGES; i++) {
         if (f->present >> i & 1) {
             memory_fill_page(m, f->number * WIRE_PAGES + i, from);
@@ -124,6 +134,8 @@ static int take(struct incoming *in, const struct wire_frame *f, char *why, size
         bad = take_disk(in, f, &err);
     else if (f->type == WIRE_SECTION)
         bad = take_section(in, f, &err);
+    else
+        bad = "something comes that only a destination says";
     if (bad)
         return error_set(why, n, -EBADMSG, "%s", bad);
     return err ? error_sys(why, n, err, f->type == WIRE_DISK ? "its disk cannot be written" : "it cannot be kept") : 0;
@@ -181,17 +193,24 @@ int incoming_threads_start(struct incoming *in)
     return err;
 }
 
+void incoming_threads_join(struct incoming *in)
+{
+    for (unsigned i = 0; i < in->n_streams + in->n_extra; i++) {
+        if (in->streams[i].has_thread)
+            pthread_join(in->streams[i].thread, NULL);
+        in->streams[i].has_thread = false;
+    }
+}
+
 /* A thread may be waiting for the lock of the bus, which the caller has. */
 void incoming_threads_stop(struct incoming *in)
 {
-    for (unsigned i = 0; i < in->n_streams; i++) {
-        struct incoming_stream *s = &in->streams[i];
-        shutdown(s->wire.fd, SHUT_RDWR);
-        if (s->has_thread)
-            pthread_join(s->thread, NULL);
-        s->has_thread = false;
-        close(s->wire.fd);
-        wire_close(&s->wire);
+    for (unsigned i = 0; i < in->n_streams + in->n_extra; i++)
+        shutdown(in->streams[i].wire.fd, SHUT_RDWR);
+    incoming_threads_join(in);
+    for (unsigned i = 0; i < in->n_streams + in->n_extra; i++) {
+        close(in->streams[i].wire.fd);
+        wire_close(&in->streams[i].wire);
     }
-    in->n_streams = 0;
+    in->n_streams = in->n_extra = 0;
 }

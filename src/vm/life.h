@@ -26,14 +26,14 @@ struct vm_life {
     struct logfile said; /* guise.log, which is our stderr; its limit is 0: nobody's */
     struct loop_timer trim;
     struct vm_run run;
-    int lock;      /* held */
-    int client;    /* a control connection that exists already, or -1; life_open takes it over */
-    bool attached; /* the run ends when that connection does */
-    int statm;     /* /proc/self/statm, from life_open to life_close */
-    char socket[108];
-    struct control *control; /* NULL until life_open */
-    struct link *link;       /* link.h; NULL: no way into the guest */
-    uint64_t ready_ns;       /* the agent has said that it is there; 0: not yet */
+    int lock;                    /* held */
+    int client;                  /* a control connection that exists already, or -1; life_open takes it over */
+    bool attached;               /* the run ends when that connection does */
+    int statm;                   /* /proc/self/statm, from life_open to life_close */
+    char socket[108], door[108]; /* the latter of one that is received (migration.h) */
+    struct control *control;     /* NULL until life_open */
+    struct link *link;           /* link.h; NULL: no way into the guest */
+    uint64_t ready_ns;           /* the agent has said that it is there; 0: not yet */
     struct cpus_wait cpus;
     struct loop_timer grace; /* a stop that the guest ignores becomes a hard one */
 };

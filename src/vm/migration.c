@@ -17,7 +17,6 @@
 #include "vm/prepare.h"
 #include "vm/snapshot_int.h"
 
-#define DOWNTIME_MS_MAX 60000
 #define LAST_NS 5000000ull /* of the downtime: what does not depend on how much is left */
 #define PATIENCE_NS 1000000000ull
 #define SHORT_NS (LAST_NS + 3000000)
@@ -27,9 +26,7 @@
 #define THROTTLE_MOST 95u
 #define SLICE_NS 5000000
 
-const char *const moving_state_names[] = {"sending", "sending", "last", "sent", "given-up", "ended"};
-
-static struct disk *own_disk(const struct vm *vm)
+struct disk *moving_disk(const struct vm *vm)
 {
     return record_has_disk(vm->config->life->record) ? vm->disks[0] : NULL;
 }
@@ -42,7 +39,7 @@ bool migration_due(const struct vm *vm)
 bool migration_holds(const struct vm *vm)
 {
     return (vm->moving && vm->moving->state >= MOVING_LAST && vm->moving->state <= MOVING_GIVEN_UP) ||
-           (vm->incoming && vm->incoming->state != INCOMING_GONE);
+           (vm->incoming && vm->incoming->state < INCOMING_ARRIVING);
 }
 
 bool migration_is_under_way(const struct vm *vm)
@@ -58,12 +55,14 @@ static void let_go(struct moving *m)
     struct vm *vm = m->vm;
     const int fds[] = {m->record, m->lease, m->notice[0], m->notice[1]};
 
+    serving_end(m);
     moving_threads_stop(m);
     memory_log_end(machine_memory(vm->machine));
-    if (own_disk(vm))
-        disk_log_end(own_disk(vm));
+    if (moving_disk(vm))
+        disk_log_end(moving_disk(vm));
     vm->throttle = 0;
     loop_timer_cancel(vm->loop, &m->slice);
+    loop_timer_cancel(vm->loop, &m->after);
     if (m->lease >= 0)
         loop_fd_del(vm->loop, m->lease);
     if (m->notice[0] >= 0)
@@ -74,12 +73,14 @@ static void let_go(struct moving *m)
     m->record = m->lease = m->notice[0] = m->notice[1] = -1;
     sections_free(&m->sections);
     free(m->pages);
+    free(m->logged);
     free(m->granules);
-    m->pages = m->granules = NULL;
+    free(m->begun_chunks);
+    m->pages = m->logged = m->granules = NULL;
+    m->begun_chunks = NULL;
 }
 
-/* It came to nothing: the guest runs on.  Not after it was given up. */
-static void end(struct moving *m, const char *reason)
+void moving_end(struct moving *m, const char *reason)
 {
     bool stood = migration_holds(m->vm);
 
@@ -95,21 +96,22 @@ static void command_gone(void *opaque, uint32_t events)
     struct moving *m = opaque;
 
     if (m->state < MOVING_GIVEN_UP)
-        end(m, "the command that moved it has gone");
+        moving_end(m, "the command that moved it has gone");
     else
         loop_fd_del(m->vm->loop, m->lease); /* whoever comes next will say how it goes on */
 }
 
 /* --- rounds ------------------------------------------------------------------------------------------------------ */
 
-static uint64_t pages_left(const struct moving *m)
+uint64_t moving_left(const struct moving *m)
 {
-    struct disk *disk = own_disk(m->vm);
+    struct disk *disk = moving_disk(m->vm);
+    uint64_t memory = m->disk_only ? 0 : memory_log_count(machine_memory(m->vm->machine));
 
-    return memory_log_count(machine_memory(m->vm->machine)) + (disk ? disk_log_count(disk) : 0);
+    return memory + (disk ? disk_log_count(disk) : 0);
 }
 
-static uint64_t count_bits(const uint16_t *bits, uint64_t n)
+uint64_t moving_count(const uint16_t *bits, uint64_t n)
 {
     uint64_t count = 0;
 
@@ -120,17 +122,20 @@ static uint64_t count_bits(const uint16_t *bits, uint64_t n)
 
 static void take_logs(struct moving *m)
 {
-    memory_log_take(machine_memory(m->vm->machine), m->pages);
-    if (own_disk(m->vm))
-        disk_log_take(own_disk(m->vm), m->granules);
+    memory_log_take(machine_memory(m->vm->machine), m->logged);
+    for (uint64_t i = 0; i < m->n_chunks; i++)
+        m->pages[i] |= m->logged[i];
+    if (moving_disk(m->vm))
+        disk_log_take(moving_disk(m->vm), m->granules);
     m->before_pages = m->round_pages;
-    m->round_pages = count_bits(m->pages, m->n_chunks) + count_bits(m->granules, m->n_disk_chunks);
+    m->round_pages = (m->disk_only ? 0 : moving_count(m->pages, m->n_chunks)) +
+                     moving_count(m->granules, m->n_disk_chunks);
 }
 
 /* So long it takes to send what is left, at the pace so far. */
 static uint64_t last_ns(const struct moving *m, uint64_t left)
 {
-    return m->rate ? LAST_NS + left * 1000000000 / m->rate : UINT64_MAX;
+    return !left ? LAST_NS : m->rate ? LAST_NS + left * 1000000000 / m->rate : UINT64_MAX;
 }
 
 static void slice_over(void *opaque)
@@ -149,17 +154,29 @@ static void slice_over(void *opaque)
  * much smaller, another one makes that time shorter still. */
 static bool is_last(const struct moving *m)
 {
-    uint64_t left = pages_left(m), ns = last_ns(m, left);
+    uint64_t left = moving_left(m), ns = last_ns(m, left);
 
     return ns <= m->downtime_ns && (ns <= SHORT_NS || left * 2 > m->round_pages);
 }
 
+/* Has about as much been written to as was sent, and too much to stand still for? */
+static bool changes_as_fast(const struct moving *m)
+{
+    uint64_t left = moving_left(m);
+
+    return last_ns(m, left) > m->downtime_ns && left * 10 > m->carried_pages * 7;
+}
+
 /* What comes next leaves the guest running as long as there is more than fits into the downtime.  When rounds do not
- * become smaller it runs slower. */
+ * become smaller memory is left for later; or the guest runs slower. */
 static void look_whether_it_converges(struct moving *m)
 {
     unsigned now = m->vm->throttle;
 
+    if (m->postcopy && !m->disk_only) {
+        m->disk_only = changes_as_fast(m);
+        return;
+    }
     if (m->rounds < 2 || m->round_pages * 10 < m->before_pages * 7) {
         m->stalls = 0;
         return;
@@ -171,15 +188,24 @@ static void look_whether_it_converges(struct moving *m)
     loop_timer_set(m->vm->loop, &m->slice, clock_ns() + SLICE_NS);
 }
 
+/* It has taken long enough: memory that is not there by now is left for later, and the round ends as soon as the disk
+ * is sent. */
+static void long_enough(void *opaque)
+{
+    struct moving *m = opaque;
+
+    m->disk_only = true;
+}
+
 static void cannot_be_sent(struct moving *m, int err)
 {
     char why[256];
 
     error_sys(why, sizeof why, err, "it cannot be sent any further");
-    end(m, err == -EPIPE ? "the destination has gone"
-           : err == -ETIMEDOUT
-               ? "the last of it could not be sent in time, and the guest was not to stand still for longer"
-               : why);
+    moving_end(m, err == -EPIPE ? "the destination has gone"
+                  : err == -ETIMEDOUT
+                      ? "the last of it could not be sent in time, and the guest was not to stand still for longer"
+                      : why);
 }
 
 /* A byte has come: the threads have sent the round, or cannot. */
@@ -219,15 +245,17 @@ static int save_about(struct moving *m)
 
 static int begin_logs(struct moving *m)
 {
-    struct disk *disk = own_disk(m->vm);
+    struct disk *disk = moving_disk(m->vm);
     struct memory *memory = machine_memory(m->vm->machine);
     int err = memory_log_begin(memory);
 
     m->n_chunks = memory_chunks(memory);
     m->n_disk_chunks = disk ? disk_log_pieces(disk) : 0;
     m->pages = malloc(m->n_chunks * sizeof *m->pages);
+    m->logged = malloc(m->n_chunks * sizeof *m->logged);
+    m->begun_chunks = calloc(m->n_chunks, 1);
     m->granules = calloc(m->n_disk_chunks + 1, sizeof *m->granules);
-    if (!err && (!m->pages || !m->granules))
+    if (!err && (!m->pages || !m->logged || !m->begun_chunks || !m->granules))
         err = -ENOMEM;
     if (!err && disk)
         err = disk_log_begin(disk);
@@ -238,7 +266,7 @@ static int begin_logs(struct moving *m)
     memset(m->pages, 0xff, m->n_chunks * sizeof *m->pages);
     if (memory->size % WATCH_CHUNK) /* the last has fewer */
         m->pages[m->n_chunks - 1] = (uint16_t)((1u << memory->size % WATCH_CHUNK / 4096) - 1);
-    m->round_pages = count_bits(m->pages, m->n_chunks) + count_bits(m->granules, m->n_disk_chunks);
+    m->round_pages = moving_count(m->pages, m->n_chunks) + moving_count(m->granules, m->n_disk_chunks);
     m->begun = true;
     return moving_threads_start(m);
 }
@@ -262,6 +290,11 @@ static void send_last(struct moving *m)
 {
     int err = moving_wait(m, 2 * m->downtime_ns + PATIENCE_NS);
 
+    if (!err && m->serving) {
+        moving_threads_join(m);
+        moving_set_pace(m, m->bandwidth);
+        err = serving_start(m);
+    }
     if (err)
         cannot_be_sent(m, err);
     else
@@ -284,14 +317,18 @@ static void source_step(struct vm *vm)
         take_logs(m);
     else if (!err)
         err = begin_logs(m);
+    if (!err && last && m->disk_only)
+        err = serving_begin(m);
     if (err) {
         error_sys(why, sizeof why, err, "the machine cannot be sent");
-        end(m, why);
+        moving_end(m, why);
         return;
     }
     vm->ops->watch(vm->engine);
     m->rounds++;
     m->round_ns = clock_ns();
+    if (m->serving) /* it is little, and the guest stands still */
+        moving_set_pace(m, 0);
     moving_round(m, last);
     if (last)
         send_last(m);
@@ -320,250 +357,21 @@ void migration_abandon(struct vm *vm)
     vm->moving = NULL;
 }
 
-/* --- what is asked ----------------------------------------------------------------------------------------------- */
+/* --- its beginning ------------------------------------------------------------------------------------------------ */
 
-/* Why this machine cannot move, as an error of the call; false: it can. */
-static bool refused(struct control_call *call)
+void moving_prepare(struct moving *m)
 {
-    const struct vm *vm = call->opaque;
-
-    if (!vm->ops->get_simd)
-        return control_fail(call, "unsupported",
-                            "machines of the %s engine cannot move while they run: start it with --engine soft",
-                            vm->ops->name),
-               true;
-    if (vm->config->shares.n)
-        return control_fail(call, "unsupported",
-                            "it has shared folders, and what the guest has open in them cannot move"),
-               true;
-    for (unsigned i = record_has_disk(vm->config->life->record); i < vm->n_disks; i++)
-        if (!vm->disks[i]->read_only)
-            return control_fail(call, "unsupported",
-                                "it writes to disk %s, which is not its own and stays where it is: only disks of "
-                                "images, and disks that are ro, move with a machine",
-                                vm->disks[i]->spec.path),
-                   true;
-    if (vm->saving && vm->saving->state < SAVING_COMPLETE)
-        return control_fail(call, "wrong-state", "a snapshot of it is being taken: try again when that is complete"),
-               true;
-    if (migration_is_under_way(vm))
-        return control_fail(call, "wrong-state", "it is on its way already, or has not come yet"), true;
-    return false;
-}
-
-/* What a destination has to know before anything is sent. */
-static json_t *describe(struct control_call *call)
-{
-    const struct vm *vm = call->opaque;
-    uint8_t table[CPUID_SAVED_MAX];
-    char hex[2 * CPUID_SAVED_MAX + 1] = "";
-    struct cpu *cpu = vm->ops->vcpu(vm->engine, 0);
-
-    if (refused(call))
-        return NULL;
-    struct stat st = {0};
-    uint64_t disk_used = 0;
-    struct disk *disk = own_disk(vm);
-    uint16_t *granules = disk ? calloc(disk_log_pieces(disk), sizeof *granules) : NULL;
-    if (granules && !disk_overlay_mask(disk, granules))
-        disk_used = count_bits(granules, disk_log_pieces(disk)) * DISK_LOG_GRANULE;
-    free(granules);
-    fstat(machine_memory(vm->machine)->fd, &st);
-    size_t n = cpu->cpuid ? cpuid_save(cpu->cpuid, table) : 0;
-    for (size_t i = 0; i < n; i++)
-        snprintf(hex + 2 * i, 3, "%02x", table[i]);
-    return json_pack("{s:s, s:I, s:I, s:I, s:I, s:s}", "engine", vm->ops->name, "memory_bytes",
-                     (json_int_t)machine_memory(vm->machine)->size, "memory_used", (json_int_t)st.st_blocks * 512,
-                     "disk_bytes", (json_int_t)(disk ? disk->size : 0), "disk_used", (json_int_t)disk_used, "cpuid",
-                     hex);
-}
-
-static json_t *describe_progress(const struct moving *m)
-{
-    uint64_t now = clock_ns(), total = m->round_pages, sent = m->sent_pages, bytes = 0;
-    bool runs = m->state <= MOVING_SENDING, over = m->state == MOVING_ENDED;
-    uint64_t left = over ? 0 : (total > sent ? total - sent : 0) + (runs && m->begun ? pages_left(m) : 0);
-    uint64_t rate = m->rate * 4096, elapsed_ms = (now - m->began_ns) / 1000000;
-
-    left *= 4096;
-    for (unsigned i = 0; i < m->n_streams; i++)
-        bytes += m->streams[i].wire.bytes;
-    return json_pack("{s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:s?}", "state", moving_state_names[m->state], "id",
-                     m->id, "round", (json_int_t)m->rounds, "sent_bytes", (json_int_t)bytes, "left_bytes",
-                     (json_int_t)left, "bytes_per_second", (json_int_t)rate, "throttle_percent",
-                     (json_int_t)m->vm->throttle, "elapsed_ms", (json_int_t)elapsed_ms, "stopped_us",
-                     (json_int_t)(m->stopped_ns ? (now - m->stopped_ns) / 1000 : 0), "reason",
-                     m->reason[0] ? m->reason : NULL);
-}
-
-static json_t *status(struct control_call *call)
-{
-    const struct vm *vm = call->opaque;
-
-    return vm->moving ? describe_progress(vm->moving) : json_pack("{s:s}", "state", "none");
-}
-
-/* Zeroed but for its lock, which one that had it may still look at. */
-static struct moving *renew(struct vm *vm)
-{
-    struct moving *m = vm->moving;
-
-    if (!m) {
-        m = vm->moving = calloc(1, sizeof *m);
-        if (!m)
-            return NULL;
-        pthread_mutex_init(&m->lock, NULL);
-        pthread_cond_init(&m->wake, NULL);
-        pthread_cond_init(&m->sent, NULL);
-    }
-    memset(m, 0, offsetof(struct moving, lock));
-    m->round = 0;
-    m->last = m->stop = false;
-    m->failed = 0;
-    m->sent_pages = m->n_chunks = m->n_disk_chunks = 0;
-    m->vm = vm;
     loop_timer_init(&m->slice, slice_over, m);
-    m->record = m->lease = m->notice[0] = m->notice[1] = -1;
-    return m;
+    loop_timer_init(&m->after, long_enough, m);
 }
 
-static int open_all(struct moving *m, const int *fds, unsigned n, bool compress, uint64_t bandwidth)
+int moving_listen(struct moving *m)
 {
-    int err = 0;
+    int err = socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, m->notice) ? -errno : 0;
 
-    m->record = fds[0];
-    m->lease = fds[1];
-    m->n_streams = n - 2;
-    for (unsigned i = 0; i < m->n_streams; i++) {
-        m->streams[i] = (struct moving_stream){.has_thread = false};
-        int failed = wire_open(&m->streams[i].wire, fds[2 + i], compress);
-        m->streams[i].wire.pace = bandwidth / m->n_streams;
-        err = err ? err : failed;
-    }
-    if (!err && socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, m->notice))
-        err = -errno;
     if (!err)
         err = loop_fd_add(m->vm->loop, m->notice[0], EPOLLIN, round_ended, m);
     if (!err)
         err = loop_fd_add(m->vm->loop, m->lease, EPOLLIN, command_gone, m);
     return err;
-}
-
-_Static_assert(CONTROL_FDS_MAX == 2 + MIGRATION_STREAMS_MAX, "no more streams can come along");
-
-static json_t *begin(struct control_call *call)
-{
-    struct vm *vm = call->opaque;
-    const char *id = json_string_value(json_object_get(call->arguments, "id"));
-    json_int_t downtime = json_integer_value(json_object_get(call->arguments, "downtime_ms"));
-    json_int_t bandwidth = json_integer_value(json_object_get(call->arguments, "bandwidth"));
-    int fds[CONTROL_FDS_MAX], err;
-    unsigned n = control_take_fds(call, fds);
-    struct moving *m = NULL;
-
-    if (n < 3 || !migration_is_id(id) || downtime < 1 || downtime > DOWNTIME_MS_MAX || bandwidth < 0)
-        control_fail(call, "bad-request",
-                     "\"id\", \"downtime_ms\" and the descriptors of a record, of a socket that ends with you and of "
-                     "streams must be given");
-    else if (!refused(call) && !(m = renew(vm)))
-        control_fail(call, "failed", "out of memory");
-    if (!m) {
-        while (n)
-            close(fds[--n]);
-        return NULL;
-    }
-    snprintf(m->id, sizeof m->id, "%s", id);
-    m->downtime_ns = (uint64_t)downtime * 1000000;
-    m->throttles = !json_is_false(json_object_get(call->arguments, "throttle"));
-    m->began_ns = clock_ns();
-    err = open_all(m, fds, n, json_is_true(json_object_get(call->arguments, "compress")), (uint64_t)bandwidth);
-    if (err) {
-        end(m, "");
-        return control_fail(call, "failed", "it cannot be sent: %s", strerror(-err));
-    }
-    m->state = MOVING_DUE;
-    loop_stop(vm->loop);
-    return json_object();
-}
-
-/* --- the end of it ----------------------------------------------------------------------------------------------- */
-
-static struct moving *moving_in(struct control_call *call, enum moving_state state, const char *what)
-{
-    struct vm *vm = call->opaque;
-    const char *id = json_string_value(json_object_get(call->arguments, "id"));
-
-    if (!vm->moving || vm->moving->state != state || !id || strcmp(id, vm->moving->id) != 0)
-        return control_fail(call, "wrong-state", "%s", what), NULL;
-    return vm->moving;
-}
-
-static json_t *cancel(struct control_call *call)
-{
-    struct vm *vm = call->opaque;
-
-    if (!vm->moving || vm->moving->state >= MOVING_GIVEN_UP)
-        return control_fail(call, "wrong-state", "it is not on its way, or has been given up already");
-    end(vm->moving, "it was cancelled");
-    return json_object();
-}
-
-/* From here on it is the destination's, whatever becomes of us. */
-static json_t *give_up(struct control_call *call)
-{
-    struct moving *m = moving_in(call, MOVING_SENT, "not all of it is sent");
-
-    if (!m)
-        return NULL;
-    int err = migration_decide(m->record, true);
-    if (err) {
-        migration_decide(m->record, false);
-        return control_fail(call, "failed", "it cannot be written down that it is given up: %s", strerror(-err));
-    }
-    m->state = MOVING_GIVEN_UP;
-    life_moved(m->vm, true);
-    return describe_progress(m);
-}
-
-/* The destination never will run it. */
-static json_t *take_back(struct control_call *call)
-{
-    struct moving *m = moving_in(call, MOVING_GIVEN_UP, "it has not been given up");
-
-    if (!m)
-        return NULL;
-    int err = migration_decide(m->record, false);
-    if (err)
-        return control_fail(call, "failed", "it cannot be written down that it runs here: %s", strerror(-err));
-    end(m, "the destination does not have it");
-    life_moved(m->vm, false);
-    return json_object();
-}
-
-/* It runs there. */
-static json_t *finish(struct control_call *call)
-{
-    struct moving *m = moving_in(call, MOVING_GIVEN_UP, "it has not been given up");
-
-    if (!m)
-        return NULL;
-    vm_end(m->vm, VM_MOVED_AWAY, "moved away");
-    return json_object();
-}
-
-static const struct {
-    const char *action;
-    json_t *(*run)(struct control_call *call);
-} actions[] = {{"describe", describe}, {"begin", begin},         {"status", status}, {"cancel", cancel},
-               {"give-up", give_up},   {"take-back", take_back}, {"finish", finish}};
-
-json_t *command_migrate(struct control_call *call)
-{
-    const char *action = json_string_value(json_object_get(call->arguments, "action"));
-
-    for (size_t i = 0; i < sizeof actions / sizeof *actions; i++)
-        if (action && strcmp(actions[i].action, action) == 0)
-            return actions[i].run(call);
-    return control_fail(call, "bad-request",
-                        "\"action\" is not one of describe, begin, status, cancel, give-up, take-back, finish");
 }

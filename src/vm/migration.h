@@ -16,9 +16,14 @@
 #include <jansson.h>
 
 #include "vm/control.h"
+#include "vm/registry.h"
 #include "vm/vm_int.h"
 
 #define MIGRATION_STREAMS_MAX 8u
+/* Of post-copy, beside those that carry the machine: one for what somebody waits for, and one that goes the other way,
+ * by which it is asked for. */
+#define MIGRATION_EXTRA 2u
+#define MIGRATION_ALL_MAX (MIGRATION_STREAMS_MAX + MIGRATION_EXTRA)
 
 /* The control socket's "migrate" and "incoming" (docs/CONTROL.md). */
 json_t *command_migrate(struct control_call *call);
@@ -36,5 +41,12 @@ void migration_abandon(struct vm *vm);
 
 /* --- the destination ---------------------------------------------------------------------------------------------- */
 
-/* The machine, which was set up for it (vm_config.incoming), waits to be received.  0/-errno. */
-int incoming_open(struct vm *vm);
+/* Of its socket for memory that comes later (incoming_arrive.c): RUNTIME/NAME.pages. */
+#define MIGRATION_DOOR "pages"
+
+/* Talks to the door of the machine `name`, which does not depend on the event loop: new streams (descriptors, the
+ * caller's) instead of those that were cut; or none: the source has died.  0, or -errno with a sentence. */
+int arriving_tell(const struct registry *r, const char *name, const int *fds, unsigned n_fds, char *err, size_t n);
+
+/* The machine, which was set up for it (vm_config.incoming), waits to be received.  0, or -errno with a sentence. */
+int incoming_open(struct vm *vm, char *err, size_t n);

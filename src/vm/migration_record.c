@@ -47,7 +47,8 @@ static int parse(const char *text, size_t len, struct migration_record *m)
     const char *role = json_string_value(json_object_get(all, "role"));
     int failed = role ? 0 : -EBADMSG;
 
-    *m = (struct migration_record){.decided = len && text[0] == 'd'};
+    *m = (struct migration_record){.partly = len && text[0] == 'p'};
+    m->decided = m->partly || (len && text[0] == 'd');
     m->destination = role && strcmp(role, "destination") == 0;
     if (!failed)
         failed = take_text(all, "id", m->id, sizeof m->id);
@@ -103,11 +104,21 @@ int migration_record_open(const struct registry *r, const char *name, char *err,
     return fd < 0 ? error_sys(err, n, -errno, "cannot open %s", path) : fd;
 }
 
-int migration_decide(int fd, bool decided)
+static int decide(int fd, const char *byte)
 {
-    if (pwrite(fd, decided ? "d" : "w", 1, 0) != 1)
+    if (pwrite(fd, byte, 1, 0) != 1)
         return errno ? -errno : -EIO;
     return fdatasync(fd) ? -errno : 0;
+}
+
+int migration_decide(int fd, bool decided)
+{
+    return decide(fd, decided ? "d" : "w");
+}
+
+int migration_decide_partly(int fd)
+{
+    return decide(fd, "p");
 }
 
 int migration_record_make(const struct registry *r, const struct migration_record *m, char *err, size_t n)
@@ -164,6 +175,12 @@ int migration_may_start(const struct registry *r, const char *name, char *err, s
     if (m.destination && !m.decided)
         return error_set(err, n, -EBUSY,
                          "%s was never received as a whole, and is no machine: `guise rm %s` removes what there is",
+                         name, name);
+    if (m.destination && m.partly)
+        return error_set(err, n, -EBUSY,
+                         "the process of %s died before all of its memory was here: `guise migrate --resume` where it "
+                         "came from tells more; if it is not to go on there, `guise migrate --here %s` lets it be "
+                         "started, from its disk",
                          name, name);
     if (!m.destination && m.decided)
         return error_set(err, n, -EBUSY,

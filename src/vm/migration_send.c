@@ -22,11 +22,13 @@ static int send_memory(struct moving_stream *s, uint64_t chunk)
 {
     struct moving *m = s->moving;
     uint8_t bytes[WATCH_CHUNK];
-    bool first = s->round == 1; /* what is not there is not there either */
+    bool fresh = !m->begun_chunks[chunk]; /* what is not there is not there either */
 
-    if (!memory_read_chunk(machine_memory(m->vm->machine), chunk, bytes) && first)
+    if (!memory_read_chunk(machine_memory(m->vm->machine), chunk, bytes) && fresh)
         return 0;
-    return wire_put_chunk(&s->wire, WIRE_MEMORY, chunk, bytes, m->pages[chunk], first);
+    m->begun_chunks[chunk] = 1;
+    m->carried_pages += (unsigned)__builtin_popcount(m->pages[chunk]);
+    return wire_put_chunk(&s->wire, WIRE_MEMORY, chunk, bytes, m->pages[chunk], fresh);
 }
 
 struct place {
@@ -90,11 +92,12 @@ static int send_all(struct moving_stream *s)
         err = send_disk(s, i);
         m->sent_pages += (unsigned)__builtin_popcount(m->granules[i]);
     }
-    for (uint64_t i = s->index; i < m->n_chunks && !err && !m->stop; i += m->n_streams) {
+    for (uint64_t i = s->index; i < m->n_chunks && !err && !m->stop && !m->disk_only; i += m->n_streams) {
         if (!m->pages[i])
             continue;
         err = send_memory(s, i);
         m->sent_pages += (unsigned)__builtin_popcount(m->pages[i]);
+        m->pages[i] = 0;
     }
     if (!err && m->last && s->index == 0)
         for (unsigned i = 0; i < m->sections.n && !err; i++)
@@ -146,6 +149,12 @@ static void *sender_main(void *opaque)
     return NULL;
 }
 
+void moving_set_pace(struct moving *m, uint64_t bytes)
+{
+    for (unsigned i = 0; i < m->n_streams; i++)
+        m->streams[i].wire.pace = bytes / m->n_streams;
+}
+
 int moving_threads_start(struct moving *m)
 {
     int err = 0;
@@ -162,7 +171,7 @@ int moving_threads_start(struct moving *m)
 void moving_round(struct moving *m, bool last)
 {
     pthread_mutex_lock(&m->lock);
-    m->sent_pages = 0;
+    m->sent_pages = m->carried_pages = 0;
     m->last = last;
     m->at_work = m->n_streams;
     m->round++;
@@ -186,20 +195,39 @@ int moving_wait(struct moving *m, uint64_t ns)
     return m->failed ? m->failed : err;
 }
 
-void moving_threads_stop(struct moving *m)
+static void tell_to_stop(struct moving *m)
 {
     pthread_mutex_lock(&m->lock);
     m->stop = true;
     pthread_cond_broadcast(&m->wake);
     pthread_mutex_unlock(&m->lock);
-    for (unsigned i = 0; i < m->n_streams; i++) {
-        struct moving_stream *s = &m->streams[i];
-        shutdown(s->wire.fd, SHUT_RDWR);
-        if (s->has_thread)
-            pthread_join(s->thread, NULL);
-        s->has_thread = false;
-        close(s->wire.fd);
-        wire_close(&s->wire);
+}
+
+static void join(struct moving *m)
+{
+    for (unsigned i = 0; i < m->n_streams + m->n_extra; i++) {
+        if (m->streams[i].has_thread)
+            pthread_join(m->streams[i].thread, NULL);
+        m->streams[i].has_thread = false;
     }
-    m->n_streams = 0;
+}
+
+void moving_threads_join(struct moving *m)
+{
+    tell_to_stop(m);
+    join(m);
+}
+
+void moving_threads_stop(struct moving *m)
+{
+    tell_to_stop(m);
+    for (unsigned i = 0; i < m->n_streams + m->n_extra; i++)
+        shutdown(m->streams[i].wire.fd, SHUT_RDWR);
+    join(m);
+    for (unsigned i = 0; i < m->n_streams + m->n_extra; i++) {
+        m->sent_before += m->streams[i].wire.bytes;
+        close(m->streams[i].wire.fd);
+        wire_close(&m->streams[i].wire);
+    }
+    m->n_streams = m->n_extra = 0;
 }

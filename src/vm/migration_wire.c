@@ -95,8 +95,8 @@ static bool is_zero(const uint8_t *page)
     return page[0] == 0 && memcmp(page, zeroes, WIRE_PAGE) == 0;
 }
 
-int wire_put_chunk(struct wire *w, enum wire_type type, uint64_t number, const uint8_t *bytes, uint16_t pages,
-                   bool fresh)
+static int put_chunk(struct wire *w, enum wire_type type, uint64_t number, const uint8_t *bytes, uint16_t pages,
+                     bool fresh, bool always)
 {
     uint8_t header[HEADER] = {(uint8_t)type};
     uint16_t present = 0, zeroes = 0;
@@ -113,7 +113,7 @@ int wire_put_chunk(struct wire *w, enum wire_type type, uint64_t number, const u
         memcpy(w->pages + length, bytes + i * WIRE_PAGE, WIRE_PAGE);
         length += WIRE_PAGE;
     }
-    if (!present && !zeroes)
+    if (!present && !zeroes && !always)
         return 0;
     le16_put(header + PRESENT, present);
     le16_put(header + ZEROES, zeroes);
@@ -125,6 +125,17 @@ int wire_put_chunk(struct wire *w, enum wire_type type, uint64_t number, const u
         return put(w, header, w->pages, length, NULL, 0);
     header[1] = PACKED;
     return put(w, header, w->packed, (uint32_t)packed, NULL, 0);
+}
+
+int wire_put_chunk(struct wire *w, enum wire_type type, uint64_t number, const uint8_t *bytes, uint16_t pages,
+                   bool fresh)
+{
+    return put_chunk(w, type, number, bytes, pages, fresh, false);
+}
+
+int wire_answer_chunk(struct wire *w, uint64_t number, const uint8_t *bytes, uint16_t pages)
+{
+    return put_chunk(w, WIRE_MEMORY, number, bytes, pages, false, true);
 }
 
 int wire_put_section(struct wire *w, const struct section *s)
@@ -142,6 +153,21 @@ int wire_put_end(struct wire *w)
     uint8_t header[HEADER] = {WIRE_END};
 
     le64_put(header + NUMBER, w->frames);
+    return put(w, header, NULL, 0, NULL, 0);
+}
+
+int wire_put_lacks(struct wire *w, const uint8_t *bits, uint32_t length)
+{
+    uint8_t header[HEADER] = {WIRE_LACKS};
+
+    return put(w, header, bits, length, NULL, 0);
+}
+
+int wire_put_ask(struct wire *w, uint64_t chunk)
+{
+    uint8_t header[HEADER] = {WIRE_ASK};
+
+    le64_put(header + NUMBER, chunk);
     return put(w, header, NULL, 0, NULL, 0);
 }
 
@@ -171,7 +197,7 @@ static const char *check_header(const uint8_t h[HEADER], uint32_t length)
     unsigned pages = (unsigned)__builtin_popcount(le16_at(h + PRESENT)), type = h[0];
     bool chunk = type == WIRE_MEMORY || type == WIRE_DISK;
 
-    if (type < WIRE_MEMORY || type > WIRE_END || h[6] || h[7])
+    if (type < WIRE_MEMORY || type > WIRE_ASK || h[6] || h[7])
         return "a frame of it is of no kind that this guise knows";
     if (h[1] & ~PACKED || (h[1] && !chunk))
         return "a frame of it has flags that this guise does not know";
@@ -183,7 +209,9 @@ static const char *check_header(const uint8_t h[HEADER], uint32_t length)
         return "the length of a chunk is wrong";
     if (type == WIRE_SECTION && (length < SECTION_HEAD || length > PAYLOAD_MOST))
         return "the length of a part is wrong";
-    return type == WIRE_END && length ? "its end has contents" : NULL;
+    if (type == WIRE_LACKS && (length == 0 || length > WIRE_BITS_MAX))
+        return "the length of a list is wrong";
+    return (type == WIRE_END || type == WIRE_ASK) && length ? "a frame has contents that is only a number" : NULL;
 }
 
 /* The payload, into the buffer that holds it: there is always room for a chunk, for a section it is made. */
@@ -257,6 +285,10 @@ int wire_get(struct wire *w, struct wire_frame *f, const char **why)
         *why = take_chunk(w, f, h[1] & PACKED, length);
     if (!*why && f->type == WIRE_SECTION)
         *why = take_section(w, f, length);
+    if (f->type == WIRE_LACKS) {
+        f->bytes = w->packed;
+        f->length = length;
+    }
     if (!*why && f->type == WIRE_END && f->number != w->frames)
         *why = "frames of it are missing";
     w->frames++;

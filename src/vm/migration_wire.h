@@ -9,10 +9,15 @@
  *                      the payload, one behind the other; of `zeroes`: those that are nothing but zeroes.  The rest is
  *                      as it was.  Flag 1: the payload is one frame of zstd.
  *      section         payload: kind (16)  name (40)  version (4)  bytes: base/sections.h
- *      end             number: how many frames came before it on this stream.  Nothing follows.
+ *      end             number: how many frames came before it on this stream.  Nothing follows, but for post-copy.
  *
- * A chunk's frames all go by the same stream, so that they arrive in their order.  What is read is a stranger's: a
- * frame is checked as a whole before any of it is used.
+ * Post-copy, where the destination asks, on a stream of its own in the other direction:
+ *
+ *      lacks           payload: a bit for each chunk of memory, lowest first, that it lacks
+ *      ask             number: of a chunk that somebody waits for
+ *
+ * A chunk's frames all go by the same stream until an end, so that they arrive in their order.  What is read is a
+ * stranger's: a frame is checked as a whole before any of it is used.
  */
 #pragma once
 #include <stdbool.h>
@@ -25,7 +30,9 @@
 #define WIRE_PAGE 4096u
 #define WIRE_PAGES (WIRE_CHUNK / WIRE_PAGE)
 
-enum wire_type { WIRE_MEMORY = 1, WIRE_DISK, WIRE_SECTION, WIRE_END };
+enum wire_type { WIRE_MEMORY = 1, WIRE_DISK, WIRE_SECTION, WIRE_END, WIRE_LACKS, WIRE_ASK };
+
+#define WIRE_BITS_MAX SECTION_BYTES_MAX /* bytes of `lacks` */
 
 /* One end of a stream: `fd` is the caller's, and blocks.  shutdown(2) of it ends a wait at either end. */
 struct wire {
@@ -47,11 +54,14 @@ void wire_close(struct wire *w);
 /* --- sending: 0 or -errno, -EPIPE: nobody reads any more --- */
 
 /* The pages of bytes[WIRE_CHUNK] whose bits are set in `pages`; which are zeroes is seen here.  fresh: what is not said
- * there is zeroes already. */
+ * there is zeroes already.  Nothing is sent when there is nothing to say; wire_answer_chunk always says something. */
 int wire_put_chunk(struct wire *w, enum wire_type type, uint64_t number, const uint8_t *bytes, uint16_t pages,
                    bool fresh);
+int wire_answer_chunk(struct wire *w, uint64_t number, const uint8_t *bytes, uint16_t pages);
 int wire_put_section(struct wire *w, const struct section *s);
 int wire_put_end(struct wire *w);
+int wire_put_lacks(struct wire *w, const uint8_t *bits, uint32_t length); /* WIRE_BITS_MAX at most */
+int wire_put_ask(struct wire *w, uint64_t chunk);
 
 /* --- receiving --- */
 
@@ -59,7 +69,8 @@ struct wire_frame {
     enum wire_type type;
     uint64_t number;
     uint16_t present, zeroes;      /* a chunk's */
-    const uint8_t *bytes;          /* a chunk's present pages, one behind the other; until the next frame */
+    const uint8_t *bytes;          /* a chunk's present pages, one behind the other, or bits; until the next frame */
+    uint32_t length;               /* of bits */
     const struct section *section; /* until the next frame */
     struct section own;
 };

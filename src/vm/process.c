@@ -17,6 +17,7 @@
 #include "host/child.h"
 #include "vm/fork.h"
 #include "vm/life.h"
+#include "vm/migration.h"
 #include "vm/migration_record.h"
 #include "vm/prepare.h"
 #include "vm/snapshot.h"
@@ -122,6 +123,8 @@ static int begin(const struct registry *r, struct vm_record *record, struct vm_l
         failed = logfile_open(&life->said, path, LOG_MOST, err, n);
     if (!failed)
         failed = registry_socket(r, record->name, "ctl", life->socket, err, n);
+    if (!failed)
+        failed = registry_socket(r, record->name, MIGRATION_DOOR, life->door, err, n);
     if (!failed)
         failed = registry_path(r, record->name, "serial.log", path, err, n);
     if (!failed)

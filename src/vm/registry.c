@@ -492,7 +492,7 @@ int registry_create(const struct registry *r, struct vm_record *record, int *loc
 
 static void remove_sockets(const struct registry *r, const char *name)
 {
-    static const char *const suffixes[] = {"ctl", "vsock"};
+    static const char *const suffixes[] = {"ctl", "vsock", "pages"};
     char path[108], none[1];
 
     for (size_t i = 0; i < sizeof suffixes / sizeof *suffixes; i++)

@@ -6,7 +6,7 @@
  *                      disk.overlay  serial.log  guise.log  events.log  ...
  *               .new-NAME-PID/       being made; becomes NAME in one step
  *               .gone-NAME-PID/      being removed
- *      RUNTIME/ NAME.ctl NAME.vsock  sockets, while it runs
+ *      RUNTIME/ NAME.ctl NAME.vsock NAME.pages  sockets, while it runs
  *
  * A lock lives as long as a process has the descriptor: it is handed on from the command to the VM process without a
  * gap, and is gone the moment the last of them dies, however that happens.  What was left behind by deaths is swept up

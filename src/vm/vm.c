@@ -270,8 +270,8 @@ static int setup(struct vm *vm, char *error, size_t n)
         err = life_open(vm, error, n);
     if (!err && vm->config->restore)
         err = setup_restore(vm, error, n);
-    if (!err && vm->config->incoming && (err = incoming_open(vm)))
-        error_sys(error, n, err, "it cannot be received");
+    if (!err && vm->config->incoming)
+        err = incoming_open(vm, error, n);
     if (!err)
         err = vm_confine(vm, error, n);
     if (err)

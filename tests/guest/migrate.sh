@@ -61,6 +61,14 @@ count() # HOST
     done
     echo "$got"
 }
+stopped() # PID
+{
+    for _ in $(seq 400); do
+        case $(ps -o stat= "$1") in T*) return 0 ;; '') return 1 ;; esac
+        sleep 0.05
+    done
+    return 1
+}
 state() { on "$1" inspect vm 2>/dev/null | sed -n 's/.*"state": "\(.*\)".*/\1/p'; }
 pid() { on "$1" inspect vm 2>/dev/null | sed -n 's/.*"pid": \([0-9][0-9]*\).*/\1/p'; }
 
@@ -102,6 +110,10 @@ runs "the same machine" one "$before"
 is "and nothing is said about it" "" on one exec vm -- sh -c 'dmesg | grep -iE "stall|lockup|unstable|error|nvme.*timeout"'
 
 # --- how fast --------------------------------------------------------------------------------------------------------------
+says_report() # NAME WORDS
+{
+    if grep -q "$2" "$work/stdout"; then ok "$1"; else not_ok "$1" "$(tr -d '\n' <"$work/stdout")"; fi
+}
 number() { sed -n "s/.*\"$1\": \([0-9]*\).*/\1/p" "$work/stdout"; }
 at_least() # NAME LEAST GOT
 {
@@ -133,6 +145,54 @@ at_least "is slowed down" 20 "$(number throttle_percent)"
 at_least "and stands still for no longer than it may, about" "$(number downtime_us)" 200000
 on one exec vm -- sh -c 'kill $(cat /dev/shm/writer)'
 runs "and runs" one "$before"
+
+# --- post-copy: the same guest, which writes faster than can be sent ---------------------------------------------------------
+# Memory whose pages say what they are, and a program that notices when one says something else.
+cat >checker.c <<'C'
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+int main(void)
+{
+    const size_t pages = (24 << 20) / 4096;
+    volatile uint64_t *memory = malloc(pages * 4096);
+    for (size_t i = 0; i < pages; i++)
+        memory[i * 512] = memory[i * 512 + 511] = i;
+    for (uint64_t round = 0, at = 0;; at++) {
+        if (at == pages) {
+            at = 0;
+            round++;
+        }
+        size_t i = at * 2654435761 % pages;
+        if (memory[i * 512] != memory[i * 512 + 511] || memory[i * 512] % pages != i) {
+            FILE *f = fopen("/dev/shm/wrong", "a");
+            fprintf(f, "page %zu says %llu and %llu\n", i, (unsigned long long)memory[i * 512], (unsigned long long)memory[i * 512 + 511]);
+            fclose(f);
+        }
+        memory[i * 512] = memory[i * 512 + 511] = i + pages * (round % 1000 + 1);
+        if (at % 64 == 0)
+            usleep(1000);
+    }
+}
+C
+gcc -O2 -static -o checker checker.c
+on one cp checker vm:/root/checker
+on one exec vm -- sh -c '/root/checker >/dev/null 2>&1 &'
+sleep 0.5
+is_less() { if [ "$3" -lt "$2" ]; then ok "$1"; else not_ok "$1" "$3 is not less than $2"; fi; } # NAME MOST GOT
+before=$(count one)
+status "one that does not converge goes on there by post-copy" 0 on one migrate vm "unix:$work/two.sock" --bandwidth 30M --downtime 50 --postcopy --json
+says_report "it was that" '"postcopy": true'
+is "nobody was slowed down" 0 number throttle_percent
+is_less "it stood still for less than 150 ms" 150000 "$(number downtime_us)"
+is_less "all was over soon" 20000 "$(number elapsed_ms)"
+runs "and nothing is lost" two "$before"
+before=$(count two)
+status "at once, by several streams" 0 on two migrate vm "unix:$work/one.sock" --streams 3 --postcopy-after 0 --json
+says_report "which is post-copy as well" '"postcopy": true'
+runs "and back" one "$before"
 
 # --- ports, copies, restored machines ---------------------------------------------------------------------------------------
 on one publish vm 127.0.0.1:$((30000 + $$ % 10000)):80 >/dev/null
@@ -173,7 +233,7 @@ refused() # NAME PATTERN WORD...
     got=$(stranger "$@" 2>&1)
     if echo "$got" | grep -q "$pattern"; then ok "$name"; else not_ok "$name" "$got"; fi
 }
-refused "a newer version is refused" "update guise at the destination" version=2
+refused "a newer version is refused" "update guise at the destination" version=3
 refused "a CPU that has more" "the destination.s CPU" cpuid='"070000000000000000000000ffffffffffffffffffffffff"'
 refused "one that makes no sense" "makes no sense" 'cpuid="xyz"'
 refused "no memory" "MiB left" memory_used=1000000000000000
@@ -205,8 +265,22 @@ on one migrate vm "tcp://127.0.0.1:$port" 2>"$work/stderr"
 says "nor does it trust us" "does not trust this host: .guise receive trust $(on one receive key)"
 on two receive trust "$(on one receive key)"
 before=$(count one)
-status "by TLS it moves" 0 on one migrate vm "tcp://127.0.0.1:$port" --streams 2
+status "by TLS it moves" 0 on one migrate vm "tcp://127.0.0.1:$port" --streams 2 --postcopy-after 0
 runs "and runs there" two "$before"
+status "and comes back" 0 on two migrate vm "unix:$work/one.sock"
+
+# The command has the connections: they are cut when it dies, and the guest waits for what it touches.
+before=$(count one)
+(GUISE_STOP_AT=arriving begin one migrate vm "tcp://127.0.0.1:$port" --postcopy-after 0 --bandwidth 2M) >"$work/stdout" 2>"$work/stderr" </dev/null &
+command=$!
+stopped $command || { not_ok "post-copy by TLS" "it never ran there: $(tail -n 1 "$work/stderr")" && finish; }
+kill -9 $command
+wait $command 2>/dev/null
+sleep 1
+is "connections are cut while memory arrives: it is there" running state two
+is "and memory still here" moved state one
+status "it goes on" 0 on one migrate --resume vm
+runs "with nothing lost" two "$before"
 kill -9 $tcp
 status "and back" 0 on two migrate vm "unix:$work/one.sock"
 status "trust ends" 0 on one receive distrust "$(on two receive key)"
@@ -226,7 +300,7 @@ if [ "$(id -u)" = 0 ] && ip netns add guise-$$ 2>/dev/null; then
         before=$(count one)
         (GUISE_STOP_AT=$place begin one migrate vm tcp://10.231.7.2) >"$work/stdout" 2>"$work/stderr" </dev/null &
         command=$!
-        for _ in $(seq 200); do case $(ps -o stat= $command) in T*) break ;; esac; sleep 0.05; done
+        stopped $command
         ip link set guise-$$ down
         kill -CONT $command
         if [ $place = sending ]; then
@@ -257,7 +331,7 @@ if mount -t tmpfs -o size=120M,mode=700 none full 2>/dev/null; then
     receive three
     (GUISE_STOP_AT=asked begin one migrate vm "unix:$work/three.sock") >"$work/stdout" 2>"$work/stderr" </dev/null &
     command=$!
-    for _ in $(seq 200); do case $(ps -o stat= $command) in T*) break ;; esac; sleep 0.05; done
+    stopped $command
     sleep 1
     head -c 200000000 /dev/zero >full/filler 2>/dev/null
     before=$(count one)
@@ -272,11 +346,12 @@ else
 fi
 
 # --- who dies when ------------------------------------------------------------------------------------------------------
-at=one
+at=one options=
 dies() # PLACE VICTIM: the command stops at PLACE, VICTIM is killed, and the command goes on if it can
 {
     before=$(count $at)
-    (GUISE_STOP_AT=$1 begin $at migrate vm "unix:$work/$(other $at).sock") >"$work/stdout" 2>"$work/stderr" </dev/null &
+    # shellcheck disable=SC2086 # words
+    (GUISE_STOP_AT=$1 begin $at migrate vm "unix:$work/$(other $at).sock" $options) >"$work/stdout" 2>"$work/stderr" </dev/null &
     local command=$!
     stopped "$command" || { not_ok "$1: $2" "the command never came there: $(tail -n 1 "$work/stderr")" && finish; }
     case $2 in
@@ -296,7 +371,8 @@ dies_there() # PLACE VICTIM
     to=$(other $at)
     before=$(count $at)
     GUISE_STOP_AT=$1 receive "$to"
-    (begin $at migrate vm "unix:$work/$to.sock") >"$work/stdout" 2>"$work/stderr" </dev/null &
+    # shellcheck disable=SC2086 # words
+    (begin $at migrate vm "unix:$work/$to.sock" $options) >"$work/stdout" 2>"$work/stderr" </dev/null &
     local command=$!
     stopped "${receiver[$to]}" || { not_ok "$1: $2" "it never came there: $(tail -n 1 "$work/stderr")" && finish; }
     case $2 in
@@ -309,14 +385,6 @@ dies_there() # PLACE VICTIM
     [ "$2" != receiver ] || receive "$to"
     wait "$command" 2>/dev/null
     receive "$to"
-}
-stopped() # PID
-{
-    for _ in $(seq 400); do
-        case $(ps -o stat= "$1") in T*) return 0 ;; '') return 1 ;; esac
-        sleep 0.05
-    done
-    return 1
 }
 moved() { at=$(other $at); }
 
@@ -362,6 +430,44 @@ for _ in $(seq "${ROUNDS:-1}"); do
     moved
     runs "it has moved" $at "$before"
 
+    # Post-copy: the same up to where it runs; then the source has memory of it that is nowhere else.
+    options="--postcopy-after 0 --bandwidth 4M"
+    dies complete destination
+    runs "post-copy, the destination dies when complete" $at "$before"
+    dies complete command
+    sleep 0.2
+    runs "the command" $at "$before"
+    dies given-up destination
+    runs "the destination dies when the source has given up" $at "$before"
+    dies given-up command
+    is "the command: it stands still" moved state $at
+    status "it cannot run here without all memory" 5 on "$(other $at)" migrate --here vm
+    status "it is brought to its end" 0 on $at migrate --resume vm
+    moved
+    runs "and has moved" $at "$before"
+    dies arriving command
+    is "the command dies when memory arrives: it runs" running state "$(other $at)"
+    status "and all arrives" 0 on $at migrate --resume vm
+    moved
+    runs "with nothing lost" $at "$before"
+    dies arriving receiver
+    moved
+    runs "who receives dies when memory arrives" $at "$before"
+    dies_there arrives receiver
+    moved
+    runs "and that one, before it knows" $at "$before"
+
+    dies arriving destination
+    says "the destination dies when memory arrives: nobody decides but the user" "migrate --here vm. lets it go on"
+    is "it stands still here" moved state $at
+    status "it does not start there" 5 on "$(other $at)" start vm
+    status "nor go on by itself" 1 on $at migrate --resume vm
+    status "here it is to run" 0 on $at migrate --here vm
+    says "from then on" "from the moment when it left"
+    runs "and runs" $at "$before"
+    on "$(other $at)" rm vm
+    options=
+
     dies_there received-go receiver
     moved
     runs "who receives dies before it can let it run" $at "$before"
@@ -372,4 +478,16 @@ for _ in $(seq "${ROUNDS:-1}"); do
     runs "who receives dies before it can say that it runs" $at "$before"
 done
 status "a machine that is in no migration has none to resume" 5 on $at migrate --resume vm
+
+# The loss that post-copy means; the machine is booted anew afterwards, from what it had flushed.
+options="--postcopy-after 0 --bandwidth 4M"
+on $at exec vm -- sh -c 'echo kept >/root/kept; sync'
+dies arriving source
+says "the source dies when memory arrives" "has ended: its process has died here"
+is "it has ended there" stopped state "$(other $at)"
+on "$(other $at)" inspect vm >"$work/stderr"
+says "and says why" "its source has died before all of its memory was here"
+is "nothing is left at the source" "[]" on $at ls -a --json
+status "it boots from its disk" 0 on "$(other $at)" start vm
+is "which is whole" kept on "$(other $at)" exec vm -- cat /root/kept
 finish

@@ -132,6 +132,34 @@ static void a_missing_frame_is_seen(void **state)
     assert_string_equal(why, "frames of it are missing");
 }
 
+static void what_a_destination_asks_arrives(void **state)
+{
+    const uint8_t bits[3] = {0x81, 0, 0x55};
+
+    assert_int_equal(wire_put_lacks(&w, bits, sizeof bits), 0);
+    assert_int_equal(wire_put_ask(&w, 1234567), 0);
+    turn();
+    assert_int_equal(wire_get(&w, &f, &why), 0);
+    assert_int_equal(f.type, WIRE_LACKS);
+    assert_int_equal(f.length, sizeof bits);
+    assert_memory_equal(f.bytes, bits, sizeof bits);
+    assert_int_equal(wire_get(&w, &f, &why), 0);
+    assert_int_equal(f.type, WIRE_ASK);
+    assert_int_equal(f.number, 1234567);
+}
+
+static void an_answer_is_one_also_when_there_is_nothing_to_say(void **state)
+{
+    assert_int_equal(wire_answer_chunk(&w, 5, chunk, 0), 0);
+    assert_int_equal(wire_answer_chunk(&w, 6, chunk, 2), 0);
+    turn();
+    assert_int_equal(wire_get(&w, &f, &why), 0);
+    assert_int_equal(f.number, 5);
+    assert_int_equal(f.present | f.zeroes, 0);
+    assert_int_equal(wire_get(&w, &f, &why), 0);
+    assert_int_equal(f.zeroes, 2);
+}
+
 /* --- the record -------------------------------------------------------------------------------------------------- */
 
 static struct registry r;
@@ -204,6 +232,26 @@ static void what_ran_here_is_remembered(void **state)
     assert_true(m.decided && m.destination);
 }
 
+static void one_that_died_while_its_memory_was_at_both_sides_does_not_start(void **state)
+{
+    struct migration_record m;
+    const char *id = "0123456789abcdef0123456789abcdef";
+
+    make(true, false);
+    int fd = migration_record_open(&r, "vm", err, sizeof err);
+    assert_true(fd >= 0);
+    assert_int_equal(migration_decide_partly(fd), 0);
+    assert_int_equal(migration_may_start(&r, "vm", err, sizeof err), -EBUSY);
+    assert_non_null(strstr(err, "--here"));
+    assert_int_equal(migration_record_find(&r, id, &m, err, sizeof err), 0);
+    assert_true(m.decided && m.partly);
+    assert_int_equal(migration_decide(fd, true), 0); /* the rest has come */
+    close(fd);
+    assert_int_equal(migration_record_find(&r, id, &m, err, sizeof err), 0);
+    assert_true(m.decided && !m.partly);
+    assert_int_equal(migration_may_start(&r, "vm", err, sizeof err), 0);
+}
+
 static void what_was_never_told_to_run_is_not(void **state)
 {
     struct migration_record m;
@@ -225,10 +273,13 @@ int main(void)
         T(a_section_arrives),
         T(every_wrong_bit_is_seen),
         T(a_missing_frame_is_seen),
+        T(what_a_destination_asks_arrives),
+        T(an_answer_is_one_also_when_there_is_nothing_to_say),
         R(one_that_was_given_up_does_not_start),
         R(what_came_to_nothing_is_forgotten),
         R(one_that_was_received_in_part_does_not_start),
         R(what_ran_here_is_remembered),
+        R(one_that_died_while_its_memory_was_at_both_sides_does_not_start),
         R(what_was_never_told_to_run_is_not),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
