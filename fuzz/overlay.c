@@ -148,7 +148,8 @@ static void merge(int fd, const struct overlay_header *h)
     to.size = h->size;
     assert_true(!overlay_load_map(into, &to, &to_map));
     from.map = map;
-    struct overlay_merge m = {.from = &from, .n = 1, .into = into, .header = &to, .map = to_map, .io = &merge_io_host};
+    struct overlay_merge m = {
+        .layers = &from, .n = 1, .place = 1, .into = into, .header = &to, .map = to_map, .io = &merge_io_host};
     if (overlay_merge(&m) == 0)
         assert_true(!overlay_load_map(into, &to, &merged));
     free(map);

@@ -116,16 +116,6 @@ static int look(struct layers_plan *p, char *err, size_t n)
 
 /* --- doing ----------------------------------------------------------------------------------------------------- */
 
-static int merge_here(const struct layers_plan *p, const unsigned *run, unsigned count, const char *fresh, char *err,
-                      size_t n)
-{
-    const char *paths[DISK_OVERLAYS_MAX];
-
-    for (unsigned i = 0; i < count; i++)
-        paths[i] = p->nodes[run[i]].path;
-    return disk_overlay_merge(paths, count, fresh, err, n);
-}
-
 static int merge_there(const struct layers_plan *p, const char *upper, const char *lower, const char *into, char *err,
                        size_t n)
 {
@@ -151,26 +141,32 @@ static int merge_there(const struct layers_plan *p, const char *upper, const cha
     return failed;
 }
 
-/* Those of `run`, from the uppermost on, into the lowest; or, if that is somebody else's, too, into a new file. */
-static int merge_run(const struct layers_plan *p, const unsigned *run, unsigned count, bool own, char *err, size_t n)
+/* Those of `run`, from the uppermost on, into the one that has most; or (fresh) into a new file. */
+static int merge_run(const struct layers_plan *p, const unsigned *run, unsigned count, bool fresh, char *err, size_t n)
 {
-    const struct node *upper = &p->nodes[run[0]], *lower = &p->nodes[run[count - 1]];
-    char fresh[PATH_MAX];
-    int failed = registry_path(p->registry, p->name, "layers/" FRESH, fresh, err, n);
+    const char *paths[DISK_OVERLAYS_MAX], *file = NULL;
+    char path[PATH_MAX];
+    unsigned into = 0;
+    int failed = registry_path(p->registry, p->name, "layers/" FRESH, path, err, n);
 
     if (failed)
         return failed;
-    unlink(fresh); /* of one that died */
-    if (own)
-        failed = disk_overlay_merge_create(fresh, lower->path, err, n);
+    for (unsigned i = 0; i < count; i++) {
+        paths[i] = p->nodes[run[i]].path;
+        into = p->nodes[run[i]].allocated > p->nodes[run[into]].allocated ? i : into;
+    }
+    unlink(path); /* of one that died */
+    if (fresh) {
+        file = path;
+        failed = disk_overlay_merge_create(file, paths[count - 1], err, n);
+    }
     if (!failed)
-        failed = upper->live ? merge_there(p, upper->path, lower->path, own ? fresh : lower->path, err, n)
-                             : merge_here(p, run, count, own ? fresh : NULL, err, n);
+        failed = p->nodes[run[0]].live ? merge_there(p, paths[0], paths[count - 1], fresh ? file : paths[into], err, n)
+                                       : disk_overlay_merge(paths, count, into, file, err, n);
     if (!failed)
-        failed = disk_overlay_replace(own ? fresh : lower->path, upper->path,
-                                      own ? NULL : p->nodes[run[count - 2]].path, err, n);
-    if (own && failed)
-        unlink(fresh);
+        failed = disk_overlay_replace(paths, count, into, file, err, n);
+    if (fresh && failed)
+        unlink(path);
     return failed;
 }
 

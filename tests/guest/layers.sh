@@ -47,6 +47,15 @@ status "one that does not run" 0 guise snapshot rm vm snap-2 snap-4
 is "has none when none is needed" 0 layers vm
 guise start vm >/dev/null 2>&1
 is "and a disk that is whole" yes whole vm
+guise snapshot vm -q small >/dev/null
+inside vm 'head -c 40000000 /dev/urandom >/root/large; cd /root; sha256sum large >>sums; sync'
+guise kill vm
+disk=$(stat -c %i "$GUISE_DATA/vms/vm/disk.overlay")
+guise snapshot rm vm small
+is "what is little is copied to what is much" "0 $disk" eval 'echo "$(layers vm) $(stat -c %i "$GUISE_DATA/vms/vm/disk.overlay")"'
+guise start vm >/dev/null 2>&1
+is "whichever it lies on" yes whole vm
+inside vm 'cd /root && rm large && grep -v large sums >less; mv less sums; sync'
 
 # --- copies -------------------------------------------------------------------------------------------------------
 now=vm

@@ -114,22 +114,52 @@ static const char *const *from(unsigned upper)
     return list;
 }
 
+/* paths[upper] and all below it, into one of them. */
+static void merge_from(unsigned upper, unsigned count, unsigned into)
+{
+    must(disk_overlay_merge(from(upper), count, into, NULL, fx.error, sizeof fx.error));
+}
+
+static void replace_from(unsigned upper, unsigned count, unsigned into)
+{
+    must(disk_overlay_replace(from(upper), count, into, NULL, fx.error, sizeof fx.error));
+    for (unsigned i = upper + 1; i < upper + count; i++)
+        unlink(paths[i]);
+}
+
 static void all_become_one(void **state)
 {
     uint64_t seed = 1;
 
-    make_chain(&seed);
-    must(disk_overlay_merge(from(0), LAYERS, NULL, fx.error, sizeof fx.error));
-    verify_file(paths[0]);
-    must(disk_overlay_replace(paths[LAYERS - 1], paths[0], paths[LAYERS - 2], fx.error, sizeof fx.error));
-    for (unsigned i = 1; i < LAYERS; i++)
-        unlink(paths[i]);
-    is_sound(paths[0]);
-    verify_file(paths[0]);
-    struct disk *d = disk_must_open(&fx, paths[0]); /* and is written to */
-    scribble(d, 20, &seed);
-    disk_close(d);
-    verify_file(paths[0]);
+    for (unsigned into = 0; into < LAYERS; into++) {
+        make_chain(&seed);
+        merge_from(0, LAYERS, into);
+        for (unsigned i = 0; i < LAYERS; i++)
+            is_sound(paths[i]);
+        verify_file(paths[0]);
+        replace_from(0, LAYERS, into);
+        is_sound(paths[0]);
+        verify_file(paths[0]);
+        struct disk *d = disk_must_open(&fx, paths[0]); /* and is written to */
+        scribble(d, 20, &seed);
+        disk_close(d);
+        verify_file(paths[0]);
+    }
+}
+
+static void some_become_one(void **state)
+{
+    uint64_t seed = 11;
+
+    for (unsigned into = 0; into < 3; into++) {
+        make_chain(&seed);
+        merge_from(1, 3, into);
+        verify_file(paths[0]);
+        replace_from(1, 3, into);
+        is_sound(paths[1]);
+        verify_file(paths[0]);
+        assert_int_equal(access(paths[4], F_OK), 0); /* on which they lay */
+    }
 }
 
 static void or_a_new_one_beside_what_others_have(void **state)
@@ -141,21 +171,15 @@ static void or_a_new_one_beside_what_others_have(void **state)
     make_chain(&seed);
     snprintf(other, sizeof other, "%s/other.overlay", fx.directory);
     must(disk_overlay_stack_create(other, paths[1], fx.error, sizeof fx.error)); /* on the same, with another top */
-    struct disk *d = disk_must_open(&fx, paths[0]);
-    uint8_t *before = malloc(SIZE);
-    verify(d);
-    disk_close(d);
-    memcpy(before, want, SIZE);
     must(disk_overlay_merge_create(fresh, paths[3], fx.error, sizeof fx.error));
-    must(disk_overlay_merge((const char *const[]){paths[1], paths[2], paths[3]}, 3, fresh, fx.error, sizeof fx.error));
-    must(disk_overlay_replace(fresh, paths[1], NULL, fx.error, sizeof fx.error));
+    must(disk_overlay_merge(from(1), 3, 0, fresh, fx.error, sizeof fx.error));
+    must(disk_overlay_replace(from(1), 3, 0, fresh, fx.error, sizeof fx.error));
     unlink(paths[2]);
     unlink(paths[3]); /* but 4 stays, which they lay on */
     is_sound(paths[1]);
     verify_file(paths[0]);
-    d = disk_must_open(&fx, other); /* the one that knows it by the same id */
+    struct disk *d = disk_must_open(&fx, other); /* the one that knows it by the same id */
     disk_close(d);
-    free(before);
 }
 
 /* The same again and again, each time by names that it got the last time. */
@@ -165,20 +189,16 @@ static void again_and_again(void **state)
 
     make_chain(&seed);
     for (unsigned round = 0; round < 6; round++) {
-        must(disk_overlay_merge(from(1), LAYERS - 1, NULL, fx.error, sizeof fx.error));
-        must(disk_overlay_replace(paths[LAYERS - 1], paths[1], paths[LAYERS - 2], fx.error, sizeof fx.error));
-        for (unsigned i = 2; i < LAYERS; i++)
-            unlink(paths[i]);
+        merge_from(1, LAYERS - 1, round % (LAYERS - 1));
+        replace_from(1, LAYERS - 1, round % (LAYERS - 1));
         verify_file(paths[0]);
-        /* The top is a layer from now on, and new ones come: they are renumbered, as names in headers are not. */
-        rename(paths[1], paths[4]);
-        char before[128];
-        snprintf(before, sizeof before, "%s/before", fx.directory);
-        rename(paths[0], before);
+        /* The top is a layer from now on, and new ones come: files are renamed, as headers do not know. */
+        assert_int_equal(rename(paths[1], paths[4]), 0);
+        assert_int_equal(unlink(paths[0]), 0);
         must(disk_overlay_stack_create(paths[3], paths[4], fx.error, sizeof fx.error));
         struct disk *d = disk_must_open(&fx, paths[3]);
-        memset(want, (int)round + 1, SIZE); /* what was on top is gone */
         static uint8_t all[65536];
+        memset(want, (int)round + 1, SIZE); /* what was on top is gone */
         memset(all, (int)round + 1, sizeof all);
         for (uint64_t at = 0; at < SIZE; at += sizeof all)
             assert_int_equal(disk_write(d, at, all, sizeof all), 0);
@@ -189,7 +209,6 @@ static void again_and_again(void **state)
             scribble(d, 10, &seed);
             disk_close(d);
         }
-        unlink(before);
         verify_file(paths[0]);
     }
 }
@@ -199,39 +218,54 @@ static void what_does_not_belong_together_is_refused(void **state)
     uint64_t seed = 4;
 
     make_chain(&seed);
-    assert_int_equal(disk_overlay_merge((const char *const[]){paths[0], paths[2]}, 2, NULL, fx.error, sizeof fx.error),
-                     -ESTALE);
+    assert_int_equal(
+        disk_overlay_merge((const char *const[]){paths[0], paths[2]}, 2, 1, NULL, fx.error, sizeof fx.error), -ESTALE);
     assert_non_null(strstr(fx.error, "does not lie on"));
     struct disk *d = disk_must_open(&fx, paths[0]);
-    assert_true(disk_overlay_merge(from(1), LAYERS - 1, NULL, fx.error, sizeof fx.error) < 0); /* it is in use */
+    for (unsigned into = 0; into < LAYERS - 1; into++) /* it is in use */
+        assert_true(disk_overlay_merge(from(1), LAYERS - 1, into, NULL, fx.error, sizeof fx.error) < 0);
     verify(d);
     disk_close(d);
 }
 
-/* Between the two steps by which a merged file takes its place both are what the upper one was. */
+/* Between the two steps by which a merged file takes its place both are what the upper one was.  The first step alone:
+ * by other names of the two. */
+static void first_step(unsigned upper, unsigned count, unsigned into)
+{
+    char merged[128], place[128];
+    const char *list[LAYERS];
+
+    memcpy(list, from(upper), count * sizeof *list);
+    snprintf(merged, sizeof merged, "%s/merged", fx.directory);
+    snprintf(place, sizeof place, "%s/place", fx.directory);
+    assert_int_equal(link(list[into], merged), 0);
+    assert_int_equal(link(list[0], place), 0);
+    list[into] = merged;
+    list[0] = place;
+    must(disk_overlay_replace(list, count, into, NULL, fx.error, sizeof fx.error));
+    unlink(place);
+}
+
 static void halfway_into_its_place(void **state)
 {
     uint64_t seed = 5;
-    char link_to[128], place[128];
 
-    for (unsigned times = 0; times < 2; times++) { /* the second time it was known by another's id before */
+    for (unsigned times = 0; times < 6; times++) { /* some were known by another's id before */
+        unsigned count = times % 2 ? 3 : 4, into = 1 + times / 2 % (count - 1);
         make_chain(&seed);
-        if (times) {
-            must(disk_overlay_merge(from(3), 2, NULL, fx.error, sizeof fx.error));
-            must(disk_overlay_replace(paths[4], paths[3], paths[3], fx.error, sizeof fx.error));
+        if (times % 2) {
+            merge_from(3, 2, 1);
+            replace_from(3, 2, 1);
         }
-        unsigned lower = times ? 3 : 4;
-        must(disk_overlay_merge(from(1), lower, NULL, fx.error, sizeof fx.error));
-        for (unsigned upper = 1; upper + 1 < lower; upper++) { /* it was to be known as one, then as another */
-            snprintf(link_to, sizeof link_to, "%s/link", fx.directory);
-            snprintf(place, sizeof place, "%s/place", fx.directory);
-            assert_int_equal(link(paths[lower], link_to), 0);
-            assert_int_equal(link(paths[upper], place), 0);
-            must(disk_overlay_replace(link_to, place, paths[lower - 1], fx.error, sizeof fx.error));
-            unlink(place);
+        merge_from(1, count, into);
+        first_step(1, count, into);
+        verify_file(paths[0]);
+        if (into > 1) { /* the command dies there, and the next one merges fewer, or more */
+            first_step(2, into, into - 1);
             verify_file(paths[0]);
         }
-        must(disk_overlay_replace(paths[lower], paths[1], paths[lower - 1], fx.error, sizeof fx.error));
+        count = into + 1; /* it does not lie on the others any more */
+        replace_from(1, count, into);
         verify_file(paths[0]);
     }
 }
@@ -291,19 +325,22 @@ static void lose_power(int fd, uint64_t *seed)
     }
 }
 
-/* Merges layers 1 to 4 into `path` with so many operations. */
-static int merge_with(const char *path, bool fresh, unsigned operations, uint64_t *seed, bool cut)
+/* Merges layers 1 to 4 into one of them or (into 4) into `path`, with so many operations. */
+static int merge_with(const char *path, unsigned into, unsigned operations, uint64_t *seed, bool cut)
 {
     struct overlay_header *h = calloc(LAYERS + 1, sizeof *h);
     struct merge_layer layers[LAYERS];
     uint8_t *map;
-    unsigned n = fresh ? 4 : 3;
+    unsigned n = 0;
     int fd = open(path, O_RDWR);
 
-    for (unsigned i = 0; i < n; i++) {
-        layers[i].fd = open(paths[i + 1], O_RDONLY);
-        must(overlay_read_headers(layers[i].fd, paths[i + 1], &h[i], NULL, fx.error, sizeof fx.error));
-        assert_int_equal(overlay_load_map(layers[i].fd, &h[i], (uint8_t **)(uintptr_t)&layers[i].map), 0);
+    for (unsigned i = 0; i < 4; i++) {
+        if (i == into)
+            continue;
+        layers[n].fd = open(paths[i + 1], O_RDONLY);
+        must(overlay_read_headers(layers[n].fd, paths[i + 1], &h[i], NULL, fx.error, sizeof fx.error));
+        assert_int_equal(overlay_load_map(layers[n].fd, &h[i], (uint8_t **)(uintptr_t)&layers[n].map), 0);
+        n++;
     }
     must(overlay_read_headers(fd, path, &h[LAYERS], NULL, fx.error, sizeof fx.error));
     assert_int_equal(overlay_load_map(fd, &h[LAYERS], &map), 0);
@@ -313,7 +350,8 @@ static int merge_with(const char *path, bool fresh, unsigned operations, uint64_
                            .size = overlay_file_size(SIZE),
                            .stable = malloc(overlay_file_size(SIZE))};
     assert_int_equal(pread(fd, power.stable, power.size, 0), power.size);
-    struct overlay_merge m = {.from = layers, .n = n, .into = fd, .header = &h[LAYERS], .map = map, .io = &power_io};
+    struct overlay_merge m = {
+        .layers = layers, .n = n, .place = into, .into = fd, .header = &h[LAYERS], .map = map, .io = &power_io};
     int failed = overlay_merge(&m);
     if (cut)
         lose_power(fd, seed);
@@ -334,16 +372,17 @@ static void rounds_of(unsigned rounds, bool cut)
     unsigned ended = 0;
 
     for (unsigned round = 0; round < rounds; round++) {
-        bool fresh = round % 3 == 2;
-        char path[128];
+        unsigned into = round % 5; /* 4: a new file */
+        char path[sizeof paths[0]];
         make_chain(&seed);
-        snprintf(path, sizeof path, "%s", paths[LAYERS - 1]);
-        if (fresh) {
+        if (into < 4) {
+            memcpy(path, paths[1 + into], sizeof path);
+        } else {
             snprintf(path, sizeof path, "%s/fresh", fx.directory);
             unlink(path);
             must(disk_overlay_merge_create(path, paths[LAYERS - 1], fx.error, sizeof fx.error));
         }
-        int failed = merge_with(path, fresh, (unsigned)(disk_random(&seed) % 500), &seed, cut);
+        int failed = merge_with(path, into, (unsigned)(disk_random(&seed) % 500), &seed, cut);
         if (failed)
             assert_int_equal(failed, cut ? -EIO : -ENOSPC);
         is_sound(path);
@@ -351,7 +390,7 @@ static void rounds_of(unsigned rounds, bool cut)
         if (failed)
             continue;
         ended++;
-        must(disk_overlay_replace(path, paths[1], fresh ? NULL : paths[3], fx.error, sizeof fx.error));
+        must(disk_overlay_replace(from(1), 4, into % 4, into == 4 ? path : NULL, fx.error, sizeof fx.error));
         verify_file(paths[0]);
     }
     assert_in_range(ended, 1, rounds - 1);
@@ -359,12 +398,12 @@ static void rounds_of(unsigned rounds, bool cut)
 
 static void power_cuts(void **state)
 {
-    rounds_of(getenv("ROUNDS") ? (unsigned)atoi(getenv("ROUNDS")) : 14, true);
+    rounds_of(getenv("ROUNDS") ? (unsigned)atoi(getenv("ROUNDS")) : 15, true);
 }
 
 static void a_disk_that_is_full(void **state)
 {
-    rounds_of(14, false);
+    rounds_of(15, false);
 }
 
 static ssize_t filling_write(int fd, const void *data, size_t length, off_t offset)
@@ -391,7 +430,7 @@ static void what_was_written_in_vain_is_given_back(void **state)
     must(overlay_read_headers(fd, paths[4], &h[1], NULL, fx.error, sizeof fx.error));
     assert_int_equal(overlay_load_map(layer.fd, &h[0], (uint8_t **)(uintptr_t)&layer.map), 0);
     assert_int_equal(overlay_load_map(fd, &h[1], &map), 0);
-    struct overlay_merge m = {.from = &layer, .n = 1, .into = fd, .header = &h[1], .map = map, .io = &io};
+    struct overlay_merge m = {.layers = &layer, .n = 1, .place = 1, .into = fd, .header = &h[1], .map = map, .io = &io};
     power.left = 6;
     assert_int_equal(overlay_merge(&m), -ENOSPC);
     assert_int_equal(power.left, 0);
@@ -423,7 +462,8 @@ static struct disk_merge *begin(struct disk *d, unsigned upper, unsigned lower, 
     return m;
 }
 
-static void in_use(bool reopened, uint64_t seed)
+/* Layers 1 to 4: some go into a new file, then all into one of them. */
+static void in_use(bool reopened, unsigned into, uint64_t seed)
 {
     char fresh[128];
     make_image(&seed);
@@ -448,7 +488,7 @@ static void in_use(bool reopened, uint64_t seed)
     assert_int_equal(disk_merge_run(m, NULL), 0);
     scribble(d, 10, &seed);
     disk_merge_end(m, true);
-    must(disk_overlay_replace(fresh, paths[1], NULL, fx.error, sizeof fx.error));
+    must(disk_overlay_replace(from(1), 2, 0, fresh, fx.error, sizeof fx.error));
     unlink(paths[2]);
     verify(d);
     scribble(d, 10, &seed);
@@ -456,11 +496,14 @@ static void in_use(bool reopened, uint64_t seed)
     assert_int_equal(disk_merge_run(m, NULL), 0);
     disk_merge_end(m, false);
     verify(d);
-    m = begin(d, 1, 4, paths[4]);
+    const char *const list[] = {paths[1], paths[3], paths[4]};
+    m = begin(d, 1, 4, list[into]);
+    scribble(d, 10, &seed);
     assert_int_equal(disk_merge_run(m, NULL), 0);
     disk_merge_end(m, true);
-    must(disk_overlay_replace(paths[4], paths[1], paths[3], fx.error, sizeof fx.error));
+    must(disk_overlay_replace(list, 3, into, NULL, fx.error, sizeof fx.error));
     unlink(paths[3]);
+    unlink(paths[4]);
     verify(d);
     scribble(d, 10, &seed);
     int fds[] = {open(paths[1], O_RDWR), open(paths[1], O_RDONLY)}; /* there is nothing left to merge */
@@ -474,16 +517,20 @@ static void in_use(bool reopened, uint64_t seed)
     is_sound(paths[0]);
     is_sound(paths[1]);
     verify_file(paths[0]);
+    for (unsigned i = 0; i < LAYERS; i++)
+        unlink(paths[i]);
 }
 
 static void layers_of_a_disk_that_was_opened(void **state)
 {
-    in_use(true, 9);
+    for (unsigned into = 0; into < 3; into++)
+        in_use(true, into, 9 + into);
 }
 
 static void layers_that_came_while_it_was_open(void **state)
 {
-    in_use(false, 10);
+    for (unsigned into = 0; into < 3; into++)
+        in_use(false, into, 20 + into);
 }
 
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
@@ -491,6 +538,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         T(all_become_one),
+        T(some_become_one),
         T(or_a_new_one_beside_what_others_have),
         T(again_and_again),
         T(what_does_not_belong_together_is_refused),

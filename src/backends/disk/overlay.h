@@ -65,17 +65,20 @@ int disk_overlay_id(const char *path, char id[DISK_OVERLAY_ID_SIZE]);
 uint64_t disk_overlay_size(const char *path);
 /* Makes the file `path`, empty, in the place of the overlay `lower`.  0, or -errno with one sentence. */
 int disk_overlay_merge_create(const char *path, const char *lower, char *err, size_t n);
-/* Overlays of one size, each on the next, that nobody has open, become one: in `fresh`, which was made so; or (NULL) in
- * the lowest.  Durable on return; what is there before stays what it was.  0, or -errno with one sentence. */
-int disk_overlay_merge(const char *const *paths, unsigned count, const char *fresh, char *err, size_t n);
-/* The file that all was merged into takes the place, and the name, of the uppermost, `path`.  above: the one that lies
- * on it, if it is the lowest; else NULL.  Durable on return.  0, or -errno with one sentence. */
-int disk_overlay_replace(const char *merged, const char *path, const char *above, char *err, size_t n);
+/* Overlays of one size, paths[0] on paths[1] and so on, that nobody has open, become one: in `fresh`, which was made so
+ * for the last of them; or (NULL) in paths[into].  Durable on return; what each of them reads as stays what it was.  0,
+ * or -errno with one sentence. */
+int disk_overlay_merge(const char *const *paths, unsigned count, unsigned into, const char *fresh, char *err, size_t n);
+/* Then that file takes the place and the name of paths[0]; the others may be removed.  Durable on return.  0, or -errno
+ * with one sentence. */
+int disk_overlay_replace(const char *const *paths, unsigned count, unsigned into, const char *fresh, char *err,
+                         size_t n);
 
 /* The same for a disk that is in use: its layers, but not the uppermost, which is written to. */
 struct disk_merge;
-/* Those with the ids `upper` to `lower` are to be merged into a file: fds[0] is opened for writing, fds[1] for reading;
- * both are taken over on success.  No other merge is under way.  0, or -errno with one sentence. */
+/* Those with the ids `upper` to `lower` are to be merged into a file, one of theirs or a new one as above: fds[0] is
+ * opened for writing, fds[1] for reading; both are taken over on success.  No other merge is under way.  0, or -errno
+ * with one sentence. */
 int disk_merge_begin(struct disk_merge **out, struct disk *disk, const char *upper, const char *lower, const int fds[2],
                      char *err, size_t n);
 /* On any thread, without a lock.  0, -ECANCELED, -errno. */

@@ -79,6 +79,8 @@ int overlay_load_map(int fd, const struct overlay_header *h, uint8_t **map);
 /* Calls fn for each group's map that is not empty, as most are; stops at the first that is not 0. */
 int overlay_each_map(int fd, uint64_t size, int (*fn)(void *opaque, uint64_t group, const uint8_t *sectors),
                      void *opaque);
+/* h lies on what `lower` lies on. */
+void overlay_stand_on(struct overlay_header *h, const struct overlay_header *lower);
 /* By how many bytes the file is shorter than its header says.  0/-errno. */
 int overlay_check_length(int fd, const struct overlay_header *h, uint64_t *missing);
 /* Opens, locks and reads the headers of one that nobody else has open.  The descriptor, or -errno with a sentence. */

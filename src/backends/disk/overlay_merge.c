@@ -36,12 +36,15 @@ static bool has(const uint8_t *map, uint32_t number, unsigned bit)
     return map[(uint64_t)number * OVERLAY_SECTOR + 8 + bit / 8] >> bit % 8 & 1;
 }
 
-/* Whose contents of that granule count; NOBODY: the lower file's, or those of what it lies on. */
+/* Whose contents of that granule count; NOBODY: the file's own, or those of what all lie on. */
 static unsigned source_of(const struct overlay_merge *m, uint32_t number, unsigned bit)
 {
-    for (unsigned i = 0; i < m->n; i++)
-        if (has(m->from[i].map, number, bit))
+    for (unsigned i = 0; i < m->n; i++) {
+        if (i == m->place && has(m->map, number, bit))
+            break;
+        if (has(m->layers[i].map, number, bit))
             return i;
+    }
     return NOBODY;
 }
 
@@ -107,7 +110,7 @@ static int copy_sector(struct overlay_merge *m, struct round *r, uint32_t number
         size_t length = (size_t)n * OVERLAY_GRANULE;
         err = m->give_up && *m->give_up ? -ECANCELED : 0;
         if (!err)
-            err = read_all(m->from[source].fd, r->piece, length, overlay_data_offset(at));
+            err = read_all(m->layers[source].fd, r->piece, length, overlay_data_offset(at));
         if (!err)
             err = put(m, r->piece, length, overlay_data_offset(at));
         for (unsigned i = bit; i < bit + n; i++) {
@@ -156,7 +159,7 @@ static bool is_empty(const struct overlay_merge *m, uint32_t number)
     static const uint8_t none[OVERLAY_SECTOR - 8];
 
     for (unsigned i = 0; i < m->n; i++)
-        if (memcmp(m->from[i].map + (uint64_t)number * OVERLAY_SECTOR + 8, none, sizeof none) != 0)
+        if (memcmp(m->layers[i].map + (uint64_t)number * OVERLAY_SECTOR + 8, none, sizeof none) != 0)
             return false;
     return true;
 }

@@ -1,15 +1,15 @@
 /*
  * Merging layers: overlays that lie on one another and that nobody writes to become one file.
  *
- *      A  (the upper)                      A' = all of them, in the file of C, which A' takes the name
- *      B                       ->               and the place of A by; or in a new file, when somebody
- *      C  (the lower)                           else reads C
+ *      A  (the upper)                      A' = all of them, in the file of the one that has most, which
+ *      B                       ->               takes the name and the place of A; or in a new file, when
+ *      C  (the lower)                           all of these are somebody else's, too
  *      what C lies on                      what C lies on
  *
- * Contents go downwards, into places of the lower file that the layers above it hide: so at each moment of that the
- * chain is what it was, for who reads it meanwhile and for who comes after a crash.  A granule's bit reaches the file
- * after its data is on stable storage, as in a flush.  Only then the file takes A's place, in two steps
- * (disk_overlay_replace), between which both are what A was.
+ * What is above that file goes down into places of it that those above hide; what is below it comes up into places that
+ * it has nothing in.  So at each moment the chain is what it was, for who reads it meanwhile and for who comes after a
+ * crash.  A granule's bit reaches the file after its data is on stable storage, as in a flush.  Only then the file
+ * takes A's place, in two steps (disk_overlay_replace), between which both are what A was.
  */
 #pragma once
 #include <stdatomic.h>
@@ -31,8 +31,9 @@ struct merge_layer {
 };
 
 struct overlay_merge {
-    const struct merge_layer *from; /* n of them, the uppermost first */
-    unsigned n;
+    /* n of them, the uppermost first: the first `place` hide what the file has, the others are below it. */
+    const struct merge_layer *layers;
+    unsigned n, place;
     int into;
     const struct overlay_header *header; /* of `into`, whose size is that of all */
     uint8_t *map;                        /* what `into` has, and then also what the others have */

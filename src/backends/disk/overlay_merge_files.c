@@ -89,13 +89,13 @@ static int open_layer(struct open_layer *l, const char *path, bool read_only, ch
     return failed ? error_sys(err, n, failed, "cannot read the map of overlay %s", path) : 0;
 }
 
-static int open_layers(struct open_layer *layers, const char *const *paths, unsigned count, bool in_place, char *err,
+static int open_layers(struct open_layer *layers, const char *const *paths, unsigned count, unsigned into, char *err,
                        size_t n)
 {
     int failed = 0;
 
     for (unsigned i = 0; i < count && !failed; i++) {
-        failed = open_layer(&layers[i], paths[i], !in_place || i + 1 < count, err, n);
+        failed = open_layer(&layers[i], paths[i], i != into, err, n);
         if (!failed && i &&
             (layers[i].header.size != layers[0].header.size ||
              !overlay_is_known(&layers[i].header, layers[i - 1].header.base_print)))
@@ -104,10 +104,27 @@ static int open_layers(struct open_layer *layers, const char *const *paths, unsi
     return failed;
 }
 
-int disk_overlay_merge(const char *const *paths, unsigned count, const char *fresh, char *err, size_t n)
+static int merge_opened(struct open_layer *layers, unsigned count, unsigned into)
 {
-    struct open_layer *layers = calloc(count + 1, sizeof *layers);
-    struct merge_layer from[DISK_OVERLAYS_MAX];
+    struct merge_layer others[DISK_OVERLAYS_MAX];
+    unsigned n = 0;
+
+    for (unsigned i = 0; i < count; i++)
+        if (i != into)
+            others[n++] = (struct merge_layer){layers[i].fd, layers[i].map};
+    struct overlay_merge m = {.layers = others,
+                              .n = n,
+                              .place = into,
+                              .into = layers[into].fd,
+                              .header = &layers[into].header,
+                              .map = layers[into].map,
+                              .io = &merge_io_host};
+    return overlay_merge(&m);
+}
+
+int disk_overlay_merge(const char *const *paths, unsigned count, unsigned into, const char *fresh, char *err, size_t n)
+{
+    struct open_layer *layers = calloc(count + 1, sizeof *layers); /* the last: the fresh one */
 
     if (!layers || count > DISK_OVERLAYS_MAX) {
         free(layers);
@@ -115,19 +132,12 @@ int disk_overlay_merge(const char *const *paths, unsigned count, const char *fre
     }
     for (unsigned i = 0; i <= count; i++)
         layers[i].fd = -1;
-    int failed = open_layers(layers, paths, count, !fresh, err, n);
-    struct open_layer *into = &layers[fresh ? count : count - 1];
+    if (fresh)
+        into = count;
+    int failed = open_layers(layers, paths, count, into, err, n);
     if (!failed && fresh)
-        failed = open_layer(into, fresh, false, err, n);
-    for (unsigned i = 0; i < count && !failed; i++)
-        from[i] = (struct merge_layer){layers[i].fd, layers[i].map};
-    struct overlay_merge m = {.from = from,
-                              .n = fresh ? count : count - 1,
-                              .into = into->fd,
-                              .header = &into->header,
-                              .map = into->map,
-                              .io = &merge_io_host};
-    if (!failed && (failed = overlay_merge(&m)))
+        failed = open_layer(&layers[count], fresh, false, err, n);
+    if (!failed && (failed = merge_opened(layers, count, into)))
         error_sys(err, n, failed, "the layers of disk %s cannot be merged", paths[0]);
     for (unsigned i = 0; i <= count; i++) {
         if (layers[i].fd >= 0)
@@ -140,48 +150,80 @@ int disk_overlay_merge(const char *const *paths, unsigned count, const char *fre
 
 /* --- taking the place ---------------------------------------------------------------------------------------- */
 
-static bool same_header(const struct overlay_header *a, const struct overlay_header *b)
+static int read_header(const char *path, struct overlay_header *h, char *err, size_t n)
 {
-    return memcmp(a->known_as, b->known_as, OVERLAY_ID) == 0 &&
-           memcmp(a->was_known_as, b->was_known_as, OVERLAY_ID) == 0;
+    int fd = open_header(path, O_RDONLY, h, NULL, err, n);
+
+    if (fd >= 0)
+        close(fd);
+    return fd < 0 ? fd : 0;
 }
 
-static int be_known(const char *merged, const char *path, const char *above, char *err, size_t n)
+void overlay_stand_on(struct overlay_header *h, const struct overlay_header *lower)
 {
-    struct overlay_header *h = calloc(4, sizeof *h);
+    h->base_size = lower->base_size;
+    h->base_print = lower->base_print;
+    memcpy(h->base_format, lower->base_format, sizeof h->base_format);
+    memcpy(h->base, lower->base, sizeof h->base);
+}
+
+/* What it is to be: on what the lowest lies on, and known by the id that the uppermost is. */
+static int change_header(struct overlay_header *h, const char *const *paths, unsigned count, unsigned into, bool fresh,
+                         char *err, size_t n)
+{
+    struct overlay_header *other = malloc(sizeof *other);
+    int failed = other ? 0 : error_set(err, n, -ENOMEM, "out of memory");
+    uint32_t print = overlay_print(h);
+
+    if (!failed && !fresh && into) { /* the one above knows it so until it is gone */
+        failed = read_header(paths[into - 1], other, err, n);
+        print = failed ? 0 : other->base_print;
+    }
+    if (!failed && (fresh || into) && !(failed = read_header(paths[0], other, err, n)))
+        overlay_take_place(h, other, print);
+    if (!failed && !fresh && into + 1 < count && !(failed = read_header(paths[count - 1], other, err, n)))
+        overlay_stand_on(h, other);
+    free(other);
+    return failed;
+}
+
+static int write_change(const char *merged, const char *const *paths, unsigned count, unsigned into, bool fresh,
+                        char *err, size_t n)
+{
+    uint8_t before[OVERLAY_HEADER], after[OVERLAY_HEADER];
+    struct overlay_header *h = malloc(sizeof *h);
     unsigned slot;
 
     if (!h)
         return error_set(err, n, -ENOMEM, "out of memory");
-    struct overlay_header *place = h + 1, *child = h + 2, *old = h + 3;
     int fd = open_header(merged, O_RDWR, h, &slot, err, n), failed = fd < 0 ? fd : 0;
-    int place_fd = failed ? -1 : open_header(path, O_RDONLY, place, NULL, err, n);
-    int child_fd = failed || !above ? -1 : open_header(above, O_RDONLY, child, NULL, err, n);
-    if (!failed && (place_fd < 0 || (above && child_fd < 0)))
-        failed = place_fd < 0 ? place_fd : child_fd;
     if (!failed) {
-        *old = *h;
-        overlay_take_place(h, place, above ? child->base_print : overlay_print(h));
+        overlay_header_encode(h, before);
+        failed = change_header(h, paths, count, into, fresh, err, n);
+        overlay_header_encode(h, after);
+    }
+    if (!failed && memcmp(before, after, sizeof before) != 0) {
         h->generation++;
-        if (!same_header(h, old) &&
-            ((failed = overlay_write_header(fd, h, !slot)) || (failed = fsync(fd) ? -errno : 0)))
+        failed = overlay_write_header(fd, h, !slot);
+        failed = failed ? failed : fsync(fd) ? -errno : 0;
+        if (failed)
             error_sys(err, n, failed, "cannot write to overlay %s", merged);
     }
-    const int fds[] = {fd, place_fd, child_fd};
-    for (unsigned i = 0; i < sizeof fds / sizeof *fds; i++)
-        if (fds[i] >= 0)
-            close(fds[i]);
+    if (fd >= 0)
+        close(fd);
     free(h);
     return failed;
 }
 
-int disk_overlay_replace(const char *merged, const char *path, const char *above, char *err, size_t n)
+int disk_overlay_replace(const char *const *paths, unsigned count, unsigned into, const char *fresh, char *err,
+                         size_t n)
 {
-    int failed = be_known(merged, path, above, err, n);
+    const char *merged = fresh ? fresh : paths[into];
+    int failed = write_change(merged, paths, count, into, fresh, err, n);
 
-    if (!failed && rename(merged, path))
-        failed = error_sys(err, n, -errno, "cannot put %s in the place of %s", merged, path);
-    if (!failed && (failed = file_sync_directory(path)))
-        error_sys(err, n, failed, "cannot save %s", path);
+    if (!failed && merged != paths[0] && rename(merged, paths[0]))
+        failed = error_sys(err, n, -errno, "cannot put %s in the place of %s", merged, paths[0]);
+    if (!failed && (failed = file_sync_directory(paths[0])))
+        error_sys(err, n, failed, "cannot save %s", paths[0]);
     return failed;
 }

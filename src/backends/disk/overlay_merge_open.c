@@ -17,9 +17,12 @@
 #include "base/error.h"
 
 struct disk_merge {
-    struct overlay *above, *upper, *lower; /* upper to lower become one, on which `above` lies */
-    struct merge_layer from[DISK_OVERLAYS_MAX];
-    unsigned n;
+    struct overlay *above;                    /* lies on those that become one: */
+    struct overlay *parts[DISK_OVERLAYS_MAX]; /* n_parts of them, the uppermost first */
+    unsigned n_parts;
+    struct overlay *into; /* one of them, whose place it is that the file has */
+    struct merge_layer layers[DISK_OVERLAYS_MAX];
+    unsigned n, place;      /* as of struct overlay_merge */
     int writable, readable; /* the file: two descriptors of it */
     struct overlay_header header;
     uint8_t *map;
@@ -41,25 +44,20 @@ static bool has_id(const struct overlay *o, const char *id)
 
 /* --- beginning --------------------------------------------------------------------------------------------------- */
 
-static int find_chain(struct disk_merge *m, struct disk *disk, const char *upper, const char *lower)
+static int find_parts(struct disk_merge *m, struct disk *disk, const char *upper, const char *lower)
 {
-    struct overlay *o = disk->ops == &overlay_ops ? (struct overlay *)disk : NULL;
+    struct overlay *o = disk->ops == &overlay_ops ? (struct overlay *)disk : NULL, *last = NULL;
 
-    for (; o && !m->lower; o = base_of(o)) {
-        if (!m->upper && base_of(o) && has_id(base_of(o), upper)) {
-            m->above = o;
-            m->upper = base_of(o);
-            continue;
-        }
-        if (!m->upper || o == m->above)
-            continue;
-        if (m->n == DISK_OVERLAYS_MAX)
+    while (o && base_of(o) && !has_id(base_of(o), upper))
+        o = base_of(o);
+    m->above = o;
+    for (o = o ? base_of(o) : NULL; o && !last; o = base_of(o)) {
+        if (m->n_parts == DISK_OVERLAYS_MAX)
             return -E2BIG;
-        m->from[m->n++] = (struct merge_layer){o->file.fd, o->map};
-        if (has_id(o, lower))
-            m->lower = o;
+        m->parts[m->n_parts++] = o;
+        last = has_id(o, lower) ? o : NULL;
     }
-    return m->lower ? 0 : -ENOENT;
+    return last ? 0 : -ENOENT;
 }
 
 static bool is_one_file(int a, int b)
@@ -69,27 +67,48 @@ static bool is_one_file(int a, int b)
     return !fstat(a, &x) && !fstat(b, &y) && x.st_dev == y.st_dev && x.st_ino == y.st_ino && S_ISREG(x.st_mode);
 }
 
-/* The lower one itself, or a new one in its place with nothing in it. */
+/* Whose file it is, if it is not a new one. */
+static void list_layers(struct disk_merge *m, bool *fresh)
+{
+    *fresh = true;
+    m->into = m->parts[m->n_parts - 1];
+    for (unsigned i = 0; i < m->n_parts; i++) {
+        struct overlay *o = m->parts[i];
+        if (memcmp(o->header.id, m->header.id, OVERLAY_ID) == 0) {
+            *fresh = false;
+            m->into = o;
+            m->place = m->n;
+        } else {
+            m->layers[m->n++] = (struct merge_layer){o->file.fd, o->map};
+        }
+    }
+    if (*fresh)
+        m->place = m->n;
+}
+
+/* One of theirs, or a new one in the place of the lowest with nothing in it. */
 static int take_file(struct disk_merge *m, char *err, size_t n)
 {
-    const struct overlay_header *h = &m->header, *l = &m->lower->header;
-    int failed = is_one_file(m->writable, m->readable)
-                     ? overlay_read_headers(m->writable, "it", &m->header, NULL, err, n)
-                     : error_set(err, n, -EINVAL, "it is not one file");
+    bool fresh;
 
+    if (!is_one_file(m->writable, m->readable))
+        return error_set(err, n, -EINVAL, "it is not one file");
+    int failed = overlay_read_headers(m->writable, "it", &m->header, NULL, err, n);
     if (failed)
         return failed;
-    bool in_place = memcmp(h->id, l->id, OVERLAY_ID) == 0;
-    if (h->size != l->size || h->base_size != l->base_size || h->base_print != l->base_print ||
-        m->upper->header.size != l->size || (in_place && m->n < 2))
-        return error_set(err, n, -EINVAL, "it is neither the lower layer nor one like it");
+    list_layers(m, &fresh);
+    const struct overlay_header *h = &m->header, *like = &m->into->header;
+    if (h->size != like->size || h->base_size != like->base_size || h->base_print != like->base_print || !m->n)
+        return error_set(err, n, -EINVAL, "it is neither one of the layers nor like the lower one");
+    for (unsigned i = 0; i < m->n_parts; i++)
+        if (m->parts[i]->header.size != h->size)
+            return error_set(err, n, -EINVAL, "layers of different sizes are not merged");
     failed = overlay_load_map(m->writable, h, &m->map);
-    if (!failed && !in_place && !bytes_all_zero(m->map, (size_t)m->lower->n_sectors * OVERLAY_SECTOR))
-        failed = error_set(err, n, -EINVAL, "it is not empty");
-    else if (failed)
-        error_sys(err, n, failed, "its map cannot be read");
-    m->n -= in_place;
-    return failed;
+    if (failed)
+        return error_sys(err, n, failed, "its map cannot be read");
+    return fresh && !bytes_all_zero(m->map, (size_t)m->into->n_sectors * OVERLAY_SECTOR)
+               ? error_set(err, n, -EINVAL, "it is not empty")
+               : 0;
 }
 
 int disk_merge_begin(struct disk_merge **out, struct disk *disk, const char *upper, const char *lower, const int fds[2],
@@ -102,7 +121,7 @@ int disk_merge_begin(struct disk_merge **out, struct disk *disk, const char *upp
         return error_set(err, n, -ENOMEM, "out of memory");
     m->writable = fds[0];
     m->readable = fds[1];
-    int failed = find_chain(m, disk, upper, lower);
+    int failed = find_parts(m, disk, upper, lower);
     if (failed)
         error_set(err, n, failed, "disk %s has no such layers", disk->spec.path);
     else if ((failed = take_file(m, why, sizeof why)))
@@ -118,8 +137,9 @@ int disk_merge_begin(struct disk_merge **out, struct disk *disk, const char *upp
 
 int disk_merge_run(struct disk_merge *m, const _Atomic bool *give_up)
 {
-    struct overlay_merge merge = {.from = m->from,
+    struct overlay_merge merge = {.layers = m->layers,
                                   .n = m->n,
+                                  .place = m->place,
                                   .into = m->writable,
                                   .header = &m->header,
                                   .map = m->map,
@@ -131,48 +151,50 @@ int disk_merge_run(struct disk_merge *m, const _Atomic bool *give_up)
 
 /* --- ending ------------------------------------------------------------------------------------------------------ */
 
-/* Those from m->upper to above m->lower go.  The operations that `above` has in common with them stay, for it. */
-static void drop_uppers(struct disk_merge *m)
+/* The one that `o` lies on goes; the operations that they have in common stay. */
+static void drop_base(struct overlay *o)
 {
-    struct overlay *owner = m->upper, *next;
+    struct overlay *gone = base_of(o);
 
-    while (owner->shares_io && owner != m->lower)
-        owner = base_of(owner);
-    if (m->above->shares_io && owner != m->lower) {
-        m->above->shares_io = false;
-        owner->shares_io = true;
+    o->base = gone->base;
+    gone->base = NULL;
+    if (o->shares_io && !gone->shares_io) {
+        o->shares_io = false;
+        gone->shares_io = true;
     }
-    for (struct overlay *o = m->upper; o != m->lower; o = next) {
-        next = base_of(o);
-        o->base = NULL;
-        overlay_free(o);
-    }
-    m->above->base = &m->lower->disk;
+    overlay_free(gone);
 }
 
-/* The lower one's place in the chain is the merged file's. */
+/* The merged file is in the place of one of them, and the others go. */
 static void take_over(struct disk_merge *m)
 {
     struct flock whole = {.l_type = F_RDLCK, .l_whence = SEEK_SET};
-    struct overlay *l = m->lower;
+    const struct overlay *lower = m->parts[m->n_parts - 1];
+    struct overlay *o = m->into;
 
     (void)fcntl(m->readable, F_OFD_SETLK, &whole); /* nobody writes to it; or there are no locks here */
-    close(l->file.fd);
-    l->file.fd = m->readable;
+    close(o->file.fd);
+    o->file.fd = m->readable;
     m->readable = -1;
-    free(l->map);
-    l->map = m->map;
+    free(o->map);
+    o->map = m->map;
     m->map = NULL;
-    l->header = m->header;
-    l->disk.size = m->header.size;
+    overlay_stand_on(&m->header, &lower->header);
+    o->header = m->header;
+    for (unsigned i = 0; i < m->n_parts && m->parts[i] != o; i++)
+        drop_base(m->above);
+    while (lower != o) {
+        bool last = base_of(o) == lower;
+        drop_base(o);
+        if (last)
+            break;
+    }
 }
 
 void disk_merge_end(struct disk_merge *m, bool use)
 {
-    if (use) {
+    if (use)
         take_over(m);
-        drop_uppers(m);
-    }
     if (m->readable >= 0)
         close(m->readable);
     close(m->writable);
