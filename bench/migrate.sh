@@ -3,7 +3,7 @@
 # that a program in the guest sees in its clock's steps, without a migration and with.
 #
 #   bench/migrate.sh [WORD...]      idle, writing (200 MB/s over 256 MB), postcopy (the same, sent at 50 MB/s at most, so that it does not converge; precopy:
-#                                   what comes of it without), and computing: how fast a program does that runs directly, and while it is being sent, slowly;
+#                                   what comes of it without), and computing: how fast a program does that runs directly, and while it is sent, slowly;
 #                                   all unless told
 #   ROUNDS=5 DESTINATION=unix|tcp   how often, and by what
 # shellcheck source=bench/lib.sh

@@ -20,6 +20,7 @@ struct memory_watch {
     _Atomic bool logging;
     _Atomic uint16_t *noted;     /* by chunk, a bit for each page: written to */
     _Atomic bool busy;           /* some chunk has a bit set, perhaps */
+    _Atomic bool coming;         /* some chunk is ABSENT, perhaps */
     uint8_t buffer[WATCH_CHUNK]; /* of the holder of the lock */
     _Atomic uint8_t state[];
 };
@@ -253,6 +254,11 @@ __attribute__((target("general-regs-only"))) bool memory_may_write_unseen(const 
                   (!w->logging || is_noted(w, memory_offset(m, gpa) >> LOG_SHIFT)));
 }
 
+bool memory_is_complete(const struct memory *m)
+{
+    return !m->watch || !atomic_load_explicit(&m->watch->coming, memory_order_relaxed);
+}
+
 bool memory_is_settled(const struct memory *m)
 {
     const struct memory_watch *w = m->watch;
@@ -341,6 +347,7 @@ int memory_load_begin(struct memory *m, const struct memory_source *source)
     if (err)
         return err;
     m->watch->source = *source;
+    m->watch->coming = true;
     set_all(m, ABSENT);
     for (uint64_t i = 0; i < m->watch->n; i++)
         if (!source->has(source->opaque, i))
@@ -401,6 +408,8 @@ bool memory_lacks_chunk(const struct memory *m, uint64_t chunk)
 void memory_load_end(struct memory *m)
 {
     clear_all(m, ABSENT);
+    if (m->watch)
+        m->watch->coming = false;
 }
 
 /* --- which pages are written to ---------------------------------------------------------------------------------- */

@@ -35,7 +35,7 @@ cp "$slow/stress-init" "$work/over/stress-init" && chmod 755 "$work/over/stress-
 pack_trees "$tree" "$work/over" | zstd -q -3 >"$work/initrd.zst" || { not_ok stress "the initramfs could not be built"; finish; }
 kernel=$(kernel_image "${KERNEL:-cloud}") || { not_ok stress "no kernel"; finish; }
 guest "$kernel" "$work/initrd.zst" "console=ttyS0 panic=-1 rdinit=/stress-init seconds=$seconds stressors=$(IFS=, && echo "$*") \
-classes=$classes not=$(IFS=, && echo "${not_these[*]}")" $((seconds * 2 + 600)) --memory 4096M --cpus "$cpus" >"$work/console"
+classes=$classes not=$(IFS=, && echo "${not_these[*]}")" $((seconds * 2 + 600)) --memory 2048M --cpus "$cpus" >"$work/console"
 status=$?
 # Processes that get too much memory are meant to end, and say so at length.
 complaint=$(grep -E 'BUG:|WARNING: CPU|Oops|Kernel panic|soft lockup|hard LOCKUP|rcu.*(stall|starved)|blocked for more than|nobody cared' "$work/console" | head -n 1)

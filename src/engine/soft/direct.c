@@ -153,6 +153,9 @@ static void begin_anew(struct direct *d, bool possible)
 
 void soft_direct_memory(struct peers *p)
 {
+    for (unsigned i = 0; i < p->n; i++)
+        for (unsigned k = 0; p->of[i]->direct && k < DIRECT_SLOTS; k++)
+            p->of[i]->direct->slots[k].clear = true; /* what can be written to has to be announced again */
     if (!direct_child_memory_differs(p))
         return;
     bool possible = direct_child_memory(p);
@@ -511,7 +514,7 @@ static enum direct_exit stay(struct soft_vcpu *v, struct direct *d, struct direc
 
 static bool wanted(struct soft_vcpu *v, struct direct *d)
 {
-    if (v->cpu.cpl != 3 || v->poll || !memory_is_settled(v->engine->config.memory) || !soft_direct_armed(v) ||
+    if (v->cpu.cpl != 3 || v->poll || !memory_is_complete(v->engine->config.memory) || !soft_direct_armed(v) ||
         !direct_suitable(v, d))
         return false;
     if (d->mode != ENGINE_DIRECT_RANDOM)

@@ -2,8 +2,8 @@
  * Which of the guest's pages are mapped in the process that runs its code: a TLB in the form of mappings.
  *
  * A page is mapped when it is missed, with some around it, as far as the guest's tables have marked them accessed;
- * writable only when they are marked dirty; and never writable when it holds translated code, so that a store to it
- * comes to tier 1.  What the guest flushes is noted and done before its code runs the next time: single pages by
+ * writable only when they are marked dirty; never writable when it holds translated code, so that a store to it comes
+ * to tier 1; nor before a store to it has been announced, while memory is watched (memory/watch.h).  What the guest flushes is noted and done before its code runs the next time: single pages by
  * their address; more than those by comparing every mapping with the tables, since what a flush promises is that
  * nothing is used that is not in them.
  */
@@ -190,7 +190,7 @@ static unsigned protection(struct soft_vcpu *v, struct direct *d, const struct t
     *copy = 0;
     if (!tr->no_exec && size == PAGE && executable(v, d, gva, gpa, copy))
         prot |= PROT_EXEC;
-    if (tr->writable && tr->dirty && !has_code(d, gpa, size))
+    if (tr->writable && tr->dirty && memory_may_write(d->engine->config.memory, gpa) && !has_code(d, gpa, size))
         prot |= PROT_WRITE;
     return prot;
 }
@@ -221,7 +221,7 @@ static bool map(struct soft_vcpu *v, struct direct *d, struct direct_slot *s, ui
     const struct memory *m = d->engine->config.memory;
     uint64_t size = PAGE, gpa = tr->gpa & -PAGE, copy;
     gva &= -PAGE;
-    if (tr->page_size >= LARGE && tr->no_exec && !m->templates && memory_is_ram(m, gpa & -LARGE, LARGE) &&
+    if (tr->page_size >= LARGE && tr->no_exec && !memory_is_watched(m) && memory_is_ram(m, gpa & -LARGE, LARGE) &&
         gva >= LARGE && !has_code(d, gpa & -LARGE, LARGE))
         size = LARGE, gva &= -LARGE, gpa &= -LARGE;
     if (!memory_is_ram(m, gpa, size) || outside(gva, size) || tr->global || s->n_pages >= MIRROR_PAGES_MAX)
@@ -278,8 +278,9 @@ enum direct_exit mirror_miss(struct soft_vcpu *v, struct direct *d, struct direc
         s->fault = gva;
         return DIRECT_FAULT;
     }
-    if (access == ACCESS_WRITE && memory_is_ram(d->engine->config.memory, tr.gpa & -PAGE, PAGE))
-        soft_invalidate(d->engine, tr.gpa & -PAGE, PAGE); /* code of before it ran here, which it can do without */
+    /* a store is announced; and code that was translated before it ran here it can do without */
+    if (access == ACCESS_WRITE && memory_hva(d->engine->config.memory, tr.gpa & -PAGE, PAGE))
+        soft_invalidate(d->engine, tr.gpa & -PAGE, PAGE);
     struct region *g = pages_region(s, gva);
     if (g) { /* what it was missed for is not there, whatever we thought: it is mapped over, or goes */
         pages_set(s, g, &g->page[PAGE_INDEX(gva)], 0);
