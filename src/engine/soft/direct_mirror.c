@@ -2,10 +2,11 @@
  * Which of the guest's pages are mapped in the process that runs its code: a TLB in the form of mappings.
  *
  * A page is mapped when it is missed, with some around it, as far as the guest's tables have marked them accessed;
- * writable only when they are marked dirty; never writable when it holds translated code, so that a store to it comes
- * to tier 1; nor before a store to it has been announced, while memory is watched (memory/watch.h).  What the guest flushes is noted and done before its code runs the next time: single pages by
- * their address; more than those by comparing every mapping with the tables, since what a flush promises is that
- * nothing is used that is not in them.
+ * writable only when they are marked dirty; never writable when it holds translated code, so that a store to it
+ * comes to tier 1; nor before a store to it has been announced, while memory is watched (memory/watch.h).  What the
+ * guest flushes is noted and done before its code runs the next time: single pages by their address; more than those
+ * by comparing every mapping with the tables, since what a flush promises is that nothing is used that is not in
+ * them.
  */
 #include "engine/soft/direct.h"
 

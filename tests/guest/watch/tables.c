@@ -1,7 +1,8 @@
 /*
  * tables PAGES PROGRESS WRONG: pages that are checked and written to again, at random, without a system call: such a
- * program runs directly.  Each page has its version in all of its words, and what version that is stands elsewhere, so that
- * a store that is lost shows.  How many were gone through is in the file PROGRESS; the first that is wrong is told in WRONG.
+ * program runs directly.  Each page has its version in all of its words, and what version that is stands elsewhere, so
+ * that a store that is lost shows.  How many were gone through is in the file PROGRESS; the first that is wrong is told
+ * in WRONG.
  */
 #include <fcntl.h>
 #include <stdint.h>
