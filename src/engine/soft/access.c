@@ -417,7 +417,7 @@ struct site *emit_helper(struct translator *t, const struct insn *in, helper_fn 
     uint32_t index;
     flags_to_host(t, R10);
     struct site *s = new_site(t, in, &index);
-    s->helper = fn;
+    s->helper = (int32_t)((intptr_t)fn - (intptr_t)soft_helper);
     emit_way_out(t->engine, &t->hot, R9, index, OUT_HELPER);
     s->next = e_offset(&t->hot);
     t->ended |= ends;

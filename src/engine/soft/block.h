@@ -103,16 +103,18 @@ _Static_assert(sizeof(struct pc_map) == 4, "there is one for each instruction");
 
 typedef const void *helper_fn(struct soft_vcpu *v, const struct site *s);
 
+typedef uint64_t __attribute__((aligned(4))) site_imm;
+
 /* A place where translated code enters C: a memory access or an instruction done by a helper. */
 struct site {
-    helper_fn *helper; /* NULL for memory accesses */
     union {
-        uint64_t imm;        /* a helper's own */
+        site_imm imm;        /* a helper's own */
         struct {             /* an access's code offsets: */
             uint32_t resume; /* behind the check, the host address in its register */
             uint32_t bounce; /* running on the bounce buffer */
         };
     };
+    int32_t helper;     /* where it is, counted from soft_helper; 0 for memory accesses */
     uint32_t next;      /* code offset after the instruction */
     uint32_t block;     /* its number */
     uint32_t arg, arg2; /* a helper's own, or a mask's (mask.c) */
@@ -136,7 +138,7 @@ struct site {
     bool null_segment : 1; /* 32-bit code: its segment holds nothing, or must not be written */
     bool locked : 1;       /* the access is indivisible */
 };
-_Static_assert(sizeof(struct site) == 48, "there is one for each access");
+_Static_assert(sizeof(struct site) == 44, "there is one for each access");
 enum {
     SITE_READ = 1,
     SITE_WRITE = 2,

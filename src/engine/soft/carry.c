@@ -6,8 +6,8 @@
  *      a piece          struct carried
  *      one a region     code of both halves   blocks   sites   exits   maps
  *
- * Helpers' addresses are told by their distance from one of them, which is the same in every process of the same
- * program: anything else is refused, as is a cache that has begun to evict, or more vCPUs than one.
+ * Helpers' addresses are told by their distance from one of them (struct site), which is the same in every process of
+ * the same program: anything else is refused, as is a cache that has begun to evict, or more vCPUs than one.
  */
 #include "engine/soft/soft_int.h"
 
@@ -21,7 +21,6 @@
 
 struct carried {
     uint64_t program;       /* soft_program */
-    uint64_t anchor;        /* where soft_helper is */
     uint32_t size, hot_end; /* of the cache */
     uint32_t regions;       /* that have something; the last of them is being filled */
     uint32_t out[OUT_COUNT];
@@ -92,7 +91,6 @@ static int put_head(struct engine *e, struct engine_code *piece)
         return -ENOMEM;
     *piece = (struct engine_code){(uint8_t *)c, sizeof *c};
     c->program = e->program;
-    c->anchor = (uintptr_t)soft_helper;
     c->size = e->cache.size;
     c->hot_end = e->cache.hot_end;
     c->regions = e->region + 1;
@@ -191,7 +189,6 @@ static void populate(const struct part *p)
 
 static void take_region(struct engine *e, const struct carried *c, unsigned i, const uint8_t *from)
 {
-    const uintptr_t moved = (uintptr_t)soft_helper - (uintptr_t)c->anchor;
     struct part part[PARTS];
 
     list_parts(e, c, i, part);
@@ -199,9 +196,6 @@ static void take_region(struct engine *e, const struct carried *c, unsigned i, c
         populate(&part[k]);
         memcpy(part[k].at, from, part[k].size);
     }
-    for (uint32_t n = e->regions[i].site; n < c->filled[i].site; n++)
-        if (e->sites[n].helper)
-            e->sites[n].helper = (helper_fn *)((uintptr_t)e->sites[n].helper + moved);
     for (uint32_t n = e->regions[i].block; n < c->filled[i].block; n++) {
         struct block *b = &e->blocks[n];
         b->next_page = b->next_page2 = NULL;

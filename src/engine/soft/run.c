@@ -239,7 +239,8 @@ const void *soft_helper(struct soft_vcpu *v)
     v->cpu.rip = soft_site_pc(v, soft_site_block(v->engine, s)) + s->pc;
     v->stats.helpers++;
     v->stats.by_mnemonic[s->mnemonic & 2047]++;
-    const void *next = s->helper(v, s);
+    helper_fn *helper = (helper_fn *)((intptr_t)soft_helper + s->helper);
+    const void *next = helper(v, s);
     soft_told(v);
     if (!v->fpu_live && next != soft_leave)
         soft_fpu_unpark(v);
