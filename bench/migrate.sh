@@ -95,7 +95,7 @@ int main(int argc, char **argv)
     return table[42] == 42;
 }
 C
-number() { sed -n "s/.*\"$1\": \([0-9]*\).*/\1/p" "$work/report"; }
+number() { sed -n "s/.*\"$1\":\([0-9]*\).*/\1/p" "$work/report"; }
 
 side=0 # where it is
 on() { if [ $side = 0 ]; then "$GUISE" "$@"; else $there "$@"; fi; }

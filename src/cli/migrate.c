@@ -28,6 +28,7 @@
 
 #define SCHEMA 1
 #define DOWNTIME_MS 100
+#define LINE_NS 1000000000ull
 
 /* clang-format off */
 const struct option_spec migrate_options[] = {
@@ -49,7 +50,7 @@ const struct option_spec migrate_options[] = {
     {.name = "here", .kind = OPTION_FLAG, .offset = offsetof(struct migrate_arguments, here),
      .help = "the same when the other side is lost: it is to run here, and you vouch that it never will there"},
     {.name = "json", .kind = OPTION_FLAG, .offset = offsetof(struct migrate_arguments, json),
-     .help = "print one JSON document about it"},
+     .help = "print JSON, one object a line: how far it is, in the end what came of it"},
     {.name = "quiet", .letter = 'q', .kind = OPTION_FLAG, .offset = offsetof(struct migrate_arguments, quiet),
      .help = "show no progress"},
     {.name = "verbose", .letter = 'v', .kind = OPTION_FLAG, .offset = offsetof(struct migrate_arguments, verbose),
@@ -147,23 +148,53 @@ int migrate_look(struct migrate *m, char *err, size_t n)
     return migrate_ask(m, "status", &m->status, err, n);
 }
 
+static void print_line(json_t *object)
+{
+    json_dumpf(object, stdout, JSON_COMPACT);
+    putchar('\n');
+    fflush(stdout);
+    json_decref(object);
+}
+
+/* A line when something begins, and now and then. */
+static void show_json(struct migrate *m)
+{
+    static const char *const keys[] = {
+        "round",        "sent_bytes",       "left_bytes", "bytes_per_second", "dirty_bytes_per_second",
+        "remaining_ms", "throttle_percent", "elapsed_ms"};
+    const char *state = m->lacking ? "arriving" : is_state(m, "sending") ? "sending" : "stopped";
+    uint64_t now = clock_ns(), round = migrate_said(m, "round");
+
+    if (m->shown_state == state && m->shown_round == round && now - m->shown_ns < LINE_NS)
+        return;
+    m->shown_state = state;
+    m->shown_round = round;
+    m->shown_ns = now;
+    json_t *line = json_pack("{s:s}", "state", state);
+    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
+        json_object_set(line, keys[i], json_object_get(m->status, keys[i]));
+    print_line(line);
+}
+
 void migrate_show(struct migrate *m)
 {
-    uint64_t left = migrate_said(m, "left_bytes"), rate = migrate_said(m, "bytes_per_second"),
-             throttle = migrate_said(m, "throttle_percent");
-    char text[128], size[16], pace[16], slowed[48] = "";
+    uint64_t left = migrate_said(m, "left_bytes"), throttle = migrate_said(m, "throttle_percent");
+    const json_t *remaining = json_object_get(m->status, "remaining_ms");
+    char text[160], size[16], pace[16], when[32] = "", slowed[48] = "";
 
+    if (m->a->json && !m->a->quiet)
+        show_json(m);
     table_size(left, size, sizeof size);
-    table_size(rate, pace, sizeof pace);
+    table_size(migrate_said(m, "bytes_per_second"), pace, sizeof pace);
     if (throttle)
         snprintf(slowed, sizeof slowed, ", the guest slowed down by %u %%", (unsigned)throttle);
+    if (json_is_integer(remaining))
+        snprintf(when, sizeof when, ": %.1f s", (double)json_integer_value(remaining) / 1000);
     if (m->lacking)
-        snprintf(text, sizeof text, "it runs there, %s left", size);
-    else if (rate)
-        snprintf(text, sizeof text, "round %u, %s left, %s/s: %.1f s%s", (unsigned)migrate_said(m, "round"), size, pace,
-                 (double)left / (double)rate, slowed);
+        snprintf(text, sizeof text, "it runs there, %s left, %s/s%s", size, pace, when);
     else
-        snprintf(text, sizeof text, "%s left", size);
+        snprintf(text, sizeof text, "round %u, %s left, %s/s%s%s", (unsigned)migrate_said(m, "round"), size, pace, when,
+                 slowed);
     progress_stage(&m->progress, "memory", text);
 }
 
@@ -306,15 +337,14 @@ static void report(const struct migrate *m)
 {
     uint64_t elapsed_ms = (clock_ns() - m->progress.began_ns) / 1000000;
     uint64_t rounds = migrate_said(m, "round"), sent = migrate_said(m, "sent_bytes");
-    json_t *all = json_pack("{s:i, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:b}", "schema_version", SCHEMA, "name",
-                            m->record.name, "to", m->to.text, "elapsed_ms", (json_int_t)elapsed_ms, "downtime_us",
-                            (json_int_t)m->downtime_us, "rounds", (json_int_t)rounds, "sent_bytes", (json_int_t)sent,
-                            "throttle_percent", (json_int_t)migrate_said(m, "throttle_percent"), "postcopy",
-                            (int)m->lacking);
+    json_t *all = json_pack("{s:i, s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:b}", "schema_version", SCHEMA, "state",
+                            "moved", "name", m->record.name, "to", m->to.text, "elapsed_ms", (json_int_t)elapsed_ms,
+                            "downtime_us", (json_int_t)m->downtime_us, "rounds", (json_int_t)rounds, "sent_bytes",
+                            (json_int_t)sent, "throttle_percent", (json_int_t)migrate_said(m, "throttle_percent"),
+                            "postcopy", (int)m->lacking);
 
     if (m->a->json) {
-        json_dumpf(all, stdout, JSON_INDENT(2));
-        putchar('\n');
+        print_line(json_incref(all));
     } else if (m->a->verbose) {
         char size[16];
         table_size(sent, size, sizeof size);

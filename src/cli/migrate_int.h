@@ -30,6 +30,8 @@ struct migrate {
     pid_t receiver; /* of our own, for a machine that stays on this host */
     bool lacking;   /* the destination runs, or will, without all of its memory */
     uint64_t downtime_us;
+    uint64_t shown_ns, shown_round; /* the last line of JSON */
+    const char *shown_state;
     struct progress progress;
     json_t *status; /* the last that the source has said */
 };
@@ -41,7 +43,7 @@ int migrate_ask(struct migrate *m, const char *action, json_t **result, char *er
 /* Takes its status, into m->status; what it says of `key`. */
 int migrate_look(struct migrate *m, char *err, size_t n);
 uint64_t migrate_said(const struct migrate *m, const char *key);
-/* Shows how far it is. */
+/* Shows how far it is: on the terminal, or a line of JSON. */
 void migrate_show(struct migrate *m);
 /* The connections of the streams, descriptors that are the caller's: those that the machine goes by, and of post-copy
  * the extra ones. */

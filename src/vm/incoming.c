@@ -183,7 +183,11 @@ void incoming_step(struct vm *vm)
         control_reply(control_of(in), &in->go, NULL, "failed", why);
         return;
     }
-    failed = machine_restore(vm->machine, &in->sections, why, sizeof why);
+    failed = in->arriving ? arriving_start(in) : 0;
+    if (failed)
+        error_sys(why, sizeof why, failed, "its memory cannot be received");
+    else
+        failed = machine_restore(vm->machine, &in->sections, why, sizeof why);
     if (failed && in->arriving) /* it has not run: the source, which has all of it, may go on */
         migration_decide(in->record, false);
     in->state = in->arriving && !failed ? INCOMING_ARRIVING : INCOMING_GONE;

@@ -41,6 +41,7 @@ struct arriving {
     pthread_t door;
     bool has_door;
     _Atomic bool stop;
+    _Atomic bool started; /* or new streams are being taken, which start by themselves */
 
     pthread_mutex_t lock; /* guards all below; taken with the lock of the watch held, never the other way round */
     bool open;            /* what is lacked has been said, and asking makes sense */
@@ -182,6 +183,7 @@ static int renew_streams(struct arriving *a, const int *fds, unsigned n)
 
     if (n < 1 + MIGRATION_EXTRA || n > MIGRATION_ALL_MAX)
         return -EINVAL;
+    a->started = true;
     end_threads(a);
     pthread_mutex_lock(&a->lock);
     for (unsigned i = 0; i < in->n_streams + in->n_extra; i++) {
@@ -295,13 +297,14 @@ static int begin(struct arriving *a)
     for (uint64_t i = 0; i < in->n_chunks && !err; i++)
         a->left += memory_lacks_chunk(m, i);
     if (!err)
-        err = start_threads(a);
-    if (!err)
         err = thread_start(&a->door, NULL, door_main, a);
     a->has_door = !err;
-    if (!a->left) /* it is there already */
-        (void)!write(in->notice[1], "", 1);
     return err;
+}
+
+int arriving_start(struct incoming *in)
+{
+    return atomic_exchange(&in->arriving->started, true) ? 0 : start_threads(in->arriving);
 }
 
 int arriving_begin(struct incoming *in, char *why, size_t n)

@@ -224,6 +224,7 @@ static void round_ended(void *opaque, uint32_t events)
     uint64_t took = clock_ns() - m->round_ns + 1;
     if (m->round_pages > 256 || !m->rate) /* of little one learns nothing */
         m->rate = m->sent_pages * 1000000000 / took + 1;
+    m->dirtied = moving_left(m) * 1000000000 / took;
     look_whether_it_converges(m);
     m->state = MOVING_DUE;
     loop_stop(m->vm->loop);

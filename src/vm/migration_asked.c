@@ -15,6 +15,7 @@
 
 #define DOWNTIME_MS_MAX 60000
 #define AFTER_MS_MAX 86400000
+#define LEARN_NS 200000000ull
 
 static const char *const state_names[] = {"sending", "sending", "last", "sent", "given-up", "ended"};
 
@@ -74,22 +75,57 @@ static json_t *describe(struct control_call *call)
                      hex);
 }
 
+/* How it goes, in bytes. */
+struct pace {
+    uint64_t left, rate, dirtied; /* of the latter two, in a second; 0: not known yet */
+};
+
+/* Of a round that has only begun one learns nothing: the one before counts. */
+static struct pace pace_of_rounds(const struct moving *m, uint64_t in_round_ns)
+{
+    uint64_t total = m->round_pages, sent = m->sent_pages;
+    bool runs = m->state <= MOVING_SENDING && m->begun;
+    uint64_t changed = runs ? moving_left(m) : 0;
+    struct pace p = {.left = (total > sent ? total - sent : 0) + changed, .rate = m->rate, .dirtied = m->dirtied};
+
+    if (in_round_ns > LEARN_NS) {
+        p.rate = p.rate ? p.rate : sent * 1000000000 / in_round_ns;
+        p.dirtied = runs ? changed * 1000000000 / in_round_ns : 0;
+    }
+    return (struct pace){p.left * 4096, p.rate * 4096, p.dirtied * 4096};
+}
+
+static struct pace pace_of(const struct moving *m, uint64_t now)
+{
+    if (m->state == MOVING_ENDED)
+        return (struct pace){0};
+    if (m->serving)
+        return (struct pace){serving_left(m), serving_rate(m), 0};
+    return pace_of_rounds(m, m->round_ns ? now - m->round_ns : 0);
+}
+
+/* What is left is sent while more of it comes; -1: it is not known how long that takes, or it never ends so. */
+static json_int_t remaining_ms(const struct pace *p)
+{
+    return !p->left ? 0 : p->rate > p->dirtied ? (json_int_t)(p->left * 1000 / (p->rate - p->dirtied)) : -1;
+}
+
 static json_t *describe_progress(const struct moving *m)
 {
-    uint64_t now = clock_ns(), total = m->round_pages, sent = m->sent_pages, bytes = m->sent_before;
-    bool runs = m->state <= MOVING_SENDING, over = m->state == MOVING_ENDED;
-    uint64_t left = over ? 0 : (total > sent ? total - sent : 0) + (runs && m->begun ? moving_left(m) : 0);
-    uint64_t rate = m->rate * 4096, elapsed_ms = (now - m->began_ns) / 1000000;
+    uint64_t now = clock_ns(), bytes = m->sent_before, elapsed_ms = (now - m->began_ns) / 1000000;
+    struct pace p = pace_of(m, now);
+    json_int_t remaining = remaining_ms(&p);
 
-    left = m->serving ? serving_left(m) : left * 4096;
     for (unsigned i = 0; i < m->n_streams + m->n_extra; i++)
         bytes += m->streams[i].wire.bytes;
-    return json_pack(
-        "{s:s, s:s, s:b, s:b, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:s?}", "state", state_names[m->state], "id", m->id,
-        "postcopy", m->serving != NULL, "cut", m->serving && serving_is_cut(m), "round", (json_int_t)m->rounds,
-        "sent_bytes", (json_int_t)bytes, "left_bytes", (json_int_t)left, "bytes_per_second", (json_int_t)rate,
-        "throttle_percent", (json_int_t)m->vm->throttle, "elapsed_ms", (json_int_t)elapsed_ms, "stopped_us",
-        (json_int_t)(m->stopped_ns ? (now - m->stopped_ns) / 1000 : 0), "reason", m->reason[0] ? m->reason : NULL);
+    return json_pack("{s:s, s:s, s:b, s:b, s:I, s:I, s:I, s:I, s:I, s:o, s:I, s:I, s:I, s:s?}", "state",
+                     state_names[m->state], "id", m->id, "postcopy", m->serving != NULL, "cut",
+                     m->serving && serving_is_cut(m), "round", (json_int_t)m->rounds, "sent_bytes", (json_int_t)bytes,
+                     "left_bytes", (json_int_t)p.left, "bytes_per_second", (json_int_t)p.rate, "dirty_bytes_per_second",
+                     (json_int_t)p.dirtied, "remaining_ms", remaining < 0 ? json_null() : json_integer(remaining),
+                     "throttle_percent", (json_int_t)m->vm->throttle, "elapsed_ms", (json_int_t)elapsed_ms,
+                     "stopped_us", (json_int_t)(m->stopped_ns ? (now - m->stopped_ns) / 1000 : 0), "reason",
+                     m->reason[0] ? m->reason : NULL);
 }
 
 static json_t *status(struct control_call *call)

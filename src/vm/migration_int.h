@@ -49,8 +49,9 @@ struct moving {
     char reason[512]; /* MOVING_ENDED */
     /* How it goes. */
     uint64_t began_ns, round_ns, stopped_ns,
-        sent_ns;                              /* when it began, the round, when the guest stood still for good */
-    uint64_t round_pages, before_pages, rate; /* of this round, of the one before; pages a second */
+        sent_ns;                        /* when it began, the round, when the guest stood still for good */
+    uint64_t round_pages, before_pages; /* of this round, of the one before */
+    uint64_t rate, dirtied;             /* pages a second that were sent, and written to, in the one before */
     uint64_t rounds, stalls;
     uint64_t sent_before; /* bytes, by streams that are no more */
 
@@ -109,6 +110,8 @@ void serving_stop(struct moving *m);
 void serving_end(struct moving *m);
 /* Bytes at most that have not been sent. */
 uint64_t serving_left(const struct moving *m);
+/* The same, sent in a second, of those that are lacked. */
+uint64_t serving_rate(const struct moving *m);
 /* A stream has ended, or never was one. */
 bool serving_is_cut(const struct moving *m);
 
@@ -164,9 +167,11 @@ void incoming_threads_stop(struct incoming *in);
 /* What is wrong with a frame of memory; NULL: nothing. */
 const char *incoming_check_memory(const struct incoming *in, const struct wire_frame *f);
 
-/* Some memory was left at the source, as the sections say: it comes from now on, and is waited for.  No thread of ours
- * runs.  0, or -errno with a sentence. */
+/* Some memory was left at the source, as the sections say: it is waited for from now on.  No thread of ours runs.  0,
+ * or -errno with a sentence. */
 int arriving_begin(struct incoming *in, char *why, size_t n);
+/* The machine is to run: it comes.  Not before, while the guest stands still until it does.  0/-errno. */
+int arriving_start(struct incoming *in);
 /* All of it is there, or the machine ends. */
 void arriving_end(struct incoming *in);
 /* Bytes at most that are still to come; 0: none. */

@@ -28,8 +28,10 @@ struct serving {
     struct moving *moving;
     pthread_mutex_t lock; /* guards known and stop, for who waits; and aside */
     pthread_cond_t wake;
-    bool known, stop;
-    uint8_t **aside; /* by chunk: what it was; NULL: it still is */
+    _Atomic bool known;
+    bool stop;
+    uint64_t since_ns, lacked_first; /* when that was known, and how many there were */
+    uint8_t **aside;                 /* by chunk: what it was; NULL: it still is */
     _Atomic bool cut;
     _Atomic uint8_t *lacked;                      /* by chunk: it is lacked there, and not on its way */
     _Atomic uint64_t left;                        /* how many are */
@@ -131,6 +133,13 @@ uint64_t serving_left(const struct moving *m)
     return m->serving->left * WATCH_CHUNK;
 }
 
+uint64_t serving_rate(const struct moving *m)
+{
+    const struct serving *s = m->serving;
+
+    return s->known ? (s->lacked_first - s->left) * WATCH_CHUNK * 1000000000 / (clock_ns() - s->since_ns + 1) : 0;
+}
+
 bool serving_is_cut(const struct moving *m)
 {
     return m->serving->cut;
@@ -205,7 +214,8 @@ static int take_list(struct serving *s, const struct wire_frame *f)
         s->lacked[i] = f->bytes[i / 8] >> i % 8 & 1;
         left += s->lacked[i];
     }
-    s->left = left;
+    s->left = s->lacked_first = left;
+    s->since_ns = clock_ns();
     pthread_mutex_lock(&s->lock);
     s->known = true;
     pthread_cond_broadcast(&s->wake);

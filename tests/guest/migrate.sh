@@ -114,7 +114,7 @@ says_report() # NAME WORDS
 {
     if grep -q "$2" "$work/stdout"; then ok "$1"; else not_ok "$1" "$(tr -d '\n' <"$work/stdout")"; fi
 }
-number() { sed -n "s/.*\"$1\": \([0-9]*\).*/\1/p" "$work/stdout"; }
+number() { sed -n "s/.*\"$1\":\([0-9]*\).*/\1/p" "$work/stdout" | tail -n 1; }
 at_least() # NAME LEAST GOT
 {
     if [ "$3" -ge "$2" ]; then ok "$1"; else not_ok "$1" "$3 instead of $2"; fi
@@ -184,14 +184,18 @@ sleep 0.5
 is_less() { if [ "$3" -lt "$2" ]; then ok "$1"; else not_ok "$1" "$3 is not less than $2"; fi; } # NAME MOST GOT
 before=$(count one)
 status "one that does not converge goes on there by post-copy" 0 on one migrate vm "unix:$work/two.sock" --bandwidth 30M --downtime 50 --postcopy --json
-says_report "it was that" '"postcopy": true'
+says_report "how it goes is said meanwhile" '^{"state":"sending","round":1,"sent_bytes":[1-9][0-9]*,"left_bytes":[1-9]'
+says_report "with the guest's own pace" '"dirty_bytes_per_second":[1-9][0-9]*,"remaining_ms":'
+says_report "and how its memory arrives" '^{"state":"arriving",'
+is "each line is an object, the last the result" moved python3 -c 'import json, sys; print([json.loads(l) for l in open(sys.argv[1])][-1]["state"])' "$work/stdout"
+says_report "it was that" '"postcopy":true'
 is "nobody was slowed down" 0 number throttle_percent
 is_less "it stood still for less than 150 ms" 150000 "$(number downtime_us)"
 is_less "all was over soon" 20000 "$(number elapsed_ms)"
 runs "and nothing is lost" two "$before"
 before=$(count two)
 status "at once, by several streams" 0 on two migrate vm "unix:$work/one.sock" --streams 3 --postcopy-after 0 --json
-says_report "which is post-copy as well" '"postcopy": true'
+says_report "which is post-copy as well" '"postcopy":true'
 runs "and back" one "$before"
 
 # --- ports, copies, restored machines ---------------------------------------------------------------------------------------
@@ -271,7 +275,7 @@ status "and comes back" 0 on two migrate vm "unix:$work/one.sock"
 
 # The command has the connections: they are cut when it dies, and the guest waits for what it touches.
 before=$(count one)
-(GUISE_STOP_AT=arriving begin one migrate vm "tcp://127.0.0.1:$port" --postcopy-after 0 --bandwidth 2M) >"$work/stdout" 2>"$work/stderr" </dev/null &
+(GUISE_STOP_AT=arriving begin one migrate vm "tcp://127.0.0.1:$port" --postcopy-after 0 --bandwidth 10M) >"$work/stdout" 2>"$work/stderr" </dev/null &
 command=$!
 stopped $command || { not_ok "post-copy by TLS" "it never ran there: $(tail -n 1 "$work/stderr")" && finish; }
 kill -9 $command
@@ -295,10 +299,12 @@ if [ "$(id -u)" = 0 ] && ip netns add guise-$$ 2>/dev/null; then
     on one receive trust "$(on two receive key)"
     sleep 0.5
     cuts=given-up
-    [ "${ROUNDS:-1}" = 1 ] || cuts="sending complete given-up" # each takes as long as it takes to notice
+    [ "${ROUNDS:-1}" = 1 ] || cuts="sending complete given-up arriving" # each takes as long as it takes to notice
     for place in $cuts; do
         before=$(count one)
-        (GUISE_STOP_AT=$place begin one migrate vm tcp://10.231.7.2) >"$work/stdout" 2>"$work/stderr" </dev/null &
+        how=()
+        [ $place != arriving ] || how=(--postcopy-after 0 --bandwidth 10M)
+        (GUISE_STOP_AT=$place begin one migrate vm tcp://10.231.7.2 "${how[@]}") >"$work/stdout" 2>"$work/stderr" </dev/null &
         command=$!
         stopped $command
         ip link set guise-$$ down
@@ -431,7 +437,7 @@ for _ in $(seq "${ROUNDS:-1}"); do
     runs "it has moved" $at "$before"
 
     # Post-copy: the same up to where it runs; then the source has memory of it that is nowhere else.
-    options="--postcopy-after 0 --bandwidth 4M"
+    options="--postcopy-after 0 --bandwidth 10M"
     dies complete destination
     runs "post-copy, the destination dies when complete" $at "$before"
     dies complete command
@@ -480,7 +486,7 @@ done
 status "a machine that is in no migration has none to resume" 5 on $at migrate --resume vm
 
 # The loss that post-copy means; the machine is booted anew afterwards, from what it had flushed.
-options="--postcopy-after 0 --bandwidth 4M"
+options="--postcopy-after 0 --bandwidth 10M"
 on $at exec vm -- sh -c 'echo kept >/root/kept; sync'
 dies arriving source
 says "the source dies when memory arrives" "has ended: its process has died here"

@@ -79,7 +79,7 @@ move_on() # CLIENT
         $at migrate server "unix:$work/$((1 - side)).sock" --json --quiet >"$work/report" 2>"$work/stderr" ||
             { failed="move $moved: $(tail -n 1 "$work/stderr")" && return 1; }
         side=$((1 - side))
-        still=$(sed -n 's/.*"downtime_us": \([0-9]*\).*/\1/p' "$work/report")
+        still=$(sed -n 's/.*"downtime_us":\([0-9]*\).*/\1/p' "$work/report")
         most=$((still > most ? still : most)) sum=$((sum + still))
         wrong=$("$1_wrong")
         [ -z "$wrong" ] || { failed="move $moved: $wrong" && return 1; }
