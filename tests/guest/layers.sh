@@ -1,6 +1,6 @@
 #!/bin/bash
 # Layers of disks: there are as many as are needed, whatever was copied, saved and removed before; what the disk holds is the same, to the
-# byte, while they become fewer and when that goes wrong.  GENERATIONS=12: copies of copies.
+# byte, while they become fewer and when that goes wrong.  GENERATIONS=12: copies of copies; and so many of one, but at least 18.
 . "$(dirname "$(readlink -f "$0")")/lib.sh"
 . "$here/machines.sh"
 
@@ -73,15 +73,16 @@ guise kill "$now"
 guise start "$now" >/dev/null 2>&1
 is "and boot from them" yes whole "$now"
 
-for i in $(seq 18); do
+sides=$((generations > 18 ? generations : 18))
+for i in $(seq "$sides"); do
     guise fork "$now" --name "side-$i" >/dev/null 2>"$work/stderr" || { not_ok "copy $i of one" "$(tail -n 1 "$work/stderr")" && break; }
     inside "$now" "echo $i >/root/count; sync"
     guise kill "side-$i"
 done
 if [ "$(layers "$now")" -le 16 ]; then ok "one that is copied again and again has few layers, too"; else not_ok "one that is copied again and again has few layers, too" "$(layers "$now")"; fi
-is "and a disk that is whole" "yes 18" eval 'echo "$(whole "$now") $(inside "$now" "cat /root/count")"'
-guise start side-3 side-18 >/dev/null 2>&1
-is "as its copies have" "yes 2 yes 17" eval 'echo "$(whole side-3) $(inside side-3 "cat /root/count") $(whole side-18) $(inside side-18 "cat /root/count")"'
+is "and a disk that is whole" "yes $sides" eval 'echo "$(whole "$now") $(inside "$now" "cat /root/count")"'
+guise start side-3 "side-$sides" >/dev/null 2>&1
+is "as its copies have" "yes 2 yes $((sides - 1))" eval 'echo "$(whole side-3) $(inside side-3 "cat /root/count") $(whole "side-$sides") $(inside "side-$sides" "cat /root/count")"'
 guise ls -a --json | grep -o '"name": "side[^"]*' | cut -d'"' -f4 | xargs "$GUISE" rm --force
 
 # --- what goes wrong ----------------------------------------------------------------------------------------------
