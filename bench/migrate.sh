@@ -133,7 +133,7 @@ for what; do
     boot 512M
     case $what in
     idle) for _ in $(seq "$rounds"); do move idle; done ;;
-    postcopy | precopy) for _ in $(seq "$rounds"); do move "$what" /root/write 256 200 40; done ;;
+    postcopy | precopy) for _ in $(seq "$rounds"); do move "$what" /root/write 256 200 25; done ;;
     writing) for _ in $(seq "$rounds"); do move writing /root/write 256 200 15; done ;;
     computing)
         on exec bench -- sh -c '/root/compute 60 >/dev/shm.out 2>&1 &'

@@ -49,8 +49,7 @@ struct arriving {
     uint64_t received;    /* by streams that are no more */
 };
 
-/* --- asking --------------------------------------------------------------------------------------------------------
- */
+/* --- asking ------------------------------------------------------------------------------------------------------- */
 
 static struct wire *asking(struct arriving *a)
 {
@@ -93,8 +92,7 @@ static int say_what_is_lacked(struct arriving *a)
     return err;
 }
 
-/* --- receiving -----------------------------------------------------------------------------------------------------
- */
+/* --- receiving ---------------------------------------------------------------------------------------------------- */
 
 static void close_streams(struct arriving *a)
 {
@@ -147,7 +145,7 @@ static void *arriving_main(void *opaque)
     if (!err)
         err = receive(a, &s->wire, &why);
     if (why)
-        log_say("what comes of its memory is of no use, and waited for again: %s", why);
+        log_say("what comes of its memory is of no use, and is waited for again: %s", why);
     if (err)
         close_streams(a);
     return NULL;
@@ -172,8 +170,7 @@ static void end_threads(struct arriving *a)
     incoming_threads_join(a->incoming);
 }
 
-/* --- the door ------------------------------------------------------------------------------------------------------
- */
+/* --- the door ----------------------------------------------------------------------------------------------------- */
 
 /* On the thread of the door, as all of this: it alone changes the streams. */
 static int renew_streams(struct arriving *a, const int *fds, unsigned n)
@@ -200,7 +197,8 @@ static int renew_streams(struct arriving *a, const int *fds, unsigned n)
     return err ? err : start_threads(a);
 }
 
-/* Whoever has the lock for so long waits for memory himself, and does nothing any more. */
+/* Whoever has the lock for so long waits for memory himself, and does nothing any more.  Returns when all of it has
+ * come at the last moment. */
 static void lose(struct arriving *a, int client)
 {
     struct vm *vm = a->incoming->vm;
@@ -208,7 +206,12 @@ static void lose(struct arriving *a, int client)
 
     clock_gettime(CLOCK_REALTIME, &until);
     until.tv_sec++;
-    (void)pthread_mutex_timedlock(&vm->bus->lock, &until);
+    bool locked = !pthread_mutex_timedlock(&vm->bus->lock, &until);
+    if (!a->left) {
+        if (locked)
+            pthread_mutex_unlock(&vm->bus->lock);
+        return;
+    }
     migration_decide(a->incoming->record, true); /* what there is of it, its disk, is here */
     vm->result->end = VM_FAILED;
     snprintf(
@@ -276,8 +279,7 @@ int arriving_tell(const struct registry *r, const char *name, const int *fds, un
     return answered && answer == 'y' ? 0 : error_set(err, n, -EIO, "the process of %s takes no memory", name);
 }
 
-/* --- all of it ------------------------------------------------------------------------------------------------------
- */
+/* --- all of it ---------------------------------------------------------------------------------------------------- */
 
 static bool is_absent(void *opaque, uint64_t chunk)
 {

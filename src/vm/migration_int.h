@@ -96,8 +96,7 @@ void moving_threads_join(struct moving *m);
 /* Ends the threads, at once, and closes the streams. */
 void moving_threads_stop(struct moving *m);
 
-/* --- a source whose machine runs elsewhere while it still has memory of it -----------------------------------------
- */
+/* --- a source whose machine runs elsewhere while it still has memory of it ---------------------------------------- */
 
 /* What is left in m->pages is to be served as it is now, whatever devices do to it yet; the section that says which
  * chunks are absent is added.  No vCPU runs, nor does a thread of ours.  0/-errno. */

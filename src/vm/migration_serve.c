@@ -145,8 +145,7 @@ bool serving_is_cut(const struct moving *m)
     return m->serving->cut;
 }
 
-/* --- giving it out -------------------------------------------------------------------------------------------------
- */
+/* --- giving it out ------------------------------------------------------------------------------------------------ */
 
 /* Is it lacked still?  Then it is the caller's to send. */
 static bool claim(struct serving *s, uint64_t chunk)
@@ -245,8 +244,7 @@ static int answer(struct serving *s)
     return err;
 }
 
-/* --- threads -------------------------------------------------------------------------------------------------------
- */
+/* --- threads ------------------------------------------------------------------------------------------------------ */
 
 static void *asking_main(void *opaque)
 {

@@ -264,8 +264,7 @@ static void contents_that_come_later_are_not_written_to(void **state)
     assert_false(memory_is_watched(m));
 }
 
-/* --- contents that come by themselves ------------------------------------------------------------------------------
- */
+/* --- contents that come by themselves ----------------------------------------------------------------------------- */
 
 static _Atomic unsigned asked[CHUNKS];
 
