@@ -20,7 +20,6 @@ struct memory_watch {
     _Atomic bool logging;
     _Atomic uint16_t *noted;     /* by chunk, a bit for each page: written to */
     _Atomic bool busy;           /* some chunk has a bit set, perhaps */
-    _Atomic bool coming;         /* some chunk is ABSENT, perhaps */
     uint8_t buffer[WATCH_CHUNK]; /* of the holder of the lock */
     _Atomic uint8_t state[];
 };
@@ -254,9 +253,11 @@ __attribute__((target("general-regs-only"))) bool memory_may_write_unseen(const 
                   (!w->logging || is_noted(w, memory_offset(m, gpa) >> LOG_SHIFT)));
 }
 
-bool memory_is_complete(const struct memory *m)
+bool memory_is_here(const struct memory *m, uint64_t gpa)
 {
-    return !m->watch || !atomic_load_explicit(&m->watch->coming, memory_order_relaxed);
+    return !m->watch || !memory_is_ram(m, gpa, 1) ||
+           !(atomic_load_explicit(&m->watch->state[memory_offset(m, gpa) >> WATCH_SHIFT], memory_order_acquire) &
+             ABSENT);
 }
 
 bool memory_is_settled(const struct memory *m)
@@ -347,7 +348,6 @@ int memory_load_begin(struct memory *m, const struct memory_source *source)
     if (err)
         return err;
     m->watch->source = *source;
-    m->watch->coming = true;
     set_all(m, ABSENT);
     for (uint64_t i = 0; i < m->watch->n; i++)
         if (!source->has(source->opaque, i))
@@ -408,8 +408,6 @@ bool memory_lacks_chunk(const struct memory *m, uint64_t chunk)
 void memory_load_end(struct memory *m)
 {
     clear_all(m, ABSENT);
-    if (m->watch)
-        m->watch->coming = false;
 }
 
 /* --- which pages are written to ---------------------------------------------------------------------------------- */

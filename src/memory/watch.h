@@ -90,8 +90,8 @@ void memory_fill_chunk(struct memory *m, uint64_t chunk, const void *bytes);
 /* The same of page `page` of the file, of 4096 bytes; NULL: zeroes, which take no room. */
 void memory_fill_page(struct memory *m, uint64_t page, const void *bytes);
 uint64_t memory_chunks(const struct memory *m);
-/* No chunk is to come. */
-bool memory_is_complete(const struct memory *m);
+/* Are the contents of the chunk that gpa is in in place? */
+bool memory_is_here(const struct memory *m, uint64_t gpa);
 /* No chunk is to be kept or to come: whoever has asked where a page of its own is may map it elsewhere. */
 bool memory_is_settled(const struct memory *m);
 /* For memory.c. */

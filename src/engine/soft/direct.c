@@ -16,7 +16,6 @@
 #include <unistd.h>
 
 #include "base/error.h"
-#include "memory/watch.h"
 
 #define HOST_CS 0x33 /* of 64-bit user code: the kernel's, for every process */
 #define HOST_SS 0x2b
@@ -514,8 +513,7 @@ static enum direct_exit stay(struct soft_vcpu *v, struct direct *d, struct direc
 
 static bool wanted(struct soft_vcpu *v, struct direct *d)
 {
-    if (v->cpu.cpl != 3 || v->poll || !memory_is_complete(v->engine->config.memory) || !soft_direct_armed(v) ||
-        !direct_suitable(v, d))
+    if (v->cpu.cpl != 3 || v->poll || !soft_direct_armed(v) || !direct_suitable(v, d))
         return false;
     if (d->mode != ENGINE_DIRECT_RANDOM)
         return true;

@@ -15,6 +15,7 @@
 #include <sys/syscall.h>
 
 #include "memory/template.h"
+#include "memory/watch.h"
 
 #define PAGE 4096ull
 #define LARGE MIRROR_LARGE
@@ -147,10 +148,11 @@ static bool executable(struct soft_vcpu *v, struct direct *d, uint64_t gva, uint
 
 /* --- mapping ----------------------------------------------------------------------------------------------- */
 
-/* A page that is there, with what is marked; false: translated code would find out more. */
+/* A page that is there, with what is marked; false: translated code would find out more, or has to wait for it. */
 static bool look(struct soft_vcpu *v, uint64_t gva, struct translation *tr)
 {
-    return cpu_walk_probe(&v->cpu, gva, tr) && tr->user && tr->accessed;
+    return cpu_walk_probe(&v->cpu, gva, tr) && tr->user && tr->accessed &&
+           memory_is_here(v->engine->config.memory, tr->gpa);
 }
 
 /* Is a mapping what the tables say?  Less than they allow is fine. */
@@ -279,9 +281,12 @@ enum direct_exit mirror_miss(struct soft_vcpu *v, struct direct *d, struct direc
         s->fault = gva;
         return DIRECT_FAULT;
     }
-    /* a store is announced; and code that was translated before it ran here it can do without */
-    if (access == ACCESS_WRITE && memory_hva(d->engine->config.memory, tr.gpa & -PAGE, PAGE))
-        soft_invalidate(d->engine, tr.gpa & -PAGE, PAGE);
+    const struct memory *m = d->engine->config.memory;
+    const uint64_t page_gpa = tr.gpa & -PAGE;
+    if (access != ACCESS_WRITE)
+        (void)memory_hva_read(m, page_gpa, PAGE); /* announced, so that it is there */
+    else if (memory_hva(m, page_gpa, PAGE))
+        soft_invalidate(d->engine, page_gpa, PAGE); /* code that was translated before it ran here: it can do without */
     struct region *g = pages_region(s, gva);
     if (g) { /* what it was missed for is not there, whatever we thought: it is mapped over, or goes */
         pages_set(s, g, &g->page[PAGE_INDEX(gva)], 0);

@@ -280,7 +280,6 @@ static int soft_set_simd(struct engine *e, unsigned i, const uint8_t *bytes, siz
     return 0;
 }
 
-/* Guest code does not run directly while contents are to come (direct.c). */
 static void soft_watch(struct engine *e)
 {
     for (unsigned i = 0; i < e->peers->n; i++)
