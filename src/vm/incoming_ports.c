@@ -27,6 +27,8 @@ static void tried(void *opaque, int failed, const struct net_publish *p, const c
 
     if (all->vm->ended)
         return;
+    if (all->vm->incoming && all->vm->incoming->arriving) /* the source ends when all of the memory is here */
+        all->until_ns = clock_ns() + FOR_NS;
     if (failed == -EADDRINUSE && clock_ns() < all->until_ns) {
         loop_timer_set(all->vm->loop, &all->again, clock_ns() + AGAIN_NS);
         return;
