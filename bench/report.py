@@ -218,8 +218,9 @@ def chart(suite, group):
     bottom = 44 + height * len(rows)
     parts = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + width}" height="{bottom + 26}" font-family="sans-serif" font-size="12">',
              f'<rect width="100%" height="100%" fill="#ffffff"/><text x="8" y="18" font-weight="bold">{group}: times as long as natively</text>']
-    for i, (who, colour) in enumerate(COLOURS.items()):
-        parts.append(f'<circle cx="{left + 210 + 80 * i}" cy="14" r="5" fill="{colour}"/><text x="{left + 219 + 80 * i}" y="18">{who}</text>')
+    there = [who for who in COLOURS if any(dots[who] for _, dots in rows)]
+    for i, who in enumerate(there):
+        parts.append(f'<circle cx="{left + 210 + 80 * i}" cy="14" r="5" fill="{COLOURS[who]}"/><text x="{left + 219 + 80 * i}" y="18">{who}</text>')
     for t in ticks:
         parts.append(f'<line x1="{x(t):.0f}" x2="{x(t):.0f}" y1="30" y2="{bottom}" stroke="{"#000000" if t == 1 else "#dddddd"}"/>'
                      f'<text x="{x(t):.0f}" y="{bottom + 16}" text-anchor="middle">{t}</text>')
