@@ -94,13 +94,14 @@ bench_rows() # PEER
         END { if (!done && !failed) fail(status == 124 ? "time was up" : "it ended early, status " status) }'
 }
 
-bench_measure() # FUNCTION PEER: rows into $work/rows
+bench_measure() # FUNCTION PEER: rows into $work/rows; status 1 if it did not even boot
 {
     "$1" "$2" 2>"$out/$suite-$2.err" | tee "$out/$suite-$2.log" | bench_rows "$2" >"$work/rows"
-    ! grep -q "${tab}failed$tab" "$work/rows"
+    grep -qv "${tab}failed$tab\|${tab}memory$tab" "$work/rows"
 }
 
-# Some boots of QEMU's microvm stop when the kernel cannot measure the TSC: QEMU may try again, guise may not.
+# Some boots of QEMU's microvm stop when the kernel cannot measure the TSC: QEMU may try again, guise may not.  What fails
+# later is told, and what was measured before is kept.
 bench_rounds() # FUNCTION
 {
     local peer tries
