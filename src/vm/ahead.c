@@ -25,7 +25,8 @@ void ahead_start(struct vm *vm)
     struct memory *m = machine_memory(vm->machine);
     cpu_set_t cpus;
 
-    if (vm_is_kvm(vm) || m->templates || sched_getaffinity(0, sizeof cpus, &cpus) || CPU_COUNT(&cpus) < 2 || memory_ahead_create(m))
+    if (vm_is_kvm(vm) || m->templates || sched_getaffinity(0, sizeof cpus, &cpus) || CPU_COUNT(&cpus) < 2 ||
+        memory_ahead_create(m))
         return;
     if (thread_start(&vm->ahead, NULL, ahead_main, vm))
         memory_ahead_destroy(m);
