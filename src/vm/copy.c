@@ -69,10 +69,8 @@ static int link_layers(const struct registry *r, const char *from, const char *t
 static int make_disk(const struct registry *r, const char *from, const char *to, const char *layer, char *err, size_t n)
 {
     char path[PATH_MAX], disk[PATH_MAX];
-    int failed = registry_path(r, to, "layers", path, err, n);
+    int failed = layers_directory(r, to, path, err, n);
 
-    if (!failed)
-        failed = path_make(path, 0700, err, n);
     if (!failed)
         failed = link_layers(r, from, to, layer, err, n);
     if (!failed)

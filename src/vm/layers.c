@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/random.h>
 #include <unistd.h>
 
 #include "backends/disk/overlay.h"
@@ -30,6 +31,27 @@ int layer_path(const struct registry *r, const char *name, const char *layer, ch
 
     snprintf(sub, sizeof sub, "layers/%.63s", layer);
     return registry_path(r, name, sub, out, err, n);
+}
+
+int layers_directory(const struct registry *r, const char *name, char out[PATH_MAX], char *err, size_t n)
+{
+    int failed = registry_path(r, name, "layers", out, err, n);
+
+    return failed ? failed : path_make(out, 0700, err, n);
+}
+
+int layer_new(const struct registry *r, const char *name, char layer[LAYER_NAME_SIZE], char out[PATH_MAX], char *err,
+              size_t n)
+{
+    uint64_t id;
+    int failed = layers_directory(r, name, out, err, n);
+
+    if (!failed && getrandom(&id, sizeof id, 0) != sizeof id)
+        failed = error_sys(err, n, -errno, "there is no randomness for a name");
+    if (failed)
+        return failed;
+    snprintf(layer, LAYER_NAME_SIZE, "%016llx" SUFFIX, (unsigned long long)id);
+    return layer_path(r, name, layer, out, err, n);
 }
 
 bool layer_below(const char *path, char layer[LAYER_NAME_SIZE])
@@ -60,10 +82,8 @@ unsigned layers_count(const struct registry *r, const char *name)
 int layers_hold(const struct registry *r, const char *name, char *err, size_t n)
 {
     char path[PATH_MAX];
-    int failed = registry_path(r, name, "layers", path, err, n);
+    int failed = layers_directory(r, name, path, err, n);
 
-    if (!failed)
-        failed = path_make(path, 0700, err, n);
     if (failed)
         return failed;
     int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);

@@ -20,7 +20,11 @@ struct client;
 
 /* Is that the name of a layer's file?  Nothing else is looked for among them. */
 bool layer_is_name(const char *file);
-/* Its path.  0, or -errno with a sentence. */
+/* The directory that they are in, which is made where there is none; the path of one; and a name that none has, in that
+ * directory.  0, or -errno with a sentence. */
+int layers_directory(const struct registry *r, const char *name, char out[PATH_MAX], char *err, size_t n);
+int layer_new(const struct registry *r, const char *name, char layer[LAYER_NAME_SIZE], char out[PATH_MAX], char *err,
+              size_t n);
 int layer_path(const struct registry *r, const char *name, const char *layer, char out[PATH_MAX], char *err, size_t n);
 /* The layer that the overlay `path` lies on, by its header; false: none of ours. */
 bool layer_below(const char *path, char layer[LAYER_NAME_SIZE]);

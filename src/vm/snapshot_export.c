@@ -7,7 +7,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -261,24 +260,15 @@ static int import_state(const struct snapshot_file *f, const char *directory, co
 static int import_all(const struct registry *r, const struct vm_record *record, const struct snapshot_file *f,
                       json_t *about, const char *tag, char *err, size_t n)
 {
-    char path[PATH_MAX], sub[NAME_SIZE + 32], layer[64];
+    char path[PATH_MAX], sub[NAME_SIZE + 32], layer[LAYER_NAME_SIZE] = "";
     struct image_info image;
-    uint64_t id;
     int failed = 0;
 
     json_object_set_new(about, "name", json_string(record->name));
     if (record_has_disk(record)) {
         failed = image_find(record->image_digest, &image, err, n);
         if (!failed)
-            failed = registry_path(r, record->name, "layers", path, err, n);
-        if (!failed)
-            failed = path_make(path, 0700, err, n);
-        if (!failed && getrandom(&id, sizeof id, 0) != sizeof id)
-            failed = error_sys(err, n, -errno, "there is no randomness for a name");
-        snprintf(layer, sizeof layer, "%016llx.overlay", (unsigned long long)id);
-        snprintf(sub, sizeof sub, "layers/%s", layer);
-        if (!failed)
-            failed = registry_path(r, record->name, sub, path, err, n);
+            failed = layer_new(r, record->name, layer, path, err, n);
         if (!failed)
             failed = import_layer(f, path, &image, err, n);
         json_object_set_new(about, "layer", json_string(layer));

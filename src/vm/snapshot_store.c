@@ -6,7 +6,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
-#include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -22,8 +21,7 @@
 #define STATE "state"
 #define NEW ".new-"
 #define LAYERS_MOST (DISK_OVERLAYS_MAX - 4) /* of one disk; the image's own may lie below */
-#define SUFFIX ".overlay"
-#define PATIENCE_MS 5000 /* another command is done before long */
+#define PATIENCE_MS 5000                    /* another command is done before long */
 
 /* --- looking --------------------------------------------------------------------------------------------------- */
 
@@ -210,18 +208,8 @@ static int choose_tag(const struct registry *r, const char *name, struct snapsho
 
 static int choose_layer(const struct registry *r, const char *name, struct snapshot_making *m, char *err, size_t n)
 {
-    uint64_t id;
-    char path[PATH_MAX];
-    int failed = registry_path(r, name, "layers", path, err, n);
+    int failed = layer_new(r, name, m->layer, m->layer_path, err, n);
 
-    if (!failed)
-        failed = path_make(path, 0700, err, n);
-    if (failed)
-        return failed;
-    if (getrandom(&id, sizeof id, 0) != sizeof id)
-        return error_sys(err, n, -errno, "there is no randomness for a name");
-    snprintf(m->layer, sizeof m->layer, "%016llx" SUFFIX, (unsigned long long)id);
-    failed = layer_path(r, name, m->layer, m->layer_path, err, n);
     return failed ? failed : registry_path(r, name, VM_DISK, m->disk, err, n);
 }
 

@@ -12,7 +12,7 @@
 #pragma once
 #include <jansson.h>
 
-#include "vm/registry.h"
+#include "vm/layers.h"
 #include "vm/snapshot_file.h"
 
 struct snapshot_info {
@@ -36,7 +36,7 @@ json_t *snapshot_about(const struct snapshot_file *f, const char *name, char *er
 /* --- making one ------------------------------------------------------------------------------------------- */
 
 struct snapshot_making {
-    char tag[NAME_SIZE], layer[64];
+    char tag[NAME_SIZE], layer[LAYER_NAME_SIZE];
     char directory[PATH_MAX], final[PATH_MAX]; /* .new-TAG, TAG */
     char layer_path[PATH_MAX], disk[PATH_MAX];
     int lock, state, top; /* descriptors: state is the file to be written, top the new disk.overlay or -1 */
