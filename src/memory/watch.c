@@ -109,7 +109,7 @@ bool memory_read_chunk(struct memory *m, uint64_t chunk, uint8_t *out)
 {
     uint32_t length = length_of(m, chunk);
 
-    if (m->watch && (atomic_load(&m->watch->state[chunk]) & ABSENT))
+    if (m->watch && memory_lacks_chunk(m, chunk))
         memory_load_chunk(m, chunk, NULL);
     bool there = memory_next_data(m, chunk << WATCH_SHIFT) < (chunk << WATCH_SHIFT) + length;
     memset(out + (there ? length : 0), 0, WATCH_CHUNK - (there ? length : 0));
@@ -255,9 +255,7 @@ __attribute__((target("general-regs-only"))) bool memory_may_write_unseen(const 
 
 bool memory_is_here(const struct memory *m, uint64_t gpa)
 {
-    return !m->watch || !memory_is_ram(m, gpa, 1) ||
-           !(atomic_load_explicit(&m->watch->state[memory_offset(m, gpa) >> WATCH_SHIFT], memory_order_acquire) &
-             ABSENT);
+    return !m->watch || !memory_is_ram(m, gpa, 1) || !memory_lacks_chunk(m, memory_offset(m, gpa) >> WATCH_SHIFT);
 }
 
 bool memory_is_settled(const struct memory *m)

@@ -132,10 +132,9 @@ static bool path_alike(const struct region *g, const uint64_t now[REGION_PATH])
     return is;
 }
 
-/* NULL: its pages are part of a large one. */
-static const volatile uint64_t *lowest_table(struct soft_vcpu *v, const uint64_t path[REGION_PATH])
+const volatile uint64_t *pages_table(struct soft_vcpu *v, const struct region *g)
 {
-    uint64_t last = path[REGION_PATH - 1];
+    uint64_t last = g->path[REGION_PATH - 1];
     return last && !(last & PTE_PS) ? table_at(v, last) : NULL;
 }
 
@@ -147,7 +146,7 @@ void pages_remember(struct soft_vcpu *v, struct region *g, uint64_t gva)
     for (unsigned i = 0; i < REGION_PATH; i++)
         g->path[i] = path[i];
     g->known = true;
-    const volatile uint64_t *table = lowest_table(v, path);
+    const volatile uint64_t *table = pages_table(v, g);
     g->entry[PAGE_INDEX(gva)] = table ? table[PAGE_INDEX(gva)] : 0;
 }
 
@@ -155,11 +154,6 @@ bool pages_same_path(struct soft_vcpu *v, struct region *g)
 {
     uint64_t path[REGION_PATH];
     return path_to(v, g->base, path) && path_alike(g, path);
-}
-
-const volatile uint64_t *pages_table(struct soft_vcpu *v, const struct region *g)
-{
-    return lowest_table(v, g->path);
 }
 
 bool pages_same(const struct region *g, const volatile uint64_t *table, unsigned i)
