@@ -18,6 +18,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "../no_irq.h"
 #include "bus/bus.h"
 #include "engine/engine.h"
 #include "engine/soft/soft.h"
@@ -51,30 +52,6 @@ struct guest {
     uint64_t runs;
     _Atomic uint64_t serial; /* of the test that runs; the watchdog compares it with what it saw before */
 };
-
-/* The machine has no interrupt controller. */
-static bool no_pending(void *opaque)
-{
-    return false;
-}
-static int no_acknowledge(void *opaque)
-{
-    return -1;
-}
-static uint64_t no_tpr(void *opaque)
-{
-    return 0;
-}
-static void no_set_tpr(void *opaque, uint64_t cr8) {}
-static bool no_read_msr(void *opaque, uint32_t index, uint64_t *value)
-{
-    return false;
-}
-static bool no_write_msr(void *opaque, uint32_t index, uint64_t value)
-{
-    return false;
-}
-static const struct cpu_irq_ops no_irq = {no_pending, no_acknowledge, no_tpr, no_set_tpr, no_read_msr, no_write_msr};
 
 /* ---- the machine's tables ------------------------------------------------------------------------------ */
 static uint64_t *ram64(struct guest *g, uint64_t gpa)

@@ -43,6 +43,21 @@ static inline void disk_fixture_close(struct disk_fixture *f)
     assert_int_equal(system(command), 0);
 }
 
+/* The one of a test, and what cmocka does around each of its parts. */
+static struct disk_fixture fx;
+
+static inline int disk_setup(void **state)
+{
+    disk_fixture_open(&fx);
+    return 0;
+}
+
+static inline int disk_teardown(void **state)
+{
+    disk_fixture_close(&fx);
+    return 0;
+}
+
 /* The path of a file in the fixture's directory; the next call but fifteen overwrites it. */
 static inline const char *disk_path(struct disk_fixture *f, const char *name)
 {

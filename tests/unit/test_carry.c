@@ -14,33 +14,12 @@
 #include "engine/soft/soft_int.h"
 #include "memory/memory.h"
 
+#include "../no_irq.h"
+
 #define CODE_AT 0x7c00u
 
 /* In real mode: 5 times round, and stop. */
 static const uint8_t code[] = {0xb8, 5, 0, /* mov ax, 5 */ 0x48, /* dec ax */ 0x75, 0xfd, /* jnz */ 0xf4 /* hlt */};
-
-static bool no_pending(void *opaque)
-{
-    return false;
-}
-static int no_acknowledge(void *opaque)
-{
-    return -1;
-}
-static uint64_t no_tpr(void *opaque)
-{
-    return 0;
-}
-static void no_set_tpr(void *opaque, uint64_t cr8) {}
-static bool no_read_msr(void *opaque, uint32_t index, uint64_t *value)
-{
-    return false;
-}
-static bool no_write_msr(void *opaque, uint32_t index, uint64_t value)
-{
-    return false;
-}
-static const struct cpu_irq_ops no_irq = {no_pending, no_acknowledge, no_tpr, no_set_tpr, no_read_msr, no_write_msr};
 
 struct fixture {
     struct memory *memory;

@@ -8,20 +8,6 @@
 
 #define MIB (1u << 20)
 
-static struct disk_fixture fx;
-
-static int setup(void **state)
-{
-    disk_fixture_open(&fx);
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    disk_fixture_close(&fx);
-    return 0;
-}
-
 /* --- words ------------------------------------------------------------------------------------------------ */
 
 static void words_are_taken(void **state)
@@ -508,7 +494,7 @@ static void limits(void **state)
     assert_true(in_a_second(path) > 300);
 }
 
-#define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+#define T(name) cmocka_unit_test_setup_teardown(name, disk_setup, disk_teardown)
 int main(void)
 {
     const struct CMUnitTest tests[] = {

@@ -11,21 +11,8 @@
 #define GRANULES (SIZE / OVERLAY_GRANULE)
 #define LAYERS 5u /* above the image: 0 is the uppermost, which is written to */
 
-static struct disk_fixture fx;
 static uint8_t want[SIZE], got[SIZE];
 static char paths[LAYERS][128];
-
-static int setup(void **state)
-{
-    disk_fixture_open(&fx);
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    disk_fixture_close(&fx);
-    return 0;
-}
 
 static void must(int failed)
 {
@@ -533,7 +520,7 @@ static void layers_that_came_while_it_was_open(void **state)
         in_use(false, into, 20 + into);
 }
 
-#define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+#define T(name) cmocka_unit_test_setup_teardown(name, disk_setup, disk_teardown)
 int main(void)
 {
     const struct CMUnitTest tests[] = {

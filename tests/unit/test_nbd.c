@@ -9,8 +9,6 @@
 
 #define MIB (1u << 20)
 
-static struct disk_fixture fx;
-
 static bool have(const char *program)
 {
     char command[100];
@@ -20,14 +18,8 @@ static bool have(const char *program)
 
 static int setup(void **state)
 {
-    disk_fixture_open(&fx);
+    disk_setup(state);
     setenv("GUISE_RUNTIME", fx.directory, 1);
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    disk_fixture_close(&fx);
     return 0;
 }
 
@@ -293,7 +285,7 @@ static void by_unix_socket(void **state)
     assert_int_equal(system(command), 0);
 }
 
-#define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+#define T(name) cmocka_unit_test_setup_teardown(name, setup, disk_teardown)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {

@@ -14,20 +14,6 @@
 #define MIB (1024 * KIB)
 #define GROUP (OVERLAY_GROUP * (uint64_t)OVERLAY_GRANULE)
 
-static struct disk_fixture fx;
-
-static int setup(void **state)
-{
-    disk_fixture_open(&fx);
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    disk_fixture_close(&fx);
-    return 0;
-}
-
 static const char *make_base(const char *name, uint64_t size, uint64_t seed)
 {
     const char *path = disk_file(&fx, name, size);
@@ -813,7 +799,7 @@ static void kill_9(void **state)
     munmap(j, sizeof *j);
 }
 
-#define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+#define T(name) cmocka_unit_test_setup_teardown(name, disk_setup, disk_teardown)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
