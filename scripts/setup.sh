@@ -10,7 +10,7 @@ packages() {
     case $1 in
     build) echo gcc libc6-dev make meson ninja-build pkg-config libzydis-dev libcmocka-dev scdoc \
         libjansson-dev libssl-dev libseccomp-dev libzstd-dev libslirp-dev liburing-dev libnbd-dev libext2fs-dev \
-        libarchive-dev liblzma-dev zlib1g-dev ;;
+        libarchive-dev liblzma-dev zlib1g-dev liblz4-dev ;;
     test) echo libcmocka-dev python3 qemu-system-x86 qemu-utils busybox-static cpio gzip iproute2 procps vde2 mtools dosfstools qemu-guest-agent ;;
     image) echo mmdebstrap qemu-utils uidmap e2fsprogs curl ;;
     guest) echo gcc libc6-dev gzip xz-utils zstd e2fsprogs python3 ;;

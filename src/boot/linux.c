@@ -1,7 +1,8 @@
 /*
- * The 64-bit Linux boot protocol (Documentation/arch/x86/boot.rst): a bzImage's protected-mode part
- * goes to its preferred address, the zero page says what the machine has, and the processor starts
- * 0x200 bytes in, in long mode with memory mapped one to one.
+ * The 64-bit Linux boot protocol (Documentation/arch/x86/boot.rst): the zero page says what the machine has, and the
+ * processor starts in long mode with memory mapped one to one.  Where: at the beginning of the kernel proper, which the
+ * host unpacks (vmlinux.h); or, if it cannot, 0x200 bytes into the bzImage's protected-mode part, at its preferred
+ * address, which does that by itself.
  */
 #include <asm/bootparam.h>
 #include <errno.h>
@@ -11,6 +12,7 @@
 
 #include "base/error.h"
 #include "boot/boot_int.h"
+#include "boot/vmlinux.h"
 
 #define HEADER_OFFSET 0x1f1u
 #define HEADER_END_MAX 0x290u    /* what follows in the zero page */
@@ -26,6 +28,7 @@ struct image {
     uint8_t raw[HEADER_END_MAX]; /* the file's start: header fields newer than ours are handed on */
     uint64_t setup_size, kernel_size;
     uint64_t load;
+    bool randomized;
 };
 
 static int check_header(const struct setup_header *h, const char *path, char *error, size_t n)
@@ -111,6 +114,8 @@ static int put_zero_page(struct memory *m, const struct image *im, const struct 
     memcpy((uint8_t *)&bp + HEADER_OFFSET, im->raw + HEADER_OFFSET, end - HEADER_OFFSET);
     bp.hdr.type_of_loader = LOADER_UNDEFINED;
     bp.hdr.code32_start = (uint32_t)im->load;
+    if (im->randomized)
+        bp.hdr.loadflags |= KASLR_FLAG;
     bp.hdr.cmd_line_ptr = BOOT_COMMAND_LINE;
     bp.hdr.ramdisk_image = (uint32_t)initrd->base;
     bp.hdr.ramdisk_size = (uint32_t)initrd->size;
@@ -122,11 +127,53 @@ static int put_zero_page(struct memory *m, const struct image *im, const struct 
     return memory_write(m, BOOT_ZERO_PAGE, &bp, sizeof bp);
 }
 
+/* Is one of the words of the command line `word`, or does one begin with it, if that ends with "="? */
+static bool has_word(const char *line, const char *word)
+{
+    const size_t n = strlen(word);
+
+    for (const char *at = line; at && (at = strstr(at, word)); at += n)
+        if ((at == line || at[-1] == ' ') && (word[n - 1] == '=' || !at[n] || at[n] == ' '))
+            return true;
+    return false;
+}
+
+/* What keeps memory from the kernel, or asks for pieces of it, is left to the address that it is linked for. */
+static bool memory_is_told(const char *line)
+{
+    return has_word(line, "mem=") || has_word(line, "memmap=") || has_word(line, "hugepages=") ||
+           has_word(line, "efi_fake_mem=");
+}
+
+/* The kernel proper, or what unpacks it. */
+static int load_kernel(struct memory *m, const struct boot_source *source, struct image *im,
+                       const struct boot_initrd *initrd, uint64_t *entry)
+{
+    const char *line = source->append ? source->append : "";
+    const struct vmlinux v = {
+        .payload = {source->kernel_fd, im->setup_size + im->header.payload_offset, im->header.payload_length},
+        .preferred = im->header.pref_address,
+        .align = im->header.kernel_alignment,
+        .span = im->header.init_size,
+        .relocatable = im->header.relocatable_kernel,
+        .random = !has_word(line, "nokaslr"),
+        .random_address = !has_word(line, "nokaslr") && !memory_is_told(line),
+    };
+
+    if (im->header.payload_length <= im->kernel_size &&
+        im->header.payload_offset <= im->kernel_size - im->header.payload_length &&
+        !vmlinux_load(m, &v, initrd->size ? initrd->base : m->low_size, entry, &im->randomized))
+        return 0;
+    *entry = im->load + ENTRY64;
+    return boot_read_to_ram(m, source->kernel_fd, im->setup_size, im->load, im->kernel_size);
+}
+
 int linux_load(struct memory *m, const struct boot_source *source, const struct platform *platform,
                struct boot_entry *entry, char *error, size_t n)
 {
-    struct image im;
+    struct image im = {0};
     struct boot_initrd initrd;
+    uint64_t rip;
     int err = read_image(&im, source, error, n);
 
     if (!err)
@@ -138,13 +185,13 @@ int linux_load(struct memory *m, const struct boot_source *source, const struct 
                                error, n);
     if (err)
         return err;
-    err = boot_read_to_ram(m, source->kernel_fd, im.setup_size, im.load, im.kernel_size);
+    err = load_kernel(m, source, &im, &initrd, &rip);
     if (!err)
         err = put_seed(m);
     if (!err)
         err = put_zero_page(m, &im, platform, &initrd);
     if (err)
         return error_set(error, n, err, "cannot load %s: %s", source->kernel_path, strerror(-err));
-    *entry = (struct boot_entry){BOOT_LINUX64, im.load + ENTRY64, BOOT_ZERO_PAGE};
+    *entry = (struct boot_entry){BOOT_LINUX64, rip, BOOT_ZERO_PAGE};
     return 0;
 }

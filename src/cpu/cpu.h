@@ -371,6 +371,8 @@ struct cpuid_regs {
 void cpu_cpuid(const struct cpu *cpu, uint32_t leaf, uint32_t subleaf, struct cpuid_regs *out);
 /* Builds the guest's CPUID from the host's: what the host has, less what guise does not do. */
 int cpuid_table_create(struct cpuid_table **out, unsigned n_cpus, uint64_t tsc_khz);
+/* The TSC's frequency, known better; no vCPU has run. */
+void cpuid_table_set_tsc(struct cpuid_table *t, uint64_t tsc_khz);
 void cpuid_table_show_kvm(struct cpuid_table *t, uint32_t features); /* more of leaf 0x40000001's EAX */
 void cpuid_table_destroy(struct cpuid_table *t);
 uint64_t cpu_guest_tsc(const struct cpu *cpu);

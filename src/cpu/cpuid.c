@@ -250,12 +250,11 @@ static void add_paravirtual(struct cpuid_table *t)
     /* "KVMKVMKVM\0\0\0"; clock source (old and new MSRs), no I/O delay, stable clock */
     add(t, 0x40000000, 0, false, (struct cpuid_regs){0x40000010, 0x4b4d564b, 0x564b4d56, 0x4d});
     add(t, 0x40000001, 0, false, (struct cpuid_regs){BIT(0) | BIT(1) | BIT(3) | BIT(24), 0, 0, 0});
-    add(t, 0x40000010, 0, false, (struct cpuid_regs){t->tsc_khz, 0, 0, 0});
+    add(t, 0x40000010, 0, false, (struct cpuid_regs){0});
     if (t->amd)
         return;
-    /* The crystal runs at 1 GHz as the APIC timer does; TSC = crystal * EBX / EAX. */
-    add(t, 0x15, 0, false, (struct cpuid_regs){1000000, t->tsc_khz, 1000000000, 0});
-    add(t, 0x16, 0, false, (struct cpuid_regs){t->tsc_khz / 1000, t->tsc_khz / 1000, 100, 0});
+    add(t, 0x15, 0, false, (struct cpuid_regs){0});
+    add(t, 0x16, 0, false, (struct cpuid_regs){0});
     find(t, 7, 0)->edx |= BIT(26) | BIT(29); /* SPEC_CTRL, ARCH_CAPABILITIES */
 }
 
@@ -307,6 +306,19 @@ static uint64_t host_tsc(void)
     return (uint64_t)high << 32 | low;
 }
 
+void cpuid_table_set_tsc(struct cpuid_table *t, uint64_t tsc_khz)
+{
+    const uint32_t khz = (uint32_t)tsc_khz;
+
+    *find(t, 0x40000010, 0) = (struct cpuid_regs){khz, 0, 0, 0};
+    if (!t->amd) {
+        /* The crystal runs at 1 GHz as the APIC timer does; TSC = crystal * EBX / EAX. */
+        *find(t, 0x15, 0) = (struct cpuid_regs){1000000, khz, 1000000000, 0};
+        *find(t, 0x16, 0) = (struct cpuid_regs){khz / 1000, khz / 1000, 100, 0};
+    }
+    cpuid_table_clock(t, tsc_khz, t->tsc_base);
+}
+
 int cpuid_table_create(struct cpuid_table **out, unsigned n_cpus, uint64_t tsc_khz)
 {
     if (!n_cpus || n_cpus > 255 || tsc_khz < 1000 || tsc_khz > 100000000)
@@ -316,7 +328,7 @@ int cpuid_table_create(struct cpuid_table **out, unsigned n_cpus, uint64_t tsc_k
         return -ENOMEM;
     struct cpuid_regs vendor = host_cpuid(0, 0);
     t->amd = vendor.ebx == 0x68747541 || vendor.ebx == 0x6f677948; /* "Auth", "Hygo" */
-    t->tsc_khz = tsc_khz;
+    t->tsc_base = host_tsc();
     t->xcr0_mask = host_xcr0() & 0xe7;
     if ((t->xcr0_mask & 0xe0) != 0xe0)
         t->xcr0_mask &= 7;
@@ -326,7 +338,7 @@ int cpuid_table_create(struct cpuid_table **out, unsigned n_cpus, uint64_t tsc_k
     add_topology(t, n_cpus);
     add_paravirtual(t);
     derive_masks(t);
-    cpuid_table_clock(t, tsc_khz, host_tsc());
+    cpuid_table_set_tsc(t, tsc_khz);
     *out = t;
     return 0;
 }

@@ -29,6 +29,7 @@ struct engine_config {
     bool always_hot;           /* soft: every block is translated as one that runs often (tests of that code) */
     uint64_t stress;           /* soft: not 0: throw things away and translate again at random, by this seed */
     uint64_t tsc_khz;          /* soft: the host's, where it is known; 0: to be measured */
+    bool boots;                /* soft: `ready` will be called; until then tsc_khz is about that */
     bool lean;                 /* soft: of many that are alike: touches no more memory than it has to */
     bool timing;               /* soft: take the time of everything but translated code, for stats */
     enum engine_direct direct; /* soft: user code that computes runs in a process of its own; always: all of it, and
@@ -51,6 +52,8 @@ struct engine_ops {
     bool (*probe)(char *why, size_t size);
     int (*create)(struct engine **out, const struct engine_config *config);
     void (*destroy)(struct engine *e);
+    /* A machine that boots is about to run for the first time.  NULL: nothing is left to do. */
+    void (*ready)(struct engine *e);
     /* The architectural state of vCPU i; valid while it is not running. */
     struct cpu *(*vcpu)(struct engine *e, unsigned i);
     /* Runs vCPU i on the calling thread until an exit.  `error` (size 256) is set for ERROR. */

@@ -85,7 +85,7 @@ static int build(struct machine *m, char *error, size_t n)
     if (err)
         return error_set(error, n, err, "cannot set up the machine's device \"%s\": %s", failed, strerror(-err));
     pc_describe(m, &m->platform);
-    return c->restored ? 0 : load(m, error, n);
+    return 0;
 }
 
 int machine_create(struct machine **out, const struct machine_config *config, char *error, size_t error_size)
@@ -168,8 +168,18 @@ int machine_attach_cpu(struct machine *m, struct cpu *cpu, unsigned i, void (*ki
         return -EINVAL;
     m->cpus[i] = cpu;
     lapic_attach_cpu(m->parts[PART_LAPIC].state, i, cpu, kick, opaque);
-    power_on(m, i);
+    cpu_reset(cpu);
     return 0;
+}
+
+int machine_boot(struct machine *m, char *error, size_t error_size)
+{
+    int err = load(m, error, error_size);
+
+    for (unsigned i = 0; i < m->config.n_cpus && !err; i++)
+        if (m->cpus[i])
+            power_on(m, i);
+    return err;
 }
 
 void machine_new_generation(struct machine *m)
@@ -187,11 +197,7 @@ int machine_reset(struct machine *m, char *error, size_t error_size)
             m->bus->dma_dirty(m->bus->dma_dirty_opaque, MEMORY_HOLE_END, m->memory->high_size);
     }
     pc_describe_cpus(m, &m->platform);
-    int err = load(m, error, error_size);
-    for (unsigned i = 0; i < m->config.n_cpus && !err; i++)
-        if (m->cpus[i])
-            power_on(m, i);
-    return err;
+    return machine_boot(m, error, error_size);
 }
 
 void machine_power_button(struct machine *m)

@@ -21,15 +21,14 @@ struct machine_config {
     size_t (*console_output)(void *opaque, const void *data, size_t len);
     bool (*console_wait)(void *opaque);
     void *console_opaque;
-    bool restored; /* no kernel is loaded: machine_restore is what comes next */
 };
 
 struct machine;
 struct sections;
 struct cpu;
 
-/* Builds it and loads the kernel.  `config` is copied, the strings are kept by reference.  0, or -errno
- * with one sentence in error. */
+/* Builds it, and opens the kernel's files: machine_boot or machine_restore is what comes next.  `config` is copied, the
+ * strings are kept by reference.  0, or -errno with one sentence in error. */
 int machine_create(struct machine **out, const struct machine_config *config, char *error, size_t error_size);
 void machine_destroy(struct machine *m);
 /* Adds a device behind those that every machine has, in the order of the calls; before a vCPU runs.  `name` is kept
@@ -39,10 +38,13 @@ int machine_add(struct machine *m, const char *name, const struct device_class *
 struct memory *machine_memory(struct machine *m);
 struct bus *machine_bus(struct machine *m);
 struct loop *machine_loop(struct machine *m);
-/* Connects vCPU i: gives it its local APIC, and its boot state (BSP: kernel entry; APs: wait for
- * SIPI).  `kick` is called, lock held or not, after cpu->request was set. */
+/* Connects vCPU i, gives it its local APIC.  `kick` is called, lock held or not, after cpu->request was set. */
 int machine_attach_cpu(struct machine *m, struct cpu *cpu, unsigned i, void (*kick)(void *opaque, unsigned i),
                        void *opaque);
+
+/* Loads the kernel, which looks into files that may be a stranger's, and gives the vCPUs their boot state (BSP: kernel
+ * entry; APs: wait for SIPI).  None of them runs.  0, or -errno with one sentence in error. */
+int machine_boot(struct machine *m, char *error, size_t error_size);
 
 /* Below: bus lock held. */
 

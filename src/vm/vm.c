@@ -141,6 +141,12 @@ static void console_space(void *opaque)
 
 /* --- set-up, in order --------------------------------------------------------------------------------------- */
 
+/* It begins at its kernel, not where another process has left it. */
+static bool vm_boots(const struct vm *vm)
+{
+    return !vm->config->restore && !vm->config->incoming;
+}
+
 static int setup_machine(struct vm *vm, char *error, size_t n)
 {
     const struct vm_config *c = vm->config;
@@ -152,7 +158,6 @@ static int setup_machine(struct vm *vm, char *error, size_t n)
         .initrd_paths = c->initrds.value,
         .n_initrds = c->initrds.n,
         .append = c->append,
-        .restored = c->restore != NULL || c->incoming,
         .console_output = console_output,
         .console_wait = console_wait,
         .console_opaque = vm,
@@ -187,6 +192,7 @@ static int setup_engine(struct vm *vm, char *error, size_t n)
                                          .code_cache_bytes = vm->config->code_cache_bytes,
                                          .lean = vm->config->restore && vm->config->restore->copy,
                                          .tsc_khz = vm->config->restore ? vm->config->restore->tsc_khz : 0,
+                                         .boots = vm_boots(vm),
                                          .timing = vm->config->stats};
 
     if (config.stress && strcmp(vm->ops->name, "soft")) {
@@ -274,8 +280,12 @@ static int setup(struct vm *vm, char *error, size_t n)
         err = incoming_open(vm, error, n);
     if (!err)
         err = vm_confine(vm, error, n);
+    if (!err && vm_boots(vm))
+        err = machine_boot(vm->machine, error, n);
     if (err)
         return err;
+    if (vm_boots(vm) && vm->ops->ready)
+        vm->ops->ready(vm->engine);
     ahead_start(vm);
     pthread_mutex_lock(&vm->bus->lock);
     machine_set_console_space(vm->machine, console_space, vm);

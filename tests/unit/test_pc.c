@@ -60,6 +60,7 @@ static int make(const struct machine_config *config)
         kicks[i] = 0;
         assert_int_equal(machine_attach_cpu(pc, &cpus[i], i, on_kick, NULL), 0);
     }
+    assert_int_equal(machine_boot(pc, error, sizeof error), 0);
     return 0;
 }
 
@@ -309,10 +310,13 @@ static void creation_fails_with_a_sentence(void **state)
     config.n_initrds = 0;
     config.n_cpus = 65;
     assert_true(machine_create(&m, &config, error, sizeof error) < 0);
-    config.n_cpus = 1;
-    config.memory_bytes = 1 << 20;
-    assert_true(machine_create(&m, &config, error, sizeof error) < 0);
     assert_null(m);
+    config.n_cpus = 1;
+    config.memory_bytes = 1 << 20; /* the kernel needs more */
+    assert_int_equal(machine_create(&m, &config, error, sizeof error), 0);
+    assert_true(machine_boot(m, error, sizeof error) < 0);
+    assert_non_null(strstr(error, "memory"));
+    machine_destroy(m);
 }
 
 #define H(name) cmocka_unit_test_setup_teardown(name, setup_hotplug, teardown)

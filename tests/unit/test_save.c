@@ -180,8 +180,7 @@ static void make(struct board *b, bool restored, bool disks)
                                           .n_cpus = 2,
                                           .n_present = 1,
                                           .kernel_path = kernel_path,
-                                          .console_output = output,
-                                          .restored = restored};
+                                          .console_output = output};
     const struct vsock_config vsock = {.cid = 3};
     const struct balloon_config balloon = {0};
 
@@ -203,6 +202,8 @@ static void make(struct board *b, bool restored, bool disks)
                                   .tsc_khz = 2000000};
         assert_int_equal(machine_attach_cpu(b->m, &b->cpus[i], i, kick, NULL), 0);
     }
+    if (!restored)
+        assert_int_equal(machine_boot(b->m, error, sizeof error), 0);
 }
 
 static void port_out(struct board *b, uint16_t port, uint64_t value, unsigned size)

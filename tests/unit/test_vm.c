@@ -66,8 +66,14 @@ static enum engine_exit toy_run(struct engine *e, unsigned i, char *error)
     return e->cpus[i].wait_sipi ? ENGINE_EXIT_HALT : guest(e, i, error);
 }
 
-static const struct engine_ops toy_engine = {"toy",    toy_probe, toy_create, toy_destroy,
-                                             toy_vcpu, toy_run,   toy_kick,   toy_stats};
+static const struct engine_ops toy_engine = {.name = "toy",
+                                             .probe = toy_probe,
+                                             .create = toy_create,
+                                             .destroy = toy_destroy,
+                                             .vcpu = toy_vcpu,
+                                             .run = toy_run,
+                                             .kick = toy_kick,
+                                             .stats = toy_stats};
 
 static uint8_t image[BZIMAGE_SIZE];
 static char kernel_path[] = "/tmp/guise-kernel-XXXXXX";
