@@ -3,7 +3,7 @@
  *
  * A disk is named by words, as on the command line:
  *
- *      PATH[,format=FORMAT][,ro][,bus=nvme|virtio][,serial=S][,bps=SIZE][,iops=N]
+ *      PATH[,format=FORMAT][,base=PATH][,ro][,bus=nvme|virtio][,serial=S][,bps=SIZE][,iops=N]
  *
  * A comma in PATH is written twice.  Without format= the name decides (see disk_formats of disk/spec.c): never what is
  * inside, for the guest can write there.  All work is asynchronous: a controller submits any number of requests, then
@@ -57,9 +57,11 @@ enum disk_bus { DISK_BUS_NVME, DISK_BUS_VIRTIO };
 
 struct disk_spec {
     char path[PATH_MAX]; /* or a URI */
+    char base[PATH_MAX]; /* of an overlay: where what it lies on in the end is now; empty: where it was */
     unsigned format;     /* index into disk_formats of disk/spec.c */
     bool guessed;        /* the format comes from the name */
     bool read_only;
+    bool away;      /* another process writes to its file: disk_away.h */
     unsigned depth; /* how many overlays are above it */
     enum disk_bus bus;
     char serial[DISK_SERIAL_MAX + 1];                 /* printable ASCII; made from the path unless told */
@@ -76,6 +78,9 @@ struct disk_ops {
     void (*kick)(struct disk *d);                           /* begins what was submitted */
     bool (*wait)(struct disk *d); /* blocks until some request went further; false: none will any more */
     void (*close)(struct disk *d);
+    /* disk_away.h; both NULL: its file cannot be another process's for a time. */
+    int (*file)(const struct disk *d);                        /* the descriptor that has the lock */
+    int (*take)(struct disk *d, int fd, char *err, size_t n); /* fd, the same file, takes its place: 0/-errno */
 };
 
 struct disk {
@@ -83,6 +88,7 @@ struct disk {
     uint64_t size;        /* bytes, a multiple of DISK_SECTOR */
     uint32_t granularity; /* bytes, a power of two: pieces of this size and alignment are written without reading */
     bool read_only;
+    bool away; /* it has no file for the moment: requests fail with -EBUSY */
     struct disk_spec spec;
     unsigned in_flight;
     struct disk_counters counters;
@@ -98,7 +104,7 @@ int disk_check(const char *words, char *err, size_t n);
 /* The same, and what they say. */
 int disk_parse(const char *words, struct disk_spec *spec, char *err, size_t n);
 
-/* The words for this path and format, in a new string that the caller frees; NULL: no memory. */
+/* The words for this path and (NULL: without) format, in a new string that the caller frees; NULL: no memory. */
 char *disk_quote(const char *path, const char *format);
 
 /* 0, or -errno with one sentence. */

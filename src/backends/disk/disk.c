@@ -16,8 +16,13 @@ int disk_open(struct disk **out, const char *words, struct loop *loop, char *err
     struct disk_spec spec;
     int failed = disk_parse(words, &spec, err, n);
 
-    if (!failed)
-        failed = disk_open_spec(out, &spec, loop, err, n);
+    return failed ? failed : disk_open_parsed(out, &spec, loop, err, n);
+}
+
+int disk_open_parsed(struct disk **out, const struct disk_spec *spec, struct loop *loop, char *err, size_t n)
+{
+    int failed = disk_open_spec(out, spec, loop, err, n);
+
     if (failed)
         return failed;
     failed = throttle_create(&(*out)->throttle, *out, loop);
@@ -39,6 +44,7 @@ void disk_init(struct disk *d, const struct disk_ops *ops, const struct disk_spe
     d->ops = ops;
     d->spec = *spec;
     d->read_only = spec->read_only;
+    d->away = spec->away;
     d->granularity = DISK_SECTOR;
     d->ready_end = &d->ready;
 }
@@ -46,6 +52,8 @@ void disk_init(struct disk *d, const struct disk_ops *ops, const struct disk_spe
 /* Controllers have checked already; this keeps a mistake there from becoming one in a file. */
 static int check(const struct disk *d, const struct disk_request *r)
 {
+    if (d->away)
+        return -EBUSY;
     if (d->read_only && r->op != DISK_READ && r->op != DISK_FLUSH)
         return -EROFS;
     if (r->op == DISK_FLUSH)

@@ -17,6 +17,9 @@ extern const struct disk_format disk_formats[];
  * and the size; or -errno with a sentence.  *block: it is a block device. */
 int disk_file_open(const struct disk_spec *spec, uint64_t *size, bool *block, char *err, size_t n);
 
+/* As disk_open, of words already taken apart. */
+int disk_open_parsed(struct disk **out, const struct disk_spec *spec, struct loop *loop, char *err, size_t n);
+
 /* One read, to its end; the loop does not run. */
 int disk_read_now(struct disk *d, uint64_t offset, void *data, uint64_t length);
 

@@ -117,12 +117,21 @@ static void overlay_close(struct disk *d)
     struct overlay *o = (struct overlay *)d;
     struct disk_request last = {.op = DISK_FLUSH, .done = closed};
 
-    if (!d->read_only) {
+    if (!d->read_only && !d->away) {
         disk_submit(d, &last);
         disk_drain(d);
     }
     overlay_free(o);
 }
 
-const struct disk_ops overlay_ops = {
-    .submit = overlay_submit, .kick = overlay_kick, .wait = overlay_wait, .close = overlay_close};
+static int overlay_file(const struct disk *d)
+{
+    return ((const struct overlay *)d)->file.fd;
+}
+
+const struct disk_ops overlay_ops = {.submit = overlay_submit,
+                                     .kick = overlay_kick,
+                                     .wait = overlay_wait,
+                                     .close = overlay_close,
+                                     .file = overlay_file,
+                                     .take = overlay_take};

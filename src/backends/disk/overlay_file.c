@@ -89,8 +89,12 @@ static int open_base(struct overlay *o, struct loop *loop, char *err, size_t n)
                          o->disk.spec.path, h->base_format);
     spec.format = (unsigned)format;
     snprintf(spec.path, sizeof spec.path, "%s", h->base);
-    if (strcmp(h->base_format, "overlay") == 0)
+    if (strcmp(h->base_format, "overlay") == 0) {
+        memcpy(spec.base, o->disk.spec.base, sizeof spec.base);
         find_beside(o, &spec);
+    } else if (o->disk.spec.base[0]) {
+        memcpy(spec.path, o->disk.spec.base, sizeof spec.path);
+    }
     char why[ERROR_SIZE];
     int failed = disk_open_spec(&o->base, &spec, loop, why, sizeof why);
     if (failed)
@@ -100,13 +104,13 @@ static int open_base(struct overlay *o, struct loop *loop, char *err, size_t n)
     else
         failed = fingerprint(o->base, &print);
     if (failed)
-        return error_sys(err, n, failed, "cannot read %s, the base of overlay %s", h->base, o->disk.spec.path);
+        return error_sys(err, n, failed, "cannot read %s, the base of overlay %s", spec.path, o->disk.spec.path);
     if (o->base->size != h->base_size || print != h->base_print)
         return error_set(
             err, n, -ESTALE,
             "%s is not what overlay %s was made over, or has been written to since: bring it back, or make a "
             "new overlay",
-            h->base, o->disk.spec.path);
+            spec.path, o->disk.spec.path);
     return 0;
 }
 
@@ -200,7 +204,11 @@ static int open_map(struct overlay *o, char *err, size_t n)
     o->dirty = calloc(o->n_sectors, 1);
     o->dirty_list = calloc(o->n_sectors, sizeof *o->dirty_list);
     o->flush = overlay_flush_create(o->n_sectors);
-    int failed = o->dirty && o->dirty_list && o->flush ? overlay_load_map(o->file.fd, &o->header, &o->map) : -ENOMEM;
+    int failed = o->dirty && o->dirty_list && o->flush ? 0 : -ENOMEM;
+    if (!failed && o->disk.away) /* it is written to: read when it is ours */
+        failed = (o->map = calloc(o->n_sectors, OVERLAY_SECTOR)) ? 0 : -ENOMEM;
+    else if (!failed)
+        failed = overlay_load_map(o->file.fd, &o->header, &o->map);
     o->waiting_end = &o->waiting;
     if (failed == -ENOMEM)
         return error_set(err, n, failed, "out of memory for the map of overlay %s", path);
@@ -237,7 +245,7 @@ static int open_file(struct overlay *o, char *err, size_t n)
     o->file.fd = fd;
     /* The one before may have been killed: what of it is only in the page cache, data and bits, is made to last before
      * it is taken for granted. */
-    if (!block && !o->disk.read_only && fdatasync(fd))
+    if (!block && !o->disk.read_only && !o->disk.away && fdatasync(fd))
         return error_sys(err, n, -errno, "cannot write to overlay %s", o->disk.spec.path);
     if (block)
         return error_set(err, n, -EINVAL, "overlay %s is a block device: an overlay is a file", o->disk.spec.path);
@@ -281,6 +289,30 @@ int disk_overlay_open(struct disk **out, const struct disk_spec *spec, struct lo
     if (failed)
         return error_sys(err, n, failed, "cannot set up input and output for disk %s", spec->path);
     return overlay_open_with(out, spec, loop, io, err, n);
+}
+
+int overlay_take(struct disk *d, int fd, char *err, size_t n)
+{
+    struct overlay *o = (struct overlay *)d;
+    struct overlay_header *h = malloc(sizeof *h);
+    uint8_t *map = NULL;
+
+    if (!h)
+        return error_set(err, n, -ENOMEM, "out of memory");
+    int failed = overlay_read_headers(fd, d->spec.path, h, NULL, err, n);
+    if (!failed && (memcmp(h->id, o->header.id, sizeof h->id) != 0 || h->size != d->size))
+        failed = error_set(err, n, -ESTALE, "overlay %s is another one by now", d->spec.path);
+    if (!failed && (failed = fdatasync(fd) ? -errno : overlay_load_map(fd, h, &map)))
+        error_sys(err, n, failed, "cannot read the map of overlay %s", d->spec.path);
+    if (!failed) {
+        close(o->file.fd);
+        o->file.fd = fd;
+        o->header = *h;
+        free(o->map);
+        o->map = map;
+    }
+    free(h);
+    return failed;
 }
 
 /* --- making ------------------------------------------------------------------------------------------------------ */

@@ -69,6 +69,7 @@ static inline void overlay_finish(struct overlay *o, struct disk_request *r, int
 extern const struct disk_ops overlay_ops;
 /* overlay_file.c */
 void overlay_free(struct overlay *o);
+int overlay_take(struct disk *d, int fd, char *err, size_t n);
 /* slot, which of the two copies it was, may be NULL. */
 int overlay_read_headers(int fd, const char *path, struct overlay_header *h, unsigned *slot, char *err, size_t n);
 int overlay_write_file(const char *path, const struct overlay_header *h, char *err, size_t n);

@@ -148,7 +148,7 @@ static void raw_close(struct disk *d)
 {
     struct raw *raw = (struct raw *)d;
 
-    if (!d->read_only)
+    if (!d->read_only && !d->away)
         (void)!fdatasync(raw->file.fd); /* whoever stops a VM may pull the plug next */
     fileio_destroy(raw->file.io);
     close(raw->file.fd);
@@ -156,7 +156,27 @@ static void raw_close(struct disk *d)
     free(raw);
 }
 
-static const struct disk_ops raw_ops = {.submit = raw_submit, .kick = raw_kick, .wait = raw_wait, .close = raw_close};
+static int raw_file(const struct disk *d)
+{
+    return ((const struct raw *)d)->file.fd;
+}
+
+static int raw_take(struct disk *d, int fd, char *err, size_t n)
+{
+    struct raw *raw = (struct raw *)d;
+    struct stat st;
+
+    if (fstat(fd, &st))
+        return error_sys(err, n, -errno, "cannot look at disk %s", d->spec.path);
+    if ((((uint64_t)st.st_size + DISK_SECTOR - 1) & ~(uint64_t)(DISK_SECTOR - 1)) != d->size)
+        return error_set(err, n, -ESTALE, "disk %s has another size by now", d->spec.path);
+    close(raw->file.fd);
+    raw->file.fd = fd;
+    return 0;
+}
+
+static const struct disk_ops raw_ops = {
+    .submit = raw_submit, .kick = raw_kick, .wait = raw_wait, .close = raw_close, .file = raw_file, .take = raw_take};
 
 /* --- opening ------------------------------------------------------------------------------------------------ */
 
@@ -199,17 +219,17 @@ static int find_size(int fd, const struct disk_spec *s, uint64_t *size, bool *bl
 int disk_file_open(const struct disk_spec *s, uint64_t *size, bool *block, char *err, size_t n)
 {
     struct stat st;
-    int flags = (s->read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC;
+    int flags = (s->read_only || s->away ? O_RDONLY : O_RDWR) | O_CLOEXEC;
 
     /* O_EXCL: a block device that the host has mounted is refused.  O_NONBLOCK: a pipe is refused, not waited for. */
-    if (!s->read_only && stat(s->path, &st) == 0 && S_ISBLK(st.st_mode))
+    if (!s->read_only && !s->away && stat(s->path, &st) == 0 && S_ISBLK(st.st_mode))
         flags |= O_EXCL;
     int fd = open(s->path, flags | O_NONBLOCK);
     if (fd < 0)
         return error_sys(err, n, -errno, "cannot open disk %s%s", s->path,
                          errno == EACCES && !s->read_only ? " for writing (ro opens it read-only)" : "");
     int failed = find_size(fd, s, size, block, err, n);
-    if (!failed)
+    if (!failed && !s->away)
         failed = lock(fd, s, err, n);
     if (failed) {
         close(fd);

@@ -80,6 +80,14 @@ static int set_serial(struct disk_spec *s, const char *value, char *err, size_t 
     return 0;
 }
 
+static int set_base(struct disk_spec *s, const char *value, char *err, size_t n)
+{
+    if (!value[0] || strlen(value) >= sizeof s->base)
+        return error_set(err, n, -EINVAL, "a disk's base is a path of at most %zu bytes", sizeof s->base - 1);
+    strcpy(s->base, value);
+    return 0;
+}
+
 static int set_read_only(struct disk_spec *s, const char *value, char *err, size_t n)
 {
     if (value)
@@ -107,8 +115,9 @@ static const struct disk_key {
     int (*set)(struct disk_spec *s, const char *value, char *err, size_t n);
     bool bare; /* may stand without a value */
 } disk_keys[] = {
-    {"format", set_format, false}, {"ro", set_read_only, true}, {"bus", set_bus, false},
-    {"serial", set_serial, false}, {"bps", set_rate, false},    {"iops", set_operations, false},
+    {"format", set_format, false},   {"ro", set_read_only, true}, {"bus", set_bus, false},
+    {"serial", set_serial, false},   {"base", set_base, false},   {"bps", set_rate, false},
+    {"iops", set_operations, false},
 };
 
 static int set_key(struct disk_spec *s, char *word, char *err, size_t n)
@@ -188,6 +197,8 @@ int disk_parse(const char *words, struct disk_spec *s, char *err, size_t n)
     }
     if (!s->serial[0])
         make_serial(s);
+    if (s->base[0] && strcmp(disk_formats[s->format].name, "overlay") != 0)
+        return error_set(err, n, -EINVAL, "disk %s is no overlay (format=overlay), so it has no base", s->path);
     return 0;
 }
 
@@ -200,7 +211,7 @@ int disk_check(const char *words, char *err, size_t n)
 
 char *disk_quote(const char *path, const char *format)
 {
-    char *words = malloc(2 * strlen(path) + sizeof ",format=" + strlen(format)), *to = words;
+    char *words = malloc(2 * strlen(path) + sizeof ",format=" + (format ? strlen(format) : 0)), *to = words;
 
     if (!words)
         return NULL;
@@ -209,6 +220,8 @@ char *disk_quote(const char *path, const char *format)
         if (*path == ',')
             *to++ = ',';
     }
-    sprintf(to, ",format=%s", format);
+    *to = 0;
+    if (format)
+        sprintf(to, ",format=%s", format);
     return words;
 }
