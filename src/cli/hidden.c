@@ -12,8 +12,10 @@ struct vm_arguments {
     bool attached;
     const char *restore;
     uint64_t copy;
-    bool incoming;
+    const char *incoming;
 };
+
+static const struct option_word incoming_words[] = {{"copied", 0}, {"shared", 0}, {0}};
 
 const struct option_spec vm_command_options[] = {
     {.name = "attached",
@@ -33,9 +35,11 @@ const struct option_spec vm_command_options[] = {
      .value = "N",
      .help = "begin with what N descriptors hold that a machine has handed over"},
     {.name = "incoming",
-     .kind = OPTION_FLAG,
+     .kind = OPTION_WORD,
      .offset = offsetof(struct vm_arguments, incoming),
-     .help = "wait to be received from another process"},
+     .value = "DISK",
+     .words = incoming_words,
+     .help = "wait to be received from another process, with its own disk or but for that"},
     {0},
 };
 

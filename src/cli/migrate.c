@@ -20,15 +20,12 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "cli/migrate_int.h"
-#include "cli/table.h"
 #include "cli/tls.h"
 #include "host/loop.h"
 #include "vm/migration.h"
 #include "vm/snapshot_store.h"
 
-#define SCHEMA 1
 #define DOWNTIME_MS 100
-#define LINE_NS 1000000000ull
 
 /* clang-format off */
 const struct option_spec migrate_options[] = {
@@ -45,6 +42,9 @@ const struct option_spec migrate_options[] = {
     {.name = "postcopy-after", .kind = OPTION_NUMBER, .offset = offsetof(struct migrate_arguments, postcopy_after_s),
      .value = "SECONDS", .min = 0, .max = 86400,
      .help = "the same, and after so long in any case; 0: at once, memory is not sent before"},
+    {.name = "storage", .kind = OPTION_WORD, .offset = offsetof(struct migrate_arguments, storage), .value = "HOW",
+     .words = migrate_storage_words,
+     .help = "what becomes of its disks: shared, they stay where they are; copy; auto (unless told), what can be"},
     {.name = "resume", .kind = OPTION_FLAG, .offset = offsetof(struct migrate_arguments, resume),
      .help = "bring one to its end that was cut off: ask the destination, and go by what it says"},
     {.name = "here", .kind = OPTION_FLAG, .offset = offsetof(struct migrate_arguments, here),
@@ -109,6 +109,8 @@ int migrate_expect(struct migrate *m, int timeout_ms, const char *key, char *err
     int failed = peer_receive(&m->peer, timeout_ms, &answer);
     const char *refused = json_string_value(json_object_get(answer, "refused"));
 
+    json_decref(m->answer);
+    m->answer = answer;
     if (failed == -EACCES)
         not_trusted(err, n);
     else if (failed)
@@ -118,7 +120,6 @@ int migrate_expect(struct migrate *m, int timeout_ms, const char *key, char *err
                            "%s stays here: %s", m->record.name, refused);
     else if (!json_object_get(answer, key))
         failed = error_set(err, n, -EPROTO, "the destination says something unknown: is it of another version?");
-    json_decref(answer);
     return failed;
 }
 
@@ -126,7 +127,9 @@ int migrate_expect(struct migrate *m, int timeout_ms, const char *key, char *err
 
 int migrate_ask(struct migrate *m, const char *action, json_t **result, char *err, size_t n)
 {
-    return client_call(&m->source, "migrate", json_pack("{s:s, s:s}", "action", action, "id", m->id), result, err, n);
+    return client_call(&m->source, "migrate",
+                       json_pack("{s:s, s:s, s:b}", "action", action, "id", m->id, "vouched", (int)m->vouched), result,
+                       err, n);
 }
 
 uint64_t migrate_said(const struct migrate *m, const char *key)
@@ -134,68 +137,11 @@ uint64_t migrate_said(const struct migrate *m, const char *key)
     return (uint64_t)json_integer_value(json_object_get(m->status, key));
 }
 
-static bool is_state(const struct migrate *m, const char *state)
-{
-    const char *now = json_string_value(json_object_get(m->status, "state"));
-
-    return now && strcmp(now, state) == 0;
-}
-
 int migrate_look(struct migrate *m, char *err, size_t n)
 {
     json_decref(m->status);
     m->status = NULL;
     return migrate_ask(m, "status", &m->status, err, n);
-}
-
-static void print_line(json_t *object)
-{
-    json_dumpf(object, stdout, JSON_COMPACT);
-    putchar('\n');
-    fflush(stdout);
-    json_decref(object);
-}
-
-/* A line when something begins, and now and then. */
-static void show_json(struct migrate *m)
-{
-    static const char *const keys[] = {
-        "round",        "sent_bytes",       "left_bytes", "bytes_per_second", "dirty_bytes_per_second",
-        "remaining_ms", "throttle_percent", "elapsed_ms"};
-    const char *state = m->lacking ? "arriving" : is_state(m, "sending") ? "sending" : "stopped";
-    uint64_t now = clock_ns(), round = migrate_said(m, "round");
-
-    if (m->shown_state == state && m->shown_round == round && now - m->shown_ns < LINE_NS)
-        return;
-    m->shown_state = state;
-    m->shown_round = round;
-    m->shown_ns = now;
-    json_t *line = json_pack("{s:s}", "state", state);
-    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
-        json_object_set(line, keys[i], json_object_get(m->status, keys[i]));
-    print_line(line);
-}
-
-void migrate_show(struct migrate *m)
-{
-    uint64_t left = migrate_said(m, "left_bytes"), throttle = migrate_said(m, "throttle_percent");
-    const json_t *remaining = json_object_get(m->status, "remaining_ms");
-    char text[160], size[16], pace[16], when[32] = "", slowed[48] = "";
-
-    if (m->a->json && !m->a->quiet)
-        show_json(m);
-    table_size(left, size, sizeof size);
-    table_size(migrate_said(m, "bytes_per_second"), pace, sizeof pace);
-    if (throttle)
-        snprintf(slowed, sizeof slowed, ", the guest slowed down by %u %%", (unsigned)throttle);
-    if (json_is_integer(remaining))
-        snprintf(when, sizeof when, ": %.1f s", (double)json_integer_value(remaining) / 1000);
-    if (m->lacking)
-        snprintf(text, sizeof text, "it runs there, %s left, %s/s%s", size, pace, when);
-    else
-        snprintf(text, sizeof text, "round %u, %s left, %s/s%s%s", (unsigned)migrate_said(m, "round"), size, pace, when,
-                 slowed);
-    progress_stage(&m->progress, "memory", text);
 }
 
 /* --- before anything is decided ---------------------------------------------------------------------------------- */
@@ -233,14 +179,16 @@ static int make_id(struct migrate *m, char *err, size_t n)
 static int ask_destination(struct migrate *m, char *err, size_t n)
 {
     json_t *about = NULL, *hello;
-    int failed = migrate_ask(m, "describe", &about, err, n);
+    int failed = migrate_storage_describe(m, &about, err, n);
     char *record = failed ? NULL : record_format(&m->record);
 
     if (failed)
         return failed;
     hello = json_pack("{s:s, s:i, s:s, s:i, s:b, s:o?}", "guise", "migration", "version",
-                      m->a->postcopy ? MIGRATE_POSTCOPY_VERSION : MIGRATE_VERSION, "id", m->id, "streams",
-                      (int)m->a->streams, "postcopy", (int)m->a->postcopy, "machine",
+                      m->needs_storage ? MIGRATE_STORAGE_VERSION
+                      : m->a->postcopy ? MIGRATE_POSTCOPY_VERSION
+                                       : MIGRATE_VERSION,
+                      "id", m->id, "streams", (int)m->a->streams, "postcopy", (int)m->a->postcopy, "machine",
                       record ? json_loads(record, 0, NULL) : NULL);
     if (hello)
         json_object_update(hello, about);
@@ -252,7 +200,11 @@ static int ask_destination(struct migrate *m, char *err, size_t n)
     else
         peer_send(&m->peer, hello); /* if it cannot be sent, the answer says why */
     receive_stop_at("asked");
-    return failed ? failed : migrate_expect(m, 2 * MIGRATE_END_MS + PEER_PATIENCE_MS, "ready", err, n);
+    if (!failed)
+        failed = migrate_expect(m, 2 * MIGRATE_END_MS + PEER_PATIENCE_MS, "ready", err, n);
+    if (!failed)
+        m->own_stays = json_is_true(json_object_get(m->answer, "own_stays"));
+    return failed;
 }
 
 int migrate_open_streams(struct migrate *m, bool extra, int streams[], char *err, size_t n)
@@ -283,6 +235,8 @@ static int begin(struct migrate *m, int *lease, char *err, size_t n)
                                   (int)!m->a->no_throttle, "compress", (int)(m->to.kind == PEER_TCP), "postcopy",
                                   (int)m->a->postcopy);
 
+    json_object_set_new(arguments, "shared", json_boolean(m->shares));
+    json_object_set_new(arguments, "own_stays", json_boolean(m->own_stays));
     if (m->a->postcopy_after_s != MIGRATE_NEVER)
         json_object_set_new(arguments, "postcopy_after_ms", json_integer((json_int_t)m->a->postcopy_after_s * 1000));
     memset(fds, 0xff, sizeof fds);
@@ -299,6 +253,8 @@ static int begin(struct migrate *m, int *lease, char *err, size_t n)
     if (!failed)
         failed = client_call_fds(&m->source, "migrate", json_incref(arguments), fds, n_fds, NULL, err, n);
     json_decref(arguments);
+    if (!failed)
+        failed = migrate_storage_same(m, err, n);
     for (size_t i = 0; i < sizeof fds / sizeof *fds; i++)
         if (fds[i] >= 0)
             close(fds[i]);
@@ -325,35 +281,13 @@ static int follow(struct migrate *m, char *err, size_t n)
         int failed = migrate_look(m, err, n);
         if (failed)
             return failed;
-        if (is_state(m, "ended"))
+        if (migrate_is(m, "ended"))
             return error_set(err, n, -EIO, "%s stays here: %s", m->record.name,
                              json_string_value(json_object_get(m->status, "reason")));
         migrate_show(m);
     }
 }
 /* --- the command ------------------------------------------------------------------------------------------------- */
-
-static void report(const struct migrate *m)
-{
-    uint64_t elapsed_ms = (clock_ns() - m->progress.began_ns) / 1000000;
-    uint64_t rounds = migrate_said(m, "round"), sent = migrate_said(m, "sent_bytes");
-    json_t *all = json_pack("{s:i, s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:b}", "schema_version", SCHEMA, "state",
-                            "moved", "name", m->record.name, "to", m->to.text, "elapsed_ms", (json_int_t)elapsed_ms,
-                            "downtime_us", (json_int_t)m->downtime_us, "rounds", (json_int_t)rounds, "sent_bytes",
-                            (json_int_t)sent, "throttle_percent", (json_int_t)migrate_said(m, "throttle_percent"),
-                            "postcopy", (int)m->lacking);
-
-    if (m->a->json) {
-        print_line(json_incref(all));
-    } else if (m->a->verbose) {
-        char size[16];
-        table_size(sent, size, sizeof size);
-        log_say("%s is at %s after %.2f s: %s in %u rounds%s; the guest stood still for %.1f ms", m->record.name,
-                m->to.text, (double)elapsed_ms / 1000, size, (unsigned)rounds, m->lacking ? ", and by post-copy" : "",
-                (double)m->downtime_us / 1000);
-    }
-    json_decref(all);
-}
 
 static int move(struct migrate *m, char *err, size_t n)
 {
@@ -439,7 +373,7 @@ static int run_received(struct migrate *m, const struct migration_record *record
                          "part of the memory of %s is still at its source, and it cannot run without: `guise migrate "
                          "--resume` there brings it, `guise rm --force %s` gives it up here",
                          name, name);
-    failed = client_call(&m->source, "incoming", json_pack("{s:s}", "action", "go"), NULL, err, n);
+    failed = receive_go(&m->source, true, err, n);
     return failed ? failed : migration_record_remove(&m->registry, name, err, n);
 }
 
@@ -455,6 +389,7 @@ static int run_here(struct migrate *m, char *err, size_t n)
     if (failed)
         return failed;
     memcpy(m->id, record.id, sizeof m->id);
+    m->vouched = true;
     if (record.destination)
         return run_received(m, &record, err, n);
     char none[1];
@@ -479,7 +414,8 @@ static int find_source(struct migrate *m, bool must_run, char *err, size_t n)
 
 int migrate_main(const struct command *self, int argc, char **argv)
 {
-    struct migrate_arguments a = {.downtime_ms = DOWNTIME_MS, .streams = 1, .postcopy_after_s = MIGRATE_NEVER};
+    struct migrate_arguments a = {
+        .downtime_ms = DOWNTIME_MS, .streams = 1, .storage = "auto", .postcopy_after_s = MIGRATE_NEVER};
     struct migrate m = {.a = &a, .lock = -1, .peer.fd = -1, .source.fd = -1};
     char err[ERROR_SIZE];
     int status, operands = life_parse(self, argc, argv, &a, 2, &m.registry, &status);
@@ -490,6 +426,8 @@ int migrate_main(const struct command *self, int argc, char **argv)
     if (operands != 1 + moves || (a.resume && a.here))
         return cli_usage_error(self, moves ? "the name of a virtual machine, and where it is to go, must be given"
                                            : "--resume and --here take the name of a virtual machine, one of them");
+    if (strcmp(a.storage, "shared") == 0 && (a.postcopy || a.postcopy_after_s != MIGRATE_NEVER))
+        return cli_usage_error(self, "by --postcopy disks are copied: --storage shared cannot be had with it");
     a.postcopy = a.postcopy || a.postcopy_after_s != MIGRATE_NEVER;
     int failed = moves ? peer_parse(&m.to, argv[2], err, sizeof err) : 0;
     if (failed)
@@ -507,10 +445,11 @@ int migrate_main(const struct command *self, int argc, char **argv)
     if (m.lock >= 0)
         close(m.lock);
     if (!failed && moves)
-        report(&m);
+        migrate_report(&m);
     client_close(&m.source);
     peer_close(&m.peer);
     json_decref(m.status);
+    json_decref(m.answer);
     record_free(&m.record);
     return failed ? cli_failed(failed, err) : cli_flush();
 }

@@ -22,5 +22,10 @@ int receive_one(struct receiver *r, struct peer *p, char name[NAME_SIZE], char *
 /* Serves whoever comes, until something is received (once), or a signal comes. */
 int receive_all(struct receiver *r, bool once);
 
+/* The process that has received a machine is told to run it, and gets the files that its source has left; vouched: by
+ * a user, not by its source.  0, or -errno with a sentence. */
+struct client;
+int receive_go(struct client *c, bool vouched, char *err, size_t n);
+
 /* A place where tests stop this process, and do something to another: GUISE_STOP_AT names it. */
 void receive_stop_at(const char *place);

@@ -1,5 +1,5 @@
-/* Inside receiving: receive_one.c (a machine comes), receive_arrive.c (post-copy: it runs, its memory follows),
- * receive_past.c (what becomes of one that came before). */
+/* Inside receiving: receive_one.c (a machine comes), receive_disks.c (disks that stay where they are), receive_arrive.c
+ * (post-copy: it runs, its memory follows), receive_past.c (what becomes of one that came before). */
 #pragma once
 #include "cli/life.h"
 #include "cli/receive.h"
@@ -15,6 +15,7 @@ struct receiving {
     char id[MIGRATION_ID_SIZE];
     unsigned n_streams, n_extra;
     int streams[MIGRATION_ALL_MAX];
+    bool own_stays;       /* its own disk is the source's file, which has a name here, too */
     bool lacking;         /* some of its memory is left at the source */
     int lock, file;       /* the machine's, until its process has it; of the record */
     struct client client; /* its process; fd -1: none yet */
@@ -41,6 +42,13 @@ static inline bool receive_lives(const struct vm_run *run)
 {
     return run->held && (run->state == VM_RUNNING || run->state == VM_INCOMING);
 }
+
+/* Are the disks that are written to, and not its own, the files here that they are at the source?  0, or -errno with a
+ * sentence. */
+int receive_see_disks(struct receiving *v, char *err, size_t n);
+/* Its own disk becomes the source's file, if that can be (v->own_stays).  0, also when it has to be copied; -ESTALE
+ * with a sentence: the source does not want that. */
+int receive_own_disk(struct receiving *v, char *err, size_t n);
 
 /* The connections of the streams, which are made now.  0, or -errno with a sentence. */
 int receive_streams(struct receiving *v, char *err, size_t n);

@@ -20,7 +20,7 @@
 
 #define START_MS 60000
 #define EARLIER_NS 20000000000ull
-#define VERSION 2         /* 1 has no post-copy */
+#define VERSION 3         /* 1 has no post-copy, 2 no disks that stay where they are */
 #define WHOLE_MS 86400000 /* a day: who sends says when it is enough */
 #define HEX_MOST (2 * 4096)
 void receive_stop_at(const char *place)
@@ -93,15 +93,21 @@ static uint64_t memory_available(void)
     return (uint64_t)kib << 10;
 }
 
-static int check_room(const struct receiving *v, char *err, size_t n)
+static int check_memory(const struct receiving *v, char *err, size_t n)
 {
-    uint64_t memory = number_of(v->hello, "memory_used"), disk = number_of(v->hello, "disk_used");
-    uint64_t available = memory_available();
-    struct statvfs fs;
+    uint64_t memory = number_of(v->hello, "memory_used"), available = memory_available();
 
     if (available && memory > available)
         return error_set(err, n, -ENOSPC, "its guest uses %llu MiB of memory, the destination has %llu MiB left",
                          (unsigned long long)memory >> 20, (unsigned long long)available >> 20);
+    return 0;
+}
+
+static int check_room(const struct receiving *v, char *err, size_t n)
+{
+    uint64_t disk = number_of(v->hello, "disk_used");
+    struct statvfs fs;
+
     if (!statvfs(v->r->registry.vms, &fs) && disk > (uint64_t)fs.f_bavail * fs.f_frsize)
         return error_set(err, n, -ENOSPC, "its disk takes %llu MiB, and where %s is there are %llu MiB left",
                          (unsigned long long)disk >> 20, v->r->registry.vms,
@@ -162,6 +168,12 @@ static int make_disk(struct receiving *v, char *err, size_t n)
     uint64_t size = number_of(v->hello, "disk_bytes");
     int failed = image_find(v->record.image_digest, &image, err, n);
 
+    if (!failed && !(failed = receive_own_disk(v, err, n)) && v->own_stays)
+        return 0;
+    if (!failed)
+        failed = check_room(v, err, n);
+    if (failed == -ENOSPC || failed == -ESTALE)
+        return failed;
     if (failed)
         return error_set(err, n, failed,
                          "its image %s is not at the destination: `guise image export` and `import` bring it there",
@@ -177,7 +189,7 @@ static int make_disk(struct receiving *v, char *err, size_t n)
 /* The process is there, and waits. */
 static int start(struct receiving *v, char *err, size_t n)
 {
-    const struct process_source incoming = {.incoming = true};
+    const struct process_source incoming = {.incoming = true, .disk_away = v->own_stays};
     json_t *event = NULL;
     int fd;
     int failed = process_start(&v->r->registry, &v->record, v->lock, true, &incoming, &fd, err, n);
@@ -287,7 +299,7 @@ int receive_wait_for_word(struct receiving *v, char *err, size_t n)
                     v->record.name, v->record.name);
         return -EAGAIN;
     }
-    failed = client_call(&v->client, "incoming", json_pack("{s:s}", "action", "go"), NULL, err, n);
+    failed = receive_go(&v->client, false, err, n);
     receive_stop_at("ran");
     if (failed)
         return failed;
@@ -318,11 +330,13 @@ static int receive_machine(struct receiving *v, char *err, size_t n)
     if (!failed)
         failed = check_cpu(v, err, n);
     if (!failed)
-        failed = check_room(v, err, n);
+        failed = check_memory(v, err, n);
+    if (!failed)
+        failed = receive_see_disks(v, err, n);
     if (!failed)
         failed = make(v, err, n);
     if (!failed)
-        failed = peer_send(v->peer, json_pack("{s:b}", "ready", 1));
+        failed = peer_send(v->peer, json_pack("{s:b, s:b}", "ready", 1, "own_stays", (int)v->own_stays));
     if (!failed)
         failed = receive_streams(v, err, n);
     if (!failed)

@@ -14,6 +14,7 @@
 #include "vm/life.h"
 #include "vm/link.h"
 #include "vm/migration_int.h"
+#include "vm/migration_storage.h"
 #include "vm/prepare.h"
 #include "vm/snapshot.h"
 
@@ -87,7 +88,7 @@ static int flush_disk(struct incoming *in)
 {
     struct disk_request flush = {.op = DISK_FLUSH, .done = flushed, .result = -EIO};
 
-    if (!record_has_disk(in->vm->config->life->record))
+    if (!record_has_disk(in->vm->config->life->record) || in->vm->disks[0]->away)
         return 0;
     disk_submit(in->vm->disks[0], &flush);
     disk_drain(in->vm->disks[0]);
@@ -155,6 +156,7 @@ static void received(void *opaque, uint32_t events)
         return;
     }
     in->state = INCOMING_COMPLETE;
+    storage_note(in);
     in->vm->config->life->attached = false; /* it waits, whoever goes away */
     if (in->wait.id)
         control_reply(control_of(in), &in->wait, describe_complete(in), NULL, NULL);
@@ -178,6 +180,7 @@ void incoming_step(struct vm *vm)
 
     if (failed) { /* it may be tried again */
         migration_decide(in->record, false);
+        storage_put_back(vm);
         in->state = INCOMING_COMPLETE;
         error_sys(why, sizeof why, failed, "it cannot be written down that it runs here");
         control_reply(control_of(in), &in->go, NULL, "failed", why);
@@ -255,8 +258,22 @@ static json_t *wait(struct incoming *in, struct control_call *call)
 
 static json_t *go(struct incoming *in, struct control_call *call)
 {
-    if (in->state != INCOMING_COMPLETE)
-        return control_fail(call, "wrong-state", "it has not been received as a whole");
+    int fds[CONTROL_FDS_MAX];
+    unsigned n = control_take_fds(call, fds);
+    char why[ERROR_SIZE] = "it has not been received as a whole";
+
+    if (in->state != INCOMING_COMPLETE) {
+        while (n)
+            close(fds[--n]);
+        return control_fail(call, "wrong-state", "%s", why);
+    }
+    if (json_is_true(json_object_get(call->arguments, "vouched")) && !storage_is_noted(in, why, sizeof why)) {
+        while (n)
+            close(fds[--n]);
+        return control_fail(call, "wrong-state", "%s", why);
+    }
+    if (storage_take(in->vm, fds, n, why, sizeof why))
+        return control_fail(call, "failed", "%s", why);
     in->go = control_ticket(call);
     call->later = true;
     in->state = INCOMING_DUE;
@@ -270,8 +287,9 @@ static json_t *status(struct incoming *in, struct control_call *call)
 
     for (unsigned i = 0; i < in->n_streams && !in->arriving; i++)
         bytes += in->streams[i].wire.bytes;
-    return json_pack("{s:s, s:I, s:I}", "state", incoming_state_names[in->state], "received_bytes", (json_int_t)bytes,
-                     "left_bytes", (json_int_t)(in->arriving ? arriving_left(in) : 0));
+    return json_pack("{s:s, s:I, s:I, s:o}", "state", incoming_state_names[in->state], "received_bytes",
+                     (json_int_t)bytes, "left_bytes", (json_int_t)(in->arriving ? arriving_left(in) : 0), "files",
+                     storage_wanted(in->vm));
 }
 
 static const struct {

@@ -101,6 +101,8 @@ static const char *take_disk(struct incoming *in, const struct wire_frame *f, in
     if (!record_has_disk(vm->config->life->record))
         return "it has a disk that it did not speak of";
     struct disk *disk = vm->disks[0];
+    if (disk->away)
+        return "it sends a disk that stays where it is";
     if (f->number >= disk_log_pieces(disk) || beyond(f->number, disk->size) & (f->present | f->zeroes))
         return "it has a larger disk than it said";
     pthread_mutex_lock(&vm->bus->lock);

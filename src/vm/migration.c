@@ -14,6 +14,7 @@
 #include "memory/memory.h"
 #include "vm/life.h"
 #include "vm/migration_int.h"
+#include "vm/migration_storage.h"
 #include "vm/prepare.h"
 #include "vm/snapshot_int.h"
 
@@ -26,9 +27,14 @@
 #define THROTTLE_MOST 95u
 #define SLICE_NS 5000000
 
-struct disk *moving_disk(const struct vm *vm)
+struct disk *moving_own_disk(const struct vm *vm)
 {
     return record_has_disk(vm->config->life->record) ? vm->disks[0] : NULL;
+}
+
+struct disk *moving_disk(const struct vm *vm)
+{
+    return vm->moving && vm->moving->own_stays ? NULL : moving_own_disk(vm);
 }
 
 bool migration_due(const struct vm *vm)
@@ -85,6 +91,7 @@ void moving_end(struct moving *m, const char *reason)
     bool stood = migration_holds(m->vm);
 
     let_go(m);
+    m->own_stays = m->round_over = false;
     m->state = MOVING_ENDED;
     snprintf(m->reason, sizeof m->reason, "%s", reason);
     if (stood)
@@ -208,6 +215,16 @@ static void cannot_be_sent(struct moving *m, int err)
                       : why);
 }
 
+/* Was waited for: what is flushed while the guest runs is not when it stands still. */
+void moving_flushed(struct moving *m)
+{
+    if (!m->round_over || m->state != MOVING_SENDING)
+        return;
+    m->round_over = false;
+    m->state = MOVING_DUE;
+    loop_stop(m->vm->loop);
+}
+
 /* A byte has come: the threads have sent the round, or cannot. */
 static void round_ended(void *opaque, uint32_t events)
 {
@@ -226,8 +243,9 @@ static void round_ended(void *opaque, uint32_t events)
         m->rate = m->sent_pages * 1000000000 / took + 1;
     m->dirtied = moving_left(m) * 1000000000 / took;
     look_whether_it_converges(m);
-    m->state = MOVING_DUE;
-    loop_stop(m->vm->loop);
+    m->round_over = true;
+    if (!m->flushing)
+        moving_flushed(m);
 }
 
 static int save_about(struct moving *m)
@@ -313,6 +331,8 @@ static void source_step(struct vm *vm)
         disk_drain(vm->disks[i]);
     m->state = last ? MOVING_LAST : MOVING_SENDING;
     if (last)
+        err = storage_flush(m);
+    if (!err && last)
         err = take_state(m);
     if (!err && m->begun)
         take_logs(m);
@@ -333,6 +353,8 @@ static void source_step(struct vm *vm)
     moving_round(m, last);
     if (last)
         send_last(m);
+    else
+        storage_flush_early(m);
 }
 
 void migration_step(struct vm *vm)

@@ -5,11 +5,14 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "backends/disk/disk_away.h"
 #include "backends/disk/disk_log.h"
+#include "base/error.h"
 #include "machine/machine.h"
 #include "memory/memory.h"
 #include "vm/life.h"
 #include "vm/migration_int.h"
+#include "vm/migration_storage.h"
 #include "vm/prepare.h"
 #include "vm/snapshot_int.h"
 
@@ -23,6 +26,8 @@ static const char *const state_names[] = {"sending", "sending", "last", "sent", 
 static bool refused(struct control_call *call)
 {
     const struct vm *vm = call->opaque;
+    bool shared = json_is_true(json_object_get(call->arguments, "shared"));
+    char why[ERROR_SIZE];
 
     if (!vm->ops->get_simd)
         return control_fail(call, "unsupported",
@@ -33,13 +38,8 @@ static bool refused(struct control_call *call)
         return control_fail(call, "unsupported",
                             "it has shared folders, and what the guest has open in them cannot move"),
                true;
-    for (unsigned i = record_has_disk(vm->config->life->record); i < vm->n_disks; i++)
-        if (!vm->disks[i]->read_only)
-            return control_fail(call, "unsupported",
-                                "it writes to disk %s, which is not its own and stays where it is: only disks of "
-                                "images, and disks that are ro, move with a machine",
-                                vm->disks[i]->spec.path),
-                   true;
+    if (storage_refused(vm, shared, why, sizeof why))
+        return control_fail(call, "unsupported", "%s", why), true;
     if (vm->saving && vm->saving->state < SAVING_COMPLETE)
         return control_fail(call, "wrong-state", "a snapshot of it is being taken: try again when that is complete"),
                true;
@@ -60,7 +60,8 @@ static json_t *describe(struct control_call *call)
         return NULL;
     struct stat st = {0};
     uint64_t disk_used = 0;
-    struct disk *disk = moving_disk(vm);
+    struct disk *disk = moving_own_disk(vm);
+    json_int_t gap = json_integer_value(json_object_get(call->arguments, "gap"));
     uint16_t *granules = disk ? calloc(disk_log_pieces(disk), sizeof *granules) : NULL;
     if (granules && !disk_overlay_mask(disk, granules))
         disk_used = moving_count(granules, disk_log_pieces(disk)) * DISK_LOG_GRANULE;
@@ -69,10 +70,10 @@ static json_t *describe(struct control_call *call)
     size_t n = cpu->cpuid ? cpuid_save(cpu->cpuid, table) : 0;
     for (size_t i = 0; i < n; i++)
         snprintf(hex + 2 * i, 3, "%02x", table[i]);
-    return json_pack("{s:s, s:I, s:I, s:I, s:I, s:s}", "engine", vm->ops->name, "memory_bytes",
+    return json_pack("{s:s, s:I, s:I, s:I, s:I, s:s, s:o*}", "engine", vm->ops->name, "memory_bytes",
                      (json_int_t)machine_memory(vm->machine)->size, "memory_used", (json_int_t)st.st_blocks * 512,
                      "disk_bytes", (json_int_t)(disk ? disk->size : 0), "disk_used", (json_int_t)disk_used, "cpuid",
-                     hex);
+                     hex, "storage", gap >= (json_int_t)DISK_GAP_FIRST ? storage_show(vm, (uint64_t)gap) : NULL);
 }
 
 /* How it goes, in bytes. */
@@ -219,6 +220,8 @@ static json_t *begin(struct control_call *call)
     m->throttles = !json_is_false(json_object_get(call->arguments, "throttle"));
     m->compresses = json_is_true(json_object_get(call->arguments, "compress"));
     m->bandwidth = (uint64_t)bandwidth;
+    m->own_stays = json_is_true(json_object_get(call->arguments, "own_stays"));
+    storage_hide(vm);
     m->postcopy = postcopy;
     m->began_ns = clock_ns();
     if (postcopy && after)
@@ -269,18 +272,28 @@ static json_t *give_up(struct control_call *call)
         return control_fail(call, "failed", "it cannot be written down that it is given up: %s", strerror(-err));
     }
     m->state = MOVING_GIVEN_UP;
+    storage_leave(m);
     life_moved(m->vm, true);
     return describe_progress(m);
 }
 
-/* The destination never will run it. */
+/* The destination never will run it; that it never has only that one knows, not a user who vouches. */
 static json_t *take_back(struct control_call *call)
 {
     struct moving *m = moving_in(call, MOVING_GIVEN_UP, "it has not been given up");
 
     if (!m)
         return NULL;
-    int err = migration_decide(m->record, false);
+    if (json_is_true(json_object_get(call->arguments, "vouched")) && storage_is_shared(m))
+        return control_fail(call, "wrong-state",
+                            "its disks are the destination's as well, which may have written to them: its memory is of "
+                            "no use then.  `guise stop --force %s` and once more this boot it from its disks",
+                            m->vm->config->life->record->name);
+    int err = storage_return(m);
+    if (err == -EBUSY)
+        return control_fail(call, "wrong-state", "somebody else has its disks: it runs at the destination");
+    if (!err)
+        err = migration_decide(m->record, false);
     if (err)
         return control_fail(call, "failed", "it cannot be written down that it runs here: %s", strerror(-err));
     moving_end(m, "the destination does not have it");

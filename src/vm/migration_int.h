@@ -1,7 +1,7 @@
 /* Inside a migration: migration.c (a source, and when it stands still), migration_asked.c (what is asked of it),
  * migration_send.c (its threads), migration_serve.c (post-copy: what it does when the machine runs elsewhere),
  * incoming.c (a destination), incoming_receive.c (its threads), incoming_arrive.c (post-copy: what it still waits for
- * when it runs). */
+ * when it runs); migration_storage.c (the disks that stay where they are). */
 #pragma once
 #include <pthread.h>
 
@@ -38,6 +38,8 @@ struct moving {
     int record, lease; /* the file of migration_record.h; a socket that ends with the command */
     uint64_t downtime_ns;
     bool throttles, begun;
+    bool own_stays;  /* its own disk is the destination's as it is, and not sent */
+    bool round_over; /* and only a flush is waited for */
     bool compresses;
     uint64_t bandwidth;
     bool postcopy;           /* it may go on there before all of memory is there */
@@ -57,7 +59,8 @@ struct moving {
 
     pthread_mutex_t lock; /* guards all below, but for the contents of pages, which are a round's */
     pthread_cond_t wake, sent;
-    uint64_t round; /* 0: none yet */
+    unsigned flushing; /* disks; guarded by the bus lock */
+    uint64_t round;    /* 0: none yet */
     unsigned at_work;
     _Atomic bool last, stop;
     _Atomic bool disk_only; /* memory is not sent any more: it is to be served */
@@ -73,7 +76,11 @@ struct moving {
 };
 
 /* Its own disk; NULL: it has none. */
+struct disk *moving_own_disk(const struct vm *vm);
+/* The same, if it is sent. */
 struct disk *moving_disk(const struct vm *vm);
+/* What was to be flushed early is. */
+void moving_flushed(struct moving *m);
 /* Once: timers; and when the descriptors are there: what is listened to.  0/-errno. */
 void moving_prepare(struct moving *m);
 int moving_listen(struct moving *m);
@@ -139,6 +146,7 @@ struct incoming {
     int record;
     int notice[2];
     struct control_ticket wait, go;
+    struct timespec written[VM_BACKENDS_MAX]; /* to its disks that are away, when all the rest was here */
     uint64_t n_chunks;
     unsigned n_streams, n_extra;
     struct incoming_stream streams[MIGRATION_ALL_MAX]; /* when it arrives those of arriving.lock */

@@ -132,10 +132,12 @@ static int add_disk(const struct registry *r, const struct vm_record *record, st
 
     if (!record_has_disk(record) || failed)
         return failed;
-    char *words = disk_quote(path, "overlay");
-    failed = prepare_add_first(&p->config.disks, words ? prepare_keep(p, "%s,serial=" ROOT_SERIAL, words) : NULL, err,
-                               n);
+    /* The image is where it is here: the overlay may have been made on another host, which had it elsewhere. */
+    char *words = disk_quote(path, "overlay"), *base = disk_quote(p->image.disk, NULL);
+    const char *all = words && base ? prepare_keep(p, "%s,serial=" ROOT_SERIAL ",base=%s", words, base) : NULL;
+    failed = prepare_add_first(&p->config.disks, all, err, n);
     free(words);
+    free(base);
     return failed;
 }
 

@@ -63,7 +63,7 @@ int process_start(const struct registry *r, const struct vm_record *record, int 
         memcpy(fds + 2, source->copy, n_fds * sizeof *fds);
     }
     if (incoming)
-        argv[argc++] = "--incoming";
+        argv[argc++] = source->disk_away ? "--incoming=shared" : "--incoming=copied";
     if (log < 0)
         return log;
     if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends)) {
@@ -167,7 +167,7 @@ static int open_source(struct restore *restore, const char *snapshot, unsigned c
     return failed;
 }
 
-int process_main(const char *name, bool attached, const char *snapshot, unsigned copy, bool incoming)
+int process_main(const char *name, bool attached, const char *snapshot, unsigned copy, const char *incoming)
 {
     struct registry r;
     struct vm_record record;
@@ -199,6 +199,7 @@ int process_main(const char *name, bool attached, const char *snapshot, unsigned
         failed = open_source(&restore, snapshot, copy, &prepared.config, err, sizeof err);
     if (!failed && incoming) {
         prepared.config.incoming = true;
+        prepared.config.disk_away = strcmp(incoming, "shared") == 0;
         prepared.config.engine = "soft"; /* whose state it is */
     }
     if (!failed) {

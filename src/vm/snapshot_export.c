@@ -29,12 +29,16 @@ struct open_disk {
     struct disk *disk;
 };
 
-static int open_disk(struct open_disk *d, const char *path, bool read_only, char *err, size_t n)
+/* base: where the image is that it lies on, to be read only; NULL: where it was, to be written to. */
+static int open_disk(struct open_disk *d, const char *path, const char *base, char *err, size_t n)
 {
-    char *quoted = disk_quote(path, "overlay"), *words = NULL;
+    char *quoted = disk_quote(path, "overlay"), *below = base ? disk_quote(base, NULL) : NULL, *words = NULL;
 
     *d = (struct open_disk){.lock = PTHREAD_MUTEX_INITIALIZER};
-    int failed = !quoted || asprintf(&words, "%s%s", quoted, read_only ? ",ro" : "") < 0 ? -ENOMEM : 0;
+    int failed = !quoted || (base && !below) ||
+                         asprintf(&words, "%s%s%s", quoted, base ? ",ro,base=" : "", base ? below : "") < 0
+                     ? -ENOMEM
+                     : 0;
     if (!failed)
         failed = loop_create(&d->loop, &d->lock);
     if (failed)
@@ -42,8 +46,23 @@ static int open_disk(struct open_disk *d, const char *path, bool read_only, char
     else
         failed = disk_open(&d->disk, words, d->loop, err, n);
     free(quoted);
+    free(below);
     free(words);
     return failed;
+}
+
+static int open_layer(struct open_disk *d, const struct registry *r, const char *name, const char *path, char *err,
+                      size_t n)
+{
+    struct vm_record record;
+    struct image_info image;
+    int failed = registry_load(r, name, &record, err, n);
+
+    if (failed)
+        return failed;
+    failed = image_find(record.image_digest, &image, err, n);
+    record_free(&record);
+    return failed ? failed : open_disk(d, path, image.disk, err, n);
 }
 
 static void close_disk(struct open_disk *d)
@@ -108,7 +127,7 @@ static int export_disk(const struct registry *r, const char *name, const char *l
     uint64_t chunks = 0;
     int hold = layers_hold(r, name, err, n), failed = hold < 0 ? hold : layer_path(r, name, layer, path, err, n);
 
-    if (failed || (failed = open_disk(&d, path, true, err, n))) {
+    if (failed || (failed = open_layer(&d, r, name, path, err, n))) {
         if (hold >= 0)
             close(hold);
         return failed;
@@ -226,7 +245,7 @@ static int import_layer(const struct snapshot_file *f, const char *path, const s
     int failed = base ? disk_overlay_create(path, base, bytes, err, n) : error_set(err, n, -ENOMEM, "out of memory");
 
     free(base);
-    if (failed || (failed = open_disk(&d, path, false, err, n)))
+    if (failed || (failed = open_disk(&d, path, NULL, err, n)))
         return failed;
     failed = fill_disk(f, d.disk);
     close_disk(&d);

@@ -45,6 +45,7 @@ struct vm_config {
     struct vm_life *life;      /* life.h; NULL: a VM without a name */
     struct restore *restore;   /* snapshot.h: begin with what that holds; NULL: from the beginning */
     bool incoming;             /* migration.h: wait to be received; needs `life` */
+    bool disk_away;            /* and the file of its own disk is its source's until it runs here */
 };
 
 /* What of a vm_config can be said on a command line (options.c): each text is checked as it is stored. */
