@@ -176,11 +176,8 @@ static void add_disk(struct board *b, const char *name, const char *bus)
 
 static void make(struct board *b, bool restored, bool disks)
 {
-    const struct machine_config config = {.memory_bytes = 64 << 20,
-                                          .n_cpus = 2,
-                                          .n_present = 1,
-                                          .kernel_path = kernel_path,
-                                          .console_output = output};
+    const struct machine_config config = {
+        .memory_bytes = 64 << 20, .n_cpus = 2, .n_present = 1, .kernel_path = kernel_path, .console_output = output};
     const struct vsock_config vsock = {.cid = 3};
     const struct balloon_config balloon = {0};
 
