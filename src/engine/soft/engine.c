@@ -216,7 +216,8 @@ static int soft_create(struct engine **out, const struct engine_config *config)
     int rc = soft_peers_create(&p, config);
     if (rc)
         return rc;
-    const uint64_t tsc_khz = config->tsc_khz ? config->tsc_khz : measure_tsc_khz(config->boots ? ROUGHLY_NS : MEASURED_NS);
+    const uint64_t tsc_khz = config->tsc_khz ? config->tsc_khz
+                                             : measure_tsc_khz(config->boots ? ROUGHLY_NS : MEASURED_NS);
     rc = cpuid_table_create(&p->cpuid, p->n, tsc_khz);
     if (!rc)
         cpuid_table_show_kvm(p->cpuid, p->n > 1 ? SEVERAL : ONE);
