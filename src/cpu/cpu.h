@@ -242,6 +242,7 @@ struct cpu {
     uint64_t star, lstar, cstar, sfmask;
     uint64_t sysenter_cs, sysenter_esp, sysenter_eip;
     uint64_t pat, tsc_aux, misc_enable, spec_ctrl;
+    uint64_t debug_control, virt_spec_ctrl, decode_config; /* an engine's that has them; 0: never written */
     uint64_t mtrr_def_type, mtrr_fixed[11], mtrr_base[8], mtrr_mask[8];
     int64_t tsc_offset; /* guest TSC = host TSC + tsc_offset */
     uint64_t tsc_adjust;
@@ -374,7 +375,14 @@ int cpuid_table_create(struct cpuid_table **out, unsigned n_cpus, uint64_t tsc_k
 /* The TSC's frequency, known better; no vCPU has run. */
 void cpuid_table_set_tsc(struct cpuid_table *t, uint64_t tsc_khz);
 void cpuid_table_show_kvm(struct cpuid_table *t, uint32_t features); /* more of leaf 0x40000001's EAX */
+/* What an engine shows less of, or only its host knows: `adapt` is called with each entry, to change it. */
+void cpuid_table_adapt(struct cpuid_table *t,
+                       void (*adapt)(void *opaque, uint32_t leaf, uint32_t subleaf, struct cpuid_regs *r),
+                       void *opaque);
 void cpuid_table_destroy(struct cpuid_table *t);
+/* The machine's clock, which its paravirtual one shows, in ns at the moment when the host's TSC is host_tsc. */
+uint64_t cpuid_table_now(const struct cpuid_table *t, uint64_t host_tsc);
+void cpuid_table_set_now(struct cpuid_table *t, uint64_t host_tsc, uint64_t ns);
 uint64_t cpu_guest_tsc(const struct cpu *cpu);
 /* What a guest was shown, as bytes (CPUID_SAVED_MAX of them at most); and whether this table has all of that.  A
  * sentence's rest about what is missing goes to why[n]: "lacks avx2".  false: something is. */

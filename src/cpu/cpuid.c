@@ -173,6 +173,16 @@ static void add_rules(struct cpuid_table *t)
     }
 }
 
+static void set_phys_bits(struct cpuid_table *t, unsigned bits)
+{
+    t->phys_bits = bits;
+    if (t->phys_bits > 48)
+        t->phys_bits = 48; /* what the translator's tables are laid out for */
+    if (t->phys_bits < 36)
+        t->phys_bits = 36;
+    t->phys_reserved = 0x000fffffffffffffull & ~((1ull << t->phys_bits) - 1);
+}
+
 static void add_limits(struct cpuid_table *t)
 {
     struct cpuid_regs *basic = find(t, 0, 0), *extended = find(t, 0x80000000, 0), *sizes = find(t, 0x80000008, 0);
@@ -180,13 +190,8 @@ static void add_limits(struct cpuid_table *t)
     basic->eax = basic->eax < least ? least : basic->eax > most ? most : basic->eax;
     extended->eax = t->amd ? 0x80000021 : 0x80000008;
     find(t, 7, 0)->eax = !t->amd ? 2 : host_cpuid(7, 0).eax ? 1 : 0; /* the last subleaf shown */
-    t->phys_bits = sizes->eax & 0xff;
-    if (t->phys_bits > 48)
-        t->phys_bits = 48; /* what the translator's tables are laid out for */
-    if (t->phys_bits < 36)
-        t->phys_bits = 36;
+    set_phys_bits(t, sizes->eax & 0xff);
     sizes->eax = t->phys_bits | 48 << 8; /* no LA57: 48 linear bits */
-    t->phys_reserved = 0x000fffffffffffffull & ~((1ull << t->phys_bits) - 1);
 }
 
 /* XSAVE's areas: standard offsets are the host's, since the guest's XSAVE is the host's (SDM vol. 1, 13.4). */
@@ -346,6 +351,28 @@ int cpuid_table_create(struct cpuid_table **out, unsigned n_cpus, uint64_t tsc_k
 void cpuid_table_show_kvm(struct cpuid_table *t, uint32_t features)
 {
     find(t, 0x40000001, 0)->eax |= features;
+}
+
+void cpuid_table_adapt(struct cpuid_table *t,
+                       void (*adapt)(void *opaque, uint32_t leaf, uint32_t subleaf, struct cpuid_regs *r), void *opaque)
+{
+    for (unsigned i = 0; i < t->n_entries; i++)
+        adapt(opaque, t->entries[i].leaf, t->entries[i].subleaf, &t->entries[i].regs);
+    const struct cpuid_regs *xsave = find(t, 0xd, 0);
+    if (xsave)
+        t->xcr0_mask &= xsave->eax | (uint64_t)xsave->edx << 32 | 3;
+    set_phys_bits(t, find(t, 0x80000008, 0)->eax & 0xff);
+    derive_masks(t);
+}
+
+uint64_t cpuid_table_now(const struct cpuid_table *t, uint64_t host_tsc)
+{
+    return (unsigned __int128)(host_tsc - t->tsc_base) * 1000000 / t->tsc_khz;
+}
+
+void cpuid_table_set_now(struct cpuid_table *t, uint64_t host_tsc, uint64_t ns)
+{
+    t->tsc_base = host_tsc - (uint64_t)((unsigned __int128)ns * t->tsc_khz / 1000000);
 }
 
 void cpuid_table_destroy(struct cpuid_table *t)

@@ -179,7 +179,7 @@ static bool is_alike(const struct cpuid_table *t, uint32_t leaf, uint32_t sublea
         append(why, size, 0, "is another vendor's");
         return false;
     }
-    if (leaf == 0xd && subleaf >= 2 && (!now || then->eax != now->eax || then->ebx != now->ebx)) {
+    if (leaf == 0xd && subleaf >= 2 && then->eax && (!now || then->eax != now->eax || then->ebx != now->ebx)) {
         append(why, size, 0, "keeps its SIMD registers in another order");
         return false;
     }

@@ -37,6 +37,7 @@ static const struct saved_field fields[] = {
     FIELD("specctrl", spec_ctrl), FIELD("mtrrtype", mtrr_def_type), FIELD("mtrrfixed", mtrr_fixed),
     FIELD("mtrrbase", mtrr_base), FIELD("mtrrmask", mtrr_mask), FIELD("tscadjust", tsc_adjust),
     FIELD("pvtime", kvmclock_system_time), FIELD("pvwall", kvmclock_wall), FIELD("mcgstatus", mcg_status),
+    FIELD("debugctl", debug_control), FIELD("vspecctrl", virt_spec_ctrl), FIELD("decodecfg", decode_config),
     FIELD("stealtime", steal_time), FIELD("pveoi", pv_eoi), FIELD("unhalted", unhalted),
 };
 /* clang-format on */

@@ -45,6 +45,7 @@ void cpu_reset(struct cpu *cpu)
     cpu->sysenter_cs = cpu->sysenter_esp = cpu->sysenter_eip = 0;
     cpu->pat = 0x0007040600070406ull;
     cpu->tsc_aux = cpu->tsc_adjust = cpu->spec_ctrl = 0;
+    cpu->debug_control = cpu->virt_spec_ctrl = cpu->decode_config = 0;
     cpu->misc_enable = 0x1801; /* fast strings; no branch trace, no PEBS */
     /* A reset clears MTRR enable and leaves it to the firmware.  A directly booted kernel has no
      * firmware before it, and no cache is modelled here: start as firmware leaves it, enabled and

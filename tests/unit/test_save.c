@@ -145,6 +145,56 @@ static void a_missing_feature_is_named(void **state)
     assert_string_equal(why, "is another vendor's");
 }
 
+static void hide_smep(void *opaque, uint32_t leaf, uint32_t subleaf, struct cpuid_regs *r)
+{
+    if (leaf == 7 && subleaf == 0)
+        r->ebx &= ~(1u << 7);
+}
+
+static void what_an_engine_hides_was_not_shown(void **state)
+{
+    struct cpuid_table *less;
+    uint8_t saved[CPUID_SAVED_MAX];
+    char why[128] = "";
+    struct cpu *c = calloc(1, sizeof *c);
+
+    assert_int_equal(cpuid_table_create(&less, 2, 2000000), 0);
+    cpuid_table_adapt(less, hide_smep, NULL);
+    c->cpuid = less;
+    cpu_reset(c);
+    c->cr0 |= 1;
+    size_t n = cpuid_save(table, saved);
+    struct cpuid_regs shown;
+    c->cpuid = table;
+    cpu_cpuid(c, 7, 0, &shown);
+    if (shown.ebx >> 7 & 1) { /* this host has it */
+        assert_false(cpuid_check(less, saved, n, why, sizeof why));
+        assert_string_equal(why, "lacks smep");
+        assert_int_equal(cpu_write_cr(c, 4, CR4_SMEP), CPU_OK);
+        c->cpuid = less;
+        c->cr4 = 0;
+        assert_int_equal(cpu_write_cr(c, 4, CR4_SMEP), CPU_FAULT);
+    }
+    n = cpuid_save(less, saved);
+    assert_true(cpuid_check(table, saved, n, why, sizeof why));
+    cpuid_table_destroy(less);
+    free(c);
+}
+
+static void the_clock_of_a_table_can_be_set(void **state)
+{
+    struct cpuid_table *t;
+    const uint64_t tsc = 1ull << 62, hour = 3600ull * 1000000000;
+
+    assert_int_equal(cpuid_table_create(&t, 1, 2345678), 0);
+    cpuid_table_set_now(t, tsc, 1000 * hour);
+    assert_in_range(cpuid_table_now(t, tsc), 1000 * hour - 1000, 1000 * hour + 1000);
+    assert_in_range(cpuid_table_now(t, tsc + 2345678ull * 1000), 1000 * hour + 999999000, 1000 * hour + 1000001000);
+    cpuid_table_set_now(t, 5, hour); /* it has run for longer than this host */
+    assert_in_range(cpuid_table_now(t, 5), hour - 1000, hour + 1000);
+    cpuid_table_destroy(t);
+}
+
 /* --- the machine --- */
 
 struct board {
@@ -465,6 +515,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         T(a_vcpu_comes_back),          T(one_from_elsewhere_is_checked),
         T(records_are_checked),        T(a_missing_feature_is_named),
+        T(records_are_checked),        T(what_an_engine_hides_was_not_shown),
+        T(records_are_checked),        T(the_clock_of_a_table_can_be_set),
         T(every_device_comes_back),    T(a_short_pause_passes),
         T(another_machine_is_refused), T(noise_is_survived),
         T(a_generation_is_another),
