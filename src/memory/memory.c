@@ -106,6 +106,12 @@ void memory_destroy(struct memory *m)
     free(m);
 }
 
+void memory_set_writer(struct memory *m, const struct memory_writer_ops *writer, void *opaque)
+{
+    m->writer = writer;
+    m->writer_opaque = opaque;
+}
+
 void memory_touch_chunk(struct memory *m, uint64_t gpa)
 {
     const uint64_t size = 1ull << MEMORY_CHUNK_SHIFT, chunk = gpa >> MEMORY_CHUNK_SHIFT, first = gpa & -size;

@@ -19,6 +19,16 @@
 #define MEMORY_HOLE_END 0x100000000ull  /* where high RAM begins (4 GiB) */
 #define MEMORY_SPARE (1u << 20)         /* bytes of the file behind all RAM: not the guest's but its engine's */
 
+/*
+ * An engine whose guest writes to memory without announcing it (watch.h), and that knows afterwards where: on KVM. What
+ * has to be known before cannot be had with it: memory is not kept, nor loaded, nor shared (memory_is_announced).
+ */
+struct memory_writer_ops {
+    int (*begin)(void *opaque);    /* from now on it remembers which pages; 0/-errno */
+    void (*collect)(void *opaque); /* memory_log_note for those, which it forgets; at any time, one thread at a time */
+    void (*end)(void *opaque);
+};
+
 struct memory_ahead;
 struct memory_watch;
 struct memory_templates;
@@ -33,14 +43,23 @@ struct memory {
     int fd;             /* the memfd; offset in the file = gpa for low RAM, gpa - hole for high RAM */
     /* Accesses are to be announced (watch.h).  Set while nobody accesses memory; cleared at any time. */
     _Atomic bool watched;
-    struct memory_watch *watch;         /* NULL: never was */
-    struct memory_templates *templates; /* template.h; NULL: none, all of it is its own */
-    struct memory_ahead *ahead;         /* ahead.h; NULL: nobody asks for pages before they are used */
+    struct memory_watch *watch;             /* NULL: never was */
+    struct memory_templates *templates;     /* template.h; NULL: none, all of it is its own */
+    struct memory_ahead *ahead;             /* ahead.h; NULL: nobody asks for pages before they are used */
+    const struct memory_writer_ops *writer; /* NULL: all accesses are announced */
+    void *writer_opaque;
 };
 
 /* Allocates `size` bytes of zeroed guest RAM (a multiple of 4096, >= 1 MiB).  0 or -errno. */
 int memory_create(struct memory **out, uint64_t size);
 void memory_destroy(struct memory *m);
+
+/* Or NULL.  Before memory is watched. */
+void memory_set_writer(struct memory *m, const struct memory_writer_ops *writer, void *opaque);
+static inline bool memory_is_announced(const struct memory *m)
+{
+    return !m->writer;
+}
 
 static inline bool memory_is_ram(const struct memory *m, uint64_t gpa, uint64_t len)
 {

@@ -341,7 +341,7 @@ void memory_keep_end(struct memory *m)
 
 int memory_load_begin(struct memory *m, const struct memory_source *source)
 {
-    int err = begin(m);
+    int err = memory_is_announced(m) ? begin(m) : -ENOTSUP;
 
     if (err)
         return err;
@@ -422,23 +422,55 @@ int memory_log_begin(struct memory *m)
         return -ENOMEM;
     for (uint64_t i = 0; i < m->watch->n; i++)
         m->watch->noted[i] = 0;
+    err = m->writer ? m->writer->begin(m->writer_opaque) : 0;
+    if (err)
+        return err;
     m->watch->logging = true;
     atomic_store(&m->watched, true);
     return 0;
 }
 
+/* The parts of RAM begin at multiples of 64 pages, and what is behind the end of one is not there. */
+void memory_log_note(struct memory *m, uint64_t gpa, uint64_t pages)
+{
+    _Static_assert(64 % LOG_PER_CHUNK == 0, "a word is some chunks");
+    for (uint64_t chunk = memory_offset(m, gpa) >> WATCH_SHIFT; pages && chunk < m->watch->n; chunk++) {
+        uint16_t there = (uint16_t)((1u << length_of(m, chunk) / (1u << LOG_SHIFT)) - 1);
+        atomic_fetch_or_explicit(&m->watch->noted[chunk], (uint16_t)pages & there, memory_order_relaxed);
+        pages >>= LOG_PER_CHUNK;
+    }
+}
+
+static void collect(struct memory *m)
+{
+    if (m->writer && m->watch->logging)
+        m->writer->collect(m->writer_opaque);
+}
+
 void memory_log_take(struct memory *m, uint16_t *pages)
 {
+    collect(m);
     for (uint64_t i = 0; i < m->watch->n; i++)
         pages[i] = atomic_exchange_explicit(&m->watch->noted[i], 0, memory_order_relaxed);
 }
 
-uint64_t memory_log_count(const struct memory *m)
+uint64_t memory_log_count(struct memory *m)
 {
     uint64_t count = 0;
 
+    collect(m);
     for (uint64_t i = 0; i < m->watch->n; i++)
         count += (unsigned)__builtin_popcount(atomic_load_explicit(&m->watch->noted[i], memory_order_relaxed));
+    return count;
+}
+
+uint64_t memory_log_chunks(struct memory *m)
+{
+    uint64_t count = 0;
+
+    collect(m);
+    for (uint64_t i = 0; i < m->watch->n; i++)
+        count += atomic_load_explicit(&m->watch->noted[i], memory_order_relaxed) != 0;
     return count;
 }
 
@@ -448,5 +480,7 @@ void memory_log_end(struct memory *m)
     if (!m->watch || !m->watch->logging)
         return;
     m->watch->logging = false;
+    if (m->writer)
+        m->writer->end(m->writer_opaque);
     clear_all(m, 0);
 }

@@ -6,7 +6,8 @@
  *
  * Pieces are chunks of 64 KiB of the memory's file (memory.h: `fd`), numbered from its beginning.  The announcements
  * come from memory_hva and its kind, which everybody calls who accesses memory: page walks, devices, and the software
- * engine before it puts a page into a TLB.  An engine that does not ask (KVM) cannot be watched.
+ * engine before it puts a page into a TLB.  An engine that does not announce (memory.h: struct memory_writer_ops) can
+ * only be logged.
  *
  * Locking: `begin` functions while nobody accesses memory; the others at any time, on any thread.
  */
@@ -78,8 +79,12 @@ int memory_log_begin(struct memory *m);
  * forgotten.  Nobody accesses memory, nor has asked for an address to write to later; what an engine keeps because of
  * memory_may_write it gives up before it goes on. */
 void memory_log_take(struct memory *m, uint16_t *pages);
-/* How many are noted now; at any time. */
-uint64_t memory_log_count(const struct memory *m);
+/* How many are noted now; on the thread that takes rounds. */
+uint64_t memory_log_count(struct memory *m);
+/* The same in chunks of which some page is. */
+uint64_t memory_log_chunks(struct memory *m);
+/* For a memory_writer_ops: of the 64 pages from gpa on, which is RAM, those whose bits are set were written to. */
+void memory_log_note(struct memory *m, uint64_t gpa, uint64_t pages);
 void memory_log_end(struct memory *m);
 
 /* Copies a chunk's contents to out[WATCH_CHUNK], which somebody may be writing to, zeroes behind its end, without

@@ -264,6 +264,61 @@ static void contents_that_come_later_are_not_written_to(void **state)
     assert_false(memory_is_watched(m));
 }
 
+/* --- changes that are told afterwards ------------------------------------------------------------------------------
+ */
+
+static struct {
+    unsigned begun, ended;
+    uint64_t gpa, pages;
+} writer;
+
+static int writer_begin(void *opaque)
+{
+    writer.begun++;
+    return 0;
+}
+
+static void writer_collect(void *opaque)
+{
+    memory_log_note(m, writer.gpa, writer.pages);
+    writer.pages = 0;
+}
+
+static void writer_end(void *opaque)
+{
+    writer.ended++;
+}
+
+static const struct memory_writer_ops writer_ops = {writer_begin, writer_collect, writer_end};
+
+static void writes_that_nobody_announces_are_asked_for(void **state)
+{
+    uint16_t pages[CHUNKS];
+
+    memory_set_writer(m, &writer_ops, NULL);
+    assert_false(memory_is_announced(m));
+    assert_int_equal(memory_load_begin(m, &source), -ENOTSUP); /* it would not wait */
+    assert_int_equal(memory_log_begin(m), 0);
+    assert_int_equal(writer.begun, 1);
+    memory_write(m, 2 * WATCH_CHUNK, "a", 1); /* a device's, which is announced */
+    writer.gpa = 4 * WATCH_CHUNK;
+    writer.pages = 1 | 1ull << 15 | 1ull << 17;
+    assert_int_equal(memory_log_chunks(m), 3);
+    assert_int_equal(memory_log_count(m), 4); /* what was told stays */
+    memory_log_take(m, pages);
+    assert_int_equal(pages[2], 1);
+    assert_int_equal(pages[4], 0x8001);
+    assert_int_equal(pages[5], 2);
+    assert_int_equal(memory_log_count(m), 0);
+    writer.gpa = (CHUNKS - 1) * WATCH_CHUNK; /* behind its end there is nothing, whatever is said */
+    writer.pages = ~0ull;
+    memory_log_take(m, pages);
+    assert_int_equal(pages[CHUNKS - 1], (uint16_t)((1u << (m->size - writer.gpa) / 4096) - 1));
+    memory_log_end(m);
+    assert_int_equal(writer.ended, 1);
+    memory_set_writer(m, NULL, NULL);
+}
+
 /* --- contents that come by themselves ----------------------------------------------------------------------------- */
 
 static _Atomic unsigned asked[CHUNKS];
@@ -353,6 +408,7 @@ int main(void)
         T(simd_registers_stay),
         T(threads_agree),
         T(pages_that_are_written_to_are_noted_once_a_round),
+        T(writes_that_nobody_announces_are_asked_for),
         T(contents_that_come_later_are_not_written_to),
         T(who_needs_a_chunk_asks_and_waits_until_it_is_brought),
         T(what_is_brought_replaces_what_was_there_by_pages),
