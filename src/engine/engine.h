@@ -12,7 +12,7 @@
 #include "cpu/cpu.h"
 
 enum engine_exit {
-    ENGINE_EXIT_REQUEST,  /* REQ_EXIT was set */
+    ENGINE_EXIT_REQUEST,  /* REQ_EXIT was set; struct cpu is all of its state, but for the SIMD registers */
     ENGINE_EXIT_HALT,     /* HLT with nothing pending: call engine_vcpu_wait or sleep until a request */
     ENGINE_EXIT_SHUTDOWN, /* triple fault */
     ENGINE_EXIT_ERROR,    /* the engine cannot go on; vcpu->error says why in one sentence */
@@ -61,9 +61,11 @@ struct engine_ops {
     /* Makes vCPU i notice cpu->request soon; any thread. */
     void (*kick)(struct engine *e, unsigned i);
     void (*stats)(struct engine *e, FILE *out); /* --stats */
+    /* What the guest of a machine with so many CPUs is shown on this host; the caller's to destroy.  0/-errno. */
+    int (*show)(struct cpuid_table **out, unsigned n_cpus);
     /* --- snapshots; while no vCPU runs --- */
     /* The SIMD state of vCPU i as XSAVE's standard format has it (SDM vol. 1, 13.4.1-2): into out[ENGINE_SIMD_MAX], the
-     * length or -errno; and back, of anybody's making: 0 or -errno.  NULL: this engine's machines cannot be saved. */
+     * length or -errno; and back, of anybody's making: 0 or -errno. */
     int (*get_simd)(struct engine *e, unsigned i, uint8_t *out);
     int (*set_simd)(struct engine *e, unsigned i, const uint8_t *bytes, size_t n);
     /* Memory begins to be watched (memory/watch.h), or has another file (memory/template.h): forgets by what it is

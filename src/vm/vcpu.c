@@ -96,21 +96,28 @@ static void stand_still(const struct vcpu *v, uint64_t ran_ns)
         nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
 }
 
+/* It has been told to stop, and stops as the engine was asked to: only then struct cpu is all of its state. */
+static bool is_over(const struct vcpu *v, enum engine_exit exit)
+{
+    return atomic_load(&v->vm->stop) && exit == ENGINE_EXIT_REQUEST;
+}
+
 static void *vcpu_main(void *opaque)
 {
     struct vcpu *v = opaque;
     struct vm *vm = v->vm;
+    enum engine_exit exit;
     char error[256] = "", name[16];
 
     snprintf(name, sizeof name, "vcpu%u", v->index & 0xff);
     prctl(PR_SET_NAME, name);
-    if (sandbox_thread(vm->sandbox, vm_is_kvm(vm) ? SANDBOX_VCPU_KVM : SANDBOX_VCPU_SOFT)) {
+    if (sandbox_thread(vm->sandbox, vm_vcpu_role(vm))) {
         failed(v, "its thread cannot enter the sandbox");
         return NULL;
     }
-    while (!atomic_load(&vm->stop)) {
+    do {
         uint64_t began = vm->throttle ? clock_ns() : 0;
-        enum engine_exit exit = vm->ops->run(vm->engine, v->index, error);
+        exit = vm->ops->run(vm->engine, v->index, error);
         v->exits++;
         switch (exit) {
         case ENGINE_EXIT_REQUEST:
@@ -127,7 +134,7 @@ static void *vcpu_main(void *opaque)
             failed(v, error);
             return NULL;
         }
-    }
+    } while (!is_over(v, exit));
     if (atomic_load(&vm->exhausted))
         exhausted(vm);
     return NULL;

@@ -3,6 +3,7 @@
  * Where the probe refuses this host's KVM the tests are skipped; tests/guest/kvm-nested.sh runs them
  * in a machine that has one.
  */
+#include <errno.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -15,7 +16,7 @@
 
 #include "bus/bus.h"
 #include "engine/engine.h"
-#include "memory/memory.h"
+#include "memory/watch.h"
 
 #define CODE 0x9000ul
 #define IDT 0x7000ul
@@ -76,6 +77,9 @@ __asm__(".pushsection .rodata\n"
         "guest_zero: .quad 0, 0\n"
         "guest_simd:\n"
         "    mov $0x5a5a5a5a, %eax\n    movd %eax, %xmm3\n    hlt\n    movd %xmm3, %ebx\n    hlt\n"
+        "guest_store:\n"
+        "    mov $0x5a5a5a5a, %eax\n    movd %eax, %xmm3\n    hlt\n"
+        "    movd %xmm3, %ebx\n    mov %rbx, 0x40008\n    mov %rbx, 0x52ff8\n    hlt\n"
         "handler_41: push %rax\n    mov $0x41, %al\n    jmp handler_end\n"
         "handler_42: push %rax\n    mov $0x42, %al\n    jmp handler_end\n"
         "handler_nmi: push %rax\n    mov $0x02, %al\n"
@@ -88,8 +92,8 @@ __asm__(".pushsection .rodata\n"
         "guest_end:\n"
         ".popsection\n");
 extern const uint8_t guest_start[], guest_end[], guest_ports[], guest_memory[], guest_interrupts[], guest_nmi[],
-    guest_priority[], guest_msrs[], guest_spin[], guest_open[], guest_idle[], guest_crash[], guest_simd[], guest_real[],
-    handler_41[], handler_42[], handler_nmi[], handler_gp[];
+    guest_priority[], guest_msrs[], guest_spin[], guest_open[], guest_idle[], guest_crash[], guest_simd[],
+    guest_store[], guest_real[], handler_41[], handler_42[], handler_nmi[], handler_gp[];
 
 struct record {
     uint64_t offset, value;
@@ -560,6 +564,75 @@ static void simd_state_survives_exits(void **state)
     vm_free(vm);
 }
 
+static struct vm *move(struct vm *from, const uint8_t *entry)
+{
+    uint8_t bytes[CPU_SAVED_MAX], simd[ENGINE_SIMD_MAX], shown[CPUID_SAVED_MAX];
+    char why[128];
+    struct vm *vm = vm_new(1, entry);
+    int size = engine_kvm.get_simd(from->engine, 0, simd);
+    size_t n = cpu_save(from->cpu, 1000000, bytes);
+    assert_int_equal(size, ENGINE_SIMD_MAX);
+    assert_true(n > 0);
+    assert_true(cpuid_check(vm->cpu->cpuid, shown, cpuid_save(from->cpu->cpuid, shown), why, sizeof(why)));
+    assert_null(cpu_load(vm->cpu, 1000000, bytes, n)); /* no time has passed */
+    assert_int_equal(engine_kvm.set_simd(vm->engine, 0, simd, (size_t)size), 0);
+    memcpy(vm->memory->base, from->memory->base, from->memory->size);
+    vm_free(from);
+    return vm;
+}
+
+static void another_engine_goes_on_where_one_was(void **state)
+{
+    struct vm *vm = vm_new(1, guest_store);
+    const uint64_t hour = 3600ull * 1000000000;
+    cpuid_table_set_now((struct cpuid_table *)vm->cpu->cpuid, __builtin_ia32_rdtsc(), hour);
+    vm->cpu->lstar = 0x123456;
+    vm->cpu->dr[1] = 0x9000;
+    assert_int_equal(run_cpu(vm, 0), ENGINE_EXIT_HALT);
+    atomic_fetch_or(&vm->cpu->request, REQ_EXIT);
+    assert_int_equal(run_cpu(vm, 0), ENGINE_EXIT_REQUEST);
+    vm->cpu->halted = 0;
+    vm = move(vm, guest_spin);
+    vm->cpu->lstar += 1;
+    assert_int_equal(run_cpu(vm, 0), ENGINE_EXIT_HALT);
+    assert_int_equal(vm->cpu->gpr[RBX], 0x5a5a5a5a);
+    atomic_fetch_or(&vm->cpu->request, REQ_EXIT);
+    assert_int_equal(run_cpu(vm, 0), ENGINE_EXIT_REQUEST);
+    assert_int_equal(vm->cpu->lstar, 0x123457);
+    assert_int_equal(vm->cpu->dr[1], 0x9000);
+    assert_in_range(cpuid_table_now(vm->cpu->cpuid, __builtin_ia32_rdtsc()), hour, hour + 60000000000);
+    vm_free(vm);
+}
+
+static void impossible_simd_state_is_refused_or_left_out(void **state)
+{
+    struct vm *vm = vm_new(1, guest_store);
+    uint8_t bytes[ENGINE_SIMD_MAX];
+    memset(bytes, 0xff, sizeof(bytes));
+    assert_int_equal(engine_kvm.set_simd(vm->engine, 0, bytes, 100), -EINVAL);
+    (void)engine_kvm.set_simd(vm->engine, 0, bytes, sizeof(bytes));
+    assert_int_equal(run_cpu(vm, 0), ENGINE_EXIT_HALT);
+    vm_free(vm);
+}
+
+static void pages_that_the_guest_writes_to_are_told(void **state)
+{
+    struct vm *vm = vm_new(1, guest_store);
+    uint16_t pages[32];
+    assert_int_equal(run_cpu(vm, 0), ENGINE_EXIT_HALT);
+    vm->cpu->halted = 0;
+    assert_int_equal(memory_log_begin(vm->memory), 0);
+    memory_log_take(vm->memory, pages);
+    assert_int_equal(run_cpu(vm, 0), ENGINE_EXIT_HALT);
+    assert_in_range(memory_log_count(vm->memory), 2, 5); /* and the page tables, which the CPU writes to */
+    memory_log_take(vm->memory, pages);
+    assert_int_equal(pages[4], 1);
+    assert_int_equal(pages[5], 1 << 2);
+    assert_int_equal(memory_log_count(vm->memory), 0);
+    memory_log_end(vm->memory);
+    vm_free(vm);
+}
+
 static void init_and_sipi_start_another_cpu_in_real_mode(void **state)
 {
     struct vm *vm = vm_new(2, guest_ports);
@@ -593,6 +666,9 @@ int main(void)
         cmocka_unit_test(no_interrupt_is_lost_on_a_halting_cpu),
         cmocka_unit_test(triple_fault_is_shutdown),
         cmocka_unit_test(simd_state_survives_exits),
+        cmocka_unit_test(another_engine_goes_on_where_one_was),
+        cmocka_unit_test(impossible_simd_state_is_refused_or_left_out),
+        cmocka_unit_test(pages_that_the_guest_writes_to_are_told),
         cmocka_unit_test(init_and_sipi_start_another_cpu_in_real_mode),
     };
     alarm(120); /* a guest that does not stop ends the test */

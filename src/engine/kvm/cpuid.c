@@ -1,4 +1,4 @@
-/* The guest's CPUID under KVM: what cpu_cpuid() says, less what this KVM does not do. */
+/* The guest's CPUID under KVM: what a table of cpu/ has, less what this KVM does not do. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -142,6 +142,37 @@ static void filter(struct cpuid_regs *r, uint32_t leaf, uint32_t subleaf, const 
     }
 }
 
+static void adapt(void *opaque, uint32_t leaf, uint32_t subleaf, struct cpuid_regs *r)
+{
+    filter(r, leaf, subleaf, opaque);
+}
+
+static struct cpuid_list *ask_supported(int kvm, int *err)
+{
+    struct cpuid_list *supported = calloc(1, sizeof(*supported));
+    *err = supported ? 0 : -ENOMEM;
+    if (*err)
+        return NULL;
+    supported->head.nent = MAX_ENTRIES;
+    if (!ioctl(kvm, KVM_GET_SUPPORTED_CPUID, supported))
+        return supported;
+    *err = -errno;
+    free(supported);
+    return NULL;
+}
+
+int kvm_cpuid_table(struct cpuid_table **out, int kvm, unsigned n_cpus, uint64_t tsc_khz)
+{
+    int err;
+    struct cpuid_list *supported = ask_supported(kvm, &err);
+    if (!err)
+        err = cpuid_table_create(out, n_cpus, tsc_khz);
+    if (!err)
+        cpuid_table_adapt(*out, adapt, supported);
+    free(supported);
+    return err;
+}
+
 static int add_entry(struct cpuid_list *list, struct vcpu *v, uint32_t leaf, uint32_t subleaf,
                      const struct cpuid_list *supported)
 {
@@ -149,7 +180,7 @@ static int add_entry(struct cpuid_list *list, struct vcpu *v, uint32_t leaf, uin
     if (list->head.nent == MAX_ENTRIES)
         return -E2BIG;
     cpu_cpuid(&v->cpu, leaf, subleaf, &r);
-    filter(&r, leaf, subleaf, supported);
+    filter(&r, leaf, subleaf, supported); /* again: what depends on the vCPU was not in the table */
     if (subleaf && !(r.eax | r.ebx | r.ecx | r.edx))
         return 0;
     list->entry[list->head.nent++] = (struct kvm_cpuid_entry2){
@@ -186,21 +217,14 @@ static int add_range(struct cpuid_list *list, struct vcpu *v, uint32_t first, co
 int vcpu_set_cpuid(struct vcpu *v)
 {
     static const uint32_t ranges[] = {0, 0x40000000, 0x80000000};
-    struct cpuid_list *supported = calloc(1, sizeof(*supported)), *list = calloc(1, sizeof(*list));
-    int err = -ENOMEM;
-    if (!supported || !list)
-        goto out;
-    supported->head.nent = MAX_ENTRIES;
-    if (ioctl(v->engine->kvm, KVM_GET_SUPPORTED_CPUID, supported)) {
-        err = -errno;
-        goto out;
-    }
-    err = 0;
+    int err;
+    struct cpuid_list *supported = ask_supported(v->engine->kvm, &err), *list = calloc(1, sizeof(*list));
+    if (!err && !list)
+        err = -ENOMEM;
     for (unsigned i = 0; i < sizeof(ranges) / sizeof(ranges[0]) && !err; i++)
         err = add_range(list, v, ranges[i], supported);
     if (!err && ioctl(v->fd, KVM_SET_CPUID2, list))
         err = -errno;
-out:
     free(list);
     free(supported);
     return err;

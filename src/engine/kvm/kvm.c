@@ -23,6 +23,8 @@ static const struct {
     {KVM_CAP_VCPU_EVENTS, "KVM_GET_VCPU_EVENTS"},
     {KVM_CAP_DEBUGREGS, "KVM_GET_DEBUGREGS"},
     {KVM_CAP_XCRS, "KVM_GET_XCRS"},
+    {KVM_CAP_XSAVE, "KVM_GET_XSAVE"},
+    {KVM_CAP_ADJUST_CLOCK, "KVM_GET_CLOCK"},
     {KVM_CAP_IMMEDIATE_EXIT, "immediate exit"},
     {KVM_CAP_X86_USER_SPACE_MSR, "user-space MSRs"},
     {KVM_CAP_X86_MSR_FILTER, "the MSR filter"},
@@ -77,20 +79,8 @@ static int set_msr_filter(int vm)
     return 0;
 }
 
-static int add_slot(int vm, unsigned slot, struct memory *m, uint64_t gpa, uint64_t size)
-{
-    struct kvm_userspace_memory_region region = {
-        .slot = slot,
-        .guest_phys_addr = gpa,
-        .memory_size = size,
-        .userspace_addr = (uintptr_t)m->base + gpa,
-    };
-    return size && ioctl(vm, KVM_SET_USER_MEMORY_REGION, &region) ? -errno : 0;
-}
-
 static int create_vm(struct kvm_engine *e)
 {
-    struct memory *m = e->config.memory;
     e->kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
     if (e->kvm < 0)
         return -errno;
@@ -105,9 +95,7 @@ static int create_vm(struct kvm_engine *e)
     e->run_size = (size_t)size;
     int err = kvm_set_tss(e->vm);
     if (!err)
-        err = add_slot(e->vm, 0, m, 0, m->low_size);
-    if (!err)
-        err = add_slot(e->vm, 1, m, MEMORY_HOLE_END, m->high_size);
+        err = kvm_set_slots(e, false);
     return err ? err : set_msr_filter(e->vm);
 }
 
@@ -149,7 +137,7 @@ static int create_vcpu(struct kvm_engine *e, unsigned i)
         return -ENOMEM;
     e->vcpus[i] = v;
     v->engine = e;
-    v->everything = true;
+    v->everything = v->paused = true; /* paused: if it is a restored guest's, it was */
     v->fd = ioctl(e->vm, KVM_CREATE_VCPU, (unsigned long)i);
     if (v->fd < 0)
         return -errno;
@@ -168,7 +156,7 @@ static int create_vcpu(struct kvm_engine *e, unsigned i)
     c->bus = e->config.bus;
     c->ops = &kvm_cpu_ops;
     c->tsc_khz = (uint64_t)khz;
-    int err = e->cpuid ? 0 : cpuid_table_create(&e->cpuid, e->config.n_cpus, c->tsc_khz);
+    int err = e->cpuid ? 0 : kvm_cpuid_table(&e->cpuid, e->kvm, e->config.n_cpus, c->tsc_khz);
     if (err)
         return err;
     c->cpuid = e->cpuid;
@@ -185,6 +173,8 @@ static void kvm_destroy(struct engine *engine)
     for (unsigned i = 0; e->vcpus && i < e->config.n_cpus; i++)
         destroy_vcpu(e->vcpus[i]);
     free(e->vcpus);
+    if (e->config.memory)
+        memory_set_writer(e->config.memory, NULL, NULL);
     if (e->cpuid)
         cpuid_table_destroy(e->cpuid);
     if (e->vm >= 0)
@@ -193,6 +183,7 @@ static void kvm_destroy(struct engine *engine)
         close(e->kvm);
     if (e->has_action)
         sigaction(KVM_KICK_SIGNAL, &e->old_action, NULL);
+    pthread_mutex_destroy(&e->lock);
     free(e);
 }
 
@@ -207,6 +198,7 @@ static int kvm_create(struct engine **out, const struct engine_config *config)
         return -ENOMEM;
     e->config = *config;
     e->kvm = e->vm = -1;
+    pthread_mutex_init(&e->lock, NULL);
     int err = -ENOMEM;
     e->vcpus = calloc(config->n_cpus, sizeof(struct vcpu *));
     if (!e->vcpus)
@@ -218,6 +210,7 @@ static int kvm_create(struct engine **out, const struct engine_config *config)
         err = create_vcpu(e, i);
     if (err)
         goto fail;
+    memory_set_writer(config->memory, &kvm_writer_ops, e);
     *out = (struct engine *)e;
     return 0;
 fail:
@@ -255,6 +248,28 @@ static void kvm_kick(struct engine *engine, unsigned i)
     vcpu_kick(vcpu_at(engine, i));
 }
 
+static int kvm_show(struct cpuid_table **out, unsigned n_cpus)
+{
+    int kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+    int err = kvm < 0 ? -errno : kvm_cpuid_table(out, kvm, n_cpus, 1000000);
+    if (kvm >= 0)
+        close(kvm);
+    return err;
+}
+
+static int kvm_get_simd(struct engine *engine, unsigned i, uint8_t *out)
+{
+    return vcpu_get_simd(vcpu_at(engine, i), out);
+}
+
+static int kvm_set_simd(struct engine *engine, unsigned i, const uint8_t *bytes, size_t n)
+{
+    return vcpu_set_simd(vcpu_at(engine, i), bytes, n);
+}
+
+/* It keeps nothing by which it accesses memory: KVM follows the process's own mappings. */
+static void kvm_watch(struct engine *engine) {}
+
 static void kvm_stats(struct engine *engine, FILE *out)
 {
     struct kvm_engine *e = (struct kvm_engine *)engine;
@@ -279,4 +294,8 @@ const struct engine_ops engine_kvm = {
     .run = kvm_run_vcpu,
     .kick = kvm_kick,
     .stats = kvm_stats,
+    .show = kvm_show,
+    .get_simd = kvm_get_simd,
+    .set_simd = kvm_set_simd,
+    .watch = kvm_watch,
 };

@@ -24,7 +24,7 @@
 /* Gets a thread out of KVM_RUN.  Blocked in vCPU threads except inside KVM_RUN. */
 #define KVM_KICK_SIGNAL SIGUSR1
 
-#define VCPU_MSRS 40  /* at least the number of entries in state.c's table */
+#define VCPU_MSRS 48  /* at least the number of entries in state.c's table */
 #define VCPU_EXITS 40 /* exit reasons counted one by one */
 
 /* One MSR of struct cpu that KVM keeps while the guest runs. */
@@ -75,6 +75,9 @@ struct kvm_engine {
     size_t run_size;
     struct cpuid_table *cpuid;
     struct vcpu **vcpus;
+    pthread_mutex_t lock; /* guards the clock of the table, and whether KVM has been told */
+    bool clock_is_set;
+    uint64_t *dirty[2]; /* of each slot, by page, while writes are logged */
     struct sigaction old_action;
     bool has_action;
 };
@@ -103,6 +106,16 @@ int vcpu_export(struct vcpu *v, bool full);
 int vcpu_set_apic_base(struct vcpu *v);
 int vcpu_set_tsc(struct vcpu *v);
 void vcpu_resume_clock(struct vcpu *v); /* the guest has been stopped for a while */
+/* As engine_ops has them. */
+int vcpu_get_simd(struct vcpu *v, uint8_t *out);
+int vcpu_set_simd(struct vcpu *v, const uint8_t *bytes, size_t n);
+
+/* --- memory.c --- */
+/* Gives the guest its memory; logged: KVM remembers which pages it writes to.  0/-errno. */
+int kvm_set_slots(struct kvm_engine *e, bool logged);
+extern const struct memory_writer_ops kvm_writer_ops; /* opaque: the engine */
 
 /* --- cpuid.c --- */
+/* What its guests with so many CPUs are shown on this host; by /dev/kvm.  0/-errno. */
+int kvm_cpuid_table(struct cpuid_table **out, int kvm, unsigned n_cpus, uint64_t tsc_khz);
 int vcpu_set_cpuid(struct vcpu *v); /* 0 or -errno */

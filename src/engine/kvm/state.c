@@ -6,6 +6,7 @@
 #include "engine/kvm/kvm_int.h"
 
 #define MSR_APIC_BASE 0x1b
+#define MSR_PV_WALL 0x4b564d00
 #define MSR_PV_TIME 0x4b564d01
 
 #define FIELD(index, name)                                                                                             \
@@ -53,8 +54,17 @@ const struct msr_field kvm_msr_fields[] = {
     OPTIONAL(0x207, mtrr_mask[3]),
     OPTIONAL(0x208, mtrr_base[4]),
     OPTIONAL(0x209, mtrr_mask[4]),
+    OPTIONAL(0x20a, mtrr_base[5]),
+    OPTIONAL(0x20b, mtrr_mask[5]),
+    OPTIONAL(0x20c, mtrr_base[6]),
+    OPTIONAL(0x20d, mtrr_mask[6]),
+    OPTIONAL(0x20e, mtrr_base[7]),
+    OPTIONAL(0x20f, mtrr_mask[7]),
+    OPTIONAL(0x1d9, debug_control),
+    OPTIONAL(0xc001011f, virt_spec_ctrl),
+    OPTIONAL(0xc0011029, decode_config),
     /* Last: writing these makes KVM write guest memory, with the TSC already right. */
-    OPTIONAL(0x4b564d00, kvmclock_wall),
+    OPTIONAL(MSR_PV_WALL, kvmclock_wall),
     OPTIONAL(MSR_PV_TIME, kvmclock_system_time),
 };
 const unsigned kvm_n_msr_fields = sizeof(kvm_msr_fields) / sizeof(kvm_msr_fields[0]);
@@ -239,10 +249,17 @@ static int import_events(struct vcpu *v, const struct vcpu_state *st)
     return ioctl(v->fd, KVM_SET_VCPU_EVENTS, &e);
 }
 
+/* Not the place of the wall clock that a restored guest once gave: KVM writes there, and it may be something else now.
+ */
+static bool is_due(const struct vcpu *v, const struct vcpu_state *st, unsigned i)
+{
+    return st->msr[i] != v->known.msr[i] && !(v->everything && kvm_msr_fields[i].index == MSR_PV_WALL);
+}
+
 static int import_msrs(struct vcpu *v, const struct vcpu_state *st)
 {
     for (unsigned i = 0; i < kvm_n_msr_fields; i++) {
-        if (v->msr_absent[i] || (!v->everything && st->msr[i] == v->known.msr[i]))
+        if (v->msr_absent[i] || !is_due(v, st, i))
             continue;
         struct one_msr m = {.head.nmsrs = 1, .entry[0] = {.index = kvm_msr_fields[i].index, .data = st->msr[i]}};
         if (ioctl(v->fd, KVM_SET_MSRS, &m) == 1 || kvm_msr_fields[i].optional)
@@ -253,6 +270,41 @@ static int import_msrs(struct vcpu *v, const struct vcpu_state *st)
     return 0;
 }
 
+/* --- the machine's clock ------------------------------------------------------------------------ */
+
+static uint64_t host_tsc(void)
+{
+    return __builtin_ia32_rdtsc();
+}
+
+/* The clock that KVM shows begins when its machine is made; a restored guest's has been running for longer.  Once, by
+ * whoever is the first to run: nobody has seen the other. */
+static int import_clock(struct kvm_engine *e)
+{
+    int err = 0;
+    pthread_mutex_lock(&e->lock);
+    if (!e->clock_is_set) {
+        struct kvm_clock_data clock = {.clock = cpuid_table_now(e->cpuid, host_tsc())};
+        err = ioctl(e->vm, KVM_SET_CLOCK, &clock) ? -errno : 0;
+        e->clock_is_set = true;
+    }
+    pthread_mutex_unlock(&e->lock);
+    return err;
+}
+
+/* For who saves it (cpu/saved.c): when that clock read 0, as it goes now. */
+static void export_clock(struct kvm_engine *e)
+{
+    struct kvm_clock_data clock = {0};
+    uint64_t before = host_tsc();
+    if (ioctl(e->vm, KVM_GET_CLOCK, &clock))
+        return;
+    uint64_t now = clock.flags & KVM_CLOCK_HOST_TSC ? clock.host_tsc : before;
+    pthread_mutex_lock(&e->lock);
+    cpuid_table_set_now(e->cpuid, now, clock.clock);
+    pthread_mutex_unlock(&e->lock);
+}
+
 /* Order: the registers that decide which values the others may have come first; KVM_SET_REGS drops
  * pending exceptions, so the events are last. */
 int vcpu_import(struct vcpu *v)
@@ -261,6 +313,8 @@ int vcpu_import(struct vcpu *v)
     state_from_cpu(v, &st);
     struct vcpu_state *old = &v->known;
     bool all = v->everything;
+    if (all && import_clock(v->engine))
+        return import_failed(v, "clock");
     if (!all && !v->push_events && memcmp(&st, old, sizeof(st)) == 0)
         return 0;
     if ((all || memcmp(&st.sregs, &old->sregs, sizeof(st.sregs))) && ioctl(v->fd, KVM_SET_SREGS, &st.sregs))
@@ -345,8 +399,10 @@ static int export_pending(struct vcpu *v, const struct kvm_vcpu_events *e)
 {
     struct cpu *c = &v->cpu;
     int err = CPU_OK;
-    if (e->nmi.pending)
+    if (e->nmi.pending) {
         atomic_fetch_or(&c->request, REQ_NMI);
+        v->push_events = true;
+    }
     if (e->exception.injected || e->exception.pending) {
         c->exc = (struct exception){
             .vector = e->exception.nr,
@@ -399,9 +455,47 @@ int vcpu_export(struct vcpu *v, bool full)
         int err = export_msrs(v);
         if (err)
             return err;
+        if (c->index == 0)
+            export_clock(v->engine);
     }
     state_from_cpu(v, &v->known);
     return full ? export_pending(v, &events) : 0;
+}
+
+/* --- SIMD registers: they stay with KVM until somebody asks --------------------------------------- */
+
+enum { SIMD_LEGACY = 512, SIMD_HEADER = 64, SIMD_MXCSR = 24 };
+_Static_assert(sizeof(struct kvm_xsave) == ENGINE_SIMD_MAX, "it is XSAVE's standard format");
+
+int vcpu_get_simd(struct vcpu *v, uint8_t *out)
+{
+    struct kvm_xsave area;
+    if (ioctl(v->fd, KVM_GET_XSAVE, &area))
+        return -errno;
+    memcpy(out, &area, sizeof(area));
+    return sizeof(area);
+}
+
+/* Anybody's: what there is no place for is left out, and KVM refuses what else XRSTOR would. */
+int vcpu_set_simd(struct vcpu *v, const uint8_t *bytes, size_t n)
+{
+    struct kvm_xsave area = {0};
+    struct cpuid_regs shown;
+    uint64_t components;
+    uint32_t mxcsr;
+    if (n < SIMD_LEGACY + SIMD_HEADER || n > sizeof(area))
+        return -EINVAL;
+    memcpy(&area, bytes, n);
+    uint8_t *at = (uint8_t *)&area;
+    memcpy(&mxcsr, at + SIMD_MXCSR, sizeof(mxcsr));
+    mxcsr &= 0xffff;
+    memcpy(at + SIMD_MXCSR, &mxcsr, sizeof(mxcsr));
+    memcpy(&components, at + SIMD_LEGACY, sizeof(components));
+    cpu_cpuid(&v->cpu, 0xd, 0, &shown);
+    components &= shown.eax | (uint64_t)shown.edx << 32 | 3;
+    memset(at + SIMD_LEGACY, 0, SIMD_HEADER);
+    memcpy(at + SIMD_LEGACY, &components, sizeof(components));
+    return ioctl(v->fd, KVM_SET_XSAVE, &area) ? -errno : 0;
 }
 
 void vcpu_find_msrs(struct vcpu *v)
@@ -409,5 +503,6 @@ void vcpu_find_msrs(struct vcpu *v)
     for (unsigned i = 0; i < kvm_n_msr_fields; i++) {
         struct one_msr m = {.head.nmsrs = 1, .entry[0].index = kvm_msr_fields[i].index};
         v->msr_absent[i] = ioctl(v->fd, KVM_GET_MSRS, &m) != 1;
+        v->known.msr[i] = m.entry[0].data; /* writing it again might be complained of in the host's log */
     }
 }

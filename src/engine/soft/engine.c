@@ -208,6 +208,19 @@ static void soft_destroy(struct engine *e)
  * wait for, ends of interrupts by memory, wake-ups, TLB flushes of those that do not run, IPIs to many, yielding. */
 enum { ONE = 1 << 5, SEVERAL = ONE | 1 << 6 | 1 << 7 | 1 << 9 | 1 << 11 | 1 << 13 };
 
+static int create_table(struct cpuid_table **out, unsigned n_cpus, uint64_t tsc_khz)
+{
+    int rc = cpuid_table_create(out, n_cpus, tsc_khz);
+    if (!rc)
+        cpuid_table_show_kvm(*out, n_cpus > 1 ? SEVERAL : ONE);
+    return rc;
+}
+
+static int soft_show(struct cpuid_table **out, unsigned n_cpus)
+{
+    return create_table(out, n_cpus, 1000000);
+}
+
 static int soft_create(struct engine **out, const struct engine_config *config)
 {
     struct peers *p;
@@ -218,9 +231,7 @@ static int soft_create(struct engine **out, const struct engine_config *config)
         return rc;
     const uint64_t tsc_khz = config->tsc_khz ? config->tsc_khz
                                              : measure_tsc_khz(config->boots ? ROUGHLY_NS : MEASURED_NS);
-    rc = cpuid_table_create(&p->cpuid, p->n, tsc_khz);
-    if (!rc)
-        cpuid_table_show_kvm(p->cpuid, p->n > 1 ? SEVERAL : ONE);
+    rc = create_table(&p->cpuid, p->n, tsc_khz);
     for (unsigned i = 0; !rc && i < p->n; i++)
         rc = engine_make(p, i, config, tsc_khz);
     if (!rc)
@@ -313,6 +324,7 @@ const struct engine_ops engine_soft = {
     .run = soft_run,
     .kick = soft_kick,
     .stats = soft_stats,
+    .show = soft_show,
     .get_simd = soft_get_simd,
     .set_simd = soft_set_simd,
     .watch = soft_watch,
