@@ -12,7 +12,7 @@ struct vm_arguments {
     bool attached;
     const char *restore;
     uint64_t copy;
-    const char *incoming;
+    const char *incoming, *engine;
 };
 
 static const struct option_word incoming_words[] = {{"copied", 0}, {"shared", 0}, {0}};
@@ -40,6 +40,11 @@ const struct option_spec vm_command_options[] = {
      .value = "DISK",
      .words = incoming_words,
      .help = "wait to be received from another process, with its own disk or but for that"},
+    {.name = "engine",
+     .kind = OPTION_STRING,
+     .offset = offsetof(struct vm_arguments, engine),
+     .value = "NAME",
+     .help = "where it is on this engine"},
     {0},
 };
 
@@ -53,7 +58,7 @@ int vm_main(const struct command *self, int argc, char **argv)
         return status;
     if (operands == 0)
         return cli_usage_error(self, "this is for other commands of guise");
-    return process_main(argv[1], a.attached, a.restore, (unsigned)a.copy, a.incoming);
+    return process_main(argv[1], a.attached, a.restore, (unsigned)a.copy, a.incoming, a.engine);
 }
 
 static void print_images(void)

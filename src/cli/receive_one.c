@@ -59,12 +59,12 @@ static int take_hello(struct receiving *v, char *err, size_t n)
     return 0;
 }
 
-static int check_cpu(const struct receiving *v, char *err, size_t n)
+static int check_engine(const struct receiving *v, char *err, size_t n)
 {
     const char *hex = text_of(v->hello, "cpuid");
     size_t len = strlen(hex);
     uint8_t bytes[HEX_MOST / 2];
-    char why[128];
+    const struct vm_config *config = &v->record.settings.config;
     unsigned byte;
 
     if (len % 2 || len > HEX_MOST)
@@ -74,9 +74,12 @@ static int check_cpu(const struct receiving *v, char *err, size_t n)
             return error_set(err, n, -EBADMSG, "what the source says about its CPU makes no sense");
         bytes[i] = (uint8_t)byte;
     }
-    if (!len || restore_cpu_fits(&v->record, bytes, len / 2, why, sizeof why))
-        return 0;
-    return error_set(err, n, -ENOTSUP, "the destination's CPU %s, unlike the one that its guest was shown", why);
+    const char *engine = vm_engine_again(config->engine, text_of(v->hello, "engine"));
+    if (v->n_extra && strcmp(engine, "kvm") == 0)
+        return error_set(
+            err, n, -ENOTSUP,
+            "on the kvm engine a guest cannot wait for memory that comes later: move it without --postcopy");
+    return vm_engine_check(engine, vm_vcpus(config), bytes, len / 2, "the destination", err, n);
 }
 
 static uint64_t memory_available(void)
@@ -189,7 +192,8 @@ static int make_disk(struct receiving *v, char *err, size_t n)
 /* The process is there, and waits. */
 static int start(struct receiving *v, char *err, size_t n)
 {
-    const struct process_source incoming = {.incoming = true, .disk_away = v->own_stays};
+    const struct process_source incoming = {
+        .incoming = true, .disk_away = v->own_stays, .engine = vm_engine_again("auto", text_of(v->hello, "engine"))};
     json_t *event = NULL;
     int fd;
     int failed = process_start(&v->r->registry, &v->record, v->lock, true, &incoming, &fd, err, n);
@@ -328,7 +332,7 @@ static int receive_machine(struct receiving *v, char *err, size_t n)
     int failed = take_hello(v, err, n);
 
     if (!failed)
-        failed = check_cpu(v, err, n);
+        failed = check_engine(v, err, n);
     if (!failed)
         failed = check_memory(v, err, n);
     if (!failed)

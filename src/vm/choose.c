@@ -1,4 +1,5 @@
 /* Which engine runs a VM. */
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -19,6 +20,41 @@ static bool is_engine(const char *words, const char *name)
 {
     size_t n = strlen(name);
     return strncmp(words, name, n) == 0 && (words[n] == 0 || words[n] == ',');
+}
+
+static const struct engine_ops *find_engine(const char *words)
+{
+    for (size_t i = 0; i < ENGINES; i++)
+        if (is_engine(words, engines[i]->name))
+            return engines[i];
+    return NULL;
+}
+
+const char *vm_engine_again(const char *configured, const char *last)
+{
+    if (configured && strcmp(configured, "auto"))
+        return configured;
+    for (size_t i = 0; last && i < ENGINES; i++)
+        if (strcmp(last, engines[i]->name) == 0)
+            return engines[i]->name;
+    return engine_soft.name; /* what an older guise could save */
+}
+
+int vm_engine_check(const char *words, unsigned n_cpus, const uint8_t *shown, size_t size, const char *where, char *err,
+                    size_t n)
+{
+    const struct engine_ops *engine = find_engine(words);
+    struct cpuid_table *ours;
+    char why[256];
+
+    if (!engine || !engine->probe(why, sizeof why))
+        return error_set(err, n, -ENOTSUP, "the %s engine, which it runs on, does not work on %s: %s", words, where,
+                         engine ? why : "there is no such engine");
+    if (engine->show(&ours, n_cpus))
+        return 0; /* the machine will look again */
+    bool fits = cpuid_check(ours, shown, size, why, sizeof why);
+    cpuid_table_destroy(ours);
+    return fits ? 0 : error_set(err, n, -ENOTSUP, "%s's CPU %s, unlike the one that its guest was shown", where, why);
 }
 
 enum engine_direct vm_choose_direct(const struct vm_config *config)
@@ -141,14 +177,12 @@ const struct engine_ops *vm_choose_engine(const struct vm_config *config, char *
         return config->engine_ops;
     if (!config->engine || !strcmp(config->engine, "auto"))
         return choose_auto(why, size);
-    for (size_t i = 0; i < ENGINES; i++) {
-        if (!is_engine(config->engine, engines[i]->name))
-            continue;
-        if (engines[i]->probe(reason, sizeof reason))
-            return engines[i];
+    const struct engine_ops *engine = find_engine(config->engine);
+    if (!engine)
+        snprintf(why, size, "there is no engine \"%s\"", config->engine);
+    else if (engine->probe(reason, sizeof reason))
+        return engine;
+    else
         snprintf(why, size, "the %s engine does not work on this host: %s", config->engine, reason);
-        return NULL;
-    }
-    snprintf(why, size, "there is no engine \"%s\"", config->engine);
     return NULL;
 }

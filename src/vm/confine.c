@@ -27,6 +27,11 @@ bool vm_is_kvm(const struct vm *vm)
     return strcmp(vm->ops->name, "kvm") == 0;
 }
 
+enum sandbox_role vm_vcpu_role(const struct vm *vm)
+{
+    return vm_is_kvm(vm) ? SANDBOX_VCPU_KVM : SANDBOX_VCPU_SOFT;
+}
+
 /* --- the keeper -------------------------------------------------------------------------------------------- */
 
 static void add_socket(struct keeper_config *c, const char *path)

@@ -25,6 +25,13 @@ bool fork_refused(struct control_call *call)
     const struct vm *vm = call->opaque;
     const struct vm_config *told = &vm->config->life->record->settings.config;
 
+    if (!memory_is_announced(machine_memory(vm->machine)))
+        return control_fail(call, "unsupported",
+                            "what guests write on the %s engine is known too late for memory that copies have in "
+                            "common: only machines of the soft engine are forked; `guise snapshot export` and `guise "
+                            "restore --from FILE --clone` make a copy of this one",
+                            vm->ops->name),
+               true;
     for (unsigned i = 0; i < vm->n_nets; i++)
         if (!net_can_publish(vm->nets[i]))
             return control_fail(call, "unsupported",

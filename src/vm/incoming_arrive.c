@@ -29,6 +29,7 @@
 #include "host/thread.h"
 #include "host/unix.h"
 #include "memory/memory.h"
+#include "vm/confine.h"
 #include "vm/life.h"
 #include "vm/migration_int.h"
 
@@ -139,7 +140,7 @@ static void *arriving_main(void *opaque)
     const char *why = NULL;
 
     prctl(PR_SET_NAME, "arrive");
-    int err = sandbox_thread(in->vm->sandbox, SANDBOX_VCPU_SOFT);
+    int err = sandbox_thread(in->vm->sandbox, vm_vcpu_role(in->vm));
     if (!err && s == &in->streams[in->n_streams])
         err = say_what_is_lacked(a);
     if (!err)

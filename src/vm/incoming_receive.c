@@ -16,6 +16,7 @@
 #include "host/sandbox.h"
 #include "host/thread.h"
 #include "memory/memory.h"
+#include "vm/confine.h"
 #include "vm/life.h"
 #include "vm/migration_int.h"
 #include "vm/prepare.h"
@@ -169,7 +170,7 @@ static void *receiver_main(void *opaque)
 
     prctl(PR_SET_NAME, "incoming");
     /* That of a vCPU's thread: it does what that does, use memory and drive disks. */
-    int err = sandbox_thread(in->vm->sandbox, SANDBOX_VCPU_SOFT);
+    int err = sandbox_thread(in->vm->sandbox, vm_vcpu_role(in->vm));
     if (!err)
         err = receive_all(s, why, sizeof why);
     pthread_mutex_lock(&in->lock);

@@ -29,11 +29,6 @@ static bool refused(struct control_call *call)
     bool shared = json_is_true(json_object_get(call->arguments, "shared"));
     char why[ERROR_SIZE];
 
-    if (!vm->ops->get_simd)
-        return control_fail(call, "unsupported",
-                            "machines of the %s engine cannot move while they run: start it with --engine soft",
-                            vm->ops->name),
-               true;
     if (vm->config->shares.n)
         return control_fail(call, "unsupported",
                             "it has shared folders, and what the guest has open in them cannot move"),

@@ -62,8 +62,11 @@ int process_start(const struct registry *r, const struct vm_record *record, int 
         argv[argc++] = count;
         memcpy(fds + 2, source->copy, n_fds * sizeof *fds);
     }
-    if (incoming)
+    if (incoming) {
         argv[argc++] = source->disk_away ? "--incoming=shared" : "--incoming=copied";
+        argv[argc++] = "--engine";
+        argv[argc++] = source->engine;
+    }
     if (log < 0)
         return log;
     if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends)) {
@@ -167,7 +170,8 @@ static int open_source(struct restore *restore, const char *snapshot, unsigned c
     return failed;
 }
 
-int process_main(const char *name, bool attached, const char *snapshot, unsigned copy, const char *incoming)
+int process_main(const char *name, bool attached, const char *snapshot, unsigned copy, const char *incoming,
+                 const char *engine)
 {
     struct registry r;
     struct vm_record record;
@@ -200,7 +204,7 @@ int process_main(const char *name, bool attached, const char *snapshot, unsigned
     if (!failed && incoming) {
         prepared.config.incoming = true;
         prepared.config.disk_away = strcmp(incoming, "shared") == 0;
-        prepared.config.engine = "soft"; /* whose state it is */
+        prepared.config.engine = vm_engine_again(prepared.config.engine, engine);
     }
     if (!failed) {
         vm_run(&prepared.config, &result);

@@ -7,8 +7,9 @@ struct process_source {
     const char *snapshot; /* a file (restore.h); or NULL */
     const int *copy;      /* descriptors that a machine that is forked has handed over (fork.h); or none */
     unsigned n_copy;
-    bool incoming;  /* it is to be received (migration.h), */
-    bool disk_away; /* but for its own disk's file, which is here */
+    bool incoming;      /* it is to be received (migration.h), */
+    bool disk_away;     /* but for its own disk's file, which is here; */
+    const char *engine; /* and was on this one */
 };
 
 /*
@@ -21,8 +22,10 @@ int process_start(const struct registry *r, const struct vm_record *record, int 
                   const struct process_source *source, int *client, char *err, size_t n);
 
 /* The process's main function: runs the VM `name`, whose lock is descriptor 4, with descriptor 3 as its first control
- * connection, until it ends; those of a copy's source, `copy` of them, are the next.  Returns an exit status. */
-int process_main(const char *name, bool attached, const char *snapshot, unsigned copy, const char *incoming);
+ * connection, until it ends; those of a copy's source, `copy` of them, are the next; engine: where an incoming one was.
+ * Returns an exit status. */
+int process_main(const char *name, bool attached, const char *snapshot, unsigned copy, const char *incoming,
+                 const char *engine);
 
 /* Waits until the process that runs it has ended and let go of everything.  0, or -ETIMEDOUT. */
 int process_wait(const struct registry *r, const char *name, int timeout_ms);

@@ -68,44 +68,46 @@ void restore_close(struct restore *r)
         close(r->set_fd);
 }
 
-bool restore_cpu_fits(const struct vm_record *record, const uint8_t *saved, size_t size, char *why, size_t n)
+/* The engine that it was on, as `about` says; free `about`, not it.  NULL: it does not say. */
+static const char *engine_of(const struct restore *r, json_t **about)
 {
-    struct cpuid_table *ours;
+    char none[1];
 
-    if (cpuid_table_create(&ours, vm_vcpus(&record->settings.config), 1000000))
-        return true;                 /* the machine will look again */
-    cpuid_table_show_kvm(ours, ~0u); /* what of KVM's is the engine's to know */
-    bool fits = cpuid_check(ours, saved, size, why, n);
-    cpuid_table_destroy(ours);
-    return fits;
+    *about = snapshot_about(&r->file, r->name, none, sizeof none);
+    return json_string_value(json_object_get(*about, "engine"));
+}
+
+static int check_cpu(const struct restore *r, const struct vm_record *record, char *err, size_t n)
+{
+    const struct section *table = sections_find(&r->file.sections, "cpuid", "table");
+    const struct vm_config *config = &record->settings.config;
+    char why[ERROR_SIZE];
+    json_t *about;
+
+    if (!table)
+        return 0;
+    const char *engine = vm_engine_again(config->engine, engine_of(r, &about));
+    json_decref(about);
+    int failed = vm_engine_check(engine, vm_vcpus(config), table->bytes, table->size, "this host", why, sizeof why);
+    return failed ? error_set(err, n, failed, "%s cannot be restored here: %s", r->name, why) : 0;
 }
 
 int restore_check(const struct restore *r, const struct vm_record *record, char *err, size_t n)
 {
-    const struct section *table = sections_find(&r->file.sections, "cpuid", "table");
     uint64_t memory = (record->settings.config.memory_bytes + 4095) & ~4095ull;
-    char why[128];
 
     if (r->file.extent[SNAPSHOT_MEMORY].bytes != memory)
         return error_set(err, n, -EINVAL, "%s has %llu MiB of memory, %s has %llu", r->name,
                          (unsigned long long)r->file.extent[SNAPSHOT_MEMORY].bytes >> 20, record->name,
                          (unsigned long long)memory >> 20);
-    return !table || restore_cpu_fits(record, table->bytes, table->size, why, sizeof why)
-               ? 0
-               : error_set(err, n, -ENOTSUP,
-                           "%s cannot be restored here: this host's CPU %s, unlike the one that its "
-                           "guest was shown",
-                           r->name, why);
+    return check_cpu(r, record, err, n);
 }
 
 void restore_choose_engine(const struct restore *r, struct vm_config *config)
 {
-    char none[1];
-    json_t *about = snapshot_about(&r->file, r->name, none, sizeof none);
-    const char *engine = json_string_value(json_object_get(about, "engine"));
+    json_t *about;
 
-    if (engine && strcmp(engine, "soft") == 0 && strcmp(config->engine, "auto") == 0)
-        config->engine = "soft";
+    config->engine = vm_engine_again(config->engine, engine_of(r, &about));
     json_decref(about);
 }
 
@@ -118,6 +120,8 @@ static int load_memory(struct vm *vm, struct restore *r, char *err, size_t n)
     if (bytes != here)
         return error_set(err, n, -EINVAL, "%s has %llu MiB of memory, this machine %llu", r->name,
                          (unsigned long long)bytes >> 20, (unsigned long long)here >> 20);
+    if (!memory_is_announced(machine_memory(vm->machine)))
+        return loading_all(vm, r, err, n);
     int failed = loading_begin(vm, r);
     return failed ? error_sys(err, n, failed, "the memory of %s cannot be set up", r->name) : 0;
 }
@@ -141,9 +145,6 @@ int restore_machine(struct vm *vm, struct restore *r, char *err, size_t n)
     char why[ERROR_SIZE];
     unsigned bad;
 
-    if (!vm->ops->set_simd)
-        return error_set(err, n, -ENOTSUP, "machines of the %s engine cannot be restored: use --engine soft",
-                         vm->ops->name);
     int failed = load_memory(vm, r, err, n);
     if (!failed && (failed = snapshot_load_simd(vm, &r->file.sections, &bad)))
         error_set(err, n, failed, "%s is damaged: CPU %u has no SIMD registers, or impossible ones", r->name, bad);
@@ -160,7 +161,7 @@ void restore_started(struct vm *vm, const struct restore *r)
     json_t *about = snapshot_about(&r->file, r->name, none, sizeof none);
 
     machine_new_generation(vm->machine);
-    if (!r->copy && loading_start(vm))
+    if (vm->loading && loading_start(vm))
         vm_end(vm, VM_FAILED, "cannot start the thread that loads memory");
     life_event(
         vm, r->copy ? "copied" : "restored",

@@ -15,6 +15,7 @@
 
 #include "base/bytes.h"
 #include "base/crc32c.h"
+#include "base/error.h"
 #include "host/sandbox.h"
 #include "host/thread.h"
 #include "memory/watch.h"
@@ -129,6 +130,11 @@ static void *loader_main(void *opaque)
     return NULL;
 }
 
+static const char *what_is_wrong(int err)
+{
+    return err == -EBADMSG ? "is damaged: the check sum of a piece of memory is wrong" : "cannot be read";
+}
+
 /* On the loop. */
 static void look(void *opaque)
 {
@@ -136,8 +142,7 @@ static void look(void *opaque)
     struct vm *vm = l->vm;
 
     if (l->failed)
-        vm_end(vm, VM_FAILED, "the snapshot %s %s", l->restore->name,
-               l->failed == -EBADMSG ? "is damaged: the check sum of a piece of memory is wrong" : "cannot be read");
+        vm_end(vm, VM_FAILED, "the snapshot %s %s", l->restore->name, what_is_wrong(l->failed));
     else if (memory_is_watched(machine_memory(vm->machine)))
         loop_timer_set(vm->loop, &l->look, clock_ns() + 10000000);
 }
@@ -155,6 +160,23 @@ int loading_begin(struct vm *vm, struct restore *r)
     vm->loading = l;
     const struct memory_source source = {.load = load, .has = is_kept, .opaque = l};
     return memory_load_begin(machine_memory(vm->machine), &source);
+}
+
+int loading_all(struct vm *vm, struct restore *r, char *err, size_t n)
+{
+    struct memory *m = machine_memory(vm->machine);
+    const struct snapshot_file *f = &r->file;
+    uint8_t bytes[SNAPSHOT_CHUNK];
+    int kept = 0;
+
+    for (uint64_t i = 0; i < memory_chunks(m) && kept >= 0; i++) {
+        if (!f->extent[SNAPSHOT_MEMORY].place[i].length)
+            continue;
+        kept = snapshot_read_chunk(f, SNAPSHOT_MEMORY, i, bytes);
+        if (kept > 0)
+            memory_fill_chunk(m, i, bytes);
+    }
+    return kept < 0 ? error_set(err, n, kept, "the snapshot %s %s", r->name, what_is_wrong(kept)) : 0;
 }
 
 int loading_start(struct vm *vm)

@@ -16,7 +16,7 @@
 
 #define LOOK_NS 2000000
 
-const char *const saving_state_names[] = {"flushing", "flushing", "writing", "complete", "failed"};
+static const char *const state_names[] = {"flushing", "flushing", "writing", "writing", "complete", "failed"};
 
 /* --- how it ends ------------------------------------------------------------------------------------------------- */
 
@@ -24,12 +24,13 @@ static json_t *describe(const struct saving *s)
 {
     uint64_t total = machine_memory(s->vm->machine)->size;
     uint64_t done = s->done_bytes < total ? s->done_bytes : total;
+    bool writes = s->by_rounds && s->state < SAVING_COMPLETE;
 
-    return json_pack("{s:s, s:s, s:I, s:I, s:I, s:I, s:b, s:s?, s:s?}", "state", saving_state_names[s->state], "tag",
-                     s->tag, "done_bytes", (json_int_t)done, "total_bytes", (json_int_t)total, "file_bytes",
-                     (json_int_t)s->written_bytes, "pause_us", (json_int_t)(s->pause_ns / 1000), "layered",
-                     (int)(s->layer_name[0] && s->layer < 0), "layer", s->layer_name[0] ? s->layer_name : NULL,
-                     "reason", s->error[0] ? s->error : NULL);
+    return json_pack("{s:s, s:s, s:I, s:I, s:I, s:I, s:b, s:s?, s:s?}", "state",
+                     state_names[writes ? SAVING_WRITING : s->state], "tag", s->tag, "done_bytes", (json_int_t)done,
+                     "total_bytes", (json_int_t)total, "file_bytes", (json_int_t)s->written_bytes, "pause_us",
+                     (json_int_t)(s->pause_ns / 1000), "layered", (int)(s->layer_name[0] && s->layer < 0), "layer",
+                     s->layer_name[0] ? s->layer_name : NULL, "reason", s->error[0] ? s->error : NULL);
 }
 
 /* Whoever waits for the thread need not. */
@@ -38,6 +39,7 @@ static void give_up(struct saving *s)
     s->give_up = true;
     pthread_mutex_lock(&s->lock);
     pthread_cond_broadcast(&s->room);
+    pthread_cond_broadcast(&s->go_on);
     pthread_mutex_unlock(&s->lock);
 }
 
@@ -94,7 +96,10 @@ static void look(void *opaque)
         start(s);
         return;
     }
-    if (s->result == 1) {
+    if (s->result == 1 && s->state == SAVING_COPYING && saving_round_is_done(s)) {
+        s->last = saving_round_is_last(s);
+        start(s);
+    } else if (s->result == 1) {
         loop_timer_set(s->vm->loop, &s->look, clock_ns() + LOOK_NS);
     } else if (s->result == 0) {
         finish(s, SAVING_COMPLETE);
@@ -172,10 +177,39 @@ static int freeze_disk(struct saving *s)
     return failed;
 }
 
+/* It stands still only for that. */
+static void take_round(struct saving *s)
+{
+    struct vm *vm = s->vm;
+
+    for (unsigned i = 0; i < vm->n_disks; i++)
+        disk_drain(vm->disks[i]);
+    int failed = s->give_up ? -ECANCELED : saving_round_begin(s);
+    s->state = SAVING_COPYING;
+    if (failed) {
+        error_sys(s->error, sizeof s->error, failed, "memory cannot be saved");
+        give_up(s);
+        fail(s);
+        return;
+    }
+    loop_timer_set(vm->loop, &s->look, clock_ns() + LOOK_NS);
+}
+
+static int save_memory(struct saving *s)
+{
+    return s->by_rounds ? saving_round_last(s) : saving_memory_begin(s);
+}
+
 void snapshot_take(struct vm *vm)
 {
     struct saving *s = vm->saving;
     uint64_t began = clock_ns();
+
+    s->stood = true;
+    if (s->by_rounds && !s->last) {
+        take_round(s);
+        return;
+    }
     int failed = machine_save(vm->machine, &s->sections);
 
     s->state = SAVING_WRITING;
@@ -185,14 +219,15 @@ void snapshot_take(struct vm *vm)
         failed = save_about(s);
     if (failed)
         error_sys(s->error, sizeof s->error, failed, "the machine cannot be saved");
-    else if (!(failed = freeze_disk(s)) && s->fork < 0 && (failed = saving_memory_begin(s)))
+    else if (!(failed = freeze_disk(s)) && s->fork < 0 && (failed = save_memory(s)))
         error_sys(s->error, sizeof s->error, failed, "memory cannot be saved");
     if (!failed && s->fork >= 0)
         failed = fork_hand_over(s);
     s->pause_ns = clock_ns() - began;
-    if (failed)
+    if (failed) {
+        give_up(s);
         fail(s);
-    else if (s->fork >= 0)
+    } else if (s->fork >= 0)
         finish(s, SAVING_COMPLETE);
     else
         loop_timer_set(vm->loop, &s->look, clock_ns() + LOOK_NS);
@@ -202,9 +237,10 @@ void snapshot_taken(struct vm *vm, uint64_t pause_ns)
 {
     struct saving *s = vm->saving;
 
-    if (!s || !s->ticket.id) /* it stood still for something else */
+    if (!s || !s->stood) /* it stood still for something else */
         return;
-    s->pause_ns = pause_ns;
+    s->stood = false;
+    s->pause_ns = pause_ns > s->pause_ns ? pause_ns : s->pause_ns;
     answer(s);
 }
 
@@ -221,6 +257,7 @@ void snapshot_abandon(struct vm *vm)
         give_up(s);
         fail(s);
     }
+    pthread_cond_destroy(&s->go_on);
     pthread_cond_destroy(&s->room);
     pthread_mutex_destroy(&s->lock);
     free(s);
@@ -238,10 +275,6 @@ static bool refused(struct control_call *call)
 
     if (vm->parked >= 0)
         return control_fail(call, "wrong-state", "it only stands by, for copies to be made of it"), true;
-    if (!vm->ops->get_simd)
-        return control_fail(call, "unsupported",
-                            "machines of the %s engine cannot be saved: start it with --engine soft", vm->ops->name),
-               true;
     if (vm->config->shares.n)
         return control_fail(call, "unsupported",
                             "it has shared folders, and what the guest has open in them cannot be saved"),
@@ -280,14 +313,16 @@ static struct saving *renew(struct vm *vm)
             return NULL;
         pthread_mutex_init(&s->lock, NULL);
         pthread_cond_init(&s->room, NULL);
+        pthread_cond_init(&s->go_on, NULL);
         loop_timer_init(&s->look, look, s);
         s->vm = vm;
         s->kept_end = &s->kept;
     }
     s->layer_name[0] = s->error[0] = 0;
     s->pause_ns = 0;
-    s->give_up = false;
-    s->done_bytes = s->written_bytes = 0;
+    s->give_up = s->stood = s->last = s->last_begun = s->all_kept = false;
+    s->done_bytes = s->written_bytes = s->round = s->written = s->stalls = 0;
+    s->by_rounds = !memory_is_announced(machine_memory(vm->machine));
     return s;
 }
 
@@ -301,7 +336,7 @@ static void start(struct saving *s)
         loop_timer_set(vm->loop, &s->look, clock_ns() + LOOK_NS);
         return;
     }
-    if (s->layer < 0) {
+    if (s->layer < 0 || (s->by_rounds && !s->last)) {
         s->state = SAVING_DUE;
         loop_stop(vm->loop);
         return;
@@ -370,7 +405,7 @@ static json_t *cancel(struct control_call *call)
 {
     const struct vm *vm = call->opaque;
 
-    if (!vm->saving || vm->saving->state != SAVING_WRITING)
+    if (!vm->saving || (vm->saving->state != SAVING_WRITING && vm->saving->state != SAVING_COPYING))
         return control_fail(call, "wrong-state", "no snapshot is being written");
     give_up(vm->saving);
     return json_object();

@@ -50,13 +50,11 @@ int restore_open(struct restore *r, const char *path, bool to_run, char *err, si
 /* The same for a copy of a machine: fds are the state's and the templates' (fork.h), which are taken over. */
 int restore_open_copy(struct restore *r, const int *fds, unsigned count, char *err, size_t n);
 void restore_close(struct restore *r);
-/* One that says nothing of an engine gets the one that the snapshot is of, without looking for others. */
+/* The engine that it goes on with (vm_engine_again). */
 void restore_choose_engine(const struct restore *r, struct vm_config *config);
 /* What can be known without making the machine: that it is of one like `record`, and that this host's CPU will do. */
 struct vm_record;
 int restore_check(const struct restore *r, const struct vm_record *record, char *err, size_t n);
-/* Has this host's CPU what a guest was shown, as cpuid_save has it?  If not, what it lacks: "has no avx512f". */
-bool restore_cpu_fits(const struct vm_record *record, const uint8_t *saved, size_t size, char *why, size_t n);
 /* Makes the machine, which was set up for it and has not run, what was saved.  Bus lock held.  0, or -errno with a
  * sentence. */
 int restore_machine(struct vm *vm, struct restore *r, char *err, size_t n);

@@ -17,7 +17,7 @@
 
 /* --- on the guest's threads -------------------------------------------------------------------------------------- */
 
-static void wait_for_room(void *opaque)
+void saving_wait_for_room(void *opaque)
 {
     struct saving *s = opaque;
 
@@ -27,7 +27,7 @@ static void wait_for_room(void *opaque)
     pthread_mutex_unlock(&s->lock);
 }
 
-static void keep(void *opaque, uint64_t chunk, const void *bytes, uint32_t length)
+void saving_keep(void *opaque, uint64_t chunk, const void *bytes, uint32_t length)
 {
     struct saving *s = opaque;
     struct kept_chunk *k = s->give_up ? NULL : malloc(sizeof *k + length);
@@ -42,6 +42,7 @@ static void keep(void *opaque, uint64_t chunk, const void *bytes, uint32_t lengt
     *s->kept_end = k;
     s->kept_end = &k->next;
     s->kept_bytes += length;
+    pthread_cond_broadcast(&s->go_on);
     pthread_mutex_unlock(&s->lock);
 }
 
@@ -61,7 +62,7 @@ static struct kept_chunk *take_kept(struct saving *s)
     return k;
 }
 
-static int write_kept(struct saving *s, struct snapshot_writer *w)
+int saving_write_kept(struct saving *s, struct snapshot_writer *w)
 {
     struct kept_chunk *k;
     int err = 0;
@@ -81,14 +82,14 @@ static int write_memory(struct saving *s, struct snapshot_writer *w)
     int err = 0;
 
     for (uint64_t i = 0; i < memory_chunks(m) && !err && !s->give_up; i++) {
-        err = write_kept(s, w);
+        err = saving_write_kept(s, w);
         i = memory_keep_skip(m, i);
         if (!err && i < memory_chunks(m) && memory_keep_take(m, i, bytes, &length))
             err = snapshot_write_chunk(w, SNAPSHOT_MEMORY, i, bytes, length);
         s->done_bytes = (i + 1) << WATCH_SHIFT;
         s->written_bytes = snapshot_written(w);
     }
-    return err ? err : write_kept(s, w);
+    return err ? err : saving_write_kept(s, w);
 }
 
 static int write_all(struct saving *s)
@@ -100,8 +101,8 @@ static int write_all(struct saving *s)
         return err;
     err = snapshot_write_extent(w, SNAPSHOT_MEMORY, machine_memory(s->vm->machine)->size);
     if (!err)
-        err = write_memory(s, w);
-    if (!err)
+        err = s->by_rounds ? saving_write_rounds(s, w) : write_memory(s, w);
+    if (!err && !s->give_up) /* else there are none, perhaps */
         err = snapshot_write_sections(w, &s->sections);
     if (!err && s->give_up)
         err = -ECANCELED;
@@ -120,7 +121,8 @@ static void *writer_main(void *opaque)
     int err = sandbox_thread(s->vm->sandbox, SANDBOX_WORKER);
     if (!err)
         err = write_all(s);
-    memory_keep_end(machine_memory(s->vm->machine));
+    if (!s->by_rounds)
+        memory_keep_end(machine_memory(s->vm->machine));
     pthread_mutex_lock(&s->lock);
     s->result = err;
     pthread_cond_broadcast(&s->room);
@@ -128,22 +130,28 @@ static void *writer_main(void *opaque)
     return NULL;
 }
 
+int saving_thread_start(struct saving *s)
+{
+    s->result = 1;
+    int err = thread_start(&s->thread, NULL, writer_main, s);
+    s->has_thread = !err;
+    if (err)
+        s->result = err;
+    return err;
+}
+
 int saving_memory_begin(struct saving *s)
 {
-    const struct memory_keeper keeper = {wait_for_room, keep, s};
+    const struct memory_keeper keeper = {saving_wait_for_room, saving_keep, s};
     struct memory *m = machine_memory(s->vm->machine);
     int err = memory_keep_begin(m, &keeper);
 
     if (err)
         return err;
     s->vm->ops->watch(s->vm->engine);
-    s->result = 1;
-    err = thread_start(&s->thread, NULL, writer_main, s);
-    s->has_thread = !err;
-    if (err) {
+    err = saving_thread_start(s);
+    if (err)
         memory_keep_end(m);
-        s->result = err;
-    }
     return err;
 }
 
@@ -156,4 +164,8 @@ void saving_memory_end(struct saving *s)
     s->has_thread = false;
     while ((k = take_kept(s)))
         free(k);
+    if (s->changed)
+        memory_log_end(machine_memory(s->vm->machine));
+    free(s->changed);
+    s->changed = NULL;
 }

@@ -134,8 +134,10 @@ int snapshot_write_chunk(struct snapshot_writer *w, enum snapshot_extent e, uint
         memset(whole + length, 0, SNAPSHOT_CHUNK - length);
         bytes = whole;
     }
-    if (e == SNAPSHOT_MEMORY && memcmp(bytes, zeroes, SNAPSHOT_CHUNK) == 0)
+    if (e == SNAPSHOT_MEMORY && memcmp(bytes, zeroes, SNAPSHOT_CHUNK) == 0) {
+        memset(w->extent[e].index + i * PLACE_SIZE, 0, PLACE_SIZE); /* it may have been something before */
         return 0;
+    }
     size_t packed = ZSTD_compressCCtx(w->zstd, w->packed, w->packed_room, bytes, SNAPSHOT_CHUNK, LEVEL);
     if (ZSTD_isError(packed) || packed >= SNAPSHOT_CHUNK)
         return place(w, e, i, bytes, SNAPSHOT_CHUNK);

@@ -57,6 +57,14 @@ static inline unsigned vm_vcpus(const struct vm_config *config)
     return (unsigned)(config->max_cpus ? config->max_cpus : config->n_cpus);
 }
 
+/* The engine that a machine goes on with which was on the engine `last`: what its configuration says, or, where that is
+ * "auto", that one.  `last` may be a stranger's word, or NULL. */
+const char *vm_engine_again(const char *configured, const char *last);
+/* Does that engine work here, and does it show a guest all that this one was shown (cpu.h: cpuid_save)?  0, or -errno
+ * with a clause in err[n], which calls this host `where`. */
+int vm_engine_check(const char *engine, unsigned n_cpus, const uint8_t *shown, size_t size, const char *where,
+                    char *err, size_t n);
+
 enum vm_end {
     VM_POWEROFF,  /* the guest switched itself off */
     VM_RESET,     /* it reset, under no_reboot */

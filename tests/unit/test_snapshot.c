@@ -87,6 +87,33 @@ static void what_is_written_is_read(void **state)
     close(fd);
 }
 
+/* As one does that is written while it changes. */
+static void the_last_of_a_chunk_counts(void **state)
+{
+    struct snapshot_writer *w;
+    struct snapshot_file f;
+    uint8_t bytes[SNAPSHOT_CHUNK];
+    int fd = memfd_create("snapshot", MFD_CLOEXEC);
+
+    fill_chunks();
+    assert_int_equal(snapshot_writer_create(&w, fd), 0);
+    assert_int_equal(snapshot_write_extent(w, SNAPSHOT_MEMORY, BYTES), 0);
+    assert_int_equal(snapshot_write_chunk(w, SNAPSHOT_MEMORY, 0, chunks[1], SNAPSHOT_CHUNK), 0);
+    assert_int_equal(snapshot_write_chunk(w, SNAPSHOT_MEMORY, 1, chunks[1], SNAPSHOT_CHUNK), 0);
+    assert_int_equal(snapshot_write_chunk(w, SNAPSHOT_MEMORY, 0, chunks[2], SNAPSHOT_CHUNK), 0);
+    assert_int_equal(snapshot_write_chunk(w, SNAPSHOT_MEMORY, 1, chunks[3], SNAPSHOT_CHUNK), 0);
+    assert_int_equal(snapshot_write_end(w), 0);
+    snapshot_writer_destroy(w);
+    assert_int_equal(snapshot_open(&f, fd, "it", err, sizeof err), 0);
+    assert_int_equal(snapshot_kept(&f, SNAPSHOT_MEMORY), 1);
+    assert_int_equal(snapshot_read_chunk(&f, SNAPSHOT_MEMORY, 0, bytes), 1);
+    assert_memory_equal(bytes, chunks[2], sizeof bytes);
+    assert_int_equal(snapshot_read_chunk(&f, SNAPSHOT_MEMORY, 1, bytes), 0); /* zeroes by now */
+    assert_memory_equal(bytes, chunks[3], sizeof bytes);
+    snapshot_close(&f);
+    close(fd);
+}
+
 static void it_is_small(void **state)
 {
     int fd = make();
@@ -227,6 +254,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         T(what_is_written_is_read),
+        T(the_last_of_a_chunk_counts),
         T(it_is_small),
         T(one_that_is_cut_off_is_refused),
         T(one_that_was_never_finished_is_refused),
