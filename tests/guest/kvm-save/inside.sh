@@ -1,0 +1,50 @@
+#!/bin/sh
+# Inside the outer machine of tests/guest/kvm-save.sh: a machine on the KVM engine is saved, goes back, and moves.
+#
+#   inside.sh CPUS ROUNDS [WORDS]       ROUNDS: how often all of that; WORDS: more for the kernel's command line
+export GUISE_DATA=/data GUISE_RUNTIME=/run/guise HOME=/root PATH=/bin:/
+cpus=$1 rounds=$2 append=${3:-} name=vm
+busybox --install -s /bin
+mkdir -p /data /run/guise /root
+
+bad() { echo "inside: FAILED: $*"; tail -n 5 /data/vms/*/guise.log /data/vms/*/serial.log; exit 1; }
+last() { grep '^tick' "/data/vms/$name/serial.log" | tail -n 1 | cut -d ' ' -f 2; }
+# It goes on, and nothing is lost.
+right()
+{
+    local begin=$(last) i=0
+    until [ "$(last)" -gt $((begin + 2)) ] 2>/dev/null; do
+        i=$((i + 1))
+        [ $i -lt 100 ] || bad "$1: $begin ticks, then $(last)"
+        usleep 100000
+    done
+    ! grep -E 'WRONG|BUG|Oops|Call Trace|stall|unstable' "/data/vms/$name/serial.log" || bad "$1"
+    echo "inside: $1: tick $(last)"
+}
+
+guise create --name vm --engine kvm --kernel /vmlinuz --initrd /guest.gz --memory 80M --cpus "$cpus" \
+    --append "console=ttyS0 quiet panic=-1 $append" >/dev/null || bad create
+guise start vm || bad start
+i=0
+until [ "$(last)" -gt 3 ] 2>/dev/null; do i=$((i + 1)); [ $i -lt 400 ] || bad "it does not come up"; usleep 100000; done
+right "it runs"
+for round in $(seq "$rounds"); do
+    guise snapshot $name "s$round" --verbose 2>/tmp/said || bad "snapshot: $(cat /tmp/said)"
+    tail -n 1 /tmp/said
+    right "it runs on"
+    size=$(wc -c <"/data/vms/$name/serial.log")
+    guise restore --quiet $name "s$round" || bad restore
+    right "restored"
+    tail -c "+$size" "/data/vms/$name/serial.log" | awk '/^tick/ { back += $2 < last; last = $2 } END { exit back != 1 }' ||
+        bad "it was not taken back, or more than once"
+    guise snapshot rm $name "s$round" || bad "snapshot rm"
+    for i in 1 2; do
+        to=vm-$round-$i
+        guise migrate $name $to --downtime 400 --verbose 2>/tmp/said || bad "migrate: $(cat /tmp/said)"
+        tail -n 1 /tmp/said
+        name=$to
+        right "it has moved"
+    done
+done
+guise kill $name
+echo "inside: all is well"
