@@ -40,7 +40,7 @@ for round in $(seq "$rounds"); do
     guise snapshot rm $name "s$round" || bad "snapshot rm"
     for i in 1 2; do
         to=vm-$round-$i
-        guise migrate $name $to --downtime 400 --verbose 2>/tmp/said || bad "migrate: $(cat /tmp/said)"
+        guise migrate $name $to --downtime 3000 --verbose 2>/tmp/said || bad "migrate: $(cat /tmp/said)"
         tail -n 1 /tmp/said
         name=$to
         right "it has moved"
