@@ -12,6 +12,6 @@ struct kvm_probe_result {
     bool interrupted;   /* the watchdog stopped it */
 };
 
-/* true: KVM is usable.  false: why[size] holds one sentence.  Takes at most about a second, however
+/* true: KVM is usable.  false: why[size] holds one sentence.  Takes at most some seconds, however
  * slow the host's KVM is.  `result` may be NULL. */
 bool kvm_probe(char *why, size_t size, struct kvm_probe_result *result);
