@@ -166,10 +166,52 @@ static size_t put_body(struct target *t, struct fuzz_input *in, uint32_t opcode,
     return n;
 }
 
+static void say_hello(struct target *t)
+{
+    static const struct fuse_init_in init = {.major = 7, .minor = 38, .flags = ~0u >> 1};
+    struct {
+        struct fuse_in_header h;
+        struct fuse_init_in init;
+    } hello = {.h = {.len = sizeof hello, .opcode = FUSE_INIT, .unique = 1}, .init = init};
+
+    t->opcode = FUSE_INIT;
+    server_call(t->server, &(struct server_message){.head = &hello, .head_length = sizeof hello, .reply_max = 4096});
+}
+
+/* The machine is saved, somebody changes what was saved, and it goes on with that. */
+static void save_and_load(struct target *t, struct fuzz_input *in)
+{
+    uint8_t *bytes;
+    size_t size;
+
+    t->server->config.locks = false; /* with locks it cannot be saved */
+    t->server->features &= session_features;
+    int err = server_save(t->server, 1u << 20, &bytes, &size);
+    t->server->config.locks = true;
+    if (err)
+        return;
+    for (unsigned n = fuzz_u8(in) % 8; n; n--) {
+        size_t at = fuzz_u16(in) % size;
+        bytes[at] ^= fuzz_u8(in);
+    }
+    uint8_t cut = fuzz_u8(in);
+    uint8_t *exact = malloc(size);
+    memcpy(exact, bytes, size);
+    free(bytes);
+    if (server_load(t->server, exact, cut > 240 ? size * (cut - 240) / 16 : size))
+        say_hello(t);
+    free(exact);
+}
+
 static void step(struct target *t, struct fuzz_input *in)
 {
     uint8_t buffer[1024] = {0}, pick_opcode = fuzz_u8(in);
     struct fuse_in_header h = {.unique = ++t->unique};
+
+    if (pick_opcode == 252) {
+        save_and_load(t, in);
+        return;
+    }
 
     if (pick_opcode == 251) {
         keep_house(t->server, fuzz_u8(in) & 1);
@@ -205,20 +247,14 @@ static void step(struct target *t, struct fuzz_input *in)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    static const struct fuse_init_in init = {.major = 7, .minor = 38, .flags = ~0u >> 1};
     static struct target t;
     struct fuzz_input in = {data, size};
     struct stat st;
-    struct {
-        struct fuse_in_header h;
-        struct fuse_init_in init;
-    } hello = {.h = {.len = sizeof hello, .opcode = FUSE_INIT, .unique = 1}, .init = init};
 
     if (!t.server)
         begin(&t);
     t.n_nodes = t.n_handles = 0;
-    t.opcode = FUSE_INIT;
-    server_call(t.server, &(struct server_message){.head = &hello, .head_length = sizeof hello, .reply_max = 4096});
+    say_hello(&t);
     for (unsigned i = 0; i < STEPS_MAX && in.left; i++)
         step(&t, &in);
     server_reset(t.server);

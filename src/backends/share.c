@@ -1,4 +1,4 @@
-#include "backends/share.h"
+#include "backends/share_int.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -14,8 +14,6 @@
 
 #include "base/error.h"
 #include "base/log.h"
-#include "host/child.h"
-#include "host/loop_mailbox.h"
 
 #define REPLY_HEAD sizeof(struct fuse_out_header)
 #define GRACE_MS 1000
@@ -24,25 +22,6 @@
 #define ANSWER_NS 8000
 #define ANSWER_LOOKS 1000u
 #define VAIN_MAX 3u
-
-struct share {
-    char *directory; /* for messages; NULL: adopted */
-    struct child child;
-    struct loop *loop;
-    struct mailbox mailbox; /* fd -1: the server is gone */
-    struct loop_mailbox watch;
-    int arena_fd;
-    uint8_t *arena;
-    uint32_t session;
-    uint32_t free_slots[SHARE_SLOTS], n_free_slots; /* used last, used first: fewer pages are touched */
-    struct share_call *in_flight[SHARE_CALLS_MAX];
-    uint32_t free_index[SHARE_CALLS_MAX], n_free_index;
-    struct share_call *waiting, **waiting_end; /* not sent yet, in order */
-    bool full;                                 /* the mailbox: the server will say when there is room */
-    unsigned vain, skips;                      /* share_await: how often not to wait after one in vain; now */
-    const struct share_user *user;
-    void *opaque;
-};
 
 /* --- words --------------------------------------------------------------------------------------------------- */
 
@@ -119,9 +98,18 @@ void share_tag(char tag[SHARE_TAG_SIZE], unsigned i)
 
 /* --- the end of the server ----------------------------------------------------------------------------------- */
 
+static void replied(struct share *s, struct share_call *call, const void *head, size_t head_length, const void *rest,
+                    size_t rest_length)
+{
+    if (call->kind == SHARE_STATE)
+        share_transfer_replied(s, head, head_length, rest, rest_length);
+    else
+        s->user->replied(s->opaque, call, head, head_length, rest, rest_length);
+}
+
 static void give_back(struct share *s, struct share_call *call)
 {
-    s->user->replied(s->opaque, call, NULL, 0, NULL, 0);
+    replied(s, call, NULL, 0, NULL, 0);
 }
 
 static void release_slot(struct share *s, struct share_call *call)
@@ -141,7 +129,7 @@ static void fail(struct share *s, struct share_call *call)
     memcpy(&in, call->packet.bytes, sizeof in);
     out.unique = in.unique;
     if (call->reply_max)
-        s->user->replied(s->opaque, call, &out, sizeof out, NULL, 0);
+        replied(s, call, &out, sizeof out, NULL, 0);
     else
         give_back(s, call);
 }
@@ -201,8 +189,10 @@ static enum sent prepare(struct share *s, struct share_call *call)
     if (!s->n_free_slots)
         return WAIT;
     call->slot = s->free_slots[--s->n_free_slots];
-    if (call->length > SHARE_INLINE &&
-        !s->user->fill(s->opaque, call, slot_at(s, call->slot), call->length - SHARE_HEAD))
+    if (call->kind == SHARE_STATE)
+        share_transfer_fill(s, slot_at(s, call->slot), call->length - SHARE_HEAD);
+    else if (call->length > SHARE_INLINE &&
+             !s->user->fill(s->opaque, call, slot_at(s, call->slot), call->length - SHARE_HEAD))
         return DROP;
     return SENT;
 }
@@ -224,7 +214,7 @@ static enum sent send_call(struct share *s, struct share_call *call)
         return r;
     if (call->reply_max)
         call->index = s->free_index[s->n_free_index - 1];
-    call->packet.head = (struct share_request_head){.kind = SHARE_FUSE,
+    call->packet.head = (struct share_request_head){.kind = call->kind,
                                                     .index = call->index,
                                                     .session = s->session,
                                                     .length = call->length,
@@ -259,10 +249,11 @@ static void send_waiting(struct share *s)
     }
 }
 
-void share_submit(struct share *s, struct share_call *call, uint32_t length, uint32_t reply_max)
+static void submit(struct share *s, struct share_call *call, uint32_t kind, uint32_t length, uint32_t reply_max)
 {
     bool first = !s->waiting;
 
+    call->kind = kind;
     call->next = NULL;
     call->length = length;
     call->reply_max = reply_max;
@@ -276,6 +267,16 @@ void share_submit(struct share *s, struct share_call *call, uint32_t length, uin
     s->waiting_end = &call->next;
     if (first || !needs_slot(call))
         send_waiting(s);
+}
+
+void share_submit(struct share *s, struct share_call *call, uint32_t length, uint32_t reply_max)
+{
+    submit(s, call, SHARE_FUSE, length, reply_max);
+}
+
+void share_submit_state(struct share *s, struct share_call *call, uint32_t length, uint32_t reply_max)
+{
+    submit(s, call, SHARE_STATE, length, reply_max);
 }
 
 void share_reset(struct share *s)
@@ -328,25 +329,16 @@ static void on_reply(struct share *s, const struct reply_packet *p, size_t got)
     }
     uint32_t slot = call->slot;
     call->slot = SHARE_NO_SLOT;
-    s->user->replied(s->opaque, call, p->bytes, here, slot == SHARE_NO_SLOT ? NULL : slot_at(s, slot),
-                     p->head.length - here);
+    replied(s, call, p->bytes, here, slot == SHARE_NO_SLOT ? NULL : slot_at(s, slot), p->head.length - here);
     if (slot != SHARE_NO_SLOT)
         s->free_slots[s->n_free_slots++] = slot;
 }
 
-/* On the event loop's thread, or a vCPU's that looks for replies; `gone` on the former only. */
-static void on_mail(void *opaque, bool gone)
+void share_take_mail(struct share *s)
 {
-    struct share *s = opaque;
     struct reply_packet p;
     ssize_t got = 0;
 
-    if (s->mailbox.fd < 0)
-        return;
-    if (gone) {
-        server_gone(s);
-        return;
-    }
     /* Not more in one go than there can be calls: a server that sends without end would keep the bus lock. */
     for (unsigned n = 0; n < SHARE_CALLS_MAX && (got = mailbox_receive(&s->mailbox, &p, sizeof p)) >= 0; n++)
         on_reply(s, &p, (size_t)got);
@@ -357,6 +349,19 @@ static void on_mail(void *opaque, bool gone)
     s->full = false;
     send_waiting(s);
     s->user->idle(s->opaque);
+}
+
+/* On the event loop's thread, or a vCPU's that looks for replies; `gone` on the former only. */
+static void on_mail(void *opaque, bool gone)
+{
+    struct share *s = opaque;
+
+    if (s->mailbox.fd < 0)
+        return;
+    if (gone)
+        server_gone(s);
+    else
+        share_take_mail(s);
 }
 
 void share_await(struct share *s)

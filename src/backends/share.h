@@ -36,7 +36,7 @@ void share_tag(char tag[SHARE_TAG_SIZE], unsigned i);
 
 struct share_call {
     struct share_call *next; /* the backend's, like all but `packet` */
-    uint32_t length, reply_max, slot;
+    uint32_t kind, length, reply_max, slot;
     uint32_t index;
     struct {
         struct share_request_head head;
@@ -71,6 +71,14 @@ void share_submit(struct share *s, struct share_call *call, uint32_t length, uin
 /* Waits some microseconds for a reply, if the server is likely to have one by then, and calls back: for after a submit,
  * on behalf of a guest that is likely to wait for it. */
 void share_await(struct share *s);
+
+/* For a machine whose CPUs stand still; no other thread looks for messages.  Waits until all that was submitted is
+ * answered: 0, -ETIMEDOUT, or -EPIPE: the server has died. */
+int share_drain(struct share *s);
+/* Then: what the server knows of the guest, as bytes that the caller frees; and back, in a new machine.  They may be a
+ * stranger's.  0, or -errno with one sentence: of share_save -ENOTSUP when it has locks. */
+int share_save(struct share *s, uint8_t **bytes, size_t *size, char *err, size_t n);
+int share_load(struct share *s, const uint8_t *bytes, size_t size, char *err, size_t n);
 
 /* The device was reset: the server forgets everything.  Calls come back without a reply, some only later. */
 void share_reset(struct share *s);

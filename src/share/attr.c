@@ -107,6 +107,8 @@ static int set_size(struct call *c, const struct fuse_setattr_in *in, const stru
 
     if (in->size > INT64_MAX)
         return -EFBIG;
+    if (h && h->lost)
+        return -ESTALE;
     if (!S_ISREG(t->a.st.stx_mode)) /* a device or FIFO must not be opened, a directory cannot be cut */
         return S_ISDIR(t->a.st.stx_mode) ? -EISDIR : -EINVAL;
     if (in->valid & FATTR_KILL_SUIDGID)

@@ -17,30 +17,40 @@ struct entries {
     _Alignas(struct dirent64) uint8_t bytes[16384];
 };
 
+struct entries *entries_new(void)
+{
+    return calloc(1, sizeof(struct entries));
+}
+
+int directory_open(struct server *s, struct node *node)
+{
+    char path[PROC_PATH_SIZE];
+    struct grant g = {0};
+    int fd, at = node->type == S_IFDIR ? node_open(s, node, NULL) : -ENOTDIR;
+
+    if (at < 0)
+        return at;
+    proc_path(path, at);
+    do
+        fd = sys(open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    while (grant_again(s, &g, at, S_IRUSR, fd));
+    return fd;
+}
+
 int op_opendir(struct call *c)
 {
     struct fuse_open_out out = {0};
-    char path[PROC_PATH_SIZE];
-    struct grant g = {0};
     struct handle *h;
-    int at, fd = -1;
+    int fd = -1;
 
     if (c->node->type != S_IFDIR)
         return -ENOTDIR;
-    if (!c->node->covered) {
-        if ((at = node_open(c->s, c->node, NULL)) < 0)
-            return at;
-        proc_path(path, at);
-        do
-            fd = sys(open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-        while (grant_again(c->s, &g, at, S_IRUSR, fd));
-        if (fd < 0)
-            return fd;
-    }
+    if (!c->node->covered && (fd = directory_open(c->s, c->node)) < 0)
+        return fd;
     int err = handle_add(c->s, c->node, fd, true, false, &h);
     if (err)
         return err;
-    h->entries = calloc(1, sizeof *h->entries);
+    h->entries = entries_new();
     out.fh = h->id;
     int r = h->entries ? call_body(c, &out, sizeof out) : -ENOMEM;
     if (r < 0)
@@ -181,8 +191,8 @@ static int read_directory(struct call *c, bool plus)
     struct handle *h = handle_find(c->s, in->fh, c->node, true);
     size_t room;
 
-    if (!h)
-        return -EBADF;
+    if (handle_check(h))
+        return handle_check(h);
     uint8_t *to = call_room(c, in->size, &room);
     if (h->fd < 0)
         return fill_covered(c, in->offset, plus, to, room);

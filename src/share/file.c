@@ -9,7 +9,7 @@
 
 /* Of the guest's flags these mean something to the host.  Not O_APPEND: the guest's cache writes at places of its own
  * through any descriptor, so each write says whether it appends.  Not O_DIRECT: it is about the guest's cache. */
-#define OPEN_FLAGS (O_ACCMODE | O_TRUNC | O_SYNC | O_DSYNC)
+#define OPEN_FLAGS (OPEN_LASTING | O_TRUNC)
 #define COPY_MAX (64u << 20)    /* of one COPY_FILE_RANGE; the guest asks for the rest again */
 #define QUICK_WRITE (64u << 10) /* takes no longer than to wake another thread */
 #define SETTLED_NS 2000000000ll
@@ -42,7 +42,7 @@ static uint32_t keep_cache(struct node *node, const struct statx *st)
 
 /* Opens a node that is a regular file.  Nothing else is ever opened but directories: a device or a FIFO of the host
  * does things when it is. */
-static int open_node(struct call *c, struct node *node, uint32_t flags, struct statx *st)
+int file_open(struct server *s, struct node *node, uint32_t flags, struct statx *st)
 {
     mode_t need = (flags & O_ACCMODE) == O_RDONLY   ? S_IRUSR
                   : (flags & O_ACCMODE) == O_WRONLY ? S_IWUSR
@@ -51,19 +51,19 @@ static int open_node(struct call *c, struct node *node, uint32_t flags, struct s
     struct grant g = {0};
     int fd;
 
-    if ((writes(flags) || (flags & O_TRUNC)) && c->s->config.read_only)
+    if ((writes(flags) || (flags & O_TRUNC)) && s->config.read_only)
         return -EROFS;
     if (node->type != S_IFREG)
         return node->type == S_IFDIR ? -EISDIR : node->type == S_IFLNK ? -ELOOP : -ENXIO;
-    int at = node_open(c->s, node, st);
+    int at = node_open(s, node, st);
     if (at < 0)
         return at;
     proc_path(path, at);
     do {
         do
             fd = sys(open(path, (int)(flags & OPEN_FLAGS) | O_CLOEXEC | O_NOCTTY));
-        while ((fd == -EMFILE || fd == -ENFILE) && c->s->cached > 16 && nodes_evict(c->s));
-    } while (grant_again(c->s, &g, at, need, fd));
+        while ((fd == -EMFILE || fd == -ENFILE) && s->cached > 16 && nodes_evict(s));
+    } while (grant_again(s, &g, at, need, fd));
     return fd;
 }
 
@@ -82,14 +82,17 @@ int op_open(struct call *c)
     const struct fuse_open_in *in = c->arg;
     struct handle *h;
     struct statx st;
-    int fd = open_node(c, c->node, in->flags, &st);
+    int fd = file_open(c->s, c->node, in->flags, &st);
 
     if (fd < 0)
         return fd;
     if ((in->flags & O_TRUNC) && (in->open_flags & FUSE_OPEN_KILL_SUIDGID))
         owner_kill_bits(c->s, c->node, fd);
     int err = handle_add(c->s, c->node, fd, false, writes(in->flags), &h);
-    return err ? err : reply_open(c, h, &st);
+    if (err)
+        return err;
+    h->flags = in->flags & OPEN_LASTING;
+    return reply_open(c, h, &st);
 }
 
 /* --- CREATE -------------------------------------------------------------------------------------------------- */
@@ -124,7 +127,7 @@ static int create_or_open(struct call *c, const struct fuse_create_in *in, struc
             owner_load(c->s, *node, fd, &a->st, &a->owner);
     } else if (fd == -EEXIST && !(in->flags & O_EXCL)) {
         err = node_lookup(c->s, c->node, c->name[0], true, node, a);
-        fd = err ? err : open_node(c, *node, in->flags, &a->st);
+        fd = err ? err : file_open(c->s, *node, in->flags, &a->st);
         if (!err && fd < 0)
             node_forget(c->s, *node, 1);
         else if (!err && (in->flags & O_TRUNC) && (err = sys(statx(fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS, &a->st))))
@@ -156,6 +159,7 @@ int op_create(struct call *c)
         node_forget(c->s, node, 1);
         return err;
     }
+    h->flags = in->flags & OPEN_LASTING;
     entry_fill(c->s, node, &a, &out.entry);
     out.open = (struct fuse_open_out){.fh = h->id};
     return call_body(c, &out, sizeof out);
@@ -187,8 +191,8 @@ int op_read(struct call *c)
     struct handle *h = handle_find(c->s, in->fh, c->node, false);
     size_t length;
 
-    if (!h)
-        return -EBADF;
+    if (handle_check(h))
+        return handle_check(h);
     if (in->offset > INT64_MAX)
         return -EINVAL;
     void *to = call_room(c, in->size, &length);
@@ -219,8 +223,8 @@ int op_write(struct call *c)
     const struct fuse_write_in *in = c->arg;
     struct handle *h = handle_find(c->s, in->fh, c->node, false);
 
-    if (!h || !h->writable)
-        return -EBADF;
+    if (handle_check(h) || !h->writable)
+        return handle_check(h) ? handle_check(h) : -EBADF;
     if (in->offset > INT64_MAX || in->size != c->extra_length + c->data_length)
         return -EINVAL;
     if (in->write_flags & FUSE_WRITE_KILL_SUIDGID)
@@ -240,8 +244,8 @@ int op_fallocate(struct call *c)
     const struct fuse_fallocate_in *in = c->arg;
     struct handle *h = handle_find(c->s, in->fh, c->node, false);
 
-    if (!h)
-        return -EBADF;
+    if (handle_check(h))
+        return handle_check(h);
     if (in->mode & ~(uint32_t)(FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE))
         return -EOPNOTSUPP;
     handle_hold(h);
@@ -259,8 +263,8 @@ int op_lseek(struct call *c)
     struct handle *h = handle_find(c->s, in->fh, c->node, false);
     struct fuse_lseek_out out;
 
-    if (!h)
-        return -EBADF;
+    if (handle_check(h))
+        return handle_check(h);
     if (in->whence != SEEK_DATA && in->whence != SEEK_HOLE)
         return -EINVAL;
     off_t at = lseek(h->fd, (off_t)in->offset, (int)in->whence);
@@ -278,8 +282,8 @@ int op_copy_file_range(struct call *c)
     struct handle *to = to_node ? handle_find(c->s, in->fh_out, to_node, false) : NULL;
     off_t at = (off_t)in->off_in, to_at = (off_t)in->off_out;
 
-    if (!from || !to)
-        return -EBADF;
+    if (handle_check(from) || handle_check(to))
+        return handle_check(from) ? handle_check(from) : handle_check(to);
     if (in->flags)
         return -EINVAL;
     owner_kill_bits(c->s, to_node, to->fd);
@@ -326,8 +330,8 @@ static int sync_handle(struct call *c, bool directory)
     const struct fuse_fsync_in *in = c->arg;
     struct handle *h = handle_find(c->s, in->fh, c->node, directory);
 
-    if (!h)
-        return -EBADF;
+    if (handle_check(h))
+        return handle_check(h);
     if (h->fd < 0)
         return 0;
     handle_hold(h);

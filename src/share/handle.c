@@ -1,5 +1,6 @@
 /* Files and directories that the guest has open. */
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <unistd.h>
 
@@ -30,6 +31,39 @@ int handle_add(struct server *s, struct node *node, int fd, bool directory, bool
     node_hold(node);
     s->n_open++;
     *out = h;
+    return 0;
+}
+
+int handle_put(struct server *s, uint64_t id, struct node *node, int fd, bool directory, uint32_t flags)
+{
+    struct handle *h = s->n_open < s->handles_max ? calloc(1, sizeof *h) : NULL;
+    int err = h ? 0 : s->n_open < s->handles_max ? -ENOMEM : -EMFILE;
+
+    if (!err && directory && !(h->entries = entries_new()))
+        err = -ENOMEM;
+    if (!err)
+        err = id_put(&s->handles, id, h, s->handles_max);
+    if (err) {
+        if (fd >= 0)
+            close(fd);
+        free(h ? h->entries : NULL);
+        free(h);
+        return err;
+    }
+    struct entries *entries = h->entries;
+    *h = (struct handle){.id = id,
+                         .node = node,
+                         .fd = fd,
+                         .directory = directory,
+                         .writable = (flags & O_ACCMODE) != O_RDONLY,
+                         .lost = fd < 0 && !node->covered,
+                         .flags = flags,
+                         .uses = 1,
+                         .next_of_node = node->handles,
+                         .entries = entries};
+    node->handles = h;
+    node_hold(node);
+    s->n_open++;
     return 0;
 }
 

@@ -259,8 +259,8 @@ int op_getlk(struct call *c)
     struct lock_owner *o;
     struct flock fl;
 
-    if (!h)
-        return -EBADF;
+    if (handle_check(h))
+        return handle_check(h);
     int err = range_of(&in->lk, &fl);
     if (!err)
         err = get_owner(c->s, h, in, &o);
@@ -282,8 +282,8 @@ static int set_lock(struct call *c, bool wait)
     const struct fuse_lk_in *in = c->arg;
     struct handle *h = handle_find(c->s, in->fh, c->node, false);
 
-    if (!h)
-        return -EBADF;
+    if (handle_check(h))
+        return handle_check(h);
     int r = try_lock(c->s, h, in);
     if (r == -EAGAIN && wait)
         return wait_for_lock(c, h, in);

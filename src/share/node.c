@@ -263,10 +263,12 @@ void node_moved(struct server *s, struct node *node, struct node *directory, con
     node_drop(s, node);
 }
 
+static void note_mount(struct server *s, struct node *node, const struct statx *st);
+
 /* Opens one node whose parent is open. */
 static int open_below(struct server *s, struct node *node, struct statx *st)
 {
-    int fd = open_name(s, node->parent->fd, node->name);
+    int fd = node->parent->covered ? -ESTALE : open_name(s, node->parent->fd, node->name);
 
     if (fd < 0)
         return fd == -ENOENT || fd == -ENOTDIR ? -ESTALE : fd;
@@ -277,6 +279,7 @@ static int open_below(struct server *s, struct node *node, struct statx *st)
         close(fd);
         return err;
     }
+    note_mount(s, node, st); /* it may be on what was not here when the guest was told */
     cache_put(s, node, fd);
     return fd;
 }
@@ -409,6 +412,91 @@ int node_of_new_file(struct server *s, struct node *directory, const char *name,
     owner_is_default(*out);
     owner_load(s, *out, fd, &a->st, &a->owner);
     return 0;
+}
+
+/* --- as they were ------------------------------------------------------------------------------------------------ */
+
+uint64_t node_root_device(const struct server *s)
+{
+    return s->root->dev;
+}
+
+int node_put(struct server *s, const struct node_was *was, const char *name)
+{
+    struct node *node = calloc(1, sizeof *node);
+    char *copy = name ? strdup(name) : NULL;
+
+    if (!node || (name && !copy)) {
+        free(copy);
+        free(node);
+        return -ENOMEM;
+    }
+    *node = (struct node){.id = was->id,
+                          .dev = was->dev,
+                          .ino = was->ino,
+                          .born = was->born,
+                          .type = was->type,
+                          .lookups = was->lookups,
+                          .name = copy,
+                          .covered = was->covered,
+                          .fd = -1};
+    int err = id_put(&s->nodes, node->id, node, NODES_MAX);
+    if (err) {
+        free(copy);
+        free(node);
+        return err;
+    }
+    if (s->nodes.n > 2 * s->n_buckets)
+        grow_buckets(s);
+    struct node **b = bucket(s, node->dev, node->ino);
+    node->same_hash = *b;
+    *b = node;
+    return 0;
+}
+
+int node_join(struct node *node, struct node *parent)
+{
+    if (!parent || parent->type != S_IFDIR || parent == node || !node->name)
+        return -EINVAL;
+    node->parent = parent;
+    node_hold(parent);
+    return 0;
+}
+
+/* Each way up is gone once: used_at, of nodes that are not open, says on which. */
+static bool are_rings(struct server *s)
+{
+    for (uint32_t i = 0; i < s->nodes.n; i++) {
+        struct node *up = s->nodes.slots[i].object;
+        while (up && up != s->root && !up->used_at) {
+            up->used_at = i + 1;
+            up = up->parent;
+        }
+        if (up && up != s->root && up->used_at == i + 1)
+            return true;
+    }
+    return false;
+}
+
+int nodes_joined(struct server *s)
+{
+    if (!are_rings(s))
+        return 0;
+    for (uint32_t i = 0; i < s->nodes.n; i++) { /* or they would hold each other for ever */
+        struct node *node = s->nodes.slots[i].object;
+        if (node && node->parent) {
+            node->parent->holds--;
+            node->parent = NULL;
+        }
+    }
+    return -EINVAL;
+}
+
+void nodes_settle(struct server *s)
+{
+    for (uint32_t i = 0; i < s->nodes.n; i++)
+        if (s->nodes.slots[i].object)
+            release(s, s->nodes.slots[i].object);
 }
 
 /* --- all of them --------------------------------------------------------------------------------------------- */

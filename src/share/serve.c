@@ -28,6 +28,8 @@ struct service {
     pthread_mutex_t sending; /* one at a time; taken last */
     pthread_mutex_t lock;    /* guards what follows */
     pthread_cond_t no_lead;  /* has_lead became false */
+    uint8_t *state;          /* of a server that is being saved or loaded: state_size bytes */
+    uint64_t state_size;
     bool has_lead;
     _Atomic pthread_t leader; /* who has it; only its own number means anything to a thread */
     _Atomic bool ended;       /* set under lock, read by senders without */
@@ -148,6 +150,72 @@ static void call(struct worker *w, const struct packet *p, uint8_t *slot)
     free(copy);
 }
 
+/* --- what a snapshot has of us ------------------------------------------------------------------------------------ */
+
+static void drop_state(struct service *v)
+{
+    free(v->state);
+    v->state = NULL;
+    v->state_size = 0;
+}
+
+static int save_piece(struct service *v, const struct share_state_head *h, uint8_t *slot, size_t *length)
+{
+    int err = 0;
+
+    if (!h->offset) {
+        drop_state(v);
+        size_t size = 0;
+        err = server_save(v->server, SHARE_STATE_MAX, &v->state, &size);
+        v->state_size = err ? 0 : size;
+    }
+    if (!err && (!v->state || h->offset > v->state_size))
+        err = -EINVAL;
+    if (err)
+        return err;
+    *length = v->state_size - h->offset < SHARE_PIECE ? v->state_size - h->offset : SHARE_PIECE;
+    memcpy(slot, &v->state_size, sizeof v->state_size);
+    memcpy(slot + sizeof v->state_size, v->state + h->offset, *length);
+    if (h->offset + *length == v->state_size)
+        drop_state(v);
+    *length += sizeof v->state_size;
+    return 0;
+}
+
+static int load_piece(struct service *v, const struct share_state_head *h, const uint8_t *bytes)
+{
+    if (!h->offset) {
+        drop_state(v);
+        v->state = h->total <= SHARE_STATE_MAX ? malloc(h->total + 1) : NULL;
+        v->state_size = h->total;
+    }
+    if (!v->state || h->total != v->state_size || h->length > SHARE_PIECE || h->offset > h->total ||
+        h->length > h->total - h->offset)
+        return v->state ? -EINVAL : -ENOMEM;
+    memcpy(v->state + h->offset, bytes, h->length);
+    if (h->offset + h->length < h->total)
+        return 0;
+    int err = server_load(v->server, v->state, v->state_size);
+    drop_state(v);
+    return err;
+}
+
+/* The VM process asks for one after the other. */
+static void do_state(struct service *v, const struct packet *p, uint8_t *slot)
+{
+    struct share_state_head h;
+    size_t length = 0;
+
+    memcpy(&h, p->bytes, sizeof h);
+    bool here = p->head.length <= SHARE_INLINE;
+    int err = h.in.opcode == SHARE_SAVE ? save_piece(v, &h, slot, &length)
+              : h.in.opcode != SHARE_LOAD || h.length != p->head.length - sizeof h
+                  ? -EINVAL
+                  : load_piece(v, &h, here ? p->bytes + sizeof h : slot);
+    const struct fuse_out_header out = {.len = (uint32_t)(sizeof out + length), .error = err, .unique = h.in.unique};
+    send_reply(v, p->head.index, &out, sizeof out, length);
+}
+
 /*
  * Packets are taken in order, but by several threads: the first request of a new session may be looked at before the
  * reset that begins it.  So whoever sees the new number first makes the change.  Returns false for an earlier session.
@@ -210,9 +278,12 @@ static void handle(struct worker *w, const struct packet *p, size_t got)
     if (got < sizeof p->head)
         return;
     bool current = enter_session(v, p->head.session);
-    if (p->head.kind != SHARE_FUSE || !is_well_formed(p, got))
+    if ((p->head.kind != SHARE_FUSE && p->head.kind != SHARE_STATE) || !is_well_formed(p, got))
         return;
-    if (current)
+    if (p->head.kind == SHARE_STATE) {
+        if (current && p->head.length >= sizeof(struct share_state_head) && p->head.slot != SHARE_NO_SLOT)
+            do_state(v, p, v->arena + (size_t)p->head.slot * SHARE_SLOT_SIZE);
+    } else if (current)
         call(w, p, p->head.slot == SHARE_NO_SLOT ? NULL : v->arena + (size_t)p->head.slot * SHARE_SLOT_SIZE);
     else
         refuse(v, p, -ECANCELED);
@@ -291,5 +362,6 @@ int server_run(int fd, void *arena, const struct server_config *config, unsigned
     while (started)
         pthread_join(thread[--started], NULL);
     server_destroy(v.server);
+    free(v.state);
     return 0;
 }

@@ -46,6 +46,14 @@ void server_call(struct server *s, const struct server_message *m);
 /* Forgets all files and locks, and answers what waits.  Any thread. */
 void server_reset(struct server *s);
 
+/* What the guest knows, and has open, as bytes in memory of the caller's: for a machine that is saved.  0; -E2BIG: more
+ * than `most`; -ENOTSUP: its locks are the host's; -ENOMEM. */
+int server_save(struct server *s, size_t most, uint8_t **bytes, size_t *size);
+/* And back, into a server that may be another process's, perhaps of a directory in which much has changed: what is not
+ * the same file any more is ESTALE to the guest.  The bytes may be a stranger's.  0; -EBADMSG: they make no sense, and
+ * nothing is known; -ENOTSUP: another version's; -ENOMEM, -EMFILE. */
+int server_load(struct server *s, const uint8_t *bytes, size_t size);
+
 /* Serves the mailbox of `arena` (SHARE_ARENA_SIZE bytes, share/wire.h) with `threads` threads until `fd` is closed.
  * Creates its server from config, whose reply and opaque it sets.  0, or -errno with one sentence. */
 int server_run(int fd, void *arena, const struct server_config *config, unsigned threads, char *err, size_t n);

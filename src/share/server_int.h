@@ -75,9 +75,11 @@ struct node {
 struct handle {
     uint64_t id;
     struct node *node;
-    int fd; /* -1: a covered directory */
+    int fd; /* -1: a covered directory, or lost */
     bool directory, writable;
-    uint32_t uses; /* calls that run without the lock, and 1 until it is released */
+    bool lost;      /* it was open when the machine was saved, and is not there any more: ESTALE (state.c) */
+    uint32_t flags; /* that a file was opened with, as far as they last */
+    uint32_t uses;  /* calls that run without the lock, and 1 until it is released */
     struct handle *next_of_node;
     struct entries *entries; /* of a directory: read, not given to the guest yet (directory.c) */
 };
@@ -164,6 +166,13 @@ int id_add(struct id_table *t, void *object, uint32_t max, uint64_t *id); /* -EN
 void *id_find(const struct id_table *t, uint64_t id);
 void id_remove(struct id_table *t, uint64_t id);
 void id_free(struct id_table *t);
+/* All numbers are free but those of the first n indices, which are in use: also those that were used before. */
+void id_cut(struct id_table *t, uint32_t n);
+/* Gives an object the number that it had; id_settle follows, before any other call.  -EEXIST, -EINVAL, -ENOMEM. */
+int id_put(struct id_table *t, uint64_t id, void *object, uint32_t max);
+/* The numbers that are free have been used so often at most. */
+void id_settle(struct id_table *t, uint32_t uses);
+uint32_t id_uses(const struct id_table *t);
 
 /* --- nodes (node.c) ------------------------------------------------------------------------------------------ */
 int nodes_create(struct server *s);
@@ -193,14 +202,45 @@ uint32_t nodes_trim(struct server *s, uint32_t seconds);
 /* Makes room for one more descriptor by closing a cached one; false: there is none. */
 bool nodes_evict(struct server *s);
 
+/* What the guest knew when it was saved.  name is copied; NULL: nobody knows where it is.  -EEXIST, -EINVAL, -ENOMEM.
+ */
+struct node_was {
+    uint64_t id, dev, ino, lookups;
+    struct statx_timestamp born;
+    mode_t type;
+    bool covered;
+};
+int node_put(struct server *s, const struct node_was *was, const char *name);
+/* When all are there: it is in that directory.  -EINVAL: it cannot be. */
+int node_join(struct node *node, struct node *parent);
+/* All are where they are.  -EINVAL: some of them in themselves, and now none is anywhere. */
+int nodes_joined(struct server *s);
+/* Those that nobody needs go. */
+void nodes_settle(struct server *s);
+uint64_t node_root_device(const struct server *s);
+
 /* --- open files (handle.c) ----------------------------------------------------------------------------------- */
 /* fd becomes the handle's, also when this fails. */
 int handle_add(struct server *s, struct node *node, int fd, bool directory, bool writable, struct handle **out);
 struct handle *handle_find(struct server *s, uint64_t id, const struct node *node, bool directory); /* or NULL */
+/* Why nothing can be done with it, NULL as well: -EBADF, -ESTALE; 0: it can. */
+static inline int handle_check(const struct handle *h)
+{
+    return !h ? -EBADF : h->lost ? -ESTALE : 0;
+}
+/* The same by the number that it had, with fd -1: lost.  0, -EEXIST, -EMFILE, -ENOMEM, and fd is closed. */
+int handle_put(struct server *s, uint64_t id, struct node *node, int fd, bool directory, uint32_t flags);
 void handle_hold(struct handle *h);
 void handle_drop(struct server *s, struct handle *h);
 void handle_release(struct server *s, struct handle *h);
 void handles_clear(struct server *s);
+
+/* A regular file, and a directory, as they are opened for the guest: a descriptor, or -errno. */
+int file_open(struct server *s, struct node *node, uint32_t flags, struct statx *st);
+int directory_open(struct server *s, struct node *node);
+struct entries *entries_new(void);
+/* Of the guest's flags those that last as long as the file is open. */
+#define OPEN_LASTING (O_ACCMODE | O_SYNC | O_DSYNC)
 
 /* --- system calls with the rights of the owner (access.c) ---------------------------------------------------- */
 #define PROC_PATH_SIZE 32
@@ -242,6 +282,8 @@ uint64_t attr_ino(struct server *s, uint64_t dev, uint64_t ino);
 void entry_fill(struct server *s, const struct node *node, const struct attributes *a, struct fuse_entry_out *out);
 
 /* --- operations ---------------------------------------------------------------------------------------------- */
+extern const uint64_t session_features, session_lock_features; /* that we can agree on (session.c) */
+void session_forget(struct server *s);                         /* all files and locks */
 int op_init(struct call *c);
 int op_destroy(struct call *c);
 int op_statfs(struct call *c);

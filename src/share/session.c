@@ -23,8 +23,9 @@
      FUSE_DO_READDIRPLUS | FUSE_READDIRPLUS_AUTO | FUSE_ASYNC_DIO | FUSE_PARALLEL_DIROPS | FUSE_HANDLE_KILLPRIV_V2 |   \
      FUSE_MAX_PAGES | FUSE_CACHE_SYMLINKS)
 #define LOCK_FEATURES (FUSE_POSIX_LOCKS | FUSE_FLOCK_LOCKS)
+const uint64_t session_features = FEATURES, session_lock_features = LOCK_FEATURES;
 
-static void forget_all(struct server *s)
+void session_forget(struct server *s)
 {
     locks_cancel(s, NULL, -ECANCELED);
     handles_clear(s);
@@ -36,7 +37,7 @@ static void forget_all(struct server *s)
 void server_reset(struct server *s)
 {
     pthread_mutex_lock(&s->lock);
-    forget_all(s);
+    session_forget(s);
     pthread_mutex_unlock(&s->lock);
 }
 
@@ -93,7 +94,7 @@ void server_destroy(struct server *s)
     if (!s)
         return;
     housekeeper_stop(s);
-    forget_all(s);
+    session_forget(s);
     nodes_destroy(s);
     id_free(&s->handles);
     pthread_mutex_destroy(&s->lock);
@@ -111,7 +112,7 @@ int op_init(struct call *c)
         return call_body(c, &out, sizeof out);
     if (in->major < FUSE_KERNEL_VERSION || in->minor < LEAST_MINOR)
         return -EPROTO;
-    forget_all(c->s);
+    session_forget(c->s);
     c->s->minor = in->minor < FUSE_KERNEL_MINOR_VERSION ? in->minor : FUSE_KERNEL_MINOR_VERSION;
     c->s->features = in->flags & (FEATURES | (c->s->config.locks ? LOCK_FEATURES : 0));
     out.minor = c->s->minor;
@@ -127,7 +128,7 @@ int op_init(struct call *c)
 
 int op_destroy(struct call *c)
 {
-    forget_all(c->s);
+    session_forget(c->s);
     return 0;
 }
 

@@ -16,6 +16,7 @@
  * Neither side trusts the other: each checks every number of a head against its own.
  */
 #pragma once
+#include <linux/fuse.h>
 #include <stdint.h>
 
 #include "host/mailbox.h"
@@ -34,7 +35,24 @@
 enum share_kind {
     SHARE_FUSE = 1,
     SHARE_RESET, /* the device was reset: all files are forgotten, this session begins; no reply */
+    SHARE_STATE, /* struct share_state_head: not the guest's, but of a machine that is saved or restored */
 };
+
+/*
+ * What the server knows of the guest is asked for, or told, by pieces.  Both take a slot.
+ *
+ *   SHARE_SAVE   the reply: u64 length of all, then a piece from `offset` on     0 is asked for first: then it is made
+ *   SHARE_LOAD   the request goes on with a piece for `offset`, as long as it says; the last makes all of it count
+ */
+enum { SHARE_SAVE = 0x10001, SHARE_LOAD }; /* in.opcode: none of FUSE's */
+#define SHARE_STATE_MAX (64u << 20)        /* of all, bytes: of some 500,000 files */
+#define SHARE_PIECE SHARE_DATA_MAX
+struct share_state_head {
+    struct fuse_in_header in;
+    uint64_t offset, total, length; /* the latter two: of a load */
+    uint8_t zero[16];
+};
+_Static_assert(sizeof(struct share_state_head) == 80, "the rest is in the slot");
 
 struct share_request_head {
     uint32_t kind;    /* enum share_kind */

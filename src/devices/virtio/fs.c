@@ -250,10 +250,31 @@ static void fs_destroy(struct device *dev)
     dev->state = NULL;
 }
 
+/* All that the guest has asked for is done: what it knows and has open is the server's to say then (vm/shares.c), which
+ * also finds out that it does not answer. */
+static void fs_pre_save(struct device *dev)
+{
+    struct fs *fs = dev->state;
+    int err = share_drain(fs->share);
+
+    while (!err && (fs->left[HIPRIO] || fs->left[REQUESTS])) {
+        fs_idle(fs);
+        err = share_drain(fs->share);
+    }
+    for (unsigned q = 0; q < QUEUES; q++)
+        virtio_signal(&fs->virtio, q);
+    if (!err)
+        loop_timer_cancel(fs->loop, &fs->more);
+}
+
 static void fs_restored(struct device *dev)
 {
     struct fs *fs = dev->state;
+
     virtio_restored(&fs->virtio);
+    for (unsigned q = 0; q < QUEUES; q++)
+        fs->left[q] = true;
+    loop_timer_set(fs->loop, &fs->more, clock_ns()); /* not at once: the server does not know the guest yet */
 }
 
 const struct device_class virtio_fs_class = {
@@ -263,5 +284,6 @@ const struct device_class virtio_fs_class = {
     .destroy = fs_destroy,
     .save_offset = offsetof(struct fs, saved),
     .save_size = sizeof(struct fs_state),
+    .pre_save = fs_pre_save,
     .post_restore = fs_restored,
 };
