@@ -3,8 +3,8 @@
 # that a program in the guest sees in its clock's steps, without a migration and with.
 #
 #   bench/migrate.sh [WORD...]      idle, writing (200 MB/s over 256 MB), postcopy (the same, sent at 50 MB/s at most, so that it does not converge; precopy:
-#                                   what comes of it without), and computing: how fast a program does that runs directly, and while it is sent, slowly;
-#                                   all unless told
+#                                   what comes of it without), copied and shared: idle, with 400 MB on its disk, which is sent, or stays where it is;
+#                                   and computing: how fast a program does that runs directly, and while it is sent, slowly; all unless told
 #   ROUNDS=5 DESTINATION=unix|tcp   how often, and by what
 # shellcheck source=bench/lib.sh
 . "$(dirname "$0")/lib.sh"
@@ -102,7 +102,7 @@ on() { if [ $side = 0 ]; then "$GUISE" "$@"; else $there "$@"; fi; }
 boot() # SIZE
 {
     side=0
-    machine_start bench --memory "$1"
+    machine_start bench --memory "$1" --disk-size 1G
     machine_give bench write compute
     sleep 1
 }
@@ -110,9 +110,10 @@ move() # NAME [PROGRAM...]: prints a line
 {
     local name=$1 gap=-
     shift
-    options=()
-    [ "$name" != postcopy ] || options=(--bandwidth 50M --postcopy)
-    [ "$name" != precopy ] || options=(--bandwidth 50M)
+    options=(--storage copy)
+    [ "$name" != postcopy ] || options+=(--bandwidth 50M --postcopy)
+    [ "$name" != precopy ] || options+=(--bandwidth 50M)
+    [ "$name" != shared ] || options=(--storage shared)
     if [ $# -gt 0 ]; then
         on exec bench -- sh -c "$* >/dev/shm.out 2>&1 &"
         until on exec bench -- grep -q ready /dev/shm.out; do sleep 0.1; done
@@ -127,12 +128,16 @@ move() # NAME [PROGRAM...]: prints a line
         "$(number rounds)" "$(($(number sent_bytes) >> 20))" "$(number throttle_percent)" "$gap"
 }
 
-[ $# -gt 0 ] || set -- idle writing postcopy precopy computing
+[ $# -gt 0 ] || set -- idle writing copied shared postcopy precopy computing
 printf '%-10s %8s %10s %8s %8s %8s   %s\n' '' 'ms' 'still ms' rounds 'sent MB' 'slowed %' 'gap in the guest ms, its pace MB/s'
 for what; do
     boot 512M
     case $what in
     idle) for _ in $(seq "$rounds"); do move idle; done ;;
+    copied | shared)
+        on exec bench -- sh -c 'head -c 400000000 /dev/urandom >/root/noise; sync'
+        for _ in $(seq "$rounds"); do move "$what"; done
+        ;;
     postcopy | precopy) for _ in $(seq "$rounds"); do move "$what" /root/write 256 200 25; done ;;
     writing) for _ in $(seq "$rounds"); do move writing /root/write 256 200 15; done ;;
     computing)
