@@ -45,6 +45,8 @@ const struct option_spec migrate_options[] = {
     {.name = "storage", .kind = OPTION_WORD, .offset = offsetof(struct migrate_arguments, storage), .value = "HOW",
      .words = migrate_storage_words,
      .help = "what becomes of its disks: shared, they stay where they are; copy; auto (unless told), what can be"},
+    {.name = "folders", .kind = OPTION_FLAG, .offset = offsetof(struct migrate_arguments, folders),
+     .help = "its shared folders are at the destination, too, at the same paths (on this host they are)"},
     {.name = "resume", .kind = OPTION_FLAG, .offset = offsetof(struct migrate_arguments, resume),
      .help = "bring one to its end that was cut off: ask the destination, and go by what it says"},
     {.name = "here", .kind = OPTION_FLAG, .offset = offsetof(struct migrate_arguments, here),
@@ -236,6 +238,7 @@ static int begin(struct migrate *m, int *lease, char *err, size_t n)
                                   (int)m->a->postcopy);
 
     json_object_set_new(arguments, "shared", json_boolean(m->shares));
+    json_object_set_new(arguments, "folders", json_boolean(m->a->folders || m->receiver > 0));
     json_object_set_new(arguments, "own_stays", json_boolean(m->own_stays));
     if (m->a->postcopy_after_s != MIGRATE_NEVER)
         json_object_set_new(arguments, "postcopy_after_ms", json_integer((json_int_t)m->a->postcopy_after_s * 1000));

@@ -11,13 +11,13 @@
 
 #define MIGRATE_VERSION 1
 #define MIGRATE_POSTCOPY_VERSION 2 /* what a destination must speak for post-copy, */
-#define MIGRATE_STORAGE_VERSION 3  /* and for disks that stay where they are */
+#define MIGRATE_STORAGE_VERSION 3  /* and for disks that stay where they are, and folders */
 #define MIGRATE_LOOK_MS 100
 #define MIGRATE_NEVER UINT64_MAX
 #define MIGRATE_END_MS 20000 /* a process that is to end does in that time */
 
 struct migrate_arguments {
-    bool json, quiet, verbose, resume, here, no_throttle, postcopy;
+    bool json, quiet, verbose, resume, here, no_throttle, postcopy, folders;
     const char *storage;                                        /* a word of migrate_storage_words */
     uint64_t downtime_ms, bandwidth, streams, postcopy_after_s; /* MIGRATE_NEVER: when it does not converge */
 };
@@ -35,7 +35,7 @@ struct migrate {
     bool lacking;       /* the destination runs, or will, without all of its memory */
     bool vouched;       /* by the user: it does not run there, and never will */
     bool shares;        /* disks may stay where they are; */
-    bool needs_storage; /* some have to; */
+    bool needs_storage; /* some have to, or there are folders; */
     bool own_stays;     /* its own one does */
     bool others_stay;   /* others do */
     bool has_own;

@@ -28,7 +28,7 @@ static int take_files(struct migrate *m, json_t *storage, char *err, size_t n)
     bool must = strcmp(m->a->storage, "shared") == 0;
 
     m->others_stay = json_integer_value(json_object_get(storage, "disks")) > 0;
-    m->needs_storage = m->others_stay || must;
+    m->needs_storage |= m->others_stay || must;
     json_object_set_new(storage, "must", json_boolean(must));
     if (must && m->has_own && !own)
         return error_set(err, n, -EBUSY,
@@ -47,14 +47,15 @@ int migrate_storage_describe(struct migrate *m, json_t **about, char *err, size_
     int failed = 0;
 
     m->has_own = record_has_disk(&m->record);
+    m->needs_storage = m->record.settings.config.shares.n != 0;
     m->shares = strcmp(m->a->storage, "copy") != 0 && !m->a->postcopy;
     if (m->shares)
         failed = choose_gap(&gap, err, n);
     if (!failed)
-        failed = client_call(
-            &m->source, "migrate",
-            json_pack("{s:s, s:b, s:I}", "action", "describe", "shared", (int)m->shares, "gap", (json_int_t)gap), about,
-            err, n);
+        failed = client_call(&m->source, "migrate",
+                             json_pack("{s:s, s:b, s:I, s:b}", "action", "describe", "shared", (int)m->shares, "gap",
+                                       (json_int_t)gap, "folders", (int)(m->a->folders || m->receiver > 0)),
+                             about, err, n);
     if (!failed && m->shares)
         failed = take_files(m, json_object_get(*about, "storage"), err, n);
     return failed;

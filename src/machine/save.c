@@ -171,10 +171,10 @@ static bool is_part(const struct machine *m, const struct section *s)
     return false;
 }
 
-/* Sections that are not the machine's: memory.h of vm/ and what it says about itself. */
+/* Sections that are not the machine's: vm/ has those of memory and shared folders, and what it says about itself. */
 static bool is_other(const struct section *s)
 {
-    static const char *const kinds[] = {"machine", "cpuid", "cpu", "simd", "about", "absent"};
+    static const char *const kinds[] = {"machine", "cpuid", "cpu", "simd", "about", "absent", "share"};
 
     for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
         if (strcmp(s->kind, kinds[i]) == 0)

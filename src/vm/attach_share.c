@@ -16,6 +16,8 @@ static int attach_one(struct vm *vm, unsigned i, char *error, size_t n)
     err = machine_add(vm->machine, "share", &virtio_fs_class, &config, error, n);
     if (err)
         share_close(share);
+    else
+        vm->shares[vm->n_shares++] = share;
     return err;
 }
 

@@ -16,6 +16,7 @@
 #include "vm/migration_int.h"
 #include "vm/migration_storage.h"
 #include "vm/prepare.h"
+#include "vm/shares.h"
 #include "vm/snapshot.h"
 
 #define AGAIN_NS 1000000000ull
@@ -103,6 +104,8 @@ static int check(struct incoming *in, char *why, size_t n)
     if (failed)
         return error_set(why, n, failed, "CPU %u has no SIMD registers, or impossible ones", bad);
     failed = machine_restore_check(in->vm->machine, &in->sections, why, n);
+    if (!failed)
+        failed = shares_load(in->vm, &in->sections, why, n);
     if (!failed && (failed = flush_disk(in)))
         error_sys(why, n, failed, "its disk cannot be written");
     return failed;

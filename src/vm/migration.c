@@ -10,12 +10,14 @@
 
 #include "backends/disk/disk_log.h"
 #include "base/error.h"
+#include "base/log.h"
 #include "machine/machine.h"
 #include "memory/memory.h"
 #include "vm/life.h"
 #include "vm/migration_int.h"
 #include "vm/migration_storage.h"
 #include "vm/prepare.h"
+#include "vm/shares.h"
 #include "vm/snapshot_int.h"
 
 #define LAST_NS 5000000ull /* of the downtime: what does not depend on how much is left */
@@ -293,8 +295,11 @@ static int begin_logs(struct moving *m)
 /* Stands still from here on, until it is decided where it runs on. */
 static int take_state(struct moving *m)
 {
+    char why[ERROR_SIZE];
     int err = machine_save(m->vm->machine, &m->sections);
 
+    if (!err && (err = shares_save(m->vm, &m->sections, why, sizeof why)))
+        log_say("%s", why);
     if (!err)
         err = snapshot_save_simd(m->vm, &m->sections);
     if (!err)

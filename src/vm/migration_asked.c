@@ -14,6 +14,7 @@
 #include "vm/migration_int.h"
 #include "vm/migration_storage.h"
 #include "vm/prepare.h"
+#include "vm/shares.h"
 #include "vm/snapshot_int.h"
 
 #define DOWNTIME_MS_MAX 60000
@@ -29,10 +30,13 @@ static bool refused(struct control_call *call)
     bool shared = json_is_true(json_object_get(call->arguments, "shared"));
     char why[ERROR_SIZE];
 
-    if (vm->config->shares.n)
+    if (vm->config->shares.n && !json_is_true(json_object_get(call->arguments, "folders")))
         return control_fail(call, "unsupported",
-                            "it has shared folders, and what the guest has open in them cannot move"),
+                            "it has shared folders, which are not sent: --folders says that the destination has them, "
+                            "at the same paths"),
                true;
+    if (shares_refused(vm, why, sizeof why))
+        return control_fail(call, "unsupported", "%s", why), true;
     if (storage_refused(vm, shared, why, sizeof why))
         return control_fail(call, "unsupported", "%s", why), true;
     if (vm->saving && vm->saving->state < SAVING_COMPLETE)

@@ -14,6 +14,7 @@
 #include "vm/life.h"
 #include "vm/link.h"
 #include "vm/restore_int.h"
+#include "vm/shares.h"
 #include "vm/snapshot_store.h"
 
 /* Of what a host's time-stamp counter may do; else it is measured. */
@@ -142,13 +143,17 @@ int snapshot_load_simd(struct vm *vm, const struct sections *in, unsigned *bad)
 
 int restore_machine(struct vm *vm, struct restore *r, char *err, size_t n)
 {
-    char why[ERROR_SIZE];
+    char why[ERROR_SIZE] = "";
     unsigned bad;
 
     int failed = load_memory(vm, r, err, n);
     if (!failed && (failed = snapshot_load_simd(vm, &r->file.sections, &bad)))
         error_set(err, n, failed, "%s is damaged: CPU %u has no SIMD registers, or impossible ones", r->name, bad);
-    if (!failed && (failed = machine_restore(vm->machine, &r->file.sections, why, sizeof why)))
+    if (!failed)
+        failed = machine_restore(vm->machine, &r->file.sections, why, sizeof why);
+    if (!failed)
+        failed = shares_load(vm, &r->file.sections, why, sizeof why);
+    if (failed && why[0])
         error_set(err, n, failed, "%s cannot be restored here: %s", r->name, why);
     if (!failed && r->copy)
         fork_take_code(vm, r);

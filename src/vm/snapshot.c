@@ -12,6 +12,7 @@
 #include "vm/life.h"
 #include "vm/migration.h"
 #include "vm/prepare.h"
+#include "vm/shares.h"
 #include "vm/snapshot_int.h"
 
 #define LOOK_NS 2000000
@@ -219,7 +220,8 @@ void snapshot_take(struct vm *vm)
         failed = save_about(s);
     if (failed)
         error_sys(s->error, sizeof s->error, failed, "the machine cannot be saved");
-    else if (!(failed = freeze_disk(s)) && s->fork < 0 && (failed = save_memory(s)))
+    else if (!(failed = shares_save(vm, &s->sections, s->error, sizeof s->error)) && !(failed = freeze_disk(s)) &&
+             s->fork < 0 && (failed = save_memory(s)))
         error_sys(s->error, sizeof s->error, failed, "memory cannot be saved");
     if (!failed && s->fork >= 0)
         failed = fork_hand_over(s);
@@ -275,10 +277,9 @@ static bool refused(struct control_call *call)
 
     if (vm->parked >= 0)
         return control_fail(call, "wrong-state", "it only stands by, for copies to be made of it"), true;
-    if (vm->config->shares.n)
-        return control_fail(call, "unsupported",
-                            "it has shared folders, and what the guest has open in them cannot be saved"),
-               true;
+    char why[ERROR_SIZE];
+    if (shares_refused(vm, why, sizeof why))
+        return control_fail(call, "unsupported", "%s", why), true;
     for (unsigned i = own_disk; i < vm->n_disks; i++)
         if (!vm->disks[i]->read_only)
             return control_fail(call, "unsupported",

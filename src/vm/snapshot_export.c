@@ -180,12 +180,32 @@ static int copy_rest(struct snapshot_writer *w, const struct snapshot_file *f, c
                               : 0;
 }
 
+/* Whoever brings it somewhere would get the folders of the host that it names. */
+static int refuse_folders(const struct registry *r, const char *name, char *err, size_t n)
+{
+    struct vm_record record;
+    int failed = registry_load(r, name, &record, err, n);
+
+    if (failed)
+        return failed;
+    if (record.settings.config.shares.n || record.settings.root)
+        failed = error_set(err, n, -ENOTSUP,
+                           "%s has shared folders, which would stay behind: its snapshots are restored "
+                           "where they were taken",
+                           name);
+    record_free(&record);
+    return failed;
+}
+
 int snapshot_export(const struct registry *r, const char *name, const char *tag, const char *path, char *err, size_t n)
 {
     char state[PATH_MAX], out_tag[NAME_SIZE], fresh[PATH_MAX];
     struct snapshot_writer *w = NULL;
     struct snapshot_file f;
-    int failed = snapshot_find(r, name, tag, out_tag, state, err, n);
+    int failed = refuse_folders(r, name, err, n);
+
+    if (!failed)
+        failed = snapshot_find(r, name, tag, out_tag, state, err, n);
 
     if (!failed)
         failed = path_format(fresh, sizeof fresh, err, n, "%s.new-%d", path, (int)getpid());
@@ -309,7 +329,15 @@ static int take_record(const json_t *about, const char *file, struct vm_record *
     int failed = text ? record_parse(record, text, strlen(text), why, sizeof why) : -EBADMSG;
 
     free(text);
-    return failed ? error_set(err, n, failed, "%s does not say what machine it is of: %s", file, why) : 0;
+    if (failed)
+        return error_set(err, n, failed, "%s does not say what machine it is of: %s", file, why);
+    if (!record->settings.config.shares.n && !record->settings.root)
+        return 0;
+    record_free(record);
+    return error_set(err, n, -ENOTSUP,
+                     "%s is of a machine with shared folders, which it would give to whoever has made it: such a "
+                     "snapshot is restored where it was taken",
+                     file);
 }
 
 /* The machine as which it goes on here: the same, or a copy, which its guest is to be told when it begins. */

@@ -40,8 +40,9 @@ struct vm {
     struct chr *terminal;        /* of a virtio console's port that is stdio; the device's */
     struct disk *disks[VM_BACKENDS_MAX]; /* the devices' */
     struct net *nets[VM_BACKENDS_MAX];
-    uint8_t macs[VM_BACKENDS_MAX][6]; /* of the cards at power-on */
-    unsigned n_disks, n_nets;
+    struct share *shares[VM_BACKENDS_MAX]; /* the devices' */
+    uint8_t macs[VM_BACKENDS_MAX][6];      /* of the cards at power-on */
+    unsigned n_disks, n_nets, n_shares;
     struct net *publisher; /* the network that ports can be published on, a device's; or NULL */
     const struct engine_ops *ops;
     struct engine *engine;

@@ -215,8 +215,22 @@ status "is not forked" 5 guise fork vm-2
 says "with the reason" "guise start vm-2"
 mkdir shared
 guise launch tiny --name sharing --share shared:/mnt >/dev/null 2>&1
-status "shared folders are refused" 7 guise fork sharing
-says "with the reason" "shared folders"
+echo hello >shared/file
+cat >waits.sh <<'S'
+exec 3</mnt/file
+while [ ! -e /root/go ]; do sleep 0.1; done
+cat <&3 >/root/new
+mv /root/new /root/out
+S
+guise cp waits.sh sharing:/root/waits.sh
+guise exec sharing -- sh -c 'sh /root/waits.sh >/dev/null 2>&1 & sleep 0.3'
+is "with a shared folder, which copies share" sharing-1 guise fork sharing
+for m in sharing sharing-1; do
+    guise exec $m -- sh -c "echo $m >/mnt/from-$m; touch /root/go"
+    is "$m has open what was open" hello guise exec $m -- sh -c 'while [ ! -e /root/out ]; do sleep 0.1; done; cat /root/out'
+done
+is "both write to it" "sharing sharing-1" eval 'cat shared/from-sharing shared/from-sharing-1 | xargs'
+guise rm --force sharing-1
 guise rm --force sharing
 
 # --- clones -------------------------------------------------------------------------------------------------------

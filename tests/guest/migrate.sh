@@ -256,7 +256,10 @@ mkdir shared
 on one launch tiny --name sharing --share shared:/mnt >/dev/null 2>&1
 status "shared folders stay" 7 on one migrate sharing "unix:$work/two.sock"
 says "with the reason" "shared folders"
-on one rm --force sharing
+on one exec sharing -- sh -c 'echo hello >/mnt/file; exec 3</mnt/file; (while [ ! -e /root/go ]; do sleep 0.1; done; cat <&3 >/root/out) >/dev/null 2>&1 &'
+status "unless they are there, too" 0 on one migrate sharing "unix:$work/two.sock" --folders
+is "with what is open in them" hello on two exec sharing -- sh -c 'touch /root/go; while [ ! -s /root/out ]; do sleep 0.1; done; cat /root/out'
+on two rm --force sharing
 on one snapshot vm kept >/dev/null
 status "one with snapshots stays" 5 on one migrate vm "unix:$work/two.sock"
 says "with that reason" "would stay behind"

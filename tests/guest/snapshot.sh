@@ -175,8 +175,34 @@ is "the disk does not miss them" here inside 'cat /root/file'
 guise kill vm
 guise start vm >/dev/null 2>&1
 is "at a start neither" here inside 'cat /root/file'
-mkdir shared
+# --- shared folders: what is open in them, and changes on the host meanwhile ------------------------------------------
+mkdir -p shared/d
+for i in $(seq 300); do echo "in $i" >"shared/d/file-$i"; done
+for name in changed replaced unnamed; do echo "$name before" >"shared/$name"; done
+touch shared/log
+gcc -O1 -static -o folder "$here/devices/folder.c"
 guise launch tiny --name sharing --share shared:/mnt >/dev/null 2>&1
-status "shared folders are refused" 7 guise snapshot sharing
+guise cp folder sharing:/root/folder
+guise exec sharing -- sh -c 'mkdir -p /dev/shm; mount -t tmpfs none /dev/shm; /root/folder >/dev/null 2>&1 & while [ ! -e /dev/shm/ready ]; do sleep 0.1; done'
+status "a machine with shared folders is saved" 0 guise snapshot sharing first
+found() { guise exec sharing -- sh -c 'touch /dev/shm/go; while [ ! -e /dev/shm/out ]; do sleep 0.1; done; cat /dev/shm/out' | xargs; }
+is "it goes on with what it has open" "changed: changed before replaced: replaced before unnamed: unnamed before appended: 5 entries: 302 here: in 7" found
+guise kill sharing
+echo "changed since" >shared/changed
+rm shared/replaced && echo "another file" >shared/replaced
+status "it is restored" 0 guise restore sharing first
+is "it has what is the same file, and ESTALE where there is none" "changed: changed since replaced: ESTALE unnamed: ESTALE appended: 5 entries: 302 here: in 7" found
+is "by their names it finds others" "another file" guise exec sharing -- cat /mnt/replaced
+is "nothing was lost" "line line" xargs <shared/log
+status "such a snapshot is not exported" 7 guise snapshot export sharing first "$work/sharing.snap"
 says "with the reason" "shared folders"
+guise kill sharing
+mv shared elsewhere
+status "without the folder it is not restored" 1 guise restore sharing first
+says "with that reason" "cannot share the directory"
+guise rm --force sharing
+mkdir shared
+guise launch tiny --name sharing --share shared:/mnt:locks >/dev/null 2>&1
+status "one with locks is refused" 7 guise snapshot sharing
+says "with its reason" "has .locks., which the host"
 finish
