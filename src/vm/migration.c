@@ -336,9 +336,9 @@ static void source_step(struct vm *vm)
         disk_drain(vm->disks[i]);
     m->state = last ? MOVING_LAST : MOVING_SENDING;
     if (last)
-        err = storage_flush(m);
-    if (!err && last)
         err = take_state(m);
+    if (!err && last) /* devices do nothing any more */
+        err = storage_flush(m);
     if (!err && m->begun)
         take_logs(m);
     else if (!err)
