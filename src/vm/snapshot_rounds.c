@@ -84,6 +84,7 @@ static int begin(struct saving *s)
     if (err)
         return err;
     memset(s->changed, 0xff, s->n_changed * sizeof *s->changed);
+    s->vm->ops->watch(s->vm->engine);
     return saving_thread_start(s);
 }
 
