@@ -21,7 +21,8 @@
 
 /*
  * An engine whose guest writes to memory without announcing it (watch.h), and that knows afterwards where: on KVM. What
- * has to be known before cannot be had with it: memory is not kept, nor loaded, nor shared (memory_is_announced).
+ * has to be known before cannot be had with it: while it runs memory is not kept, nor loaded, nor shared
+ * (memory_is_announced).
  */
 struct memory_writer_ops {
     int (*begin)(void *opaque);    /* from now on it remembers which pages; 0/-errno */

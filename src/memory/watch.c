@@ -341,7 +341,7 @@ void memory_keep_end(struct memory *m)
 
 int memory_load_begin(struct memory *m, const struct memory_source *source)
 {
-    int err = memory_is_announced(m) ? begin(m) : -ENOTSUP;
+    int err = begin(m);
 
     if (err)
         return err;

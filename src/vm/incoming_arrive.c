@@ -295,7 +295,7 @@ static int begin(struct arriving *a)
     struct incoming *in = a->incoming;
     struct memory *m = machine_memory(in->vm->machine);
     const struct memory_source source = {.ask = ask, .has = is_absent, .opaque = a};
-    int err = memory_load_begin(m, &source);
+    int err = memory_is_announced(m) ? memory_load_begin(m, &source) : -ENOTSUP; /* its guest would not wait */
 
     for (uint64_t i = 0; i < in->n_chunks && !err; i++)
         a->left += memory_lacks_chunk(m, i);

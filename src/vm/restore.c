@@ -121,8 +121,6 @@ static int load_memory(struct vm *vm, struct restore *r, char *err, size_t n)
     if (bytes != here)
         return error_set(err, n, -EINVAL, "%s has %llu MiB of memory, this machine %llu", r->name,
                          (unsigned long long)bytes >> 20, (unsigned long long)here >> 20);
-    if (!memory_is_announced(machine_memory(vm->machine)))
-        return loading_all(vm, r, err, n);
     int failed = loading_begin(vm, r);
     return failed ? error_sys(err, n, failed, "the memory of %s cannot be set up", r->name) : 0;
 }
@@ -160,13 +158,18 @@ int restore_machine(struct vm *vm, struct restore *r, char *err, size_t n)
     return failed;
 }
 
+int restore_load(struct vm *vm, char *err, size_t n)
+{
+    return vm->loading && !memory_is_announced(machine_memory(vm->machine)) ? loading_all(vm, err, n) : 0;
+}
+
 void restore_started(struct vm *vm, const struct restore *r)
 {
     char none[1];
     json_t *about = snapshot_about(&r->file, r->name, none, sizeof none);
 
     machine_new_generation(vm->machine);
-    if (vm->loading && loading_start(vm))
+    if (vm->loading && memory_is_announced(machine_memory(vm->machine)) && loading_start(vm))
         vm_end(vm, VM_FAILED, "cannot start the thread that loads memory");
     life_event(
         vm, r->copy ? "copied" : "restored",

@@ -21,7 +21,7 @@ struct loading {
 
 /* All of the machine's memory is to come.  0/-errno. */
 int loading_begin(struct vm *vm, struct restore *r);
-/* The same, and brings all of it: for an engine that would not wait for a piece.  0, or -errno with a sentence. */
-int loading_all(struct vm *vm, struct restore *r, char *err, size_t n);
+/* Brings it, for an engine whose guest would not wait for a piece.  No vCPU runs.  0, or -errno with a sentence. */
+int loading_all(struct vm *vm, char *err, size_t n);
 /* The vCPUs are about to run. */
 int loading_start(struct vm *vm);

@@ -8,6 +8,7 @@
  *      SNAPSHOT/working-set    "GUISEWKS"  count (4)  crc32c of what follows (4)  numbers of chunks (4 each)
  */
 #include <errno.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
@@ -162,21 +163,72 @@ int loading_begin(struct vm *vm, struct restore *r)
     return memory_load_begin(machine_memory(vm->machine), &source);
 }
 
-int loading_all(struct vm *vm, struct restore *r, char *err, size_t n)
+#define BRINGERS_MOST 4u
+#define BRING_RUN 16u /* chunks that a thread takes at once */
+
+struct bringing {
+    struct loading *loading;
+    _Atomic uint64_t next;
+    _Atomic int failed;
+};
+
+static int bring_run(struct bringing *b, const struct snapshot_file *f, uint64_t first)
 {
-    struct memory *m = machine_memory(vm->machine);
-    const struct snapshot_file *f = &r->file;
+    struct memory *m = machine_memory(b->loading->vm->machine);
     uint8_t bytes[SNAPSHOT_CHUNK];
     int kept = 0;
 
-    for (uint64_t i = 0; i < memory_chunks(m) && kept >= 0; i++) {
-        if (!f->extent[SNAPSHOT_MEMORY].place[i].length)
-            continue;
-        kept = snapshot_read_chunk(f, SNAPSHOT_MEMORY, i, bytes);
-        if (kept > 0)
-            memory_fill_chunk(m, i, bytes);
+    for (uint64_t i = first; i < first + BRING_RUN && i < memory_chunks(m) && kept >= 0; i++) {
+        uint64_t pages = (m->size - i * WATCH_CHUNK) >> LOG_SHIFT;
+        uint16_t present = pages < LOG_PER_CHUNK ? (uint16_t)((1u << pages) - 1) : 0xffff;
+        if (memory_lacks_chunk(m, i) && (kept = snapshot_read_chunk(f, SNAPSHOT_MEMORY, i, bytes)) >= 0)
+            memory_bring_chunk(m, i, present, 0, bytes);
     }
-    return kept < 0 ? error_set(err, n, kept, "the snapshot %s %s", r->name, what_is_wrong(kept)) : 0;
+    return kept < 0 ? kept : 0;
+}
+
+static void *bringer_main(void *opaque)
+{
+    struct bringing *b = opaque;
+    struct loading *l = b->loading;
+    struct snapshot_file f = l->restore->file;
+
+    prctl(PR_SET_NAME, "restore");
+    f.scratch = malloc(SNAPSHOT_CHUNK); /* the other is others', too */
+    int err = sandbox_thread(l->vm->sandbox, SANDBOX_WORKER);
+    if (!err && !f.scratch)
+        err = -ENOMEM;
+    while (!err && !b->failed) {
+        uint64_t first = atomic_fetch_add(&b->next, BRING_RUN);
+        if (first >= f.extent[SNAPSHOT_MEMORY].n)
+            break;
+        err = bring_run(b, &f, first);
+    }
+    if (err)
+        b->failed = err;
+    free(f.scratch);
+    return NULL;
+}
+
+int loading_all(struct vm *vm, char *err, size_t n)
+{
+    struct bringing b = {.loading = vm->loading};
+    pthread_t threads[BRINGERS_MOST];
+    unsigned started = 0;
+    cpu_set_t cpus;
+    unsigned want = sched_getaffinity(0, sizeof cpus, &cpus) ? 1 : (unsigned)CPU_COUNT(&cpus);
+    int failed = 0;
+
+    for (; started < want && started < BRINGERS_MOST && !failed; started += !failed)
+        failed = thread_start(&threads[started], NULL, bringer_main, &b);
+    failed = started ? 0 : failed;
+    while (started)
+        pthread_join(threads[--started], NULL);
+    failed = failed ? failed : b.failed;
+    if (failed)
+        return error_set(err, n, failed, "the snapshot %s %s", vm->loading->restore->name, what_is_wrong(failed));
+    memory_load_end(machine_memory(vm->machine));
+    return 0;
 }
 
 int loading_start(struct vm *vm)

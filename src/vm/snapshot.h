@@ -58,6 +58,8 @@ int restore_check(const struct restore *r, const struct vm_record *record, char 
 /* Makes the machine, which was set up for it and has not run, what was saved.  Bus lock held.  0, or -errno with a
  * sentence. */
 int restore_machine(struct vm *vm, struct restore *r, char *err, size_t n);
+/* In the sandbox: what has to be there before a vCPU runs.  0, or -errno with a sentence. */
+int restore_load(struct vm *vm, char *err, size_t n);
 /* Its vCPUs are about to run: says so, and tells the guest. */
 void restore_started(struct vm *vm, const struct restore *r);
 /* The machine goes; no vCPU runs. */

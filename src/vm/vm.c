@@ -282,6 +282,8 @@ static int setup(struct vm *vm, char *error, size_t n)
         err = vm_confine(vm, error, n);
     if (!err && vm_boots(vm))
         err = machine_boot(vm->machine, error, n);
+    if (!err && vm->config->restore)
+        err = restore_load(vm, error, n);
     if (err)
         return err;
     if (vm_boots(vm) && vm->ops->ready)
