@@ -6,6 +6,7 @@
 #                             scripts/run-guest.sh CMD returns the command's own)
 #   make torture | stress | kernel-build      long runs with several vCPUs: tests/slow
 #   make migrations           a machine that moves 100 times, and everybody killed at each step
+#   make kvm-save             machines on the KVM engine that are saved and move, nested in QEMU
 #   make test | bench | bench-quick | fuzz | lint | format | install [PREFIX=/usr/local] [DESTDIR=]
 #   make BUILD=debug|asan|cov any of these with another kind of build, in build-debug and so on
 #   make clean                removes the builds (downloads stay in ~/.cache/guise)
@@ -28,7 +29,7 @@ ifeq ($(options_$(BUILD)),)
 $(error there is no BUILD=$(BUILD); choose release, debug, asan or cov)
 endif
 
-.PHONY: all setup run test torture stress kernel-build migrations bench bench-quick charts fuzz lint format install coverage clean
+.PHONY: all setup run test torture stress kernel-build migrations kvm-save bench bench-quick charts fuzz lint format install coverage clean
 .DEFAULT_GOAL = all
 SHELL = /bin/bash
 .SHELLFLAGS = -o pipefail -c
@@ -52,8 +53,8 @@ test: all
 	@tests/run.sh $(directory)
 
 # Not part of `make test`: each takes from some minutes to half an hour.
-torture stress kernel-build migrations: all
-	@scripts/setup.sh test guest $(if $(filter stress migrations,$@),,kernel)
+torture stress kernel-build migrations kvm-save: all
+	@scripts/setup.sh test guest $(if $(filter stress migrations kvm-save,$@),,kernel)
 	@GUISE=$(guise) tests/slow/$@.sh
 
 bench bench-quick: all
