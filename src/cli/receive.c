@@ -14,12 +14,16 @@
 struct receive_arguments {
     const char *name;
     bool once;
+    struct option_list maps;
 };
 
 /* clang-format off */
 const struct option_spec receive_options[] = {
     {.name = "name", .letter = 'n', .kind = OPTION_STRING, .offset = offsetof(struct receive_arguments, name),
      .value = "NAME", .help = "call what comes so, instead of as it is called where it comes from", .check = name_check},
+    {.name = "map", .kind = OPTION_LIST, .offset = offsetof(struct receive_arguments, maps), .value = "FROM=TO",
+     .help = "what a machine has below FROM where it comes from is below TO here; any number of times",
+     .check = receive_map_check},
     {.name = "once", .kind = OPTION_FLAG, .offset = offsetof(struct receive_arguments, once),
      .help = "end when one machine has come"},
     {0},
@@ -107,6 +111,7 @@ int receive_main(const struct command *self, int argc, char **argv)
     if (failed || r.address.kind == PEER_NAME)
         return cli_usage_error(self, failed ? err : "where to listen must be given, as unix:PATH or tcp://HOST[:PORT]");
     r.name = a.name;
+    r.maps = a.maps;
     r.listening = peer_listen(&r.address, err, sizeof err);
     if (r.listening < 0)
         return cli_failed(r.listening, err);

@@ -14,7 +14,11 @@ struct receiver {
     int listening;
     const char *name; /* what is received is called so; NULL: as it is called where it comes from */
     bool quiet;
+    struct option_list maps; /* "FROM=TO": paths of others' that are others here */
 };
+
+/* Is that one of those?  0, or -EINVAL with a sentence. */
+int receive_map_check(const char *map, char *err, size_t n);
 
 /* Serves one connection.  0: a machine runs here now, whose name is put to `name`; -EAGAIN: something else came of it;
  * or -errno with a sentence. */

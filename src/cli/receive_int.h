@@ -1,5 +1,6 @@
-/* Inside receiving: receive_one.c (a machine comes), receive_disks.c (disks that stay where they are), receive_arrive.c
- * (post-copy: it runs, its memory follows), receive_past.c (what becomes of one that came before). */
+/* Inside receiving: receive_one.c (a machine comes), receive_map.c (paths that are others here), receive_disks.c (disks
+ * that stay where they are), receive_arrive.c (post-copy: it runs, its memory follows), receive_past.c (what becomes of
+ * one that came before). */
 #pragma once
 #include "cli/life.h"
 #include "cli/receive.h"
@@ -43,6 +44,8 @@ static inline bool receive_lives(const struct vm_run *run)
     return run->held && (run->state == VM_RUNNING || run->state == VM_INCOMING);
 }
 
+/* Its paths become those of this host. */
+void receive_map(const struct option_list *maps, json_t *hello);
 /* Are the disks that are written to, and not its own, the files here that they are at the source?  0, or -errno with a
  * sentence. */
 int receive_see_disks(struct receiving *v, char *err, size_t n);

@@ -35,6 +35,7 @@ void receive_stop_at(const char *place)
 
 static int take_hello(struct receiving *v, char *err, size_t n)
 {
+    receive_map(&v->r->maps, v->hello);
     char *text = json_dumps(json_object_get(v->hello, "machine"), JSON_COMPACT);
     uint64_t version = number_of(v->hello, "version");
     int failed = 0;

@@ -320,6 +320,10 @@ refused "publish wants a machine" "name a virtual machine" publish
 refused "unpublish wants ports" "name a virtual machine, and the ports" unpublish x
 refused "cpus wants a machine" "name a virtual machine" cpus
 refused "and a number" "'many' is not a whole number" cpus x many
+refused "what becomes of disks is known" "auto, copy, shared" migrate x y --storage moved
+refused "disks do not stay by post-copy" "--storage shared cannot be had with it" migrate x y --storage shared --postcopy
+refused "a map is of full paths" "two full paths" receive unix:/nowhere/x --map a=b
+refused "a disk's base is an overlay's" "so it has no base" run --kernel x --disk a.img,base=b.img
 run publish nobody 80:80
 check "publish wants one that is there" eval '[ $status = 4 ] && one_sentence'
 exit $((failures > 0))

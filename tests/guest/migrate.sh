@@ -644,6 +644,21 @@ if [ "$(id -u)" = 0 ] && unshare -m true 2>/dev/null; then
     storage=auto before=$(count one)
     status "it is copied" 0 on one migrate vm "unix:$work/two.sock" --json
     says_report "which is said" '"storage":"copied"'
+    on two rm --force vm
+    boot one --disk host.img,serial=host --share shared:/mnt
+    kill -9 "${receiver[two]}"
+    rm -f "$work/two.sock"
+    # shellcheck disable=SC2016 # that one's
+    GUISE_DATA=$work/elsewhere/data2 GUISE_RUNTIME=${runtime[two]} unshare -m sh -c 'mount --bind . elsewhere &&
+        exec "$GUISE" receive "unix:$0" --map "${0%/*}=${0%/*}/elsewhere"' "$work/two.sock" >>"$work/two.out" 2>>"$work/two.err" &
+    receiver[two]=$!
+    for _ in $(seq 100); do [ -S "$work/two.sock" ] && break || sleep 0.05; done
+    storage=shared file=$(stat -c %i "$(own one)")
+    on one exec vm -- sh -c 'echo mapped >/mnt/mapped'
+    status "what is elsewhere there is mapped" 0 on one migrate vm "unix:$work/two.sock" --folders
+    is "and is the same file" "$file" stat -c %i "$(own two)"
+    is "in its words, too" "$work/elsewhere" sed -n 's/.*"directory": "\(.*\)".*/\1/p' "$work/data2/vms/vm/vm.json"
+    is "and folders" mapped on two exec vm -- cat /mnt/mapped
 else
     skip "a file of the same name" "nothing can be mounted here"
 fi
