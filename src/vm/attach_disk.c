@@ -38,7 +38,7 @@ int disk_attach(struct vm *vm, char *error, size_t n)
     int err = 0;
 
     for (unsigned i = 0; i < vm->config->disks.n && !err; i++) {
-        struct disk *disk;
+        struct disk *disk = NULL;
         err = (is_away(vm, i) ? disk_open_away : disk_open)(&disk, vm->config->disks.value[i], vm->loop, error, n);
         if (err)
             return err;
