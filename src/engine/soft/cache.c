@@ -173,14 +173,14 @@ void soft_block_insert(struct engine *e, struct block *b)
     uint64_t page = b->gpa >> 12;
     if (page < e->n_pages) { /* code outside RAM (a ROM, or nothing) cannot change under us */
         b->next_page = e->page_blocks[page];
-        e->page_blocks[page] = b;
+        e->page_blocks[page] = *head;
         mark_page(e, b->gpa, first_part(b));
         for (unsigned i = 0; i < b->n_peeked; i++)
             mark_page(e, (page << 12) + b->peeked[i].first, b->peeked[i].length);
     }
     if (b->gpa2 != UINT64_MAX && b->gpa2 >> 12 < e->n_pages) {
         b->next_page2 = e->page_blocks[b->gpa2 >> 12];
-        e->page_blocks[b->gpa2 >> 12] = b;
+        e->page_blocks[b->gpa2 >> 12] = *head;
         mark_page(e, b->gpa2, b->length - first_part(b) ? b->length - first_part(b) : 1);
     }
 }
@@ -275,11 +275,11 @@ void soft_unchain_incoming(struct engine *e, struct block *b)
 
 static void remove_from_page(struct engine *e, struct block *b, uint64_t page)
 {
-    struct block **p = &e->page_blocks[page];
-    while (*p && *p != b)
-        p = (*p)->gpa >> 12 == page ? &(*p)->next_page : &(*p)->next_page2;
+    uint32_t number = soft_block_number(e, b) + 1, *p = &e->page_blocks[page];
+    while (*p && *p != number)
+        p = soft_next_in_page(soft_block_at(e, *p), page);
     if (*p)
-        *p = b->gpa >> 12 == page ? b->next_page : b->next_page2;
+        *p = *soft_next_in_page(b, page);
     if (!e->page_blocks[page])
         soft_code_gone(e, page);
 }
@@ -337,8 +337,8 @@ bool soft_invalidate(struct engine *e, uint64_t gpa, uint64_t len)
     for (uint64_t page = gpa >> 12; page <= (gpa + len - 1) >> 12 && page < e->n_pages; page++) {
         if (!e->code_granules[page])
             continue;
-        for (struct block *b = e->page_blocks[page], *next; b; b = next) {
-            next = b->gpa >> 12 == page ? b->next_page : b->next_page2;
+        for (struct block *b = soft_block_at(e, e->page_blocks[page]), *next; b; b = next) {
+            next = soft_block_at(e, *soft_next_in_page(b, page));
             if (depends_on(b, page, gpa, len)) {
                 soft_block_kill(e, b);
                 any = true;

@@ -198,7 +198,7 @@ static void take_region(struct engine *e, const struct carried *c, unsigned i, c
     }
     for (uint32_t n = e->regions[i].block; n < c->filled[i].block; n++) {
         struct block *b = &e->blocks[n];
-        b->next_page = b->next_page2 = NULL;
+        b->next_page = b->next_page2 = 0;
         b->next_hash = 0;
         b->dead |= !is_sound(b);
         if (!b->dead)

@@ -158,9 +158,10 @@ static void leave_page(struct engine *e, const struct cache_region *r, uint64_t 
 {
     if (page >= e->n_pages)
         return;
-    struct block **p = &e->page_blocks[page];
+    uint32_t *p = &e->page_blocks[page];
     while (*p) {
-        struct block *b = *p, **next = b->gpa >> 12 == page ? &b->next_page : &b->next_page2;
+        struct block *b = soft_block_at(e, *p);
+        uint32_t *next = soft_next_in_page(b, page);
         if (!has_block(r, soft_block_number(e, b))) {
             p = next;
             continue;
@@ -257,7 +258,7 @@ static void forget_page(struct engine *e, uint64_t page)
 {
     if (page >= e->n_pages)
         return;
-    e->page_blocks[page] = NULL;
+    e->page_blocks[page] = 0;
     soft_code_gone(e, page);
 }
 

@@ -234,8 +234,8 @@ struct engine {
     struct peers *peers;
     struct soft_vcpu *vcpu;
     struct code_cache cache;
-    uint32_t *hash;             /* 1 << HASH_BITS, numbers as in block.next_hash */
-    struct block **page_blocks; /* by gpa >> 12 up to memory->end: blocks with code in the page */
+    uint32_t *hash;        /* 1 << HASH_BITS, numbers as in block.next_hash */
+    uint32_t *page_blocks; /* by gpa >> 12 up to memory->end: blocks with code in the page, numbers + 1 */
     uint64_t n_pages;
     uint64_t *code_granules; /* by page: 64 bits, one for each 64 bytes that hold translated code */
     uint64_t *written;       /* by page, one bit: a write TLB may have had it since it last became one with code */
@@ -296,6 +296,11 @@ static inline struct exit *soft_exit_at(const struct engine *e, uint32_t n)
 static inline struct block *soft_block_at(const struct engine *e, uint32_t n)
 {
     return n ? &e->blocks[n - 1] : NULL;
+}
+/* Where a block of the page says which one is next. */
+static inline uint32_t *soft_next_in_page(struct block *b, uint64_t page)
+{
+    return b->gpa >> 12 == page ? &b->next_page : &b->next_page2;
 }
 
 /* Bits of code_granules for [gpa, gpa+len), inside one page. */
