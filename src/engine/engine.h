@@ -38,7 +38,6 @@ struct engine_config {
 };
 enum engine_log { ENGINE_LOG_TRANSLATE = 1, ENGINE_LOG_EXC = 2, ENGINE_LOG_IRQ = 4, ENGINE_LOG_DEVICE = 8 };
 
-#define ENGINE_CODE_PIECES 9u
 struct engine_code {
     uint8_t *bytes;
     size_t n;
@@ -71,11 +70,13 @@ struct engine_ops {
     /* Memory begins to be watched (memory/watch.h), or has another file (memory/template.h): forgets by what it is
      * accessed without announcement, and what it is mapped by. */
     void (*watch)(struct engine *e);
-    /* What it has made of the guest's code, for an engine of the same program that runs a copy of the machine: the
-     * number of pieces, each the caller's to free, or -errno; and into one that has not run: 0, or -errno: it begins
-     * without. Only what the former has given out is taken.  NULL: nothing can be taken along. */
-    int (*get_code)(struct engine *e, struct engine_code pieces[ENGINE_CODE_PIECES]);
-    int (*set_code)(struct engine *e, const struct engine_code *pieces, unsigned n);
+    /* What it has made of the guest's code, for engines of the same program that run copies of the machine.  fd is an
+     * empty file of memory that allows seals, and is taken over.  Returns the descriptor of a file that has it, which
+     * stays the engine's, with the head of it, which is the caller's to free; or -errno. */
+    int (*get_code)(struct engine *e, int fd, struct engine_code *head);
+    /* The same, into one that has not run.  0; -ENOTSUP: it begins without; any other -errno: it is of no use now. Only
+     * what the former has given out is taken.  NULL: nothing can be taken along. */
+    int (*set_code)(struct engine *e, int fd, const struct engine_code *head);
 };
 
 #define ENGINE_SIMD_MAX 4096u

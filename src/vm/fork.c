@@ -73,13 +73,16 @@ static int send_all(int socket, const int *fds, unsigned n)
     return sent < 0 ? (int)sent : 0;
 }
 
+enum { OFFERED_STATE, OFFERED_RAM, OFFERED_CODE, OFFERED };
+
 int fork_offer(int socket, char *err, size_t n)
 {
-    const int fds[] = {memfd_create("guise-fork", MFD_CLOEXEC),
-                       memfd_create("guise-ram", MFD_CLOEXEC | MFD_ALLOW_SEALING)};
-    int failed = fds[0] < 0 || fds[1] < 0 ? -errno : send_all(socket, fds, 2);
+    const int fds[OFFERED] = {[OFFERED_STATE] = memfd_create("guise-fork", MFD_CLOEXEC),
+                              [OFFERED_RAM] = memfd_create("guise-ram", MFD_CLOEXEC | MFD_ALLOW_SEALING),
+                              [OFFERED_CODE] = memfd_create("guise-code", MFD_CLOEXEC | MFD_ALLOW_SEALING)};
+    int failed = fds[0] < 0 || fds[1] < 0 || fds[2] < 0 ? -errno : send_all(socket, fds, OFFERED);
 
-    for (unsigned i = 0; i < 2; i++)
+    for (unsigned i = 0; i < OFFERED; i++)
         if (fds[i] >= 0)
             close(fds[i]);
     return failed ? error_sys(err, n, failed, "cannot offer memory to the machine") : 0;
@@ -107,19 +110,24 @@ static int add_layout(struct saving *s, const struct memory_run *runs, uint32_t 
     return sections_add(&s->sections, LAYOUT_KIND, LAYOUT_NAME, 1, runs, n * sizeof *runs);
 }
 
-/* Without it copies take longer. */
-static int add_code(struct saving *s)
+/* What the engine has made of the guest's code: without it copies take longer.  Takes fd, an empty file of memory;
+ * *code is the descriptor that they get, the engine's, or -1. */
+static int add_code(struct saving *s, int fd, int *code)
 {
-    struct engine_code pieces[ENGINE_CODE_PIECES];
     const struct engine_ops *ops = s->vm->ops;
-    int n = s->park && ops->get_code ? ops->get_code(s->vm->engine, pieces) : 0, err = 0;
-    char name[16];
+    struct engine_code head;
 
-    for (int i = 0; i < n; i++) {
-        snprintf(name, sizeof name, CODE_NAME "%d", i);
-        err = err ? err : sections_add(&s->sections, LAYOUT_KIND, name, 1, pieces[i].bytes, pieces[i].n);
-        free(pieces[i].bytes);
+    *code = -1;
+    if (!ops->get_code) {
+        close(fd);
+        return 0;
     }
+    int got = ops->get_code(s->vm->engine, fd, &head);
+    if (got < 0)
+        return 0;
+    int err = sections_add(&s->sections, LAYOUT_KIND, CODE_NAME, 1, head.bytes, head.n);
+    free(head.bytes);
+    *code = got;
     return err;
 }
 
@@ -138,9 +146,10 @@ static int write_state(struct saving *s, int fd)
 }
 
 /* The machine does not run on, nor does it end with whoever has started it. */
-static void park(struct saving *s, int state)
+static void park(struct saving *s, int state, int code)
 {
     s->vm->parked = state;
+    s->vm->parked_code = code;
     s->vm->config->life->attached = false;
     s->vm->config->life->ready_ns = 0; /* nobody answers inside */
 }
@@ -155,6 +164,8 @@ bool fork_again(struct control_call *call)
     unsigned given = control_take_fds(call, socket);
     int unused = given == 1 ? fork_receive(socket[0], offered, NULL, 0) : 0; /* it needs no memory any more */
     int n = given == 1 ? memory_templates(machine_memory(vm->machine), fds + 1, &runs, &n_runs) : -EINVAL;
+    if (n >= 0 && vm->parked_code >= 0)
+        fds[1 + n++] = vm->parked_code;
     int err = n < 0 ? n : send_all(socket[0], fds, 1 + (unsigned)n);
 
     free(runs);
@@ -167,8 +178,8 @@ bool fork_again(struct control_call *call)
     return !err;
 }
 
-/* state: a file for it, which stays the caller's. */
-static int send_copies_parts(struct saving *s, int state)
+/* state: a file for it, which stays the caller's; code: one that is taken over, and then *code as add_code says. */
+static int send_copies_parts(struct saving *s, int state, int *code)
 {
     struct memory_run *runs = NULL;
     uint32_t n_runs = 0;
@@ -177,8 +188,12 @@ static int send_copies_parts(struct saving *s, int state)
     int err = n < 0 ? n : add_layout(s, runs, n_runs);
 
     free(runs);
-    if (!err)
-        err = add_code(s);
+    if (err)
+        close(*code);
+    else
+        err = add_code(s, *code, code);
+    if (!err && *code >= 0)
+        fds[1 + n++] = *code;
     if (!err)
         err = write_state(s, state);
     if (!err)
@@ -190,18 +205,19 @@ int fork_hand_over(struct saving *s)
 {
     struct memory *m = machine_memory(s->vm->machine);
     int fds[FORK_FDS_MAX], n = fork_receive(s->fork, fds, s->error, sizeof s->error);
-    int err = n < 2 ? -EPROTO : memory_freeze(m, fds[1]);
+    int err = n < OFFERED ? -EPROTO : memory_freeze(m, fds[OFFERED_RAM]);
 
     if (!err) {
-        fds[1] = -1;
+        int code = fds[OFFERED_CODE];
+        fds[OFFERED_RAM] = fds[OFFERED_CODE] = -1;
         memory_set_exhausted(m, exhausted, s->vm);
         s->vm->ops->watch(s->vm->engine);
-        err = send_copies_parts(s, fds[0]);
+        err = send_copies_parts(s, fds[OFFERED_STATE], &code);
         if (!err && s->park) {
-            park(s, fds[0]);
-            fds[0] = -1;
+            park(s, fds[OFFERED_STATE], code);
+            fds[OFFERED_STATE] = -1;
         }
-    } else if (n >= 2) {
+    } else if (n >= OFFERED) {
         error_sys(s->error, sizeof s->error, err, "memory cannot become a template");
     }
     for (int i = 0; i < n; i++)
@@ -228,19 +244,27 @@ int fork_adopt(struct vm *vm, struct restore *r, char *err, size_t n)
     return 0;
 }
 
-void fork_take_code(struct vm *vm, const struct restore *r)
+static const struct section *find_code(const struct restore *r)
 {
-    struct engine_code pieces[ENGINE_CODE_PIECES];
-    const struct section *s;
-    unsigned n = 0;
-    char name[16];
+    const struct section *s = sections_find(&r->file.sections, LAYOUT_KIND, CODE_NAME);
 
-    do {
-        snprintf(name, sizeof name, CODE_NAME "%u", n);
-        s = sections_find(&r->file.sections, LAYOUT_KIND, name);
-        if (s && s->version == 1)
-            pieces[n++] = (struct engine_code){s->bytes, s->size};
-    } while (s && n < ENGINE_CODE_PIECES);
-    if (n && vm->ops->set_code)
-        (void)vm->ops->set_code(vm->engine, pieces, n); /* or it begins without */
+    return s && s->version == 1 ? s : NULL;
+}
+
+bool fork_has_code(const struct restore *r)
+{
+    return find_code(r) != NULL;
+}
+
+int fork_take_code(struct vm *vm, const struct restore *r, char *err, size_t n)
+{
+    const struct section *s = find_code(r);
+
+    if (!s || r->code < 0 || !vm->ops->set_code)
+        return 0;
+    const struct engine_code head = {s->bytes, s->size};
+    int failed = vm->ops->set_code(vm->engine, r->code, &head);
+    return failed && failed != -ENOTSUP
+               ? error_sys(err, n, failed, "what the copied machine's engine has made cannot be used")
+               : 0;
 }

@@ -7,8 +7,10 @@
  * A machine that is asked to is parked at that moment: it does not run again, its process keeps what copies are made
  * of, and as many as anybody likes are made of it without a word to its guest (cli/warm.c).
  *
- *      the socket, SOCK_SEQPACKET:  ->  FORK_MESSAGE, with two empty files of memory: the machine itself can make none
- *                                   <-  FORK_MESSAGE, with the state's file, which is one of them, and the templates'
+ *      the socket, SOCK_SEQPACKET:  ->  FORK_MESSAGE, with three empty files of memory: the machine itself can make
+ * none
+ *                                   <-  FORK_MESSAGE, with the state's file, which is one of them, the templates', and,
+ *                                       if the state says so, one of what the engine has made of the guest's code
  */
 #pragma once
 #include <jansson.h>
@@ -17,7 +19,7 @@
 #include "vm/control.h"
 
 #define FORK_MESSAGE "fork"
-#define FORK_FDS_MAX (1u + MEMORY_TEMPLATES_MAX)
+#define FORK_FDS_MAX (2u + MEMORY_TEMPLATES_MAX)
 
 /* The control socket's "fork" (docs/CONTROL.md). */
 json_t *command_fork(struct control_call *call);
@@ -42,5 +44,6 @@ int fork_receive(int socket, int fds[FORK_FDS_MAX], char *err, size_t n);
 struct vm;
 struct restore;
 int fork_adopt(struct vm *vm, struct restore *r, char *err, size_t n);
-/* And, if the machine was parked, what its engine had made of the guest's code. */
-void fork_take_code(struct vm *vm, const struct restore *r);
+/* And what that machine's engine had made of the guest's code is its own's.  The same. */
+bool fork_has_code(const struct restore *r); /* there is a descriptor for it */
+int fork_take_code(struct vm *vm, const struct restore *r, char *err, size_t n);

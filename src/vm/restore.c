@@ -27,7 +27,7 @@ int restore_open(struct restore *r, const char *path, bool to_run, char *err, si
     char set[PATH_MAX];
     int fd = open(path, O_RDONLY | O_CLOEXEC);
 
-    *r = (struct restore){.file.fd = -1, .set_fd = -1};
+    *r = (struct restore){.file.fd = -1, .set_fd = -1, .code = -1};
     if (fd < 0)
         return error_sys(err, n, -errno, "cannot open the snapshot %s", path);
     snprintf(r->name, sizeof r->name, "%s", path);
@@ -44,10 +44,13 @@ int restore_open(struct restore *r, const char *path, bool to_run, char *err, si
 
 int restore_open_copy(struct restore *r, const int *fds, unsigned count, char *err, size_t n)
 {
-    *r = (struct restore){.file.fd = -1, .set_fd = -1, .copy = true, .name = "the state of the machine that is copied"};
+    *r = (struct restore){
+        .file.fd = -1, .set_fd = -1, .code = -1, .copy = true, .name = "the state of the machine that is copied"};
+    int failed = snapshot_open(&r->file, fds[0], r->name, err, n);
+    if (!failed && count > 1 && fork_has_code(r))
+        r->code = fds[--count];
     for (unsigned i = 1; i < count && i <= MEMORY_TEMPLATES_MAX; i++)
         r->templates[r->n_templates++] = fds[i];
-    int failed = snapshot_open(&r->file, fds[0], r->name, err, n);
     json_t *about = failed ? NULL : snapshot_about(&r->file, r->name, err, n);
     json_int_t khz = json_integer_value(json_object_get(about, "tsc_khz"));
     r->tsc_khz = khz >= TSC_KHZ_LEAST && khz <= TSC_KHZ_MOST ? (uint64_t)khz : 0;
@@ -67,6 +70,8 @@ void restore_close(struct restore *r)
         close(fd);
     if (r->set_fd >= 0)
         close(r->set_fd);
+    if (r->code >= 0)
+        close(r->code);
 }
 
 /* The engine that it was on, as `about` says; free `about`, not it.  NULL: it does not say. */
@@ -154,7 +159,7 @@ int restore_machine(struct vm *vm, struct restore *r, char *err, size_t n)
     if (failed && why[0])
         error_set(err, n, failed, "%s cannot be restored here: %s", r->name, why);
     if (!failed && r->copy)
-        fork_take_code(vm, r);
+        failed = fork_take_code(vm, r, err, n);
     return failed;
 }
 

@@ -41,6 +41,7 @@ struct restore {
     uint64_t tsc_khz; /* of this host, as that one has measured it; or 0 */
     unsigned n_templates;
     int templates[MEMORY_TEMPLATES_MAX]; /* these */
+    int code;                            /* and what that one's engine had made of code; or -1 */
     char name[256];                      /* for messages */
 };
 

@@ -418,6 +418,7 @@ enum vm_end vm_run(const struct vm_config *config, struct vm_result *result)
                     .console_room = PTHREAD_COND_INITIALIZER,
                     .signal_fd = -1,
                     .parked = -1,
+                    .parked_code = -1,
                     .start_ns = clock_ns()};
 
     *result = (struct vm_result){.end = VM_FAILED};

@@ -59,6 +59,7 @@ struct vm {
     struct incoming_ports *incoming_ports;     /* incoming_ports.c; NULL: none */
     _Atomic unsigned throttle;                 /* per cent of the time that vCPUs stand still */
     int parked;          /* the state that copies are made of, when it does not run any more (fork.h); or -1 */
+    int parked_code;     /* and what its engine has made of code, the engine's; or -1 */
     uint64_t stopped_ns; /* when the vCPUs were stopped for one; 0: they were not */
     FILE *log;
     struct vcpu vcpus[VM_MAX_CPUS];

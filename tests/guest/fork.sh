@@ -233,6 +233,26 @@ is "both write to it" "sharing sharing-1" eval 'cat shared/from-sharing shared/f
 guise rm --force sharing-1
 guise rm --force sharing
 
+# --- translated code ------------------------------------------------------------------------------------------------
+# Copies of a machine with one CPU execute what its engine has translated, until they change it: while that has room, while
+# it is evicted all the time, and after the machine has gone on.
+work_hard='for i in 1 2; do awk "BEGIN { for (i = 0; i < 6000; i++) s = s sprintf(\"%c\", 65 + i % 26); print s }" | gzip | gunzip | sed "s/A/b/g" | tr B-D x-z | sort | md5sum; find /bin /sbin 2>/dev/null | sort | head -n 60 | md5sum; done | md5sum'
+for cache in 18M 2M; do
+    guise launch tiny --name one --code-cache $cache >/dev/null
+    guise cp "$work/pattern" one:/root/pattern >/dev/null
+    inside one 'mkdir -p /dev/shm && mount -t tmpfs -o size=90% none /dev/shm; for i in 1 2; do (/root/pattern /dev/shm/round$i 2>/dev/shm/wrong$i; echo ended >>/dev/shm/wrong$i) >/dev/null 2>&1 & done; sleep 0.3'
+    expected=$(inside one "$work_hard")
+    guise fork one -n 2 -q >/dev/null
+    is "a copy computes what the machine does (cache of $cache)" "$expected" inside one-1 "$work_hard"
+    is "the machine goes on" "$expected" inside one "$work_hard"
+    guise fork one -q >/dev/null
+    guise fork one-1 -q >/dev/null
+    is "a copy made later does" "$expected" inside one-3 "$work_hard"
+    is "so does a copy of a copy" "$expected" inside one-1-1 "$work_hard"
+    for name in one one-2 one-1-1; do is "$name is well" yes healthy $name; done
+    guise rm --force one one-1 one-2 one-3 one-1-1 >/dev/null
+done
+
 # --- clones -------------------------------------------------------------------------------------------------------
 is "one that does not run is cloned" twin guise clone vm-2 twin
 status "not one that runs" 5 guise clone vm-1-1 other

@@ -5,6 +5,9 @@
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -25,8 +28,8 @@ struct fixture {
     struct memory *memory;
     struct bus *bus;
     struct engine *from, *to;
-    struct engine_code pieces[ENGINE_CODE_PIECES];
-    int n;
+    struct engine_code head;
+    int image; /* the engine's */
 };
 
 static struct engine *make(struct fixture *f)
@@ -52,6 +55,13 @@ static void run(struct engine *e)
     c->halted = 0;
 }
 
+static void hand_out(struct fixture *f)
+{
+    free(f->head.bytes);
+    f->image = engine_soft.get_code(f->from, memfd_create("image", MFD_CLOEXEC | MFD_ALLOW_SEALING), &f->head);
+    assert_true(f->image >= 0);
+}
+
 static int set_up(void **state)
 {
     struct fixture *f = calloc(1, sizeof *f);
@@ -63,16 +73,14 @@ static int set_up(void **state)
     f->to = make(f);
     run(f->from);
     assert_true(f->from->vcpu->stats.blocks > 0);
-    f->n = engine_soft.get_code(f->from, f->pieces);
-    assert_int_equal(f->n, 2); /* the head, and one region */
+    hand_out(f);
     return 0;
 }
 
 static int tear_down(void **state)
 {
     struct fixture *f = *state;
-    for (int i = 0; i < f->n; i++)
-        free(f->pieces[i].bytes);
+    free(f->head.bytes);
     engine_soft.destroy(f->to);
     engine_soft.destroy(f->from);
     bus_destroy(f->bus);
@@ -81,10 +89,15 @@ static int tear_down(void **state)
     return 0;
 }
 
+static void take(struct fixture *f)
+{
+    assert_int_equal(engine_soft.set_code(f->to, f->image, &f->head), 0);
+}
+
 static void a_copy_translates_nothing_again(void **state)
 {
     struct fixture *f = *state;
-    assert_int_equal(engine_soft.set_code(f->to, f->pieces, 2), 0);
+    take(f);
     run(f->to);
     assert_true(f->to->vcpu->stats.blocks == 0);
 }
@@ -92,7 +105,7 @@ static void a_copy_translates_nothing_again(void **state)
 static void what_changes_is_translated_again(void **state)
 {
     struct fixture *f = *state;
-    assert_int_equal(engine_soft.set_code(f->to, f->pieces, 2), 0);
+    take(f);
     assert_true(soft_holds_code(f->to, CODE_AT, 1));
     assert_true(soft_invalidate(f->to, CODE_AT, 4));
     f->memory->base[CODE_AT + 1] = 7;
@@ -100,61 +113,137 @@ static void what_changes_is_translated_again(void **state)
     assert_true(f->to->vcpu->stats.blocks > 0);
 }
 
-static void pieces_of_something_else_are_refused(void **state)
+/* In which page of the cache's a block is, and whether it is the image's. */
+static bool is_lent(const struct engine *e, uint32_t at)
+{
+    return e->cache.lent[at / 4096 / 64] >> at / 4096 % 64 & 1;
+}
+
+static void a_page_that_is_patched_is_ones_own(void **state)
 {
     struct fixture *f = *state;
-    struct engine_code cut[2] = {f->pieces[0], f->pieces[1]};
-    assert_int_equal(engine_soft.set_code(f->to, f->pieces, 0), -ENOTSUP);
-    assert_int_equal(engine_soft.set_code(f->to, f->pieces, 1), -ENOTSUP);
-    cut[0].n--;
-    assert_int_equal(engine_soft.set_code(f->to, cut, 2), -ENOTSUP);
-    cut[0].n++, cut[1].n--;
-    assert_int_equal(engine_soft.set_code(f->to, cut, 2), -ENOTSUP);
-    for (unsigned i = 0; i < 8; i++) { /* another program's */
-        f->pieces[0].bytes[i] ^= 0x80;
-        assert_int_equal(engine_soft.set_code(f->to, f->pieces, 2), -ENOTSUP);
-        f->pieces[0].bytes[i] ^= 0x80;
+    take(f);
+    const uint32_t at = f->to->blocks[0].hot_start;
+    assert_true(is_lent(f->to, at));
+    run(f->to);
+    assert_true(is_lent(f->to, at)); /* there was nothing to be patched */
+    for (unsigned round = 0; round < 2; round++) {
+        assert_memory_equal(f->to->cache.rx + at, f->from->cache.rx + at, 64);
+        uint32_t target;
+        memcpy(&target, f->to->cache.rx + at + 4, sizeof target);
+        soft_code_own(f->to, at + 4, at + 8);
+        assert_false(is_lent(f->to, at));
+        f->to->cache.rw[at + 4] ^= 0xff;
+        assert_int_equal(f->to->cache.rx[at + 4], f->to->cache.rw[at + 4]); /* is what is executed */
+        assert_int_not_equal(f->to->cache.rx[at + 4], f->from->cache.rx[at + 4]);
+        memcpy(f->to->cache.rw + at + 4, &target, sizeof target);
     }
     run(f->to);
+    run(f->from);
 }
 
-/* The blocks in the pieces of a region, behind its code. */
-static struct block *blocks_in(const struct fixture *f, unsigned *n)
-{
-    const struct engine *e = f->from;
-    *n = e->n_blocks;
-    return (struct block *)(void *)(f->pieces[1].bytes + (e->cache.hot - e->regions[0].hot) +
-                                    (e->cache.cold - e->regions[0].cold));
-}
-
-static void blocks_that_lead_beyond_the_tables_are_dead(void **state)
+static void what_was_dropped_since_then_is_not_used(void **state)
 {
     struct fixture *f = *state;
-    unsigned n;
-    uint8_t *at = (uint8_t *)blocks_in(f, &n); /* where it is not aligned */
-    for (unsigned i = 0; i < n; i++) {
-        struct block b;
-        memcpy(&b, at + i * sizeof b, sizeof b);
-        assert_true(b.gpa >= CODE_AT && b.gpa < CODE_AT + sizeof code); /* it is a block */
-        b.gpa = f->memory->end - 4096;                                  /* the last page */
-        b.n_peeked = i % 2 ? 1 : 255;
-        b.peeked[0].first = 0xff00, b.peeked[0].length = 0x100;
-        memcpy(at + i * sizeof b, &b, sizeof b);
-    }
-    assert_int_equal(engine_soft.set_code(f->to, f->pieces, 2), 0);
-    for (unsigned i = 0; i < n; i++)
-        assert_true(f->to->blocks[i].dead);
+    const int image = f->image;
+    assert_true(soft_invalidate(f->from, CODE_AT, sizeof code));
+    f->memory->base[CODE_AT + 1] = 9;
+    hand_out(f);
+    assert_int_equal(f->image, image); /* the same one */
+    take(f);
     run(f->to);
     assert_true(f->to->vcpu->stats.blocks > 0);
+    assert_false(soft_invalidate(f->to, CODE_AT + 4096, 4096));
 }
+
+static void an_image_that_holds_no_longer_is_made_anew(void **state)
+{
+    struct fixture *f = *state;
+    soft_cache_flush(f->from);
+    assert_null(f->from->carry);
+    run(f->from);
+    hand_out(f);
+    take(f);
+    run(f->to);
+    assert_true(f->to->vcpu->stats.blocks == 0);
+}
+
+/* A copy's regions are filled anew where the image's code is. */
+static void a_copy_evicts(void **state)
+{
+    struct fixture *f = *state;
+    take(f);
+    run(f->to);
+    for (unsigned i = 0; i < 2 * f->to->n_regions; i++) {
+        soft_region_next(f->to);
+        assert_false(is_lent(f->to, f->to->cache.hot));
+        run(f->to);
+    }
+    assert_true(f->to->vcpu->stats.blocks > 0);
+    soft_cache_flush(f->to);
+    run(f->to);
+}
+
+static void a_copy_of_a_copy(void **state)
+{
+    struct fixture *f = *state;
+    take(f);
+    soft_code_own(f->to, f->to->blocks[0].hot_start, f->to->blocks[0].hot_end);
+    run(f->to);
+    struct engine *first = f->from;
+    f->from = f->to;
+    f->to = make(f);
+    hand_out(f);
+    take(f);
+    run(f->to);
+    assert_true(f->to->vcpu->stats.blocks == 0);
+    engine_soft.destroy(first);
+    run(f->to);
+}
+
+static void what_is_something_elses_is_refused(void **state)
+{
+    struct fixture *f = *state;
+    struct engine_code cut = f->head;
+    cut.n = 0;
+    assert_int_equal(engine_soft.set_code(f->to, f->image, &cut), -ENOTSUP);
+    cut.n = f->head.n - 1;
+    assert_int_equal(engine_soft.set_code(f->to, f->image, &cut), -ENOTSUP);
+    for (unsigned i = 0; i < 8; i++) { /* another program's */
+        f->head.bytes[i] ^= 0x80;
+        assert_int_equal(engine_soft.set_code(f->to, f->image, &f->head), -ENOTSUP);
+        f->head.bytes[i] ^= 0x80;
+    }
+    run(f->to);
+}
+
+static void a_file_that_somebody_can_write_to_is_refused(void **state)
+{
+    struct fixture *f = *state;
+    int fd = memfd_create("open", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    struct stat st;
+    assert_int_equal(fstat(f->image, &st), 0);
+    assert_int_equal(ftruncate(fd, st.st_size), 0);
+    int err = engine_soft.set_code(f->to, fd, &f->head);
+    assert_true(err && err != -ENOTSUP);
+    close(fd);
+    assert_int_equal(pwrite(f->image, "x", 1, 0), -1);
+}
+
+#define T(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_setup_teardown(a_copy_translates_nothing_again, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(what_changes_is_translated_again, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(pieces_of_something_else_are_refused, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(blocks_that_lead_beyond_the_tables_are_dead, set_up, tear_down),
+        T(a_copy_translates_nothing_again),
+        T(what_changes_is_translated_again),
+        T(a_page_that_is_patched_is_ones_own),
+        T(what_was_dropped_since_then_is_not_used),
+        T(an_image_that_holds_no_longer_is_made_anew),
+        T(a_copy_evicts),
+        T(a_copy_of_a_copy),
+        T(what_is_something_elses_is_refused),
+        T(a_file_that_somebody_can_write_to_is_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -73,8 +73,65 @@ static void release(void *p, size_t bytes)
         munmap(p, bytes);
 }
 
+/* --- code in pages of somebody else's ---------------------------------------------------------------- */
+
+#define PAGE 4096u
+#define TRIES 16384u
+#define CHAIN_AFTER 16
+#define PAGES_OF(bytes) (((bytes) + PAGE - 1) / PAGE)
+
+void soft_code_lent(struct engine *e, uint32_t from, uint32_t end)
+{
+    struct code_cache *c = &e->cache;
+
+    for (uint32_t k = from / PAGE; k < PAGES_OF(end); k++)
+        c->lent[k / 64] |= 1ull << k % 64;
+}
+
+int soft_code_lend(struct engine *e)
+{
+    struct code_cache *c = &e->cache;
+
+    c->lent = calloc(PAGES_OF(c->size) / 64 + 1, sizeof *c->lent);
+    c->spare = mmap(NULL, c->size, PROT_READ | PROT_EXEC, MAP_SHARED, c->fd, 0);
+    if (c->spare == MAP_FAILED)
+        c->spare = NULL;
+    c->tries = calloc(1, TRIES);
+    return c->lent && c->spare && c->tries ? 0 : -ENOMEM;
+}
+
+bool soft_code_spared_page(struct engine *e, uint32_t at)
+{
+    struct code_cache *c = &e->cache;
+
+    return c->lent[at / PAGE / 64] >> at / PAGE % 64 & 1 && ++c->tries[at * 2654435761u % TRIES] < CHAIN_AFTER;
+}
+
+void soft_code_own_pages(struct engine *e, uint32_t from, uint32_t end)
+{
+    struct code_cache *c = &e->cache;
+
+    for (uint32_t k = from / PAGE, n; k < PAGES_OF(end); k += n) {
+        for (n = 0; k + n < PAGES_OF(end) && c->lent[(k + n) / 64] >> (k + n) % 64 & 1; n++)
+            c->lent[(k + n) / 64] &= ~(1ull << (k + n) % 64);
+        if (!n) {
+            n = 1;
+            continue;
+        }
+        const size_t at = (size_t)k * PAGE, size = (size_t)n * PAGE;
+        memcpy(c->rw + at, c->rx + at, size);
+        if (mremap(c->spare + at, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, c->rx + at) == MAP_FAILED)
+            soft_fail(e->vcpu, "the host has no mapping left for a page of code");
+    }
+}
+
 void soft_cache_destroy(struct engine *e)
 {
+    soft_carry_lost(e);
+    free(e->carried);
+    free(e->cache.lent);
+    free(e->cache.tries);
+    release(e->cache.spare, e->cache.size);
     release(e->cache.rx, e->cache.size);
     release(e->cache.rw, e->cache.size);
     close(e->cache.fd);
@@ -212,6 +269,7 @@ void soft_patch(struct engine *e, uint32_t at, uint32_t target)
 {
     uint32_t rel = target - (at + 4);
     uint8_t *p = e->cache.rw + at - 1;
+    soft_code_own(e, at - 1, at + 4 + BLOCK_ALIGN);
     if ((*p == JMP || *p == NOP) && rel < BLOCK_ALIGN && target % BLOCK_ALIGN == 0) {
         fill(p, 5);
         fill(p + 5, rel);
@@ -254,6 +312,8 @@ static void unchain(struct engine *e, struct exit *x)
 
 void soft_unchain_cross(struct engine *e)
 {
+    if (e->cross)
+        soft_carry_lost(e);
     for (struct exit *x = soft_exit_at(e, e->cross); x; x = soft_exit_at(e, x->next_cross)) {
         x->listed = false;
         if (x->to) /* else unchained since then for another reason */
@@ -295,6 +355,8 @@ void soft_block_unindex(struct engine *e, struct block *b)
 
 void soft_block_kill(struct engine *e, struct block *b)
 {
+    if (e->carry)
+        soft_carry_dropped(e, b);
     soft_block_unindex(e, b);
     if (b->gpa >> 12 < e->n_pages)
         remove_from_page(e, b, b->gpa >> 12);

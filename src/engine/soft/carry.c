@@ -1,31 +1,58 @@
 /*
- * Translations that a copy of a machine begins with: what a parked machine has translated (vm/fork.h) is right for its
- * copies, whose memory is the same, and code in the cache has no address of the host's in it.  So it is taken along as
- * it is: code, blocks, sites, exits, maps.  What is found by address (hash, pages) is made anew; TLBs begin empty.
+ * Translations that copies of a machine have in common: what a machine has translated when it is forked (vm/fork.h) is
+ * right for its copies, whose memory is the same, and code in the cache has no address of the host's in it, nor have
+ * the tables.  So all of it goes into a file of memory, the image, which every copy maps and nobody can write to:
  *
- *      a piece          struct carried
- *      one a region     code of both halves   blocks   sites   exits   maps
+ *     tables   private mappings: what a copy writes to becomes its own, by the host's pages
+ *     code     the image's pages instead of its own in the mapping that is executed, until one of them is patched: then
+ *              it is copied to the cache's own file and that page is moved there, from a second executable mapping of
+ *              that (the sandbox forbids new ones); the other mapping of the code, that is written to, is of its own
+ *              file from the beginning
+ *
+ *     image    code   blocks   sites   exits   maps   hash   page_blocks   code_granules     each with room for all of
+ * it, at a multiple of 4096 head     struct carried, and the numbers of blocks that have been dropped since the image
+ * was made
+ *
+ * What copies have to have is what the forked machine had when it was forked.  The image is made at the first fork,
+ * which takes milliseconds; what is translated afterwards copies translate themselves, what is dropped is listed.  It
+ * is made anew when it may not be used any more: something was evicted, or kernel code of different pages, whose chains
+ * are valid as long as no TLB is flushed, has been unchained; or when much has happened.
  *
  * Helpers' addresses are told by their distance from one of them (struct site), which is the same in every process of
- * the same program: anything else is refused, as is a cache that has begun to evict, or more vCPUs than one.
+ * the same program: anything else is refused, as are more vCPUs than one.
  */
 #include "engine/soft/soft_int.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
-#define MOST (40u << 20) /* beyond that, copying takes longer than translating what is needed */
+#define PAGE 4096ull
+#define MOST (64u << 20) /* of a cache: beyond that, it takes longer than translating what is needed */
+#define DROPPED_MAX 4096u
+#define NEW_MAX 8192u /* blocks */
 
 struct carried {
     uint64_t program;       /* soft_program */
+    uint64_t n_pages;       /* of RAM */
     uint32_t size, hot_end; /* of the cache */
-    uint32_t regions;       /* that have something; the last of them is being filled */
+    uint32_t region;        /* that is being filled */
+    uint32_t cross;         /* struct engine */
     uint32_t out[OUT_COUNT];
     struct cache_region filled[REGIONS_MAX]; /* up to where they are */
     uint64_t often[INDEXED_BITS / 64], indexed[INDEXED_BITS / 64];
+    uint64_t exec_bloom[2][64], large_bloom[2][2], large_global[2][2], large_ever[2][2]; /* struct soft_vcpu */
+    uint32_t n_dropped;
+    uint32_t dropped[DROPPED_MAX];
+};
+
+struct carry {
+    int fd;
+    struct carried head;
 };
 
 uint64_t soft_program(const struct engine_config *config)
@@ -47,95 +74,217 @@ uint64_t soft_program(const struct engine_config *config)
     return h;
 }
 
-/* What a region has, in order: where it is, and how much. */
+/* --- the image ---------------------------------------------------------------------------------------------------- */
+
+enum { CODE, BLOCKS, SITES, EXITS, MAPS, HASH, PAGES, GRANULES, PARTS };
+
+/* A table, and where it is in the image. */
 struct part {
-    void *at;
-    size_t size;
+    uint8_t *at;
+    uint64_t size, offset;
 };
-enum { PARTS = 6 };
 
-static size_t list_parts(const struct engine *e, const struct carried *c, unsigned i, struct part part[PARTS])
+/* Returns the image's size. */
+static uint64_t list_parts(const struct engine *e, struct part part[PARTS])
 {
-    const struct cache_region *from = &e->regions[i], *to = &c->filled[i];
-    size_t size = 0;
+    uint64_t offset = 0;
 
-    part[0] = (struct part){e->cache.rw + from->hot, to->hot - from->hot};
-    part[1] = (struct part){e->cache.rw + from->cold, to->cold - from->cold};
-    part[2] = (struct part){e->blocks + from->block, (to->block - from->block) * sizeof *e->blocks};
-    part[3] = (struct part){e->sites + from->site, (to->site - from->site) * sizeof *e->sites};
-    part[4] = (struct part){e->exits + from->exit, (to->exit - from->exit) * sizeof *e->exits};
-    part[5] = (struct part){e->maps + from->map, (to->map - from->map) * sizeof *e->maps};
-    for (unsigned k = 0; k < PARTS; k++)
-        size += part[k].size;
-    return size;
+    part[CODE] = (struct part){e->cache.rx, e->cache.size, 0};
+    part[BLOCKS] = (struct part){(uint8_t *)e->blocks, e->max_blocks * sizeof *e->blocks, 0};
+    part[SITES] = (struct part){(uint8_t *)e->sites, e->max_sites * sizeof *e->sites, 0};
+    part[EXITS] = (struct part){(uint8_t *)e->exits, e->max_exits * sizeof *e->exits, 0};
+    part[MAPS] = (struct part){(uint8_t *)e->maps, e->max_maps * sizeof *e->maps, 0};
+    part[HASH] = (struct part){(uint8_t *)e->hash, sizeof *e->hash << HASH_BITS, 0};
+    part[PAGES] = (struct part){(uint8_t *)e->page_blocks, e->n_pages * sizeof *e->page_blocks, 0};
+    part[GRANULES] = (struct part){(uint8_t *)e->code_granules, e->n_pages * sizeof *e->code_granules, 0};
+    for (unsigned k = 0; k < PARTS; k++) {
+        part[k].offset = offset;
+        offset += (part[k].size + PAGE - 1) & -PAGE;
+    }
+    return offset;
 }
 
-/* It has not come round to its first region again. */
+/* What a region has of each part; of the code this is the hot half. */
+static void region_slice(const struct engine *e, const struct carried *c, unsigned i, unsigned k, uint64_t slice[2])
+{
+    const struct cache_region *r[2] = {&e->regions[i], &c->filled[i]};
+
+    for (unsigned j = 0; j < 2; j++)
+        slice[j] = k == CODE     ? r[j]->hot
+                   : k == BLOCKS ? r[j]->block * sizeof *e->blocks
+                   : k == SITES  ? r[j]->site * sizeof *e->sites
+                   : k == EXITS  ? r[j]->exit * sizeof *e->exits
+                                 : r[j]->map * sizeof *e->maps;
+}
+
 static bool can_be_carried(const struct engine *e)
 {
-    if (e->peers->n != 1 || e->config.stress)
-        return false;
-    for (unsigned i = e->region + 1; i < e->n_regions; i++)
-        if (e->filled[i].block != e->regions[i].block)
-            return false;
-    return true;
+    return e->peers->n == 1 && !e->config.stress && e->cache.size <= MOST;
 }
 
-/* --- from the machine that is parked ----------------------------------------------------------------------------- */
+/* --- from the machine that is forked ----------------------------------------------------------------------------- */
 
-static int put_head(struct engine *e, struct engine_code *piece)
+static int write_all(int fd, const uint8_t *from, uint64_t size, uint64_t offset)
 {
-    struct carried *c = calloc(1, sizeof *c);
+    while (size) {
+        ssize_t n = pwrite(fd, from, size, (off_t)offset);
+        if (n <= 0)
+            return n < 0 ? -errno : -EIO;
+        from += n, offset += (uint64_t)n, size -= (uint64_t)n;
+    }
+    return 0;
+}
 
-    if (!c)
-        return -ENOMEM;
-    *piece = (struct engine_code){(uint8_t *)c, sizeof *c};
-    c->program = e->program;
-    c->size = e->cache.size;
-    c->hot_end = e->cache.hot_end;
-    c->regions = e->region + 1;
-    for (unsigned i = 0; i < c->regions; i++)
+static bool is_empty(const uint8_t *page, uint64_t size)
+{
+    const uint64_t *word = (const uint64_t *)(const void *)page;
+
+    for (uint64_t i = 0; i < size / 8; i++)
+        if (word[i])
+            return false;
+    return size % 8 == 0;
+}
+
+/* [from, end) of a part, by runs of pages that have something. */
+static int write_part(int fd, const struct part *p, uint64_t from, uint64_t end)
+{
+    int err = 0;
+
+    for (uint64_t at = from & -PAGE, next; at < end && !err; at = next) {
+        for (; at < end && is_empty(p->at + at, end - at < PAGE ? end - at : PAGE); at += PAGE)
+            ;
+        for (next = at; next < end && !is_empty(p->at + next, end - next < PAGE ? end - next : PAGE); next += PAGE)
+            ;
+        if (next > end)
+            next = end;
+        if (at < next)
+            err = write_all(fd, p->at + at, next - at, p->offset + at);
+    }
+    return err;
+}
+
+static void fill_head(struct engine *e, struct carried *c)
+{
+    const struct soft_vcpu *v = e->vcpu;
+
+    *c = (struct carried){.program = e->program,
+                          .n_pages = e->n_pages,
+                          .size = e->cache.size,
+                          .hot_end = e->cache.hot_end,
+                          .region = e->region,
+                          .cross = e->cross};
+    for (unsigned i = 0; i < e->n_regions; i++)
         c->filled[i] = soft_region_filled(e, i);
     memcpy(c->out, e->cache.out, sizeof c->out);
     memcpy(c->often, e->hot, sizeof c->often);
     memcpy(c->indexed, e->indexed, sizeof c->indexed);
-    return 0;
+    memcpy(c->exec_bloom, v->exec_bloom[1], sizeof c->exec_bloom);
+    memcpy(c->large_bloom, v->large_bloom, sizeof c->large_bloom);
+    memcpy(c->large_global, v->large_global, sizeof c->large_global);
+    memcpy(c->large_ever, v->large_ever, sizeof c->large_ever);
 }
 
-static int put_region(struct engine *e, const struct carried *c, unsigned i, struct engine_code *piece)
+static int write_image(struct engine *e, int fd, const struct carried *c)
 {
     struct part part[PARTS];
-    size_t size = list_parts(e, c, i, part);
+    uint64_t slice[2];
+    int err = ftruncate(fd, (off_t)list_parts(e, part)) ? -errno : 0;
 
-    *piece = (struct engine_code){malloc(size), size};
-    if (!piece->bytes)
+    for (unsigned i = 0; i < e->n_regions && !err; i++) {
+        for (unsigned k = CODE; k <= MAPS && !err; k++) {
+            region_slice(e, c, i, k, slice);
+            err = write_part(fd, &part[k], slice[0], slice[1]);
+        }
+        if (!err)
+            err = write_part(fd, &part[CODE], e->regions[i].cold, c->filled[i].cold);
+    }
+    for (unsigned k = HASH; k < PARTS && !err; k++)
+        err = write_part(fd, &part[k], 0, part[k].size);
+    if (!err && fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL))
+        err = -errno;
+    return err;
+}
+
+void soft_carry_lost(struct engine *e)
+{
+    if (!e->carry)
+        return;
+    close(e->carry->fd);
+    free(e->carry);
+    e->carry = NULL;
+}
+
+void soft_carry_dropped(struct engine *e, const struct block *b)
+{
+    struct carried *c = &e->carry->head;
+    const uint32_t number = soft_block_number(e, b);
+
+    if (number >= c->filled[c->region].block && number < e->regions[c->region + 1].block)
+        return; /* it is not in the image */
+    if (c->n_dropped == DROPPED_MAX)
+        soft_carry_lost(e);
+    else
+        c->dropped[c->n_dropped++] = number;
+}
+
+/* Much is new: copies would have to translate that again. */
+static bool is_old(const struct engine *e)
+{
+    const struct carried *c = &e->carry->head;
+
+    return e->n_blocks - c->filled[c->region].block >
+           NEW_MAX; /* the region is the same: going on to the next one evicts */
+}
+
+/* fd is taken over. */
+static int make_image(struct engine *e, int fd)
+{
+    struct carry *carry = calloc(1, sizeof *carry);
+
+    if (!carry)
         return -ENOMEM;
-    uint8_t *to = piece->bytes;
-    for (unsigned k = 0; k < PARTS; to += part[k++].size)
-        memcpy(to, part[k].at, part[k].size);
-    return 0;
+    fill_head(e, &carry->head);
+    carry->fd = fd;
+    int err = write_image(e, fd, &carry->head);
+    if (err)
+        free(carry);
+    else
+        e->carry = carry;
+    return err;
 }
 
-int soft_get_code(struct engine *e, struct engine_code pieces[ENGINE_CODE_PIECES])
+void soft_carry_begin(struct engine *e)
 {
-    struct part part[PARTS];
-    size_t size = 0;
-    int n = 0;
+    struct carried *c = e->carried;
 
-    if (!can_be_carried(e))
-        return -ENOTSUP;
-    soft_unchain_cross(e); /* they hold as long as no TLB is flushed, and those of a copy are empty */
-    int err = put_head(e, &pieces[n++]);
-    const struct carried *c = (const struct carried *)(void *)pieces[0].bytes;
-    for (unsigned i = 0; !err && i < c->regions; i++)
-        size += list_parts(e, c, i, part);
-    if (!err && size > MOST)
-        err = -E2BIG;
-    for (unsigned i = 0; !err && i < c->regions; i++)
-        err = put_region(e, c, i, &pieces[n++]);
-    while (err && n)
-        free(pieces[--n].bytes);
-    return err ? err : n;
+    e->carried = NULL;
+    for (uint32_t i = 0; i < c->n_dropped; i++)
+        if (c->dropped[i] < e->max_blocks && !e->blocks[c->dropped[i]].dead)
+            soft_block_kill(e, &e->blocks[c->dropped[i]]);
+    free(c);
+}
+
+int soft_get_code(struct engine *e, int fd, struct engine_code *head)
+{
+    int err = can_be_carried(e) ? 0 : -ENOTSUP;
+
+    if (!err && e->carried)
+        soft_carry_begin(e);
+    if (!err && e->carry && is_old(e))
+        soft_carry_lost(e);
+    if (err || e->carry)
+        close(fd);
+    else if ((err = make_image(e, fd)))
+        close(fd);
+    if (err)
+        return err;
+    const struct carried *c = &e->carry->head;
+    const size_t size = offsetof(struct carried, dropped) + c->n_dropped * sizeof *c->dropped;
+    *head = (struct engine_code){malloc(size), size};
+    if (!head->bytes)
+        return -ENOMEM;
+    memcpy(head->bytes, c, size);
+    return e->carry->fd;
 }
 
 /* --- into a copy ------------------------------------------------------------------------------------------------- */
@@ -148,73 +297,93 @@ static bool is_within(const struct cache_region *from, const struct cache_region
 }
 
 /* It is of a cache like ours, and in its regions. */
-static bool fits(const struct engine *e, const struct engine_code *pieces, unsigned n)
+static bool fits(const struct engine *e, const struct carried *c, size_t size)
 {
-    const struct carried *c = (const struct carried *)(const void *)pieces[0].bytes;
-    struct part part[PARTS];
-
-    if (pieces[0].n != sizeof *c || c->program != e->program || c->size != e->cache.size ||
-        c->hot_end != e->cache.hot_end || memcmp(c->out, e->cache.out, sizeof c->out) != 0 || !c->regions ||
-        c->regions > e->n_regions || n != 1 + c->regions)
+    if (size < offsetof(struct carried, dropped) || c->n_dropped > DROPPED_MAX ||
+        size != offsetof(struct carried, dropped) + c->n_dropped * sizeof *c->dropped || c->program != e->program ||
+        c->n_pages != e->n_pages || c->size != e->cache.size || c->hot_end != e->cache.hot_end ||
+        memcmp(c->out, e->cache.out, sizeof c->out) != 0 || c->region >= e->n_regions)
         return false;
-    for (unsigned i = 0; i < c->regions; i++) {
+    for (unsigned i = 0; i < e->n_regions; i++) {
         struct cache_region end = e->regions[i + 1];
         if (i + 1 == e->n_regions)
             end.hot = e->cache.hot_end;
-        if (!is_within(&e->regions[i], &c->filled[i], &end) || list_parts(e, c, i, part) != pieces[1 + i].n)
+        if (!is_within(&e->regions[i], &c->filled[i], &end))
             return false;
     }
     return true;
 }
 
-/* This is done before the sandbox closes, and who is copied may have been taken over by its guest: what a block says of
- * itself must not lead beyond the tables.  (Its code is run in the sandbox.) */
-static bool is_sound(const struct block *b)
+static bool is_sealed(int fd, uint64_t size)
 {
-    if (!b->length || b->length > 4096 || b->n_peeked > BLOCK_PEEKS)
-        return false;
-    for (unsigned i = 0; i < b->n_peeked; i++)
-        if (!b->peeked[i].length || b->peeked[i].first + b->peeked[i].length > 4096)
-            return false;
-    return true;
+    const int want = F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW;
+    struct stat st;
+
+    return fstat(fd, &st) == 0 && (uint64_t)st.st_size == size && (fcntl(fd, F_GET_SEALS) & want) == want;
 }
 
-/* The host's pages, at once: by faults they take several times as long. */
-static void populate(const struct part *p)
+/* [from, end) of a part, whole pages. */
+static int map_part(int fd, const struct part *p, uint64_t from, uint64_t end, int protection)
 {
-    uintptr_t first = (uintptr_t)p->at & -4096ull, end = ((uintptr_t)p->at + p->size + 4095) & -4096ull;
-
-    (void)madvise((void *)first, end - first, MADV_POPULATE_WRITE);
+    from &= -PAGE;
+    end = (end + PAGE - 1) & -PAGE;
+    if (from == end)
+        return 0;
+    void *at = mmap(p->at + from, end - from, protection, MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE, fd,
+                    (off_t)(p->offset + from));
+    return at == MAP_FAILED ? -errno : 0;
 }
 
-static void take_region(struct engine *e, const struct carried *c, unsigned i, const uint8_t *from)
+static int map_code(struct engine *e, int fd, const struct part *p, uint32_t from, uint32_t end)
+{
+    if (from == end)
+        return 0;
+    soft_code_lent(e, from, end);
+    return map_part(fd, p, from, end, PROT_READ | PROT_EXEC);
+}
+
+static int map_image(struct engine *e, int fd, const struct carried *c)
 {
     struct part part[PARTS];
 
-    list_parts(e, c, i, part);
-    for (unsigned k = 0; k < PARTS; from += part[k++].size) {
-        populate(&part[k]);
-        memcpy(part[k].at, from, part[k].size);
+    if (!is_sealed(fd, list_parts(e, part)))
+        return -EINVAL;
+    int err = soft_code_lend(e);
+    for (unsigned k = BLOCKS; k < PARTS && !err; k++)
+        err = map_part(fd, &part[k], 0, part[k].size, PROT_READ | PROT_WRITE);
+    for (unsigned i = 0; i < e->n_regions && !err; i++) {
+        const struct cache_region *from = &e->regions[i], *to = &c->filled[i];
+        err = map_code(e, fd, &part[CODE], from->hot, to->hot);
+        if (!err)
+            err = map_code(e, fd, &part[CODE], from->cold, to->cold);
     }
-    for (uint32_t n = e->regions[i].block; n < c->filled[i].block; n++) {
-        struct block *b = &e->blocks[n];
-        b->next_page = b->next_page2 = 0;
-        b->next_hash = 0;
-        b->dead |= !is_sound(b);
-        if (!b->dead)
-            soft_block_insert(e, b);
-    }
+    return err;
 }
 
-int soft_set_code(struct engine *e, const struct engine_code *pieces, unsigned n)
+/* The tables are anybody's: nobody looks into them before the sandbox is closed (soft_carry_begin). */
+int soft_set_code(struct engine *e, int fd, const struct engine_code *head)
 {
-    if (!n || !can_be_carried(e) || e->n_blocks || !fits(e, pieces, n))
+    const struct carried *c = (const struct carried *)(const void *)head->bytes;
+    struct soft_vcpu *v = e->vcpu;
+
+    if (!can_be_carried(e) || e->region || e->n_blocks || e->carried || !fits(e, c, head->n))
         return -ENOTSUP;
-    const struct carried *c = (const struct carried *)(const void *)pieces[0].bytes;
-    for (unsigned i = 0; i < c->regions; i++)
-        take_region(e, c, i, pieces[1 + i].bytes);
-    soft_regions_taken(e, c->filled, c->regions);
+    if (!(e->carried = malloc(head->n)))
+        return -ENOMEM;
+    memcpy(e->carried, c, head->n);
+    int err = map_image(e, fd, c);
+    if (err) { /* a part may be mapped: there is no way back */
+        free(e->carried);
+        e->carried = NULL;
+        return err;
+    }
+    soft_regions_taken(e, c->filled, c->region);
+    e->cross = c->cross;
     memcpy(e->hot, c->often, sizeof c->often);
     memcpy(e->indexed, c->indexed, sizeof c->indexed);
+    memcpy(v->exec_bloom[1], c->exec_bloom, sizeof c->exec_bloom);
+    memcpy(v->large_bloom, c->large_bloom, sizeof c->large_bloom);
+    memcpy(v->large_global, c->large_global, sizeof c->large_global);
+    memcpy(v->large_ever, c->large_ever, sizeof c->large_ever);
     return 0;
 }

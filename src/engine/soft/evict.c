@@ -90,10 +90,19 @@ static void fill_region(struct engine *e, unsigned i)
     };
 }
 
+/* Both of its slices of code are about to be written to. */
+static void own_code(struct engine *e, unsigned i)
+{
+    const struct cache_region *r = &e->regions[i];
+    soft_code_own(e, r[0].hot, i + 1 == e->n_regions ? e->cache.hot_end : r[1].hot);
+    soft_code_own(e, r[0].cold, r[1].cold);
+}
+
 static void all_empty(struct engine *e)
 {
     for (unsigned i = 0; i < e->n_regions; i++)
         e->filled[i] = e->regions[i];
+    own_code(e, 0);
     fill_region(e, 0);
 }
 
@@ -108,23 +117,27 @@ void soft_regions_create(struct engine *e)
     all_empty(e);
 }
 
-void soft_regions_taken(struct engine *e, const struct cache_region *filled, unsigned n)
+static uint32_t next_page(uint32_t at)
 {
-    const struct cache_region *last = &filled[n - 1];
+    return (at + 4095) & ~4095u;
+}
 
-    for (unsigned i = 0; i < n; i++)
+void soft_regions_taken(struct engine *e, const struct cache_region filled[REGIONS_MAX], unsigned region)
+{
+    const struct cache_region *last = &filled[region];
+
+    for (unsigned i = 0; i < e->n_regions; i++)
         e->filled[i] = filled[i];
-    e->filled[n - 1] = e->regions[n - 1]; /* as of one that is being filled */
-    fill_region(e, n - 1);
-    e->cache.hot = last->hot;
-    e->cache.cold = last->cold;
+    fill_region(e, region);
+    e->cache.hot = next_page(last->hot); /* what is before it is somebody else's */
+    e->cache.cold = next_page(last->cold);
     e->n_blocks = last->block;
     e->n_sites = last->site;
     e->n_exits = last->exit;
     e->n_maps = last->map;
     e->ahead = (struct cache_ahead){
-        .hot = last->hot,
-        .cold = last->cold,
+        .hot = e->cache.hot,
+        .cold = e->cache.cold,
         .blocks = last->block * sizeof *e->blocks,
         .sites = last->site * sizeof *e->sites,
         .exits = last->exit * sizeof *e->exits,
@@ -218,6 +231,7 @@ static void evict(struct engine *e, unsigned i)
     const struct cache_region *r = &e->regions[i];
     if (e->filled[i].block == r->block)
         return;
+    soft_carry_lost(e);
     for (uint32_t n = r->block; n < e->filled[i].block; n++)
         if (!e->blocks[n].dead)
             evict_block(e, r, &e->blocks[n]);
@@ -242,6 +256,7 @@ void soft_region_next(struct engine *e)
     unsigned next = (e->region + 1) % e->n_regions;
     e->filled[e->region] = soft_region_filled(e, e->region);
     evict(e, next);
+    own_code(e, next);
     fill_region(e, next);
 }
 
@@ -264,6 +279,7 @@ static void forget_page(struct engine *e, uint64_t page)
 
 void soft_cache_flush(struct engine *e)
 {
+    soft_carry_lost(e);
     memset(e->hash, 0, sizeof(*e->hash) << HASH_BITS);
     for (unsigned i = 0; i < e->n_regions; i++)
         for (uint32_t n = e->regions[i].block; n < soft_region_filled(e, i).block; n++) {

@@ -297,7 +297,7 @@ const void *soft_exit(struct soft_vcpu *v)
     if (!b) {
         next = soft_deliver(v);
     } else {
-        if (evictions == v->stats.evictions && may_chain(v, x, b)) {
+        if (evictions == v->stats.evictions && may_chain(v, x, b) && !soft_code_spared(e, x->patch)) {
             x->cross = crosses(x, b);
             soft_chain(e, x, b);
             v->stats.chained++;
@@ -458,6 +458,8 @@ enum engine_exit soft_run(struct engine *e, unsigned i, char *error)
     bus_set_initiator(e->config.bus, i);
     soft_update_mode(v);
     soft_go_inside(e);
+    if (e->carried)
+        soft_carry_begin(e);
     cpu_goes_on(&v->cpu);
     soft_steal_begin(e);
     for (;;) {

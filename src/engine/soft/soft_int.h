@@ -83,6 +83,11 @@ enum { DR6_BS = 1 << 14 };
 struct code_cache {
     int fd;
     uint8_t *rx, *rw; /* two mappings of one memfd */
+    /* A copy's (carry.c): bits of pages that are still the image's in rx, and a mapping like rx that has its own
+     * instead. NULL: all are its own. */
+    uint64_t *lent;
+    uint8_t *spare;
+    uint8_t *tries; /* of branches there, by where they are */
     uint32_t size;
     uint32_t hot, cold;      /* next free byte of the half that runs often, and of slow paths and exits */
     uint32_t hot_end;        /* = where the cold half starts */
@@ -259,10 +264,12 @@ struct engine {
     uint32_t xs_offset[8], xs_size[8];   /* of components 2-7 in the standard format (CPUID 0xD) */
     bool xs_aligned[8];
     uint64_t tsc_khz;
-    uint64_t program; /* what translations are for: carry.c */
-    bool amd;         /* the guest's CPU is one of AMD's */
-    bool zen5;        /* ... of family 1Ah or later, which looks at some operands in another way */
-    uint64_t random;  /* config.stress: the generator's state */
+    uint64_t program;        /* what translations are for: carry.c */
+    struct carry *carry;     /* what copies of this machine have in common; NULL: nothing */
+    struct carried *carried; /* what this copy has got, and is to be looked through */
+    bool amd;                /* the guest's CPU is one of AMD's */
+    bool zen5;               /* ... of family 1Ah or later, which looks at some operands in another way */
+    uint64_t random;         /* config.stress: the generator's state */
     /* what others want of this vCPU: done when it next looks up (coherence.c) */
     struct {
         pthread_mutex_t lock;     /* guards the rest but `served` */
@@ -445,8 +452,8 @@ uint32_t soft_watch_hits(const struct soft_vcpu *v, uint64_t gva, uint64_t n, bo
 
 /* --- evict.c --- */
 void soft_regions_create(struct engine *e);
-/* The first n regions are filled as far as that, and the last of them goes on being filled. */
-void soft_regions_taken(struct engine *e, const struct cache_region *filled, unsigned n);
+/* All are filled as far as that, and `region` goes on being filled. */
+void soft_regions_taken(struct engine *e, const struct cache_region filled[REGIONS_MAX], unsigned region);
 void soft_region_next(struct engine *e);      /* on to the next region, whose blocks are dropped */
 void soft_region_make_room(struct engine *e); /* for one block more: on to the next if need be */
 void soft_cache_flush(struct engine *e);
@@ -506,6 +513,22 @@ void soft_block_insert(struct engine *e, struct block *b);
 void soft_block_kill(struct engine *e, struct block *b);
 void soft_block_unindex(struct engine *e, struct block *b); /* it is no longer found by address */
 void soft_patch(struct engine *e, uint32_t at, uint32_t target);
+/* Code may be executed in pages of somebody else's (carry.c): 0/-errno.  Those of [from, end) are. */
+int soft_code_lend(struct engine *e);
+void soft_code_lent(struct engine *e, uint32_t from, uint32_t end);
+/* A branch at `at` could be chained: it is worth a page of one's own only when it is taken again and again. */
+bool soft_code_spared_page(struct engine *e, uint32_t at);
+static inline bool soft_code_spared(struct engine *e, uint32_t at)
+{
+    return e->cache.lent && soft_code_spared_page(e, at);
+}
+/* [from, end) is about to be written to. */
+void soft_code_own_pages(struct engine *e, uint32_t from, uint32_t end);
+static inline void soft_code_own(struct engine *e, uint32_t from, uint32_t end)
+{
+    if (e->cache.lent)
+        soft_code_own_pages(e, from, end);
+}
 void soft_chain(struct engine *e, struct exit *x, struct block *to);
 void soft_unchain_cross(struct engine *e);
 void soft_unchain_incoming(struct engine *e, struct block *b);
@@ -519,10 +542,13 @@ static inline const void *soft_code(const struct engine *e, uint32_t offset)
     return e->cache.rx + offset;
 }
 
-/* --- carry.c: translations for a copy of this machine; engine.h: get_code, set_code --- */
+/* --- carry.c: translations for copies of this machine; engine.h: get_code, set_code --- */
 uint64_t soft_program(const struct engine_config *config);
-int soft_get_code(struct engine *e, struct engine_code pieces[ENGINE_CODE_PIECES]);
-int soft_set_code(struct engine *e, const struct engine_code *pieces, unsigned n);
+int soft_get_code(struct engine *e, int fd, struct engine_code *head);
+int soft_set_code(struct engine *e, int fd, const struct engine_code *head);
+void soft_carry_begin(struct engine *e);                          /* with e->carried: a copy runs */
+void soft_carry_dropped(struct engine *e, const struct block *b); /* with e->carry */
+void soft_carry_lost(struct engine *e);                           /* what copies may use is not valid any more */
 
 /* --- translate.c --- */
 struct translator *soft_translator_create(const struct cpu *cpu);
