@@ -4,6 +4,7 @@
  * layers: the source removes its own names in the end, and whoever of the two has the last one has the file.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -63,6 +64,14 @@ int receive_see_disks(struct receiving *v, char *err, size_t n)
 
 /* --- the machine's own disk --------------------------------------------------------------------------------------- */
 
+/* A name of the file itself, also where the old one is a symbolic link, which will be gone with the rest. */
+static int name_too(const char *file, const char *name, char *err, size_t n)
+{
+    return linkat(AT_FDCWD, file, AT_FDCWD, name, AT_SYMLINK_FOLLOW)
+               ? error_sys(err, n, -errno, "%s cannot be given a second name", file)
+               : 0;
+}
+
 /* Its layers are known by their ids, in the headers of those that lie on them: they need no proof. */
 static int link_layers(const struct receiving *v, const char *from, char *err, size_t n)
 {
@@ -79,8 +88,8 @@ static int link_layers(const struct receiving *v, const char *from, char *err, s
             failed = path_format(there, sizeof there, err, n, "%.*s/layers/%s", (int)(slash - from), from, layer);
         if (!failed)
             failed = layer_path(r, v->record.name, layer, path, err, n);
-        if (!failed && link(there, path))
-            failed = error_sys(err, n, -errno, "%s cannot be given a second name", there);
+        if (!failed)
+            failed = name_too(there, path, err, n);
     }
     return failed;
 }
@@ -103,9 +112,14 @@ static int share_own(struct receiving *v, const char *from, char *err, size_t n)
 
     if (!failed)
         failed = registry_path(&v->r->registry, v->record.name, VM_DISK, path, err, n);
-    if (!failed && link(from, path))
-        return error_sys(err, n, -errno, "%s cannot be given a second name", from);
-    if (!failed && (failed = link_layers(v, from, err, n)))
+    if (!failed)
+        failed = name_too(from, path, err, n);
+    if (failed)
+        return failed;
+    failed = disk_sees(path, gap_of(v), err, n); /* the old name may have become another file's */
+    if (!failed)
+        failed = link_layers(v, from, err, n);
+    if (failed)
         unlink_all(v);
     return failed;
 }
