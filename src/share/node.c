@@ -39,70 +39,6 @@ static bool is_same(const struct node *node, const struct statx *st)
            node->born.tv_sec == st->stx_btime.tv_sec && node->born.tv_nsec == st->stx_btime.tv_nsec;
 }
 
-/* --- the cache of descriptors -------------------------------------------------------------------------------- */
-
-static void cache_unlink(struct server *s, struct node *node)
-{
-    *(node->newer ? &node->newer->older : &s->newest) = node->older;
-    *(node->older ? &node->older->newer : &s->oldest) = node->newer;
-    s->cached--;
-}
-
-static void cache_link(struct server *s, struct node *node)
-{
-    node->newer = NULL;
-    node->older = s->newest;
-    *(s->newest ? &s->newest->newer : &s->oldest) = node;
-    s->newest = node;
-    s->cached++;
-}
-
-static void cache_drop(struct server *s, struct node *node)
-{
-    if (node->fd < 0 || node == s->root)
-        return;
-    cache_unlink(s, node);
-    close(node->fd);
-    node->fd = -1;
-}
-
-bool nodes_evict(struct server *s)
-{
-    if (!s->oldest)
-        return false;
-    cache_drop(s, s->oldest);
-    return true;
-}
-
-static void cache_use(struct server *s, struct node *node)
-{
-    node->used_at = now_s();
-    if (node == s->root || node == s->newest)
-        return;
-    cache_unlink(s, node);
-    cache_link(s, node);
-}
-
-static void cache_put(struct server *s, struct node *node, int fd)
-{
-    if (s->cached >= s->cached_max)
-        nodes_evict(s);
-    node->fd = fd;
-    node->used_at = now_s();
-    cache_link(s, node);
-    if (s->cached == 1)
-        pthread_cond_signal(&s->wake);
-}
-
-uint32_t nodes_trim(struct server *s, uint32_t seconds)
-{
-    uint32_t now = now_s();
-
-    while (s->oldest && now - s->oldest->used_at >= seconds)
-        cache_drop(s, s->oldest);
-    return s->cached;
-}
-
 /* openat(2) of one name, without following it; a full table of descriptors makes the cache smaller. */
 static int open_name(struct server *s, int directory, const char *name)
 {
@@ -198,7 +134,7 @@ static void release(struct server *s, struct node *node)
         while (*b != node)
             b = &(*b)->same_hash;
         *b = node->same_hash;
-        cache_drop(s, node);
+        node_uncache(s, node);
         locks_drop_node(s, node);
         id_remove(&s->nodes, node->id);
         free(node->name);
@@ -280,7 +216,7 @@ static int open_below(struct server *s, struct node *node, struct statx *st)
         return err;
     }
     note_mount(s, node, st); /* it may be on what was not here when the guest was told */
-    cache_put(s, node, fd);
+    node_cache(s, node, fd);
     return fd;
 }
 
@@ -290,7 +226,7 @@ int node_open(struct server *s, struct node *node, struct statx *st)
     struct node *up = node;
 
     if (node->fd >= 0) {
-        cache_use(s, node);
+        node_used(s, node);
         int err = st ? stat_fd(node->fd, st) : 0;
         return err ? err : node->fd;
     }
@@ -299,7 +235,7 @@ int node_open(struct server *s, struct node *node, struct statx *st)
             return -ESTALE;
         up->parent->down = up;
     }
-    cache_use(s, up);
+    node_used(s, up);
     while (up != node) {
         up = up->down;
         int fd = open_below(s, up, st && up == node ? st : &mine);

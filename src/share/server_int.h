@@ -6,6 +6,7 @@
  * node_open is good until the lock is released.
  */
 #pragma once
+#include <errno.h>
 #include <linux/fuse.h>
 #include <pthread.h>
 #include <stdbool.h>
@@ -197,6 +198,11 @@ void node_drop(struct server *s, struct node *node);
 void node_forget(struct server *s, struct node *node, uint64_t lookups);
 /* The file called `name` in `directory` is this node now. */
 void node_moved(struct server *s, struct node *node, struct node *directory, const char *name);
+/* --- their descriptors (node_cache.c) -------------------------------------------------------------------------------
+ */
+void node_cache(struct server *s, struct node *node, int fd); /* fd becomes the node's */
+void node_used(struct server *s, struct node *node);          /* its descriptor has been needed */
+void node_uncache(struct server *s, struct node *node);
 /* Closes descriptors that have not been used for `seconds`; returns how many are left. */
 uint32_t nodes_trim(struct server *s, uint32_t seconds);
 /* Makes room for one more descriptor by closing a cached one; false: there is none. */
