@@ -322,7 +322,11 @@ static struct saving *renew(struct vm *vm)
     s->layer_name[0] = s->error[0] = 0;
     s->pause_ns = 0;
     s->give_up = s->stood = s->last = s->last_begun = s->all_kept = false;
-    s->done_bytes = s->written_bytes = s->round = s->written = s->stalls = 0;
+    s->done_bytes = 0;
+    s->written_bytes = 0;
+    s->round = 0;
+    s->written = 0;
+    s->stalls = 0;
     s->by_rounds = !memory_is_announced(machine_memory(vm->machine));
     return s;
 }
