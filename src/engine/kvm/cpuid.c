@@ -147,18 +147,16 @@ static void adapt(void *opaque, uint32_t leaf, uint32_t subleaf, struct cpuid_re
     filter(r, leaf, subleaf, opaque);
 }
 
+/* To be freed, whatever *err is. */
 static struct cpuid_list *ask_supported(int kvm, int *err)
 {
     struct cpuid_list *supported = calloc(1, sizeof(*supported));
-    *err = supported ? 0 : -ENOMEM;
-    if (*err)
+    *err = -ENOMEM;
+    if (!supported)
         return NULL;
     supported->head.nent = MAX_ENTRIES;
-    if (!ioctl(kvm, KVM_GET_SUPPORTED_CPUID, supported))
-        return supported;
-    *err = -errno;
-    free(supported);
-    return NULL;
+    *err = ioctl(kvm, KVM_GET_SUPPORTED_CPUID, supported) ? -errno : 0;
+    return supported;
 }
 
 int kvm_cpuid_table(struct cpuid_table **out, int kvm, unsigned n_cpus, uint64_t tsc_khz)
