@@ -12,7 +12,7 @@ last() { grep '^tick' "/data/vms/$name/serial.log" | tail -n 1 | cut -d ' ' -f 2
 # It goes on, and nothing is lost.
 right()
 {
-    local begin=$(last) i=0
+    begin=$(last) i=0
     until [ "$(last)" -gt $((begin + 2)) ] 2>/dev/null; do
         i=$((i + 1))
         [ $i -lt 100 ] || bad "$1: $begin ticks, then $(last)"
@@ -29,22 +29,28 @@ i=0
 until [ "$(last)" -gt 3 ] 2>/dev/null; do i=$((i + 1)); [ $i -lt 400 ] || bad "it does not come up"; usleep 100000; done
 right "it runs"
 for round in $(seq "$rounds"); do
-    guise snapshot $name "s$round" --verbose 2>/tmp/said || bad "snapshot: $(cat /tmp/said)"
+    guise snapshot "$name" "s$round" --verbose 2>/tmp/said || bad "snapshot: $(cat /tmp/said)"
     tail -n 1 /tmp/said
     right "it runs on"
     size=$(wc -c <"/data/vms/$name/serial.log")
-    guise restore --quiet $name "s$round" || bad restore
+    guise restore --quiet "$name" "s$round" || bad restore
     right "restored"
     tail -c "+$size" "/data/vms/$name/serial.log" | awk '/^tick/ { back += $2 < last; last = $2 } END { exit back != 1 }' ||
         bad "it was not taken back, or more than once"
-    guise snapshot rm $name "s$round" || bad "snapshot rm"
+    guise snapshot rm "$name" "s$round" || bad "snapshot rm"
     for i in 1 2; do
         to=vm-$round-$i
-        guise migrate $name $to --downtime 3000 --verbose 2>/tmp/said || bad "migrate: $(cat /tmp/said)"
+        guise migrate "$name" "$to" --downtime 3000 --verbose 2>/tmp/said || bad "migrate: $(cat /tmp/said)"
         tail -n 1 /tmp/said
         name=$to
         right "it has moved"
     done
 done
-guise kill $name
+# What KVM cannot is refused, and nothing has happened to it.
+guise fork "$name" --name copy 2>/tmp/said && bad "it was forked"
+grep -q 'only machines of the soft engine are forked' /tmp/said || bad "fork: $(cat /tmp/said)"
+guise migrate "$name" elsewhere --postcopy --quiet 2>/tmp/said && bad "it was moved by post-copy"
+grep -q 'without --postcopy' /tmp/said || bad "post-copy: $(cat /tmp/said)"
+right "it is still there"
+guise kill "$name"
 echo "inside: all is well"
