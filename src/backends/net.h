@@ -1,10 +1,11 @@
 /*
  * Network backends: the other end of a network card's cable.
  *
- *      user[,KEY...]         a network of the guest's own, translated to the host's by a helper process: needs no
- * rights tap:NAME[,KEY...]     a tap interface of the host switch:PATH[,KEY...]  a switch between the VMs (of this
- * user, on this host) that name the same socket vde:PATH[,KEY...]     a port of a vde_switch none                  no
- * card; it is for the caller to see (net_is_none)
+ *      user[,KEY...]          a network of the guest's own, translated to the host's by a helper: needs no rights
+ *      tap:NAME[,KEY...]      a tap interface of the host
+ *      switch:PATH[,KEY...]   a switch between the VMs (of this user, on this host) that name the same socket
+ *      vde:PATH[,KEY...]      a port of a vde_switch
+ *      none                   no card; it is for the caller to see (net_is_none)
  *
  *      mac=XX:XX:XX:XX:XX:XX  the card's address        mtu=N  told to the guest, 1280 to 65520
  *      rate=SIZE              bytes a second, each way  (SIZE as parse_size: "10M")
@@ -61,6 +62,10 @@ bool net_is_none(const char *spec);
 
 /* Opens it.  0, or -errno with one sentence in err[n].  Frames are held back until net_attach. */
 int net_open(struct net **out, const char *spec, struct loop *loop, char *err, size_t n);
+/* The same in two steps, between which its helper process gets ready, and nothing but net_mac, net_mtu and net_attach
+ * may be done with it.  An error of net_ready leaves it to be closed; it may be called again. */
+int net_begin(struct net **out, const char *spec, struct loop *loop, char *err, size_t n);
+int net_ready(struct net *net, char *err, size_t n);
 void net_close(struct net *net); /* NULL is allowed */
 
 /* Six bytes such as 52:54:00:12:34:56, of a card and not of a group: 0, or -EINVAL with one sentence. */

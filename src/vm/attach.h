@@ -17,3 +17,4 @@ int ports_check(const char *spec, char *err, size_t n);
 int disk_attach(struct vm *vm, char *error, size_t n);
 int balloon_attach(struct vm *vm, char *error, size_t n);   /* sets vm->balloon */
 int net_attach_cards(struct vm *vm, char *error, size_t n); /* attach_net.c: nets, publish */
+int net_cards_ready(struct vm *vm, char *error, size_t n);  /* before anything else is done with them */

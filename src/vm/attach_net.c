@@ -52,7 +52,7 @@ static int attach(struct vm *vm, const char *spec, unsigned index, char *error, 
 
     if (index == CARDS_MAX)
         return error_set(error, n, -E2BIG, "a machine has at most %u network cards", CARDS_MAX);
-    int r = net_open(&card.net, spec, vm->loop, error, n);
+    int r = net_begin(&card.net, spec, vm->loop, error, n);
     if (r)
         return r;
     if (!net_mac(card.net, card.mac))
@@ -84,6 +84,15 @@ static int publish(struct vm *vm, const char *word, char *error, size_t n)
     return r;
 }
 
+int net_cards_ready(struct vm *vm, char *error, size_t n)
+{
+    int r = 0;
+
+    for (unsigned i = 0; i < vm->n_nets && !r; i++)
+        r = net_ready(vm->nets[i], error, n);
+    return r;
+}
+
 int net_attach_cards(struct vm *vm, char *error, size_t n)
 {
     const struct vm_config *c = vm->config;
@@ -99,6 +108,8 @@ int net_attach_cards(struct vm *vm, char *error, size_t n)
         r = attach(vm, "user", cards++, error, n); /* a published port wants a network to lead into */
     if (!r && c->publish.n && !vm->publisher)
         r = error_set(error, n, -EINVAL, "a published port needs a network of the kind \"user\"");
+    if (!r && c->publish.n && !c->incoming)
+        r = net_ready(vm->publisher, error, n);
     for (unsigned i = 0; i < c->publish.n && !r && !c->incoming; i++) /* of one that moves: when it runs */
         r = publish(vm, c->publish.value[i], error, n);
     return r;

@@ -267,6 +267,8 @@ static int setup(struct vm *vm, char *error, size_t n)
     if (!err)
         err = setup_engine(vm, error, n);
     if (!err)
+        err = net_cards_ready(vm, error, n);
+    if (!err)
         err = setup_signals(vm, error, n);
     if (!err)
         err = chr_open(&vm->chr, vm->config->serial ? vm->config->serial : "null", vm->loop, error, n);

@@ -459,13 +459,12 @@ static int start_child(struct helped *h, char *err, size_t n)
     return r;
 }
 
-static int start(struct helped *h, char *err, size_t n)
+/* What start_child has begun. */
+static int started(struct helped *h, char *err, size_t n)
 {
     struct control_message first = {0};
-    int r = start_child(h, err, n);
+    int r = await(h, 0, &first, START_MS, err, n);
 
-    if (!r)
-        r = await(h, 0, &first, START_MS, err, n);
     if (!r && first.type != CONTROL_UP)
         r = error_set(err, n, first.status ? first.status : -EIO, "%s", first.text);
     if (!r && (r = wire_init(&h->wire, h->data)))
@@ -486,6 +485,15 @@ static int start(struct helped *h, char *err, size_t n)
     return r;
 }
 
+static int start(struct helped *h, char *err, size_t n)
+{
+    int r = start_child(h, err, n);
+
+    if (r)
+        drop(h);
+    return r ? r : started(h, err, n);
+}
+
 static int helped_open(struct net *net, char *err, size_t n)
 {
     struct helped *h = calloc(1, sizeof *h);
@@ -495,13 +503,23 @@ static int helped_open(struct net *net, char *err, size_t n)
     *h = (struct helped){.net = net, .data = -1, .control = -1, .child = {.pidfd = -1}, .wire = {.fd = -1}};
     loop_timer_init(&h->up, on_up, h);
     loop_timer_init(&h->late, on_late, h);
-    int r = start(h, err, n);
+    int r = start_child(h, err, n);
     if (r) {
+        drop(h);
         free(h);
         return r;
     }
     net->backend = h;
     return 0;
+}
+
+static int helped_ready(struct net *net, char *err, size_t n)
+{
+    struct helped *h = net->backend;
+
+    return h->wire.fd >= 0  ? 0
+           : h->control < 0 ? error_set(err, n, -EPIPE, "the network's helper process has ended")
+                            : started(h, err, n);
 }
 
 static void helped_close(struct net *net)
@@ -515,6 +533,7 @@ static void helped_close(struct net *net)
 const struct net_kind net_kind_user = {
     .word = "user",
     .open = helped_open,
+    .ready = helped_ready,
     .close = helped_close,
     .send = helped_send,
     .flush = helped_flush,
@@ -527,6 +546,7 @@ const struct net_kind net_kind_switch = {
     .word = "switch",
     .where = "PATH",
     .open = helped_open,
+    .ready = helped_ready,
     .close = helped_close,
     .send = helped_send,
     .flush = helped_flush,

@@ -72,7 +72,7 @@ static void buckets_init(struct net *net)
 
 /* --- life --------------------------------------------------------------------------------------------------------- */
 
-int net_open(struct net **out, const char *spec, struct loop *loop, char *err, size_t n)
+int net_begin(struct net **out, const char *spec, struct loop *loop, char *err, size_t n)
 {
     struct net *net = calloc(1, sizeof *net);
     int r;
@@ -93,6 +93,23 @@ int net_open(struct net **out, const char *spec, struct loop *loop, char *err, s
     }
     *out = net;
     return 0;
+}
+
+int net_ready(struct net *net, char *err, size_t n)
+{
+    return net->spec.kind->ready ? net->spec.kind->ready(net, err, n) : 0;
+}
+
+int net_open(struct net **out, const char *spec, struct loop *loop, char *err, size_t n)
+{
+    struct net *net;
+    int r = net_begin(&net, spec, loop, err, n);
+
+    if (!r && (r = net_ready(net, err, n)))
+        net_close(net);
+    if (!r)
+        *out = net;
+    return r;
 }
 
 void net_close(struct net *net)

@@ -18,6 +18,7 @@ struct net_kind {
     const char *word;
     const char *where; /* what follows the colon, for messages; NULL: nothing does */
     int (*open)(struct net *net, char *err, size_t n);
+    int (*ready)(struct net *net, char *err, size_t n); /* what `open` has begun; NULL: nothing */
     void (*close)(struct net *net);
     /* Takes the frame with whatever its header says. */
     bool (*send)(struct net *net, const struct iovec *iov, unsigned n);
