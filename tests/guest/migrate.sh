@@ -662,4 +662,15 @@ if [ "$(id -u)" = 0 ] && unshare -m true 2>/dev/null; then
 else
     skip "a file of the same name" "nothing can be mounted here"
 fi
+# A disk of layers, known by where they were first: each move makes names of them in another directory.
+guise launch tiny --name layered >/dev/null
+guise exec layered -- sh -c 'echo before >/root/file; sync'
+guise fork layered -q >/dev/null
+guise migrate layered twice >/dev/null && guise migrate twice thrice >/dev/null
+guise exec thrice -- sh -c 'echo after >>/root/file; sync'
+guise stop thrice >/dev/null && guise start thrice >/dev/null
+is "a machine on layers that has moved twice starts again" "before after" eval 'guise exec thrice -- cat /root/file | xargs'
+guise stop layered-1 >/dev/null && guise start layered-1 >/dev/null
+is "and so does its copy" before guise exec layered-1 -- cat /root/file
+guise rm --force thrice layered-1 >/dev/null
 finish

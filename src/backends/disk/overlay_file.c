@@ -59,18 +59,23 @@ static int find_format(const char *name)
     return -EINVAL;
 }
 
-/* Layers that machines have in common have a name beside each other in the directory of each (vm/copy.h), and in their
- * headers that of the machine that they are of.  The base's id tells whether it is the one. */
+/* Layers that machines have in common have a name in the directory of each (vm/copy.h), beside each other, in `layers`
+ * beside what lies on them; in the headers is that of the machine that they were of.  The base's id tells whether it is
+ * the one. */
 static void find_beside(const struct overlay *o, struct disk_spec *spec)
 {
+    static const char *const where[] = {"", "/layers"};
     const char *here = strrchr(o->disk.spec.path, '/'), *file = strrchr(spec->path, '/');
     char path[sizeof spec->path];
 
-    if (here && file &&
-        (size_t)snprintf(path, sizeof path, "%.*s%s", (int)(here - o->disk.spec.path), o->disk.spec.path, file) <
-            sizeof path &&
-        access(path, F_OK) == 0)
-        memcpy(spec->path, path, sizeof path);
+    for (unsigned i = 0; here && file && i < sizeof where / sizeof *where; i++) {
+        int n = snprintf(path, sizeof path, "%.*s%s%s", (int)(here - o->disk.spec.path), o->disk.spec.path, where[i],
+                         file);
+        if (n > 0 && (size_t)n < sizeof path && access(path, F_OK) == 0) {
+            memcpy(spec->path, path, sizeof path);
+            return;
+        }
+    }
 }
 
 static int open_base(struct overlay *o, struct loop *loop, char *err, size_t n)
