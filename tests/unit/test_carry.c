@@ -1,5 +1,6 @@
 /* Translations that a copy of a machine begins with (engine/soft/carry.c). */
 #include <errno.h>
+#include <fcntl.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -159,10 +160,14 @@ static void what_was_dropped_since_then_is_not_used(void **state)
 static void an_image_that_holds_no_longer_is_made_anew(void **state)
 {
     struct fixture *f = *state;
+    struct stat before, after;
+    assert_int_equal(fstat(f->image, &before), 0);
     soft_cache_flush(f->from);
-    assert_null(f->from->carry);
+    assert_int_equal(fcntl(f->image, F_GETFD), FD_CLOEXEC); /* who has been given it may hand it on */
     run(f->from);
     hand_out(f);
+    assert_int_equal(fstat(f->image, &after), 0);
+    assert_int_not_equal(before.st_ino, after.st_ino);
     take(f);
     run(f->to);
     assert_true(f->to->vcpu->stats.blocks == 0);

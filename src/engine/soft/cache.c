@@ -127,7 +127,7 @@ void soft_code_own_pages(struct engine *e, uint32_t from, uint32_t end)
 
 void soft_cache_destroy(struct engine *e)
 {
-    soft_carry_lost(e);
+    soft_carry_forget(e);
     free(e->carried);
     free(e->cache.lent);
     free(e->cache.tries);

@@ -9,9 +9,9 @@
  *              that (the sandbox forbids new ones); the other mapping of the code, that is written to, is of its own
  *              file from the beginning
  *
- *     image    code   blocks   sites   exits   maps   hash   page_blocks   code_granules     each with room for all of
- * it, at a multiple of 4096 head     struct carried, and the numbers of blocks that have been dropped since the image
- * was made
+ *     image    code   blocks   sites   exits   maps   hash   page_blocks   code_granules
+ *              each with room for all of it, at a multiple of 4096
+ *     head     struct carried, and the numbers of blocks that have been dropped since the image was made
  *
  * What copies have to have is what the forked machine had when it was forked.  The image is made at the first fork,
  * which takes milliseconds; what is translated afterwards copies translate themselves, what is dropped is listed.  It
@@ -52,6 +52,7 @@ struct carried {
 
 struct carry {
     int fd;
+    bool lost; /* not to be handed out any more; who stands by may still do so (vm->parked_code) */
     struct carried head;
 };
 
@@ -207,6 +208,12 @@ static int write_image(struct engine *e, int fd, const struct carried *c)
 
 void soft_carry_lost(struct engine *e)
 {
+    if (e->carry)
+        e->carry->lost = true;
+}
+
+void soft_carry_forget(struct engine *e)
+{
     if (!e->carry)
         return;
     close(e->carry->fd);
@@ -222,18 +229,16 @@ void soft_carry_dropped(struct engine *e, const struct block *b)
     if (number >= c->filled[c->region].block && number < e->regions[c->region + 1].block)
         return; /* it is not in the image */
     if (c->n_dropped == DROPPED_MAX)
-        soft_carry_lost(e);
+        e->carry->lost = true;
     else
         c->dropped[c->n_dropped++] = number;
 }
 
-/* Much is new: copies would have to translate that again. */
+/* It is not valid; or much is new, which copies would have to translate again.  (The region is the same: going on to
+ * the next one evicts.) */
 static bool is_old(const struct engine *e)
 {
-    const struct carried *c = &e->carry->head;
-
-    return e->n_blocks - c->filled[c->region].block >
-           NEW_MAX; /* the region is the same: going on to the next one evicts */
+    return e->carry->lost || e->n_blocks - e->carry->head.filled[e->carry->head.region].block > NEW_MAX;
 }
 
 /* fd is taken over. */
@@ -271,7 +276,7 @@ int soft_get_code(struct engine *e, int fd, struct engine_code *head)
     if (!err && e->carried)
         soft_carry_begin(e);
     if (!err && e->carry && is_old(e))
-        soft_carry_lost(e);
+        soft_carry_forget(e);
     if (err || e->carry)
         close(fd);
     else if ((err = make_image(e, fd)))

@@ -549,6 +549,7 @@ int soft_set_code(struct engine *e, int fd, const struct engine_code *head);
 void soft_carry_begin(struct engine *e);                          /* with e->carried: a copy runs */
 void soft_carry_dropped(struct engine *e, const struct block *b); /* with e->carry */
 void soft_carry_lost(struct engine *e);                           /* what copies may use is not valid any more */
+void soft_carry_forget(struct engine *e);
 
 /* --- translate.c --- */
 struct translator *soft_translator_create(const struct cpu *cpu);
