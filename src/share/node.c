@@ -92,6 +92,16 @@ static struct node *find_same(struct server *s, const struct statx *st)
     return node;
 }
 
+/* It has an id, and is found by device and inode from now on. */
+static void enter(struct server *s, struct node *node)
+{
+    if (s->nodes.n > 2 * s->n_buckets)
+        grow_buckets(s);
+    struct node **b = bucket(s, node->dev, node->ino);
+    node->same_hash = *b;
+    *b = node;
+}
+
 static int add(struct server *s, const struct statx *st, struct node **out)
 {
     struct node *node = calloc(1, sizeof *node);
@@ -105,11 +115,7 @@ static int add(struct server *s, const struct statx *st, struct node **out)
         free(node);
         return err;
     }
-    if (s->nodes.n > 2 * s->n_buckets)
-        grow_buckets(s);
-    struct node **b = bucket(s, node->dev, node->ino);
-    node->same_hash = *b;
-    *b = node;
+    enter(s, node);
     *out = node;
     return 0;
 }
@@ -382,11 +388,7 @@ int node_put(struct server *s, const struct node_was *was, const char *name)
         free(node);
         return err;
     }
-    if (s->nodes.n > 2 * s->n_buckets)
-        grow_buckets(s);
-    struct node **b = bucket(s, node->dev, node->ino);
-    node->same_hash = *b;
-    *b = node;
+    enter(s, node);
     return 0;
 }
 
