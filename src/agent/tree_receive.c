@@ -381,21 +381,6 @@ static int write_zeros(int fd, uint64_t len)
     return 0;
 }
 
-static int write_at(int fd, const uint8_t *data, size_t len, uint64_t offset)
-{
-    while (len) {
-        ssize_t done = pwrite(fd, data, len, (off_t)offset);
-        if (done < 0 && errno != EINTR)
-            return -errno;
-        if (done > 0) {
-            data += done;
-            len -= (size_t)done;
-            offset += (uint64_t)done;
-        }
-    }
-    return 0;
-}
-
 static int on_data(struct receiver *t, const struct frame *f)
 {
     bool streams = t->target->stream >= 0 && t->begun;
@@ -411,7 +396,7 @@ static int on_data(struct receiver *t, const struct frame *f)
         r = write_zeros(t->target->stream, offset - t->at);
     if (!r)
         r = streams ? fd_write_all(t->target->stream, f->payload + 8, len)
-                    : write_at(t->file, f->payload + 8, len, offset);
+                    : fd_write_at(t->file, f->payload + 8, len, offset);
     if (r)
         return error_sys(t->err, t->n, r, "cannot write what is copied");
     t->at = offset + len;

@@ -8,6 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/bytes.h"
 #include "base/error.h"
 
 int fd_write_all(int fd, const void *data, size_t len)
@@ -20,6 +21,41 @@ int fd_write_all(int fd, const void *data, size_t len)
             done += (size_t)now;
     }
     return 0;
+}
+
+int fd_write_at(int fd, const void *data, size_t len, uint64_t offset)
+{
+    for (size_t done = 0; done < len;) {
+        ssize_t now = pwrite(fd, (const char *)data + done, len - done, (off_t)(offset + done));
+        if (now < 0 && errno != EINTR)
+            return -errno;
+        if (now == 0)
+            return -EIO;
+        done += now > 0 ? (size_t)now : 0;
+    }
+    return 0;
+}
+
+/* Of the block at `at`. */
+static size_t block_length(size_t len, size_t at)
+{
+    return len - at < FD_SPARSE_BLOCK ? len - at : FD_SPARSE_BLOCK;
+}
+
+int fd_write_sparse(int fd, const void *data, size_t len, uint64_t offset)
+{
+    const char *bytes = data;
+    int err = 0;
+
+    for (size_t at = 0, n; at < len && !err; at += n) {
+        n = block_length(len, at);
+        if (bytes_all_zero(bytes + at, n))
+            continue;
+        while (at + n < len && !bytes_all_zero(bytes + at + n, block_length(len, at + n)))
+            n += block_length(len, at + n);
+        err = fd_write_at(fd, bytes + at, n, offset + at);
+    }
+    return err;
 }
 
 /* All that is left of fd, at most max bytes and a NUL; -EFBIG if there is more. */

@@ -20,6 +20,7 @@
 
 #include "base/bytes.h"
 #include "base/error.h"
+#include "base/file.h"
 #include "image/seed.h"
 
 #define SECTOR 512u
@@ -144,19 +145,6 @@ static int add_file(unsigned char *disk, unsigned *entry, unsigned *cluster, con
     return 0;
 }
 
-static int write_disk(int fd, const unsigned char *disk)
-{
-    for (size_t done = 0; done < SEED_BYTES;) {
-        ssize_t now = pwrite(fd, disk + done, SEED_BYTES - done, (off_t)done);
-        if (now < 0 && errno != EINTR)
-            return -errno;
-        if (now == 0)
-            return -EIO;
-        done += now > 0 ? (size_t)now : 0;
-    }
-    return 0;
-}
-
 int fat_write(int fd, const char label[11], const struct seed_file *files, unsigned n_files, char *err, size_t n)
 {
     unsigned char *disk = calloc(1, SEED_BYTES);
@@ -175,7 +163,7 @@ int fat_write(int fd, const char label[11], const struct seed_file *files, unsig
         if (failed)
             error_set(err, n, failed, "the file %s does not fit into the seed disk", files[i].name);
     }
-    if (!failed && (failed = write_disk(fd, disk)))
+    if (!failed && (failed = fd_write_at(fd, disk, SEED_BYTES, 0)))
         error_sys(err, n, failed, "cannot write the seed disk");
     free(disk);
     return failed;

@@ -5,6 +5,7 @@
 #include <zstd.h>
 
 #include "base/crc32c.h"
+#include "base/file.h"
 #include "vm/snapshot_file_int.h"
 
 #define BUFFER (1u << 20)
@@ -32,16 +33,11 @@ uint64_t snapshot_written(const struct snapshot_writer *w)
 
 static int flush(struct snapshot_writer *w)
 {
-    size_t done = 0;
+    int err = fd_write_at(w->fd, w->buffer, w->held, w->at - w->held);
 
-    while (done < w->held) {
-        ssize_t n = pwrite(w->fd, w->buffer + done, w->held - done, (off_t)(w->at - w->held + done));
-        if (n < 0 && errno != EINTR)
-            return -errno;
-        done += n > 0 ? (size_t)n : 0;
-    }
-    w->held = 0;
-    return 0;
+    if (!err)
+        w->held = 0;
+    return err;
 }
 
 static int append(struct snapshot_writer *w, const void *bytes, size_t len)

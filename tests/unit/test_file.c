@@ -120,6 +120,27 @@ static void a_log_that_others_write_begins_anew(void **state)
     free(old);
 }
 
+/* Blocks of data and of nothing, a part of one at the end, at a place that is no multiple of them. */
+static void zeroes_are_not_written(void **state)
+{
+    static uint8_t data[5 * FD_SPARSE_BLOCK + 100], back[sizeof data];
+    const uint64_t at = 3 * FD_SPARSE_BLOCK;
+
+    data[0] = data[2 * FD_SPARSE_BLOCK - 1] = data[3 * FD_SPARSE_BLOCK] = data[sizeof data - 1] = 1;
+    snprintf(path, sizeof path, "%s/sparse", top);
+    int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    memset(back, 0xee, sizeof back);
+    assert_int_equal(fd_write_at(fd, back, sizeof back, at), 0); /* what is there stays where nothing is written */
+    assert_int_equal(fd_write_sparse(fd, data, sizeof data, at), 0);
+    assert_int_equal(pread(fd, back, sizeof back, (off_t)at), sizeof back);
+    for (unsigned i = 0; i < sizeof data; i++) {
+        const unsigned block = i / FD_SPARSE_BLOCK;
+        assert_int_equal(back[i], block == 2 || block == 4 ? 0xee : data[i]);
+    }
+    close(fd);
+    assert_int_equal(fd_write_at(-1, data, 1, 0), -EBADF);
+}
+
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 int main(void)
 {
@@ -129,6 +150,7 @@ int main(void)
         T(the_data_directory_is_made_and_private),
         T(a_long_runtime_directory_is_not_taken),
         T(a_log_that_others_write_begins_anew),
+        T(zeroes_are_not_written),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -6,32 +6,11 @@
 #include <unistd.h>
 
 #include "backends/disk/disk_int.h"
-#include "base/bytes.h"
 #include "base/error.h"
 #include "base/file.h"
 #include "host/loop.h"
 
 #define PIECE (1u << 20)
-#define BLOCK 4096u
-
-/* Writes what is not zero; holes stay. */
-static int write_sparse(int fd, const uint8_t *data, uint64_t offset, uint64_t len)
-{
-    for (uint64_t at = 0, n; at < len; at += n) {
-        n = len - at < BLOCK ? len - at : BLOCK;
-        if (bytes_all_zero(data + at, n))
-            continue;
-        while (at + n < len && !bytes_all_zero(data + at + n, len - at - n < BLOCK ? len - at - n : BLOCK))
-            n += len - at - n < BLOCK ? len - at - n : BLOCK;
-        for (uint64_t done = 0; done < n;) {
-            ssize_t put = pwrite(fd, data + at + done, n - done, (off_t)(offset + at + done));
-            if (put < 0 && errno != EINTR)
-                return -errno;
-            done += put > 0 ? (uint64_t)put : 0;
-        }
-    }
-    return 0;
-}
 
 static int copy(struct disk *d, int fd, const char *path, char *err, size_t n)
 {
@@ -47,7 +26,7 @@ static int copy(struct disk *d, int fd, const char *path, char *err, size_t n)
         failed = disk_read_now(d, at, piece, len);
         if (failed)
             error_sys(err, n, failed, "cannot read disk %s", d->spec.path);
-        else if ((failed = write_sparse(fd, piece, at, len)))
+        else if ((failed = fd_write_sparse(fd, piece, len, at)))
             error_sys(err, n, failed, "cannot write %s", path);
     }
     free(piece);

@@ -31,6 +31,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/file.h"
+
 #define PAGE 4096ull
 #define MOST (64u << 20) /* of a cache: beyond that, it takes longer than translating what is needed */
 #define DROPPED_MAX 4096u
@@ -125,43 +127,11 @@ static bool can_be_carried(const struct engine *e)
 
 /* --- from the machine that is forked ----------------------------------------------------------------------------- */
 
-static int write_all(int fd, const uint8_t *from, uint64_t size, uint64_t offset)
-{
-    while (size) {
-        ssize_t n = pwrite(fd, from, size, (off_t)offset);
-        if (n <= 0)
-            return n < 0 ? -errno : -EIO;
-        from += n, offset += (uint64_t)n, size -= (uint64_t)n;
-    }
-    return 0;
-}
-
-static bool is_empty(const uint8_t *page, uint64_t size)
-{
-    const uint64_t *word = (const uint64_t *)(const void *)page;
-
-    for (uint64_t i = 0; i < size / 8; i++)
-        if (word[i])
-            return false;
-    return size % 8 == 0;
-}
-
-/* [from, end) of a part, by runs of pages that have something. */
+/* [from, end) of a part, whole pages; those that are empty take no memory. */
 static int write_part(int fd, const struct part *p, uint64_t from, uint64_t end)
 {
-    int err = 0;
-
-    for (uint64_t at = from & -PAGE, next; at < end && !err; at = next) {
-        for (; at < end && is_empty(p->at + at, end - at < PAGE ? end - at : PAGE); at += PAGE)
-            ;
-        for (next = at; next < end && !is_empty(p->at + next, end - next < PAGE ? end - next : PAGE); next += PAGE)
-            ;
-        if (next > end)
-            next = end;
-        if (at < next)
-            err = write_all(fd, p->at + at, next - at, p->offset + at);
-    }
-    return err;
+    from &= -PAGE;
+    return fd_write_sparse(fd, p->at + from, end - from, p->offset + from);
 }
 
 static void fill_head(struct engine *e, struct carried *c)
