@@ -70,23 +70,23 @@ static void all_ahead(struct engine *e)
 
 /* --- regions ------------------------------------------------------------------------------------------------- */
 
-static void fill_region(struct engine *e, unsigned i)
+/* Region i is filled from there on. */
+static void fill_region(struct engine *e, unsigned i, const struct cache_region *at)
 {
-    const struct cache_region *r = &e->regions[i];
     e->region = i;
-    e->cache.hot = r->hot;
-    e->cache.cold = r->cold;
-    e->n_blocks = r->block;
-    e->n_sites = r->site;
-    e->n_exits = r->exit;
-    e->n_maps = r->map;
+    e->cache.hot = at->hot;
+    e->cache.cold = at->cold;
+    e->n_blocks = at->block;
+    e->n_sites = at->site;
+    e->n_exits = at->exit;
+    e->n_maps = at->map;
     e->ahead = (struct cache_ahead){
-        .hot = r->hot,
-        .cold = r->cold,
-        .blocks = r->block * sizeof *e->blocks,
-        .sites = r->site * sizeof *e->sites,
-        .exits = r->exit * sizeof *e->exits,
-        .maps = r->map * sizeof *e->maps,
+        .hot = at->hot,
+        .cold = at->cold,
+        .blocks = at->block * sizeof *e->blocks,
+        .sites = at->site * sizeof *e->sites,
+        .exits = at->exit * sizeof *e->exits,
+        .maps = at->map * sizeof *e->maps,
     };
 }
 
@@ -103,7 +103,7 @@ static void all_empty(struct engine *e)
     for (unsigned i = 0; i < e->n_regions; i++)
         e->filled[i] = e->regions[i];
     own_code(e, 0);
-    fill_region(e, 0);
+    fill_region(e, 0, &e->regions[0]);
 }
 
 void soft_regions_create(struct engine *e)
@@ -124,25 +124,13 @@ static uint32_t next_page(uint32_t at)
 
 void soft_regions_taken(struct engine *e, const struct cache_region filled[REGIONS_MAX], unsigned region)
 {
-    const struct cache_region *last = &filled[region];
+    struct cache_region at = filled[region];
 
     for (unsigned i = 0; i < e->n_regions; i++)
         e->filled[i] = filled[i];
-    fill_region(e, region);
-    e->cache.hot = next_page(last->hot); /* what is before it is somebody else's */
-    e->cache.cold = next_page(last->cold);
-    e->n_blocks = last->block;
-    e->n_sites = last->site;
-    e->n_exits = last->exit;
-    e->n_maps = last->map;
-    e->ahead = (struct cache_ahead){
-        .hot = e->cache.hot,
-        .cold = e->cache.cold,
-        .blocks = last->block * sizeof *e->blocks,
-        .sites = last->site * sizeof *e->sites,
-        .exits = last->exit * sizeof *e->exits,
-        .maps = last->map * sizeof *e->maps,
-    };
+    at.hot = next_page(at.hot); /* what is before it is somebody else's */
+    at.cold = next_page(at.cold);
+    fill_region(e, region, &at);
 }
 
 unsigned soft_region_of(const struct engine *e, uint32_t at)
@@ -257,7 +245,7 @@ void soft_region_next(struct engine *e)
     e->filled[e->region] = soft_region_filled(e, e->region);
     evict(e, next);
     own_code(e, next);
-    fill_region(e, next);
+    fill_region(e, next, &e->regions[next]);
 }
 
 void soft_region_make_room(struct engine *e)
