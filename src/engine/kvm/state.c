@@ -4,6 +4,7 @@
 #include <sys/ioctl.h>
 
 #include "engine/kvm/kvm_int.h"
+#include "engine/simd_area.h"
 
 #define MSR_APIC_BASE 0x1b
 #define MSR_PV_WALL 0x4b564d00
@@ -464,7 +465,6 @@ int vcpu_export(struct vcpu *v, bool full)
 
 /* --- SIMD registers: they stay with KVM until somebody asks --------------------------------------- */
 
-enum { SIMD_LEGACY = 512, SIMD_HEADER = 64, SIMD_MXCSR = 24 };
 _Static_assert(sizeof(struct kvm_xsave) == ENGINE_SIMD_MAX, "it is XSAVE's standard format");
 
 int vcpu_get_simd(struct vcpu *v, uint8_t *out)
@@ -479,22 +479,12 @@ int vcpu_get_simd(struct vcpu *v, uint8_t *out)
 /* Anybody's: what there is no place for is left out, and KVM refuses what else XRSTOR would. */
 int vcpu_set_simd(struct vcpu *v, const uint8_t *bytes, size_t n)
 {
-    struct kvm_xsave area = {0};
+    struct kvm_xsave area;
     struct cpuid_regs shown;
-    uint64_t components;
-    uint32_t mxcsr;
-    if (n < SIMD_LEGACY + SIMD_HEADER || n > sizeof(area))
-        return -EINVAL;
-    memcpy(&area, bytes, n);
-    uint8_t *at = (uint8_t *)&area;
-    memcpy(&mxcsr, at + SIMD_MXCSR, sizeof(mxcsr));
-    mxcsr &= 0xffff;
-    memcpy(at + SIMD_MXCSR, &mxcsr, sizeof(mxcsr));
-    memcpy(&components, at + SIMD_LEGACY, sizeof(components));
     cpu_cpuid(&v->cpu, 0xd, 0, &shown);
-    components &= shown.eax | (uint64_t)shown.edx << 32 | 3;
-    memset(at + SIMD_LEGACY, 0, SIMD_HEADER);
-    memcpy(at + SIMD_LEGACY, &components, sizeof(components));
+    int err = simd_area_take((uint8_t *)&area, bytes, n, shown.eax | (uint64_t)shown.edx << 32 | 3);
+    if (err)
+        return err;
     return ioctl(v->fd, KVM_SET_XSAVE, &area) ? -errno : 0;
 }
 

@@ -1,6 +1,7 @@
 /*
  * The software engine's life cycle: what it needs of the host, its vCPUs, the table that engine.h asks for.
  */
+#include "engine/simd_area.h"
 #include "engine/soft/soft_int.h"
 
 #include <cpuid.h>
@@ -276,7 +277,6 @@ void *engine_soft_fpu(struct engine *e, unsigned i)
 
 /* --- snapshots ------------------------------------------------------------------------------------------------ */
 
-enum { SIMD_LEGACY = 512, SIMD_HEADER = 64, SIMD_MXCSR = 24 };
 _Static_assert(ENGINE_SIMD_MAX <= sizeof((struct soft_vcpu *)0)->xsave, "the area holds it");
 
 static int soft_get_simd(struct engine *e, unsigned i, uint8_t *out)
@@ -285,25 +285,9 @@ static int soft_get_simd(struct engine *e, unsigned i, uint8_t *out)
     return ENGINE_SIMD_MAX;
 }
 
-/* What XRSTOR would refuse is not in it afterwards: it runs in the host. */
 static int soft_set_simd(struct engine *e, unsigned i, const uint8_t *bytes, size_t n)
 {
-    uint8_t *area = e->peers->of[i]->vcpu->xsave;
-    uint64_t components;
-    uint32_t mxcsr;
-
-    if (n < SIMD_LEGACY + SIMD_HEADER || n > ENGINE_SIMD_MAX)
-        return -EINVAL;
-    memset(area, 0, ENGINE_SIMD_MAX);
-    memcpy(area, bytes, n);
-    memcpy(&mxcsr, area + SIMD_MXCSR, sizeof mxcsr);
-    mxcsr &= 0xffff;
-    memcpy(area + SIMD_MXCSR, &mxcsr, sizeof mxcsr);
-    memcpy(&components, area + SIMD_LEGACY, sizeof components);
-    components &= e->xcr0;
-    memset(area + SIMD_LEGACY, 0, SIMD_HEADER);
-    memcpy(area + SIMD_LEGACY, &components, sizeof components);
-    return 0;
+    return simd_area_take(e->peers->of[i]->vcpu->xsave, bytes, n, e->xcr0);
 }
 
 static void soft_watch(struct engine *e)
