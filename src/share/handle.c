@@ -6,6 +6,17 @@
 
 #include "share/server_int.h"
 
+/* It has a number, and is the node's from now on. */
+static void enter(struct server *s, struct handle *h, struct node *node)
+{
+    h->node = node;
+    h->uses = 1;
+    h->next_of_node = node->handles;
+    node->handles = h;
+    node_hold(node);
+    s->n_open++;
+}
+
 int handle_add(struct server *s, struct node *node, int fd, bool directory, bool writable, struct handle **out)
 {
     struct handle *h = s->n_open < s->handles_max ? calloc(1, sizeof *h) : NULL;
@@ -19,17 +30,10 @@ int handle_add(struct server *s, struct node *node, int fd, bool directory, bool
         free(h);
         return err;
     }
-    uint64_t id = h->id;
-    *h = (struct handle){.id = id,
-                         .node = node,
-                         .fd = fd,
-                         .directory = directory,
-                         .writable = writable,
-                         .uses = 1,
-                         .next_of_node = node->handles};
-    node->handles = h;
-    node_hold(node);
-    s->n_open++;
+    h->fd = fd;
+    h->directory = directory;
+    h->writable = writable;
+    enter(s, h, node);
     *out = h;
     return 0;
 }
@@ -50,20 +54,13 @@ int handle_put(struct server *s, uint64_t id, struct node *node, int fd, bool di
         free(h);
         return err;
     }
-    struct entries *entries = h->entries;
-    *h = (struct handle){.id = id,
-                         .node = node,
-                         .fd = fd,
-                         .directory = directory,
-                         .writable = (flags & O_ACCMODE) != O_RDONLY,
-                         .lost = fd < 0 && !node->covered,
-                         .flags = flags,
-                         .uses = 1,
-                         .next_of_node = node->handles,
-                         .entries = entries};
-    node->handles = h;
-    node_hold(node);
-    s->n_open++;
+    h->id = id;
+    h->fd = fd;
+    h->directory = directory;
+    h->writable = (flags & O_ACCMODE) != O_RDONLY;
+    h->lost = fd < 0 && !node->covered;
+    h->flags = flags;
+    enter(s, h, node);
     return 0;
 }
 
