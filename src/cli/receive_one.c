@@ -172,16 +172,16 @@ static int make_disk(struct receiving *v, char *err, size_t n)
     uint64_t size = number_of(v->hello, "disk_bytes");
     int failed = image_find(v->record.image_digest, &image, err, n);
 
-    if (!failed && !(failed = receive_own_disk(v, err, n)) && v->own_stays)
-        return 0;
-    if (!failed)
-        failed = check_room(v, err, n);
-    if (failed == -ENOSPC || failed == -ESTALE)
-        return failed;
     if (failed)
         return error_set(err, n, failed,
                          "its image %s is not at the destination: `guise image export` and `import` bring it there",
                          v->record.settings.image ? v->record.settings.image : v->record.image_digest);
+    failed = receive_own_disk(v, err, n);
+    if (failed || v->own_stays)
+        return failed;
+    failed = check_room(v, err, n);
+    if (failed)
+        return failed;
     char *base = disk_quote(image.disk, "raw");
     failed = registry_path(&v->r->registry, v->record.name, VM_DISK, path, err, n);
     if (!failed)

@@ -264,13 +264,9 @@ static json_t *go(struct incoming *in, struct control_call *call)
     int fds[CONTROL_FDS_MAX];
     unsigned n = control_take_fds(call, fds);
     char why[ERROR_SIZE] = "it has not been received as a whole";
+    bool vouched = json_is_true(json_object_get(call->arguments, "vouched"));
 
-    if (in->state != INCOMING_COMPLETE) {
-        while (n)
-            close(fds[--n]);
-        return control_fail(call, "wrong-state", "%s", why);
-    }
-    if (json_is_true(json_object_get(call->arguments, "vouched")) && !storage_is_noted(in, why, sizeof why)) {
+    if (in->state != INCOMING_COMPLETE || (vouched && !storage_is_noted(in, why, sizeof why))) {
         while (n)
             close(fds[--n]);
         return control_fail(call, "wrong-state", "%s", why);
