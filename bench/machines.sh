@@ -20,7 +20,7 @@ machines_fetch() # what the peers are made of
         case $peer in
         qemu12*) packages_extract "$(qemu_root "$peer")" bookworm qemu-system-x86 ;;
         qemu-backports*) packages_extract "$(qemu_root "$peer")" bookworm-backports qemu-system-x86 ;;
-        uml) packages_extract "$uml_root" bookworm user-mode-linux ;;
+        uml) packages_extract "$uml_root" bookworm user-mode-linux && compile "$bench/uml-ptrace.c" "$out/uml-ptrace.so" -shared -fPIC ;;
         esac || return 1
     done
 }
@@ -67,9 +67,10 @@ machine_qemu() # ROOT
         -append "console=ttyS0 $append${disk:+ root=/dev/nvme0n1}" </dev/null
 }
 
-# Its kernel is its own, and the same memory a file in TMPDIR.
+# Its kernel is its own, as packaged; its memory is a file in TMPDIR.  uml-ptrace.c says what the library is for.
 machine_uml()
 {
-    TMPDIR=/dev/shm "$out/watch" -t "$limit" -i 20 -m "$memory" "$uml_root/usr/bin/linux.uml" "mem=${memory}M" ${initrd:+"initrd=$initrd"} \
+    TMPDIR=/dev/shm "$out/watch" -t "$limit" -i 20 -m "$memory" env LD_PRELOAD="$out/uml-ptrace.so" "$uml_root/usr/bin/linux.uml" \
+        "mem=${memory}M" ${initrd:+"initrd=$initrd"} \
         ${disk:+"ubd0r=$disk" root=/dev/ubda} con=null con0=null,fd:1 ${append/panic=-1/} </dev/null
 }

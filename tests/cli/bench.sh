@@ -1,5 +1,6 @@
 #!/bin/bash
 # The tables of bench/report.py: medians, ratios, and what a promise that is not kept, a failure and a wrong result lead to.
+# The library that User-Mode Linux is run with, bench/uml-ptrace.c.
 set -u
 top=$(dirname "$(dirname "$(dirname "$(readlink -f "$0")")")")
 BENCH_OUT=$(mktemp -d)
@@ -45,4 +46,60 @@ measured "1,guise,random 4 KiB reads,1/s,3000,-" "1,qemu,random 4 KiB reads,1/s,
 check "a rate: more is better" 0 "3000 1/s *1000 1/s *3.00"
 measured "1,guise,sum,s,1,aa" "1,qemu,sum,s,1,bb"
 check "a wrong result" 1 "sum gave bb, others aa"
+
+# A tracer that keeps x87 and SSE registers only: 576 bytes, fewer than any host with AVX takes.
+cat >"$BENCH_OUT/tracer.c" <<'PROGRAM'
+#include <elf.h>
+#include <signal.h>
+#include <stdio.h>
+#include <sys/ptrace.h>
+#include <sys/uio.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+static int traced(void)
+{
+    long call = 62, first = getpid();
+    int low;
+    ptrace(PTRACE_TRACEME, 0, 0, 0);
+    __asm__ volatile("movd %3, %%xmm0; syscall; movd %%xmm0, %0"
+                     : "=r"(low), "+a"(call)
+                     : "D"(first), "r"(1), "S"(SIGSTOP)
+                     : "xmm0", "rcx", "r11", "memory");
+    return low;
+}
+
+int main(void)
+{
+    static long word = 12345;
+    _Alignas(64) unsigned char registers[576];
+    struct iovec io = {registers, sizeof registers};
+    int status;
+    pid_t pid = fork();
+    if (pid == 0)
+        _exit(traced());
+    waitpid(pid, &status, 0);
+    if (ptrace(PTRACE_PEEKDATA, pid, &word, 0) != word || ptrace(PTRACE_GETREGSET, pid, NT_X86_XSTATE, &io))
+        return 1;
+    *(int *)(registers + 160) += 41; /* xmm0 */
+    *(long *)(registers + 512) = 3;  /* XSTATE_BV */
+    if (ptrace(PTRACE_SETREGSET, pid, NT_X86_XSTATE, &io))
+        puts("refused");
+    ptrace(PTRACE_CONT, pid, 0, 0);
+    waitpid(pid, &status, 0);
+    printf("xmm0 is %d\n", WEXITSTATUS(status));
+    return 0;
+}
+PROGRAM
+name="a tracer that keeps few of the registers gives them back"
+if ! gcc -O2 -o "$BENCH_OUT/tracer" "$BENCH_OUT/tracer.c" ||
+    ! gcc -std=gnu17 -D_GNU_SOURCE -O2 -shared -fPIC -o "$BENCH_OUT/uml-ptrace.so" "$top/bench/uml-ptrace.c"; then
+    failures=$((failures + 1)) && echo "not ok $name: it does not compile"
+elif ! "$BENCH_OUT/tracer" | grep -q refused; then
+    echo "skip $name: this host takes them without the library"
+elif is=$(LD_PRELOAD=$BENCH_OUT/uml-ptrace.so "$BENCH_OUT/tracer") && [ "$is" = "xmm0 is 42" ]; then
+    echo "ok $name"
+else
+    failures=$((failures + 1)) && echo "not ok $name: $is"
+fi
 exit $((failures > 0))
