@@ -39,6 +39,12 @@ run_mode() # MODE
     else
         not_ok "direct-$1" "nothing has run directly"
     fi
+    [ "$1" = always ] || return
+    if grep -q 'made room in [1-9]' "$work/stderr"; then
+        ok "direct-$1 has made room"
+    else
+        not_ok "direct-$1 has made room" "$(grep 'made room' "$work/stderr")"
+    fi
 }
 
 # The processes for guest code below a process.

@@ -7,6 +7,7 @@
 #include <asm/prctl.h>
 #include <cpuid.h>
 #include <errno.h>
+#include <limits.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,6 +17,7 @@
 #include <unistd.h>
 
 #include "base/error.h"
+#include "base/file.h"
 
 #define HOST_CS 0x33 /* of 64-bit user code: the kernel's, for every process */
 #define HOST_SS 0x2b
@@ -77,6 +79,19 @@ static bool shows_the_same(const struct cpu *c)
     return true;
 }
 
+/* An eighth of what a process may have is left to the stub, and to mappings that the kernel splits. */
+static unsigned mappings(void)
+{
+    char *text, err[ERROR_SIZE];
+    unsigned long may = MIRROR_MAPPINGS;
+    if (file_read("/proc/sys/vm/max_map_count", 64, &text, NULL, err, sizeof err) == 0) {
+        may = strtoul(text, NULL, 10);
+        free(text);
+    }
+    may = may < 4096 ? 4096 : may > INT_MAX ? INT_MAX : may;
+    return (unsigned)(may - may / 8);
+}
+
 static int start(struct direct *d)
 {
     d->writable = calloc(d->engine->n_pages, 1);
@@ -91,6 +106,7 @@ static int start(struct direct *d)
     d->has_rdpid = host_has_rdpid();
     d->bases_by_calls = !(getauxval(AT_HWCAP2) & HWCAP2_FSGSBASE);
     d->mxcsr_mask = host_mxcsr_mask();
+    d->mappings = mappings();
     d->cpu = -1;
     if (syscall(SYS_sched_getaffinity, 0, sizeof d->cpus, d->cpus) < 0)
         memset(d->cpus, 0xff, sizeof d->cpus);
@@ -585,9 +601,9 @@ void soft_direct_stats(struct engine *e, FILE *out)
             (unsigned long long)s->tried, (unsigned long long)s->given_up);
     if (d->price.known)
         fprintf(out, "  an exit costs %llu ns\n", (unsigned long long)d->price.wall);
-    fprintf(out, "  pages mapped %llu, unmapped %llu, checked %llu; mirrors cleared %llu\n",
+    fprintf(out, "  pages mapped %llu, unmapped %llu, checked %llu; mirrors cleared %llu, made room in %llu\n",
             (unsigned long long)s->mapped, (unsigned long long)s->unmapped, (unsigned long long)s->checked,
-            (unsigned long long)s->cleared);
+            (unsigned long long)s->cleared, (unsigned long long)s->evicted);
     for (unsigned i = 0; i < DIRECT_EXITS; i++)
         if (s->exits[i])
             fprintf(out, "  left for %-14s %12llu\n", names[i], (unsigned long long)s->exits[i]);

@@ -32,8 +32,8 @@ enum direct_exit {
 };
 
 #define MIRROR_PENDING 64u
-#define MIRROR_PAGES_MAX 32768u /* of 65530 mappings that a process may have */
-#define MIRROR_REGIONS 1024u
+#define MIRROR_MAPPINGS 65530u /* that a process may have, where the host does not say */
+#define MIRROR_REGIONS 2048u
 #define MIRROR_LARGE 0x200000ull
 #define PAGE_INDEX(gva) ((gva) >> 12 & 511)
 #define REGION_PATH 3
@@ -83,8 +83,9 @@ struct direct_slot {
     uint64_t pending[MIRROR_PENDING], code[MIRROR_PENDING];
     unsigned n_pending, n_code; /* pages that lose their mapping; physical pages that hold translated code now */
     uint64_t fault;             /* of the guest's, here: its kernel has mapped that page when it comes back */
-    unsigned n_pages, n_regions;
-    struct region **regions; /* by hash */
+    unsigned n_pages, n_joined; /* mapped; and how many of those go on with the mapping of the page before */
+    unsigned n_regions, hand;   /* hand: where room is made next */
+    struct region **regions;    /* by hash */
 };
 
 #define SPACES 256u
@@ -110,7 +111,8 @@ struct direct_price {
 };
 
 struct direct_stats {
-    uint64_t entries, exits[DIRECT_EXITS], ticks, misses, mapped, unmapped, checked, cleared, tried, given_up, started;
+    uint64_t entries, exits[DIRECT_EXITS], ticks, misses, mapped, unmapped, checked, cleared, evicted, tried, given_up,
+        started;
 };
 
 struct direct {
@@ -119,6 +121,7 @@ struct direct {
     struct direct_slot slots[DIRECT_SLOTS];
     struct direct_slot *_Atomic running; /* for whoever kicks */
     struct direct_slot *current;         /* for the address space that is current */
+    unsigned mappings;                   /* that a mirror may have; pages that follow one another share one */
     uint8_t *writable;                   /* by physical page: the slots where it can be written */
     uint8_t *spare;                      /* the copies, one a page */
     struct page_copy copies[COPIES];
@@ -201,16 +204,24 @@ struct region *pages_region(const struct direct_slot *s, uint64_t gva); /* NULL:
 struct region *pages_new_region(struct direct_slot *s, uint64_t gva);   /* or the one that there is; NULL: no room */
 struct region *pages_next(const struct direct_slot *s, unsigned *i);    /* each of them, *i from 0; NULL: no more */
 uint64_t pages_find(const struct direct_slot *s, uint64_t gva);         /* what is mapped */
+static inline unsigned pages_mappings(const struct direct_slot *s)      /* that the process has for them */
+{
+    return s->n_pages - s->n_joined;
+}
 void pages_set(struct direct_slot *s, struct region *g, uint64_t *page, uint64_t value); /* page or large of g */
+/* Takes g out of the table.  Whatever *i has gone past stays so, for pages_next. */
+void pages_drop(struct direct_slot *s, struct region *g);
 bool pages_mapped(const struct region *g, unsigned *i); /* *i becomes the next that is, from *i on; false: no more */
 void pages_free(struct direct_slot *s);
 /* The guest's entries for a page that has just been mapped; and whether they are the same now, but for marks that have
  * been added: those above the pages of a region, and, with these the same, that of its page i in the table that they
  * lead to (NULL: its pages are part of a large one). */
 void pages_remember(struct soft_vcpu *v, struct region *g, uint64_t gva);
-bool pages_same_path(struct soft_vcpu *v, struct region *g);
+bool pages_same_path(struct soft_vcpu *v, const struct region *g);
 const volatile uint64_t *pages_table(struct soft_vcpu *v, const struct region *g);
 bool pages_same(const struct region *g, const volatile uint64_t *table, unsigned i);
+/* Is it mapped, and its entry in the table to the bit what it was, marks and all? */
+bool pages_untouched(const struct region *g, const volatile uint64_t *table, unsigned i);
 
 /* --- direct_copies.c --- */
 int copies_start(struct direct *d); /* 0 or -errno */

@@ -65,6 +65,41 @@ static void unmap_page(struct direct *d, struct direct_slot *s, uint64_t gva)
     unmap(d, s, g, &g->large, g->base, LARGE);
 }
 
+static bool outside(uint64_t gva, uint64_t size)
+{
+    return gva < LOWEST || gva + size > DIRECT_TOP || (gva < DIRECT_END && gva + size > DIRECT_BASE);
+}
+
+/* Of mappings or of regions, are so many eighths there? */
+static bool full(const struct direct *d, const struct direct_slot *s, unsigned eighths)
+{
+    return pages_mappings(s) >= d->mappings / 8 * eighths || s->n_regions >= MIRROR_REGIONS / 8 * eighths;
+}
+
+/* An eighth goes, other regions each time. */
+static void make_room(struct direct *d, struct direct_slot *s)
+{
+    struct region *g;
+    while (full(d, s, 7)) {
+        if (direct_calls_full(s)) {
+            s->clear = true;
+            return;
+        }
+        if (!(g = pages_next(s, &s->hand))) {
+            s->hand = 0;
+            continue;
+        }
+        if (outside(g->base, LARGE)) /* in part */
+            continue;
+        const unsigned before = s->n_pages;
+        order_unmap(s, g->base, LARGE);
+        pages_drop(s, g);
+        s->n_unmapped += before - s->n_pages;
+        d->stats.unmapped += before - s->n_pages;
+    }
+    d->stats.evicted++;
+}
+
 /* --- code that tells --------------------------------------------------------------------------------------- */
 
 static uint64_t xcr0_differs(const struct direct *d)
@@ -198,11 +233,6 @@ static unsigned protection(struct soft_vcpu *v, struct direct *d, const struct t
     return prot;
 }
 
-static bool outside(uint64_t gva, uint64_t size)
-{
-    return gva < LOWEST || gva + size > DIRECT_TOP || (gva < DIRECT_END && gva + size > DIRECT_BASE);
-}
-
 /* The mappings that one call is for: they follow one another in both address spaces. */
 struct run {
     uint64_t gva, offset, size;
@@ -227,7 +257,7 @@ static bool map(struct soft_vcpu *v, struct direct *d, struct direct_slot *s, ui
     if (tr->page_size >= LARGE && tr->no_exec && !memory_is_watched(m) && memory_is_ram(m, gpa & -LARGE, LARGE) &&
         gva >= LARGE && !has_code(d, gpa & -LARGE, LARGE))
         size = LARGE, gva &= -LARGE, gpa &= -LARGE;
-    if (!memory_is_ram(m, gpa, size) || outside(gva, size) || tr->global || s->n_pages >= MIRROR_PAGES_MAX)
+    if (!memory_is_ram(m, gpa, size) || outside(gva, size) || tr->global || pages_mappings(s) >= d->mappings)
         return false;
     memory_own(d->engine->config.memory, gpa, size);
     struct region *g = pages_new_region(s, gva);
@@ -258,12 +288,17 @@ static bool map(struct soft_vcpu *v, struct direct *d, struct direct_slot *s, ui
     return true;
 }
 
+/* Those that are mapped, and whose entries nobody has touched since, stay as they are. */
 static void map_around(struct soft_vcpu *v, struct direct *d, struct direct_slot *s, uint64_t gva)
 {
     struct run r = {0};
-    uint64_t first = gva & -(AROUND * PAGE);
+    const uint64_t first = gva & -(AROUND * PAGE);
+    const struct region *g = pages_region(s, gva);
+    const volatile uint64_t *table = g && pages_same_path(v, g) ? pages_table(v, g) : NULL;
     for (uint64_t at = first; at < first + AROUND * PAGE; at += PAGE) {
         struct translation tr;
+        if (table && pages_untouched(g, table, PAGE_INDEX(at)))
+            continue;
         if (look(v, at, &tr))
             map(v, d, s, at, &tr, &r);
     }
@@ -281,6 +316,8 @@ enum direct_exit mirror_miss(struct soft_vcpu *v, struct direct *d, struct direc
         s->fault = gva;
         return DIRECT_FAULT;
     }
+    if (full(d, s, 8))
+        make_room(d, s);
     const struct memory *m = d->engine->config.memory;
     const uint64_t page_gpa = tr.gpa & -PAGE;
     if (access != ACCESS_WRITE)
@@ -298,7 +335,6 @@ enum direct_exit mirror_miss(struct soft_vcpu *v, struct direct *d, struct direc
             s->clear = true;
         else if (!outside(gva & -PAGE, PAGE))
             order_unmap(s, gva & -PAGE, PAGE);
-        s->clear |= s->n_pages >= MIRROR_PAGES_MAX || s->n_regions >= MIRROR_REGIONS;
         return DIRECT_REFUSED;
     }
     map_run(s, &r);

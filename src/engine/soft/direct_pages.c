@@ -58,7 +58,7 @@ void pages_free(struct direct_slot *s)
         free(s->regions[i]);
     free(s->regions);
     s->regions = NULL;
-    s->n_regions = s->n_pages = 0;
+    s->n_regions = s->n_pages = s->n_joined = 0;
 }
 
 uint64_t pages_find(const struct direct_slot *s, uint64_t gva)
@@ -67,15 +67,50 @@ uint64_t pages_find(const struct direct_slot *s, uint64_t gva)
     return !g ? 0 : g->large ? g->large : g->page[PAGE_INDEX(gva)];
 }
 
+/* How many of the two beside it a page of the region is one mapping with: those whose memory goes on there, with the
+ * same rights. */
+static unsigned joined(const struct region *g, unsigned i)
+{
+    const uint64_t page = g->page[i];
+    return !page ? 0 : (i > 0 && g->page[i - 1] == page - 4096) + (i < 511 && g->page[i + 1] == page + 4096);
+}
+
 void pages_set(struct direct_slot *s, struct region *g, uint64_t *page, uint64_t value)
 {
     s->n_pages += !!value - !!*page;
-    *page = value;
-    if (page == &g->large)
+    if (page == &g->large) {
+        *page = value;
         return;
+    }
     const unsigned i = (unsigned)(page - g->page);
     const uint64_t bit = 1ull << i % 64;
+    s->n_joined -= joined(g, i);
+    *page = value;
+    s->n_joined += joined(g, i);
     g->mapped[i / 64] = value ? g->mapped[i / 64] | bit : g->mapped[i / 64] & ~bit;
+}
+
+void pages_drop(struct direct_slot *s, struct region *g)
+{
+    struct region **gone = find(s, g->base);
+    if (g->large)
+        pages_set(s, g, &g->large, 0);
+    for (unsigned i = 0; pages_mapped(g, &i);)
+        pages_set(s, g, &g->page[i], 0);
+    free(g);
+    s->n_regions--;
+    for (unsigned i = (unsigned)(gone - s->regions), k = i;;) { /* those that were put behind it for it go on before */
+        k = (k + 1) % PLACES;
+        if (!s->regions[k]) {
+            s->regions[i] = NULL;
+            return;
+        }
+        const unsigned wants = place(s->regions[k]->base);
+        if ((k + PLACES - wants) % PLACES >= (k + PLACES - i) % PLACES) {
+            s->regions[i] = s->regions[k];
+            i = k;
+        }
+    }
 }
 
 bool pages_mapped(const struct region *g, unsigned *i)
@@ -150,7 +185,7 @@ void pages_remember(struct soft_vcpu *v, struct region *g, uint64_t gva)
     g->entry[PAGE_INDEX(gva)] = table ? table[PAGE_INDEX(gva)] : 0;
 }
 
-bool pages_same_path(struct soft_vcpu *v, struct region *g)
+bool pages_same_path(struct soft_vcpu *v, const struct region *g)
 {
     uint64_t path[REGION_PATH];
     return path_to(v, g->base, path) && path_alike(g, path);
@@ -159,4 +194,9 @@ bool pages_same_path(struct soft_vcpu *v, struct region *g)
 bool pages_same(const struct region *g, const volatile uint64_t *table, unsigned i)
 {
     return !table || alike(g->entry[i], table[i]);
+}
+
+bool pages_untouched(const struct region *g, const volatile uint64_t *table, unsigned i)
+{
+    return g->page[i] && g->entry[i] == table[i];
 }

@@ -380,6 +380,28 @@ static const char *mappings(void)
 }
 
 /* Code that is written, run, and written again. */
+/* Every second of them is used, so that each needs a mapping of its own in the process that runs this; all of them are
+ * more than a process may have. */
+static const char *many_pages(void)
+{
+    enum { USED = 62000, STEP = 8192 };
+    char *at = mmap(NULL, (size_t)USED * STEP, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1,
+                    0);
+    if (at == MAP_FAILED || (madvise(at, (size_t)USED * STEP, MADV_NOHUGEPAGE) && errno != EINVAL))
+        return "no memory";
+    for (unsigned round = 0; round < 2; round++)
+        for (unsigned i = 0; i < USED; i++) {
+            uint64_t *page = (uint64_t *)(at + (size_t)i * STEP);
+            if (*page != (round ? mix(i) : 0))
+                return "another page is there";
+            *page = mix(i + round);
+        }
+    for (unsigned i = 0; i < USED; i += 7)
+        if (*(uint64_t *)(at + (size_t)i * STEP) != mix(i + 1))
+            return "another page is there afterwards";
+    return NULL;
+}
+
 static const char *written_code(void)
 {
     uint8_t *p = mmap(NULL, 8192, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -587,6 +609,7 @@ static const struct {
     {"timers", timers},
     {"faults", faults},
     {"mappings", mappings},
+    {"more pages than mappings", many_pages},
     {"code that is written", written_code},
     {"vectors", vectors},
     {"jumps into the stub", jumps},
