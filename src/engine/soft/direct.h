@@ -92,7 +92,8 @@ struct direct_slot {
 /* What is known of an address space. */
 struct space {
     uint64_t root;
-    bool direct;         /* it runs so, until that does not pay */
+    bool direct;         /* it runs so, until that does not pay; */
+    bool paid;           /* but it has, since it was armed: it may be back soon */
     uint32_t seen;       /* ticks that found it in user mode, one after another */
     uint32_t wait, fail; /* ticks until it may try again; log2 of what the next failure costs */
     uint32_t misses;     /* of pages: the first ones have to be */

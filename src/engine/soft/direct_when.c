@@ -29,8 +29,8 @@ void space_give_up(struct direct *d, struct space *sp, bool for_long)
     if (!sp->direct)
         return;
     d->stats.given_up++;
-    sp->fail = for_long ? WAIT_MOST : sp->fail + (sp->fail < WAIT_MOST);
-    sp->wait = 1u << sp->fail;
+    sp->fail = for_long ? WAIT_MOST : sp->paid ? 0 : sp->fail + (sp->fail < WAIT_MOST);
+    sp->wait = sp->fail ? 1u << sp->fail : 0;
     sp->seen = 0;
     sp->direct = false;
 }
@@ -64,7 +64,7 @@ void space_judge(struct direct *d, const struct direct_slot *s, struct space *sp
     if (sp->exits < JUDGE)
         return;
     if (has_paid(d, s, sp))
-        sp->fail = 0;
+        sp->paid = true;
     else if (d->mode == ENGINE_DIRECT_ON)
         space_give_up(d, sp, false);
     sp->began = 0;
@@ -115,9 +115,10 @@ void soft_direct_tick(struct soft_vcpu *v)
     }
     sp->wait = 0;
     sp->seen = starts ? SEEN_ENOUGH : !computes ? 0 : again ? sp->seen + 1 : 1;
-    if (sp->seen < SEEN_ENOUGH || !direct_suitable(v, d))
+    if (sp->seen < (sp->paid ? 1 : SEEN_ENOUGH) || !direct_suitable(v, d))
         return;
     sp->direct = true;
+    sp->paid = false;
     sp->misses = 0;
     sp->began = 0;
     d->stats.tried++;
