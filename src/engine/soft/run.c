@@ -383,15 +383,27 @@ static void set_gs_base(struct soft_vcpu *v)
     syscall(SYS_arch_prctl, ARCH_SET_GS, (unsigned long)v);
 }
 
+/* A tick for what is counted in ticks, whatever the guest's are. */
+#define TICK_MS 1u
+
+static void renew_counts(struct soft_vcpu *v)
+{
+    const uint64_t now = __builtin_ia32_rdtsc();
+    if (now - v->renewed < (uint64_t)TICK_MS * v->engine->tsc_khz)
+        return;
+    v->renewed = now;
+    for (unsigned i = 0; i < SLOT_COUNT; i++)
+        v->budget[i] = SLOT_BUDGET;
+    for (unsigned i = 0; i < HEAT_COUNT; i++)
+        v->heat[i] = HEAT_START;
+}
+
 /* Everything asynchronous arrives here.  false: leave with *exit. */
 static bool take_requests(struct soft_vcpu *v, enum engine_exit *exit, bool *single)
 {
     struct cpu *c = &v->cpu;
     atomic_store(&v->poll, 0);
-    for (unsigned i = 0; i < SLOT_COUNT; i++)
-        v->budget[i] = SLOT_BUDGET;
-    for (unsigned i = 0; i < HEAT_COUNT; i++)
-        v->heat[i] = HEAT_START;
+    renew_counts(v);
     if (v->failed) {
         *exit = ENGINE_EXIT_ERROR;
         return false;

@@ -163,10 +163,11 @@ struct soft_vcpu {
     struct tlb_entry tlb[MMU_COUNT][2][TLB_SIZE];
     struct tlb_entry slot[MMU_COUNT][2][SLOT_COUNT];  /* what single places in the code used last, */
     uint64_t slot_distance[MMU_COUNT][2][SLOT_COUNT]; /* and host - guest there */
-    int32_t heat[HEAT_COUNT];   /* executions left in this tick until a block counts as hot; same */
+    int32_t heat[HEAT_COUNT];   /* executions left in this tick until a block counts as hot */
     unsigned promote_left;      /* blocks after a hot one that are promoted with it */
     bool computed;              /* a computed branch wants a block: others will come to it so (ways.c) */
-    int32_t budget[SLOT_COUNT]; /* slot misses left until the place is demoted; renewed by the run loop */
+    int32_t budget[SLOT_COUNT]; /* slot misses left in it until the place is demoted */
+    uint64_t renewed;           /* TSC: when the tick began */
     struct dirty_list dirty[MMU_COUNT][2];
     struct itlb_entry itlb[MMU_COUNT][ITLB_SIZE];
     struct dirty_list itlb_dirty[MMU_COUNT];
