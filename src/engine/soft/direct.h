@@ -3,6 +3,7 @@
  *
  *      direct.c         between the vCPU's state and that process's
  *      direct_when.c    when: measured for each address space
+ *      direct_compare.c which tier is faster, where that is not clear
  *      direct_mirror.c  which of the guest's pages are mapped there, and for how long that is right
  *      direct_pages.c   the table of these
  *      direct_copies.c  pages of which a copy is executed
@@ -88,6 +89,16 @@ struct direct_slot {
     struct region **regions;    /* by hash */
 };
 
+/* Whether a program whose exits are close is faster in translated code (direct_compare.c). */
+struct compare {
+    uint64_t start, events, loads; /* of the window of time: TSC; and events and struct direct's loads until then */
+    uint64_t direct;               /* events in a second of the last window that ran directly */
+    unsigned steady;               /* so many of those were alike */
+    unsigned trial;                /* of translated code: 1 while it gets warm, 2 while it is measured */
+    unsigned wait, again;          /* ticks until the next; and after that */
+};
+enum compare_result { COMPARE_NOTHING, COMPARE_GOES_ON, COMPARE_DIRECT, COMPARE_TRANSLATED };
+
 #define SPACES 256u
 /* What is known of an address space. */
 struct space {
@@ -101,6 +112,7 @@ struct space {
     uint64_t began;      /* CPU time of its process before those, ns; */
     uint64_t entries;    /* and how often any program had been let go then, */
     uint64_t ran;        /* and how long any had run, in ticks of the TSC */
+    struct compare compare;
 };
 
 /* What an exit costs on this host, measured when the first process is there. */
@@ -113,7 +125,7 @@ struct direct_price {
 
 struct direct_stats {
     uint64_t entries, exits[DIRECT_EXITS], ticks, misses, mapped, unmapped, checked, cleared, evicted, tried, given_up,
-        started;
+        compared, started;
 };
 
 struct direct {
@@ -173,6 +185,13 @@ void space_give_up(struct direct *d, struct space *sp, bool for_long);
 void space_begin(struct direct *d, const struct direct_slot *s, struct space *sp);
 void space_judge(struct direct *d, const struct direct_slot *s, struct space *sp, enum direct_exit exit,
                  unsigned misses);
+
+/* --- direct_compare.c --- */
+void compare_begin(const struct direct *d, struct compare *c); /* a window, for a program that runs directly */
+/* Some exits later: is translated code to be tried? */
+bool compare_wanted(const struct direct *d, struct compare *c);
+/* A tick: is there no such trial, does it go on, or which of the two is faster? */
+enum compare_result compare_tick(const struct direct *d, struct compare *c);
 
 /* --- direct_child.c --- */
 int direct_child_start(struct direct *d, char *err, size_t n);

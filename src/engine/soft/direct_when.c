@@ -12,6 +12,7 @@
 #define JUDGE 32u          /* exits that are judged together */
 #define QUIET_PERCENT 133u /* or so much of what an exit costs, if that is more */
 #define WORTH_PERCENT 50u  /* of what an exit costs: that long it has to run between two */
+#define TRANSLATED 256u    /* ticks that a program stays in translated code which is faster there */
 #define WAIT_MOST 10u      /* log2 of the ticks until it is tried again */
 
 static uint64_t us_ticks(const struct direct *d, uint64_t us)
@@ -63,10 +64,12 @@ void space_judge(struct direct *d, const struct direct_slot *s, struct space *sp
         sp->exits++;
     if (sp->exits < JUDGE)
         return;
-    if (has_paid(d, s, sp))
-        sp->paid = true;
-    else if (d->mode == ENGINE_DIRECT_ON)
+    const bool paid = has_paid(d, s, sp);
+    sp->paid |= paid;
+    if (d->mode == ENGINE_DIRECT_ON && !paid)
         space_give_up(d, sp, false);
+    else if (d->mode == ENGINE_DIRECT_ON && compare_wanted(d, &sp->compare))
+        sp->direct = false;
     sp->began = 0;
 }
 
@@ -89,6 +92,34 @@ static bool cold(const struct soft_vcpu *v, struct direct *d)
     return is;
 }
 
+static void arm(struct direct *d, struct space *sp)
+{
+    sp->direct = true;
+    sp->paid = false;
+    sp->misses = 0;
+    sp->began = 0;
+    compare_begin(d, &sp->compare);
+}
+
+/* false: the address space is as it is to be. */
+static bool undecided(struct direct *d, struct space *sp)
+{
+    switch (compare_tick(d, &sp->compare)) {
+    case COMPARE_GOES_ON:
+        return false;
+    case COMPARE_TRANSLATED:
+        d->stats.compared++;
+        sp->wait = TRANSLATED;
+        sp->seen = 0;
+        return false;
+    case COMPARE_DIRECT:
+        arm(d, sp);
+        return false;
+    default:
+        return !sp->direct;
+    }
+}
+
 /* An interrupt has come: what does it find? */
 void soft_direct_tick(struct soft_vcpu *v)
 {
@@ -107,7 +138,7 @@ void soft_direct_tick(struct soft_vcpu *v)
     /* a program that is quite new itself will be over before it pays */
     const bool starts = cold(v, d) && user && again && sp->fail <= COLD_FAILS;
     d->last = sp;
-    if (sp->direct)
+    if (!undecided(d, sp))
         return;
     if (sp->wait && !starts) {
         sp->wait--;
@@ -117,10 +148,7 @@ void soft_direct_tick(struct soft_vcpu *v)
     sp->seen = starts ? SEEN_ENOUGH : !computes ? 0 : again ? sp->seen + 1 : 1;
     if (sp->seen < (sp->paid ? 1 : SEEN_ENOUGH) || !direct_suitable(v, d))
         return;
-    sp->direct = true;
-    sp->paid = false;
-    sp->misses = 0;
-    sp->began = 0;
+    arm(d, sp);
     d->stats.tried++;
 }
 
