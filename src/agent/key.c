@@ -10,12 +10,9 @@
 #include <sys/file.h>
 #include <unistd.h>
 
-#include <openssl/crypto.h>
-#include <openssl/evp.h>
-#include <openssl/rand.h>
-
 #include "base/error.h"
 #include "base/file.h"
+#include "base/openssl_library.h"
 #include "base/path.h"
 
 #define HALF 32 /* bytes of an Ed25519 private key, and of a public one (RFC 8032) */
@@ -54,12 +51,12 @@ static void put_text(struct blob *b, const char *text)
 
 static int make_pair(uint8_t private[HALF], uint8_t public[HALF])
 {
-    EVP_PKEY *key = EVP_PKEY_Q_keygen(NULL, NULL, "ED25519");
+    EVP_PKEY *key = openssl.EVP_PKEY_Q_keygen(NULL, NULL, "ED25519");
     size_t len = HALF, public_len = HALF;
-    int ok = key && EVP_PKEY_get_raw_private_key(key, private, &len) == 1 &&
-             EVP_PKEY_get_raw_public_key(key, public, &public_len) == 1;
+    int ok = key && openssl.EVP_PKEY_get_raw_private_key(key, private, &len) == 1 &&
+             openssl.EVP_PKEY_get_raw_public_key(key, public, &public_len) == 1;
 
-    EVP_PKEY_free(key);
+    openssl.EVP_PKEY_free(key);
     return ok ? 0 : -EIO;
 }
 
@@ -77,7 +74,7 @@ static int make_private(struct blob *b, const uint8_t private[HALF], const uint8
     uint8_t pair[2 * HALF];
     uint32_t check;
 
-    if (RAND_bytes((unsigned char *)&check, sizeof(check)) != 1)
+    if (openssl.RAND_bytes((unsigned char *)&check, sizeof(check)) != 1)
         return -EIO;
     make_public(&public_blob, public);
     memcpy(pair, private, HALF);
@@ -98,8 +95,8 @@ static int make_private(struct blob *b, const uint8_t private[HALF], const uint8
     put_number(b, 1);
     put_string(b, public_blob.data, public_blob.len);
     put_string(b, section.data, section.len);
-    OPENSSL_cleanse(pair, sizeof(pair));
-    OPENSSL_cleanse(&section, sizeof(section));
+    explicit_bzero(pair, sizeof(pair));
+    explicit_bzero(&section, sizeof(section));
     return 0;
 }
 
@@ -107,13 +104,13 @@ static int make_private(struct blob *b, const uint8_t private[HALF], const uint8
 static size_t format_private(const struct blob *b, char *out, size_t size)
 {
     uint8_t encoded[sizeof(b->data) * 4 / 3 + 8];
-    int len = EVP_EncodeBlock(encoded, b->data, (int)b->len);
+    int len = openssl.EVP_EncodeBlock(encoded, b->data, (int)b->len);
     size_t used = (size_t)snprintf(out, size, "-----BEGIN OPENSSH PRIVATE KEY-----\n");
 
     for (int at = 0; at < len; at += 70)
         used += (size_t)snprintf(out + used, size - used, "%.70s\n", (const char *)encoded + at);
     used += (size_t)snprintf(out + used, size - used, "-----END OPENSSH PRIVATE KEY-----\n");
-    OPENSSL_cleanse(encoded, sizeof(encoded));
+    explicit_bzero(encoded, sizeof(encoded));
     return used;
 }
 
@@ -123,21 +120,24 @@ static int create(const char *path, const char *public_path, char *err, size_t n
     uint8_t private[HALF], public[HALF], encoded[128];
     struct blob blob = {0}, public_blob = {0};
     char text[2048];
-    int r = make_pair(private, public);
+    int r = openssl_load(err, n);
 
+    if (r)
+        return r;
+    r = make_pair(private, public);
     if (!r)
         r = make_private(&blob, private, public);
-    OPENSSL_cleanse(private, sizeof(private));
+    explicit_bzero(private, sizeof(private));
     if (r)
         return error_set(err, n, r, "a key for ssh cannot be made: the cryptographic library refuses");
     make_public(&public_blob, public);
-    EVP_EncodeBlock(encoded, public_blob.data, (int)public_blob.len);
+    openssl.EVP_EncodeBlock(encoded, public_blob.data, (int)public_blob.len);
     int len = snprintf(text, sizeof(text), "%s %s %s\n", KIND, (const char *)encoded, COMMENT);
     r = file_write(public_path, text, (size_t)len, 0644, err, n);
     if (!r)
         r = file_write(path, text, format_private(&blob, text, sizeof(text)), 0600, err, n);
-    OPENSSL_cleanse(text, sizeof(text));
-    OPENSSL_cleanse(&blob, sizeof(blob));
+    explicit_bzero(text, sizeof(text));
+    explicit_bzero(&blob, sizeof(blob));
     return r;
 }
 

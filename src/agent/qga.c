@@ -10,11 +10,10 @@
 #include <time.h>
 #include <unistd.h>
 
-#include <openssl/evp.h>
-
 #include "agent/qga_int.h"
 #include "base/error.h"
 #include "base/file.h"
+#include "base/openssl_library.h"
 
 /* The agent gives at most 16 MiB of each output of a command: two of those in Base64. */
 #define LINE_MAX_BYTES (48u << 20)
@@ -35,7 +34,7 @@ char *qga_encode(const void *data, size_t len)
     char *text = malloc(len / 3 * 4 + 8);
 
     if (text)
-        text[EVP_EncodeBlock((unsigned char *)text, data, (int)len)] = 0;
+        text[openssl.EVP_EncodeBlock((unsigned char *)text, data, (int)len)] = 0;
     return text;
 }
 
@@ -43,7 +42,7 @@ unsigned char *qga_decode(const char *text, size_t *len)
 {
     size_t n = strlen(text);
     unsigned char *data = n % 4 == 0 && n <= LINE_MAX_BYTES ? malloc(n / 4 * 3 + 4) : NULL;
-    int decoded = data ? EVP_DecodeBlock(data, (const unsigned char *)text, (int)n) : -1;
+    int decoded = data ? openssl.EVP_DecodeBlock(data, (const unsigned char *)text, (int)n) : -1;
 
     if (decoded < 0) {
         free(data);
@@ -183,6 +182,9 @@ int qga_open(struct qga *q, int fd, char *err, size_t n)
     int r;
 
     *q = (struct qga){.fd = fd};
+    r = openssl_load(err, n);
+    if (r)
+        return r;
     r = make_room(q);
     if (!r)
         r = send_all(fd, "\xff", 1);

@@ -3,11 +3,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
-#include <openssl/err.h>
-#include <openssl/pem.h>
-#include <openssl/rand.h>
-#include <openssl/ssl.h>
-#include <openssl/x509v3.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,6 +12,7 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/openssl_library.h"
 #include "base/path.h"
 
 #define HANDSHAKE_S 10
@@ -46,21 +42,21 @@ static int in_directory(const char *file, char path[PATH_MAX], char *err, size_t
 
 static X509 *make_certificate(EVP_PKEY *key)
 {
-    X509 *x = X509_new();
+    X509 *x = openssl.X509_new();
     uint64_t serial = 0;
 
-    if (!x || RAND_bytes((unsigned char *)&serial, sizeof serial) != 1)
+    if (!x || openssl.RAND_bytes((unsigned char *)&serial, sizeof serial) != 1)
         return x;
-    X509_NAME *name = X509_get_subject_name(x);
-    X509_set_version(x, 2);
-    ASN1_INTEGER_set_uint64(X509_get_serialNumber(x), serial >> 1);
-    X509_gmtime_adj(X509_getm_notBefore(x), -86400);
-    X509_gmtime_adj(X509_getm_notAfter(x), YEARS * 365 * 86400);
-    X509_NAME_add_entry_by_txt(name, "CN", MBSTRING_ASC, (const unsigned char *)"guise", -1, -1, 0);
-    X509_set_issuer_name(x, name);
-    X509_set_pubkey(x, key);
-    if (!X509_sign(x, key, NULL)) {
-        X509_free(x);
+    X509_NAME *name = openssl.X509_get_subject_name(x);
+    openssl.X509_set_version(x, 2);
+    openssl.ASN1_INTEGER_set_uint64(openssl.X509_get_serialNumber(x), serial >> 1);
+    openssl.X509_gmtime_adj(openssl.X509_getm_notBefore(x), -86400);
+    openssl.X509_gmtime_adj(openssl.X509_getm_notAfter(x), YEARS * 365 * 86400);
+    openssl.X509_NAME_add_entry_by_txt(name, "CN", MBSTRING_ASC, (const unsigned char *)"guise", -1, -1, 0);
+    openssl.X509_set_issuer_name(x, name);
+    openssl.X509_set_pubkey(x, key);
+    if (!openssl.X509_sign(x, key, NULL)) {
+        openssl.X509_free(x);
         return NULL;
     }
     return x;
@@ -69,7 +65,7 @@ static X509 *make_certificate(EVP_PKEY *key)
 static int save(const char *path, BIO *text, char *err, size_t n)
 {
     char *bytes;
-    long len = BIO_get_mem_data(text, &bytes);
+    long len = openssl.BIO_ctrl(text, BIO_CTRL_INFO, 0, &bytes);
 
     return len > 0 ? file_write(path, bytes, (size_t)len, 0600, err, n)
                    : error_set(err, n, -EIO, "cannot make a key for this host");
@@ -78,11 +74,11 @@ static int save(const char *path, BIO *text, char *err, size_t n)
 /* The certificate last: it is there when both are. */
 static int make_key(const char *key_path, const char *certificate_path, char *err, size_t n)
 {
-    EVP_PKEY *key = EVP_PKEY_Q_keygen(NULL, NULL, "ED25519");
+    EVP_PKEY *key = openssl.EVP_PKEY_Q_keygen(NULL, NULL, "ED25519");
     X509 *x = key ? make_certificate(key) : NULL;
-    BIO *a = BIO_new(BIO_s_mem()), *b = BIO_new(BIO_s_mem());
-    int failed = x && a && b && PEM_write_bio_PrivateKey(a, key, NULL, NULL, 0, NULL, NULL) == 1 &&
-                         PEM_write_bio_X509(b, x) == 1
+    BIO *a = openssl.BIO_new(openssl.BIO_s_mem()), *b = openssl.BIO_new(openssl.BIO_s_mem());
+    int failed = x && a && b && openssl.PEM_write_bio_PrivateKey(a, key, NULL, NULL, 0, NULL, NULL) == 1 &&
+                         openssl.PEM_write_bio_X509(b, x) == 1
                      ? 0
                      : error_set(err, n, -EIO, "cannot make a key for this host");
 
@@ -90,17 +86,19 @@ static int make_key(const char *key_path, const char *certificate_path, char *er
         failed = save(key_path, a, err, n);
     if (!failed)
         failed = save(certificate_path, b, err, n);
-    BIO_free(a);
-    BIO_free(b);
-    X509_free(x);
-    EVP_PKEY_free(key);
+    openssl.BIO_free(a);
+    openssl.BIO_free(b);
+    openssl.X509_free(x);
+    openssl.EVP_PKEY_free(key);
     return failed;
 }
 
 static int find_key(char key_path[PATH_MAX], char certificate_path[PATH_MAX], char *err, size_t n)
 {
-    int failed = in_directory("key.pem", key_path, err, n);
+    int failed = openssl_load(err, n);
 
+    if (!failed)
+        failed = in_directory("key.pem", key_path, err, n);
     if (!failed)
         failed = in_directory("certificate.pem", certificate_path, err, n);
     if (!failed && access(certificate_path, F_OK))
@@ -114,7 +112,7 @@ static void fingerprint_of(const X509 *x, char out[TLS_FINGERPRINT_SIZE])
     unsigned len = 0;
 
     memcpy(out, PREFIX, sizeof PREFIX);
-    if (X509_digest(x, EVP_sha256(), sum, &len) == 1)
+    if (openssl.X509_digest(x, openssl.EVP_sha256(), sum, &len) == 1)
         for (unsigned i = 0; i < len && i < 32; i++)
             snprintf(out + strlen(PREFIX) + 2 * i, 3, "%02x", sum[i]);
 }
@@ -124,15 +122,16 @@ int tls_fingerprint(char out[TLS_FINGERPRINT_SIZE], char *err, size_t n)
     char key[PATH_MAX], certificate[PATH_MAX];
     int failed = find_key(key, certificate, err, n);
     FILE *f = failed ? NULL : fopen(certificate, "re");
-    X509 *x = f ? PEM_read_X509(f, NULL, NULL, NULL) : NULL;
+    X509 *x = f ? openssl.PEM_read_X509(f, NULL, NULL, NULL) : NULL;
 
     if (f)
         fclose(f);
     if (!failed && !x)
         failed = error_set(err, n, -EBADMSG, "%s is not a certificate: remove it, and a new one is made", certificate);
-    if (x)
+    if (x) {
         fingerprint_of(x, out);
-    X509_free(x);
+        openssl.X509_free(x);
+    }
     return failed;
 }
 
@@ -222,7 +221,7 @@ int tls_trusted(void (*each)(void *opaque, const char *fingerprint), void *opaqu
 static int verify(X509_STORE_CTX *store, void *opaque)
 {
     struct tls *t = opaque;
-    X509 *x = X509_STORE_CTX_get0_cert(store);
+    X509 *x = openssl.X509_STORE_CTX_get0_cert(store);
     char path[PATH_MAX], none[1], *text = NULL;
 
     if (!x || read_trusted(path, &text, none, sizeof none))
@@ -231,7 +230,7 @@ static int verify(X509_STORE_CTX *store, void *opaque)
     if (has_line(text, t->stranger))
         t->stranger[0] = 0;
     else
-        X509_STORE_CTX_set_error(store, X509_V_ERR_CERT_UNTRUSTED);
+        openssl.X509_STORE_CTX_set_error(store, X509_V_ERR_CERT_UNTRUSTED);
     free(text);
     return !t->stranger[0];
 }
@@ -251,30 +250,31 @@ static int set_up(struct tls *t, int fd, bool server, char *err, size_t n)
 
     if (failed)
         return failed;
-    t->context = SSL_CTX_new(server ? TLS_server_method() : TLS_client_method());
-    if (!t->context || SSL_CTX_use_certificate_file(t->context, certificate, SSL_FILETYPE_PEM) != 1 ||
-        SSL_CTX_use_PrivateKey_file(t->context, key, SSL_FILETYPE_PEM) != 1)
+    t->context = openssl.SSL_CTX_new(server ? openssl.TLS_server_method() : openssl.TLS_client_method());
+    if (!t->context || openssl.SSL_CTX_use_certificate_file(t->context, certificate, SSL_FILETYPE_PEM) != 1 ||
+        openssl.SSL_CTX_use_PrivateKey_file(t->context, key, SSL_FILETYPE_PEM) != 1)
         return error_set(err, n, -EBADMSG, "%s and %s cannot be used: remove them, and new ones are made", key,
                          certificate);
-    SSL_CTX_set_min_proto_version(t->context, TLS1_3_VERSION);
-    SSL_CTX_set_num_tickets(t->context, 0); /* nothing comes that was not sent by us */
-    SSL_CTX_set_verify(t->context, SSL_VERIFY_PEER | SSL_VERIFY_FAIL_IF_NO_PEER_CERT, NULL);
-    SSL_CTX_set_cert_verify_callback(t->context, verify, t);
-    t->ssl = SSL_new(t->context);
-    return t->ssl && SSL_set_fd(t->ssl, fd) == 1 ? 0 : error_set(err, n, -ENOMEM, "out of memory");
+    openssl.SSL_CTX_ctrl(t->context, SSL_CTRL_SET_MIN_PROTO_VERSION, TLS1_3_VERSION, NULL);
+    openssl.SSL_CTX_set_num_tickets(t->context, 0); /* nothing comes that was not sent by us */
+    openssl.SSL_CTX_set_verify(t->context, SSL_VERIFY_PEER | SSL_VERIFY_FAIL_IF_NO_PEER_CERT, NULL);
+    openssl.SSL_CTX_set_cert_verify_callback(t->context, verify, t);
+    t->ssl = openssl.SSL_new(t->context);
+    return t->ssl && openssl.SSL_set_fd(t->ssl, fd) == 1 ? 0 : error_set(err, n, -ENOMEM, "out of memory");
 }
 
 int tls_open(struct tls **out, int fd, bool server, char *err, size_t n)
 {
-    struct tls *t = calloc(1, sizeof *t);
+    int failed = openssl_load(err, n);
+    struct tls *t = failed ? NULL : calloc(1, sizeof *t);
 
     if (!t)
-        return error_set(err, n, -ENOMEM, "out of memory");
-    int failed = set_up(t, fd, server, err, n);
+        return failed ? failed : error_set(err, n, -ENOMEM, "out of memory");
+    failed = set_up(t, fd, server, err, n);
     if (!failed) {
         limit(fd, HANDSHAKE_S);
-        ERR_clear_error();
-        if ((server ? SSL_accept : SSL_connect)(t->ssl) != 1)
+        openssl.ERR_clear_error();
+        if ((server ? openssl.SSL_accept : openssl.SSL_connect)(t->ssl) != 1)
             failed = t->stranger[0]
                          ? error_set(err, n, -EACCES,
                                      "the other side's certificate, %s, is not one of those trusted here: `guise "
@@ -295,23 +295,23 @@ void tls_close(struct tls *t)
 {
     if (!t)
         return;
-    SSL_free(t->ssl);
-    SSL_CTX_free(t->context);
+    openssl.SSL_free(t->ssl);
+    openssl.SSL_CTX_free(t->context);
     free(t);
 }
 
 ssize_t tls_read(struct tls *t, void *to, size_t n)
 {
-    int got = SSL_read(t->ssl, to, n < INT_MAX ? (int)n : INT_MAX);
+    int got = openssl.SSL_read(t->ssl, to, n < INT_MAX ? (int)n : INT_MAX);
 
     if (got > 0)
         return got;
-    if (SSL_get_error(t->ssl, got) == SSL_ERROR_ZERO_RETURN)
+    if (openssl.SSL_get_error(t->ssl, got) == SSL_ERROR_ZERO_RETURN)
         return 0;
     /* The other side has looked at our certificate only after we have taken the connection for good. */
-    errno = ERR_GET_REASON(ERR_peek_error()) == SSL_R_TLSV1_ALERT_UNKNOWN_CA ||
-                    ERR_GET_REASON(ERR_peek_error()) == SSL_R_SSLV3_ALERT_BAD_CERTIFICATE ||
-                    ERR_GET_REASON(ERR_peek_error()) == SSL_R_SSLV3_ALERT_CERTIFICATE_UNKNOWN
+    errno = ERR_GET_REASON(openssl.ERR_peek_error()) == SSL_R_TLSV1_ALERT_UNKNOWN_CA ||
+                    ERR_GET_REASON(openssl.ERR_peek_error()) == SSL_R_SSLV3_ALERT_BAD_CERTIFICATE ||
+                    ERR_GET_REASON(openssl.ERR_peek_error()) == SSL_R_SSLV3_ALERT_CERTIFICATE_UNKNOWN
                 ? EACCES
                 : ECONNRESET;
     return -1;
@@ -319,7 +319,7 @@ ssize_t tls_read(struct tls *t, void *to, size_t n)
 
 ssize_t tls_write(struct tls *t, const void *from, size_t n)
 {
-    int done = SSL_write(t->ssl, from, n < INT_MAX ? (int)n : INT_MAX);
+    int done = openssl.SSL_write(t->ssl, from, n < INT_MAX ? (int)n : INT_MAX);
 
     if (done <= 0)
         errno = EPIPE;
@@ -328,5 +328,5 @@ ssize_t tls_write(struct tls *t, const void *from, size_t n)
 
 bool tls_pending(const struct tls *t)
 {
-    return SSL_has_pending(t->ssl) == 1;
+    return openssl.SSL_has_pending(t->ssl) == 1;
 }

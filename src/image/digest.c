@@ -12,7 +12,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
-#include <openssl/evp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,6 +20,7 @@
 
 #include "base/bytes.h"
 #include "base/error.h"
+#include "base/openssl_library.h"
 #include "base/path.h"
 #include "image/image_int.h"
 
@@ -40,7 +40,7 @@ static int finish(EVP_MD_CTX *md, char out[65])
     unsigned char sum[EVP_MAX_MD_SIZE];
     unsigned len = 0;
 
-    if (!EVP_DigestFinal_ex(md, sum, &len) || len != 32)
+    if (!openssl.EVP_DigestFinal_ex(md, sum, &len) || len != 32)
         return -ENOMEM;
     for (unsigned i = 0; i < len; i++)
         snprintf(out + 2 * i, 3, "%02x", sum[i]);
@@ -49,13 +49,20 @@ static int finish(EVP_MD_CTX *md, char out[65])
 
 static EVP_MD_CTX *begin(void)
 {
-    EVP_MD_CTX *md = EVP_MD_CTX_new();
+    char none[1];
+    EVP_MD_CTX *md = openssl_load(none, sizeof none) ? NULL : openssl.EVP_MD_CTX_new();
 
-    if (md && !EVP_DigestInit_ex(md, EVP_sha256(), NULL)) {
-        EVP_MD_CTX_free(md);
+    if (md && !openssl.EVP_DigestInit_ex(md, openssl.EVP_sha256(), NULL)) {
+        openssl.EVP_MD_CTX_free(md);
         return NULL;
     }
     return md;
+}
+
+static void end(EVP_MD_CTX *md)
+{
+    if (md)
+        openssl.EVP_MD_CTX_free(md);
 }
 
 /* Up to a block at `offset`; fewer only at the end of the file. */
@@ -82,7 +89,7 @@ static int add_block(EVP_MD_CTX *md, const char *data, size_t len, off_t offset)
 
     if (bytes_all_zero(data, len))
         return 0;
-    return EVP_DigestUpdate(md, &place, sizeof place) && EVP_DigestUpdate(md, data, len) ? 0 : -ENOMEM;
+    return openssl.EVP_DigestUpdate(md, &place, sizeof place) && openssl.EVP_DigestUpdate(md, data, len) ? 0 : -ENOMEM;
 }
 
 /* The next offset, a multiple of BLOCK and at least `from`, whose block may hold data; -1: none is left.  A file system
@@ -118,7 +125,7 @@ int digest_disk(int fd, char out[65])
     if (!failed)
         failed = finish(md, out);
     free(buffer);
-    EVP_MD_CTX_free(md);
+    end(md);
     return failed;
 }
 
@@ -134,13 +141,13 @@ int digest_file(int fd, char out[65])
             failed = (int)len;
             break;
         }
-        failed = EVP_DigestUpdate(md, buffer, (size_t)len) ? 0 : -ENOMEM;
+        failed = openssl.EVP_DigestUpdate(md, buffer, (size_t)len) ? 0 : -ENOMEM;
         at += len;
     }
     if (!failed)
         failed = finish(md, out);
     free(buffer);
-    EVP_MD_CTX_free(md);
+    end(md);
     return failed;
 }
 
@@ -172,23 +179,25 @@ static int digest_line(const char *directory, size_t i, char line[200], char *er
 int digest_image(const char *directory, char out[IMAGE_DIGEST_SIZE], char *err, size_t n)
 {
     static const char title[] = "guise-image 1\n";
-    EVP_MD_CTX *md = begin();
     char line[200], hex[65] = "";
-    int failed = 0;
+    int failed = openssl_load(err, n);
 
-    if (!md || !EVP_DigestUpdate(md, title, strlen(title))) {
-        EVP_MD_CTX_free(md);
+    if (failed)
+        return failed;
+    EVP_MD_CTX *md = begin();
+    if (!md || !openssl.EVP_DigestUpdate(md, title, strlen(title))) {
+        end(md);
         return error_sys(err, n, -ENOMEM, "no digest");
     }
     for (size_t i = 0; i < sizeof files / sizeof files[0] && !failed; i++) {
         failed = digest_line(directory, i, line, err, n);
-        if (!failed && !EVP_DigestUpdate(md, line, strlen(line)))
+        if (!failed && !openssl.EVP_DigestUpdate(md, line, strlen(line)))
             failed = error_sys(err, n, -ENOMEM, "no digest");
     }
     if (!failed && (failed = finish(md, hex)))
         error_sys(err, n, failed, "no digest");
     if (!failed)
         snprintf(out, IMAGE_DIGEST_SIZE, "sha256-%s", hex);
-    EVP_MD_CTX_free(md);
+    end(md);
     return failed;
 }

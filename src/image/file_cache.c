@@ -6,7 +6,6 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <limits.h>
-#include <openssl/evp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,6 +13,7 @@
 #include <unistd.h>
 
 #include "base/error.h"
+#include "base/openssl_library.h"
 #include "base/path.h"
 #include "image/image_int.h"
 
@@ -27,7 +27,10 @@ int file_key(const char *path, char out[FILE_KEY_SIZE], char *err, size_t n)
 
     if (!realpath(path, real) || stat(real, &st))
         return error_sys(err, n, -errno, "cannot open %s", path);
-    if (!EVP_Digest(real, strlen(real), sum, NULL, EVP_sha256(), NULL))
+    int failed = openssl_load(err, n);
+    if (failed)
+        return failed;
+    if (!openssl.EVP_Digest(real, strlen(real), sum, NULL, openssl.EVP_sha256(), NULL))
         return error_sys(err, n, -ENOMEM, "no digest of %s", path);
     for (unsigned i = 0; i < PATH_DIGITS / 2; i++)
         snprintf(out + 2 * i, 3, "%02x", sum[i]);

@@ -1,10 +1,10 @@
 /* Images made of directories, archives, disks and containers' images, by the whole way: what comes out can be read. */
 #include "image_fixture.h"
 
-#include <openssl/evp.h>
 #include <signal.h>
 #include <sys/wait.h>
 
+#include "base/openssl_library.h"
 #include "image/extfs.h"
 #include "image/import.h"
 #include "image/inspect.h"
@@ -277,7 +277,8 @@ static void add_blob(const char *layout, const char *data, size_t len, char out[
     unsigned char sum[32];
     char hex[65], path[400];
 
-    EVP_Digest(data, len, sum, NULL, EVP_sha256(), NULL);
+    assert_int_equal(openssl_load(err, sizeof err), 0);
+    openssl.EVP_Digest(data, len, sum, NULL, openssl.EVP_sha256(), NULL);
     for (unsigned i = 0; i < 32; i++)
         snprintf(hex + 2 * i, 3, "%02x", sum[i]);
     snprintf(path, sizeof path, "%s/blobs/sha256/%s", layout, hex);
