@@ -63,8 +63,10 @@ bool net_is_none(const char *spec);
 /* Opens it.  0, or -errno with one sentence in err[n].  Frames are held back until net_attach. */
 int net_open(struct net **out, const char *spec, struct loop *loop, char *err, size_t n);
 /* The same in two steps, between which its helper process gets ready, and nothing but net_mac, net_mtu and net_attach
- * may be done with it.  An error of net_ready leaves it to be closed; it may be called again. */
-int net_begin(struct net **out, const char *spec, struct loop *loop, char *err, size_t n);
+ * may be done with it.  An error of net_ready leaves it to be closed; it may be called again.
+ * late: a helper process for this machine alone may begin its work when there is some: what only announces the guest
+ * before that is heard by nobody, and dropped. */
+int net_begin(struct net **out, const char *spec, struct loop *loop, bool late, char *err, size_t n);
 int net_ready(struct net *net, char *err, size_t n);
 void net_close(struct net *net); /* NULL is allowed */
 

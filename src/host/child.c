@@ -6,12 +6,14 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "base/error.h"
+#include "host/waiting.h"
 
 #define CHILD_FDS_MAX 16u
 #define ALONE_MS 200 /* to end, for one that cannot be told to */
@@ -36,8 +38,23 @@ static int arrange(const int *fds, unsigned n_fds)
     return syscall(SYS_close_range, 3 + n_fds, ~0u, 4 /* CLOSE_RANGE_CLOEXEC */) ? -errno : 0;
 }
 
-/* Never returns: becomes the program, or writes to `report` why not. */
-static void become(const char *argv[], const int *fds, unsigned n_fds, int report)
+/* Becomes the program that waits to become this one; returns where the host does not let it. */
+static void wait_until_wanted(const char *argv[], unsigned sockets)
+{
+    const char *words[WORDS_MAX] = {"guise-waiting", (const char[]){(char)('0' + sockets), 0}};
+    int program = open(SELF, O_PATH | O_CLOEXEC), waiting = memfd_create("guise-waiting", MFD_CLOEXEC);
+
+    for (unsigned i = 0; i + 3 < WORDS_MAX && argv[i]; i++)
+        words[2 + i] = argv[i];
+    if (program >= 0 && waiting >= 0 && dup2(program, WAITING_PROGRAM) >= 0 &&
+        write(waiting, waiting_program, waiting_program_size) == (ssize_t)waiting_program_size)
+        syscall(SYS_execveat, waiting, "", words, environ, AT_EMPTY_PATH);
+    close(WAITING_PROGRAM);
+}
+
+/* Never returns: becomes the program, or writes to `report` why not.  late: guise itself, when it is wanted by one of so
+ * many sockets. */
+static void become(const char *argv[], const int *fds, unsigned n_fds, unsigned late, int report)
 {
     sigset_t none;
     int keep[CHILD_FDS_MAX], err;
@@ -52,6 +69,8 @@ static void become(const char *argv[], const int *fds, unsigned n_fds, int repor
         const char *program = argv[0] ? argv[0] : SELF;
         if (!argv[0])
             argv[0] = "guise";
+        if (late)
+            wait_until_wanted(argv, late);
         execvp(program, (char *const *)argv);
         err = -errno;
     }
@@ -61,12 +80,12 @@ static void become(const char *argv[], const int *fds, unsigned n_fds, int repor
 }
 
 /* A child that is not to outlive the thread that starts it. */
-static void become_helper(const char *argv[], const int *fds, unsigned n_fds, pid_t parent, int report)
+static void become_helper(const char *argv[], const int *fds, unsigned n_fds, unsigned late, pid_t parent, int report)
 {
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     if (getppid() != parent) /* it died before we asked */
         _exit(127);
-    become(argv, fds, n_fds, report);
+    become(argv, fds, n_fds, late, report);
 }
 
 /* A session of its own, whose leader goes away at once: so it can never get a controlling terminal, and is a child of
@@ -82,7 +101,7 @@ static void become_daemon(const char *argv[], const int *fds, unsigned n_fds, in
     if (pid < 0 || dup2(log, 2) < 0)
         err = -errno;
     if (!err)
-        become(argv, fds, n_fds, report);
+        become(argv, fds, n_fds, 0, report);
     if (write(report, &err, sizeof err) != sizeof err)
         _exit(126);
     _exit(127);
@@ -116,7 +135,8 @@ static int failed_start(const char *program, int failed, char *err, size_t n)
     return error_sys(err, n, failed, "cannot start %s", program ? program : "a helper process of guise");
 }
 
-int child_start(struct child *c, const char *const argv[], const int *fds, unsigned n_fds, char *err, size_t n)
+static int start(struct child *c, const char *const argv[], const int *fds, unsigned n_fds, unsigned late, char *err,
+                 size_t n)
 {
     const char *words[WORDS_MAX];
     int report[2], failed;
@@ -129,7 +149,7 @@ int child_start(struct child *c, const char *const argv[], const int *fds, unsig
         return error_sys(err, n, -errno, "cannot start a helper process");
     pid_t parent = getpid(), pid = fork();
     if (pid == 0)
-        become_helper(words, fds, n_fds, parent, report[1]);
+        become_helper(words, fds, n_fds, late, parent, report[1]);
     failed = pid < 0 ? -errno : 0;
     close(report[1]);
     if (!failed)
@@ -143,6 +163,17 @@ int child_start(struct child *c, const char *const argv[], const int *fds, unsig
     c->pid = pid;
     c->pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
     return 0;
+}
+
+int child_start(struct child *c, const char *const argv[], const int *fds, unsigned n_fds, char *err, size_t n)
+{
+    return start(c, argv, fds, n_fds, 0, err, n);
+}
+
+int child_start_late(struct child *c, const char *const argv[], const int *fds, unsigned n_fds, unsigned sockets,
+                     char *err, size_t n)
+{
+    return start(c, argv, fds, n_fds, sockets, err, n);
 }
 
 int child_detach(const char *const argv[], const int *fds, unsigned n_fds, int log, char *err, size_t n)

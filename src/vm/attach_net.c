@@ -11,6 +11,7 @@
 #include "vm/attach.h"
 #include "vm/life.h"
 #include "vm/record.h"
+#include "vm/snapshot.h"
 
 #define CARDS_MAX 8u
 
@@ -52,7 +53,8 @@ static int attach(struct vm *vm, const char *spec, unsigned index, char *error, 
 
     if (index == CARDS_MAX)
         return error_set(error, n, -E2BIG, "a machine has at most %u network cards", CARDS_MAX);
-    int r = net_begin(&card.net, spec, vm->loop, error, n);
+    bool late = vm->config->restore && vm->config->restore->copy; /* many copies never say a word */
+    int r = net_begin(&card.net, spec, vm->loop, late, error, n);
     if (r)
         return r;
     if (!net_mac(card.net, card.mac))

@@ -10,6 +10,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "backends/net/announcement.h"
 #include "backends/net/control.h"
 #include "backends/net/net_int.h"
 #include "backends/net/wire.h"
@@ -52,6 +53,7 @@ struct helped {
     bool coming;  /* the link goes up when the new helper has its ports */
     bool reading; /* else the guest has no room */
     bool full;    /* the socket has no room for the guest's frames */
+    bool waiting; /* the helper has nothing to do yet (child_start_late), and has not said that it is at work */
 };
 
 static int start(struct helped *h, char *err, size_t n);
@@ -115,6 +117,9 @@ static bool helped_send(struct net *net, const struct iovec *iov, unsigned n)
 {
     struct helped *h = net->backend;
 
+    if (h->waiting && net_is_announcement(iov, n))
+        return true;
+    h->waiting = false;
     if (wire_put(&h->wire, iov, n))
         return true;
     watch(h, h->reading, true);
@@ -308,6 +313,7 @@ static void handle_news(struct helped *h, const struct control_message *m)
         net_set_link(h->net, false);
         fail_asked(h, "the network's helper process has ended");
     } else if (m->type == CONTROL_UP) {
+        h->waiting = false;
         back_at_work(h, true);
     } else if (m->type == CONTROL_ANSWER) {
         on_answer(h, m);
@@ -453,7 +459,11 @@ static int start_child(struct helped *h, char *err, size_t n)
     }
     h->data = data[0];
     h->control = control[0];
-    int r = child_start(&h->child, argv, (const int[]){data[1], control[1]}, 2, err, n);
+    const int fds[] = {data[1], control[1]};
+    h->waiting = h->net->late && h->net->spec.kind == &net_kind_user;
+    int r = h->waiting ? child_start_late(&h->child, argv, fds, 2, 2, err, n)
+                       : child_start(&h->child, argv, fds, 2, err, n);
+    h->net->late = false; /* who starts it again needs it */
     close(data[1]);
     close(control[1]);
     return r;
@@ -462,8 +472,8 @@ static int start_child(struct helped *h, char *err, size_t n)
 /* What start_child has begun. */
 static int started(struct helped *h, char *err, size_t n)
 {
-    struct control_message first = {0};
-    int r = await(h, 0, &first, START_MS, err, n);
+    struct control_message first = {.type = CONTROL_UP};
+    int r = h->waiting ? 0 : await(h, 0, &first, START_MS, err, n);
 
     if (!r && first.type != CONTROL_UP)
         r = error_set(err, n, first.status ? first.status : -EIO, "%s", first.text);

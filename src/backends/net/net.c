@@ -72,7 +72,7 @@ static void buckets_init(struct net *net)
 
 /* --- life --------------------------------------------------------------------------------------------------------- */
 
-int net_begin(struct net **out, const char *spec, struct loop *loop, char *err, size_t n)
+int net_begin(struct net **out, const char *spec, struct loop *loop, bool late, char *err, size_t n)
 {
     struct net *net = calloc(1, sizeof *net);
     int r;
@@ -80,6 +80,7 @@ int net_begin(struct net **out, const char *spec, struct loop *loop, char *err, 
     if (!net)
         return error_sys(err, n, -ENOMEM, "the network %s cannot be opened", spec);
     net->loop = loop;
+    net->late = late;
     net->up = true;
     r = net_parse(spec, &net->spec, err, n);
     if (!r && !net->spec.kind)
@@ -103,7 +104,7 @@ int net_ready(struct net *net, char *err, size_t n)
 int net_open(struct net **out, const char *spec, struct loop *loop, char *err, size_t n)
 {
     struct net *net;
-    int r = net_begin(&net, spec, loop, err, n);
+    int r = net_begin(&net, spec, loop, false, err, n);
 
     if (!r && (r = net_ready(net, err, n)))
         net_close(net);

@@ -49,6 +49,7 @@ struct net {
     void *opaque;
     unsigned offloads; /* what the client takes */
     bool up;
+    bool late; /* as net_begin */
     struct net_bucket out, in;
     struct net_counters counters;
     unsigned segments_done; /* of the long frame that the client took a part of */

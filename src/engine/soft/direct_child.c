@@ -73,7 +73,8 @@ static int map_pages(struct direct_helper *h, int *fd)
     return 0;
 }
 
-static int helper_start(struct direct_helper *h, int ram, char *err, size_t n)
+/* late: perhaps nothing will run directly. */
+static int helper_start(struct direct_helper *h, int ram, bool late, char *err, size_t n)
 {
     static const char *const argv[] = {NULL, "helper-direct", NULL};
     int ends[2] = {-1, -1}, fd = -1;
@@ -84,7 +85,8 @@ static int helper_start(struct direct_helper *h, int ram, char *err, size_t n)
     if (failed)
         error_sys(err, n, failed, "guest code cannot run directly");
     else
-        failed = child_start(&h->child, argv, (const int[]){ends[1], fd, ram}, 3, err, n);
+        failed = late ? child_start_late(&h->child, argv, (const int[]){ends[1], fd, ram}, 3, 1, err, n)
+                      : child_start(&h->child, argv, (const int[]){ends[1], fd, ram}, 3, err, n);
     if (fd >= 0)
         close(fd);
     if (ends[1] >= 0)
@@ -105,7 +107,7 @@ int direct_child_start(struct direct *d, char *err, size_t n)
         h->socket = -1;
         h->size = (size_t)p->n * DIRECT_SLOTS * DIRECT_SLOT_SIZE;
         pthread_mutex_init(&h->lock, NULL);
-        p->helper_failed = helper_start(h, d->engine->config.memory->fd, err, n);
+        p->helper_failed = helper_start(h, d->engine->config.memory->fd, d->engine->config.lean, err, n);
     }
     for (unsigned i = 0; i < DIRECT_SLOTS && !p->helper_failed; i++) {
         uint8_t *at = h->pages + ((size_t)d->engine->index * DIRECT_SLOTS + i) * DIRECT_SLOT_SIZE;
