@@ -6,6 +6,7 @@
 #include "vm/vm.h"
 
 #include <errno.h>
+#include <malloc.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdlib.h>
@@ -291,6 +292,7 @@ static int setup(struct vm *vm, char *error, size_t n)
     if (vm_boots(vm) && vm->ops->ready)
         vm->ops->ready(vm->engine);
     ahead_start(vm);
+    malloc_trim(0); /* what setting up has needed */
     pthread_mutex_lock(&vm->bus->lock);
     machine_set_console_space(vm->machine, console_space, vm);
     chr_set_input(vm->chr, console_input, vm);
