@@ -52,8 +52,8 @@ static void wait_until_wanted(const char *argv[], unsigned sockets)
     close(WAITING_PROGRAM);
 }
 
-/* Never returns: becomes the program, or writes to `report` why not.  late: guise itself, when it is wanted by one of so
- * many sockets. */
+/* Never returns: becomes the program, or writes to `report` why not.  late: guise itself, when it is wanted by one of
+ * so many sockets. */
 static void become(const char *argv[], const int *fds, unsigned n_fds, unsigned late, int report)
 {
     sigset_t none;

@@ -20,8 +20,8 @@ struct child {
  * -errno with one sentence (the program is missing: -ENOENT). */
 int child_start(struct child *c, const char *const argv[], const int *fds, unsigned n_fds, char *err, size_t n);
 
-/* The same for guise itself (argv[0] is NULL) as a helper that may never be wanted: until something has been sent to one
- * of the first `sockets` (1 to 9) of fds, which it then finds there, it is a process that takes hardly any memory
+/* The same for guise itself (argv[0] is NULL) as a helper that may never be wanted: until something has been sent to
+ * one of the first `sockets` (1 to 9) of fds, which it then finds there, it is a process that takes hardly any memory
  * (waiting.c).  It ends when nobody can send any more. */
 int child_start_late(struct child *c, const char *const argv[], const int *fds, unsigned n_fds, unsigned sockets,
                      char *err, size_t n);

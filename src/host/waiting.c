@@ -33,8 +33,7 @@ static int has_something(const struct pollfd *p)
 {
     char c;
 
-    return p->revents & POLLIN &&
-           call(SYS_recvfrom, p->fd, (long)&c, 1, MSG_PEEK | MSG_DONTWAIT, 0) > 0;
+    return p->revents & POLLIN && call(SYS_recvfrom, p->fd, (long)&c, 1, MSG_PEEK | MSG_DONTWAIT, 0) > 0;
 }
 
 /* Whether it is wanted. */

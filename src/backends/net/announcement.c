@@ -6,7 +6,7 @@
 #define LOOKED_AT 128u /* bytes of a frame */
 
 enum { ARP = 0x0806, RARP = 0x8035, IPV4 = 0x0800, IPV6 = 0x86dd }; /* EtherType, at 12 */
-enum { IGMP = 2, HOP_BY_HOP = 0, ICMPV6 = 58 };      /* what is behind a header */
+enum { IGMP = 2, HOP_BY_HOP = 0, ICMPV6 = 58 };                     /* what is behind a header */
 enum { MLD_REPORT = 131, MLD_DONE = 132, NEIGHBOR_ADVERTISEMENT = 136, MLD2_REPORT = 143 };
 #define PAYLOAD 14u
 

@@ -84,7 +84,6 @@ struct block {
     bool unlisted : 1; /* being evicted: out of its first page's list */
 
     uint32_t next_page, next_page2; /* numbers + 1, in the lists of its pages */
-    uint32_t incoming;              /* exits that lead to it: number of the first + 1 */
     struct peeked peeked[BLOCK_PEEKS];
     uint32_t hot_start, hot_end, cold_start, cold_end;
     uint32_t first_site, first_exit, first_map;

@@ -52,6 +52,7 @@ int soft_cache_create(struct engine *e)
     e->max_exits = e->cache.size / 64;
     e->max_maps = e->cache.size / 24;
     e->blocks = reserve(e->max_blocks * sizeof(*e->blocks));
+    e->incoming = reserve(e->max_blocks * sizeof(*e->incoming));
     e->sites = reserve(e->max_sites * sizeof(*e->sites));
     e->exits = reserve(e->max_exits * sizeof(*e->exits));
     e->maps = reserve(e->max_maps * sizeof(*e->maps));
@@ -60,8 +61,9 @@ int soft_cache_create(struct engine *e)
     e->page_blocks = reserve(e->n_pages * sizeof(*e->page_blocks));
     e->code_granules = reserve(e->n_pages * sizeof(*e->code_granules));
     e->written = reserve(WRITTEN_SIZE(e));
-    if (!e->blocks || !e->sites || !e->exits || !e->maps || !e->hash || !e->page_blocks || !e->code_granules ||
-        !e->written)
+    e->kernel_pages = reserve(sizeof(*e->kernel_pages));
+    if (!e->blocks || !e->incoming || !e->sites || !e->exits || !e->maps || !e->hash || !e->page_blocks ||
+        !e->code_granules || !e->written || !e->kernel_pages)
         return -ENOMEM;
     soft_regions_create(e);
     return 0;
@@ -129,6 +131,7 @@ void soft_cache_destroy(struct engine *e)
 {
     soft_carry_forget(e);
     free(e->carried);
+    free(e->young);
     free(e->cache.lent);
     free(e->cache.tries);
     release(e->cache.spare, e->cache.size);
@@ -136,6 +139,7 @@ void soft_cache_destroy(struct engine *e)
     release(e->cache.rw, e->cache.size);
     close(e->cache.fd);
     release(e->blocks, e->max_blocks * sizeof(*e->blocks));
+    release(e->incoming, e->max_blocks * sizeof(*e->incoming));
     release(e->sites, e->max_sites * sizeof(*e->sites));
     release(e->exits, e->max_exits * sizeof(*e->exits));
     release(e->maps, e->max_maps * sizeof(*e->maps));
@@ -143,6 +147,7 @@ void soft_cache_destroy(struct engine *e)
     release(e->page_blocks, e->n_pages * sizeof(*e->page_blocks));
     release(e->code_granules, e->n_pages * sizeof(*e->code_granules));
     release(e->written, WRITTEN_SIZE(e));
+    release(e->kernel_pages, sizeof(*e->kernel_pages));
 }
 
 /* --- the index ------------------------------------------------------------------------------------ */
@@ -153,10 +158,52 @@ static unsigned hash_of(uint64_t gpa, uint64_t gva, uint32_t mode)
     return (unsigned)(h >> (64 - HASH_BITS));
 }
 
-struct block *soft_block_find(struct engine *e, uint64_t gpa, uint64_t gva, uint32_t mode)
+/* The index of a copy is the forked machine's, which each new block would write to anywhere.  So its own blocks have a
+ * small one, as long as they are few. */
+#define YOUNG_BITS 12
+#define YOUNG_MOST (4u << YOUNG_BITS)
+
+static uint32_t *young_head(struct engine *e, unsigned hash)
 {
-    uint64_t key = mode & MODE_FIXED_PC ? gva : gva & 4095;
-    for (uint32_t n = e->hash[hash_of(gpa, key, mode)]; n; n = e->blocks[n - 1].next_hash) {
+    return &e->young[hash >> (HASH_BITS - YOUNG_BITS)];
+}
+
+int soft_index_young(struct engine *e)
+{
+    e->young = calloc(1u << YOUNG_BITS, sizeof *e->young);
+    return e->young ? 0 : -ENOMEM;
+}
+
+static void index_put(struct engine *e, struct block *b, uint32_t *head)
+{
+    b->next_hash = *head;
+    *head = soft_block_number(e, b) + 1;
+}
+
+void soft_index_settle(struct engine *e)
+{
+    for (unsigned i = 0; e->young && i < 1u << YOUNG_BITS; i++)
+        for (uint32_t n = e->young[i], next; n; n = next) {
+            struct block *b = &e->blocks[n - 1];
+            next = b->next_hash;
+            index_put(e, b, &e->hash[hash_of(b->gpa, b->gva, b->mode)]);
+        }
+    free(e->young);
+    e->young = NULL;
+}
+
+static void index_insert(struct engine *e, struct block *b)
+{
+    const unsigned hash = hash_of(b->gpa, b->gva, b->mode);
+    if (e->young && e->n_young == YOUNG_MOST)
+        soft_index_settle(e);
+    e->n_young += e->young != NULL;
+    index_put(e, b, e->young ? young_head(e, hash) : &e->hash[hash]);
+}
+
+static struct block *find_from(struct engine *e, uint32_t n, uint64_t gpa, uint64_t key, uint32_t mode)
+{
+    for (; n; n = e->blocks[n - 1].next_hash) {
         struct block *b = &e->blocks[n - 1];
         if (b->gpa == gpa && b->gva == key && b->mode == mode)
             return b;
@@ -164,9 +211,18 @@ struct block *soft_block_find(struct engine *e, uint64_t gpa, uint64_t gva, uint
     return NULL;
 }
 
+struct block *soft_block_find(struct engine *e, uint64_t gpa, uint64_t gva, uint32_t mode)
+{
+    uint64_t key = mode & MODE_FIXED_PC ? gva : gva & 4095;
+    unsigned hash = hash_of(gpa, key, mode);
+    struct block *b = e->young ? find_from(e, *young_head(e, hash), gpa, key, mode) : NULL;
+    return b ? b : find_from(e, e->hash[hash], gpa, key, mode);
+}
+
 struct block *soft_block_alloc(struct engine *e)
 {
     soft_region_make_room(e);
+    e->incoming[e->n_blocks] = 0;
     return &e->blocks[e->n_blocks++];
 }
 
@@ -204,7 +260,7 @@ void soft_close_all(struct engine *e)
     for (unsigned mmu = 0; mmu < MMU_COUNT; mmu++) {
         soft_slots_clear(e->vcpu, mmu, 1);
         for (unsigned k = 0; k < TLB_SIZE; k++)
-            e->vcpu->tlb[mmu][1][k].tag = tlb_invalid(k);
+            tlb_empty(e->vcpu->tlb[mmu][1], k);
     }
 }
 
@@ -224,20 +280,19 @@ static uint64_t first_part(const struct block *b)
 
 void soft_block_insert(struct engine *e, struct block *b)
 {
-    uint32_t *head = &e->hash[hash_of(b->gpa, b->gva, b->mode)];
-    b->next_hash = *head;
-    *head = soft_block_number(e, b) + 1;
+    const uint32_t number = soft_block_number(e, b) + 1;
+    index_insert(e, b);
     uint64_t page = b->gpa >> 12;
     if (page < e->n_pages) { /* code outside RAM (a ROM, or nothing) cannot change under us */
         b->next_page = e->page_blocks[page];
-        e->page_blocks[page] = *head;
+        e->page_blocks[page] = number;
         mark_page(e, b->gpa, first_part(b));
         for (unsigned i = 0; i < b->n_peeked; i++)
             mark_page(e, (page << 12) + b->peeked[i].first, b->peeked[i].length);
     }
     if (b->gpa2 != UINT64_MAX && b->gpa2 >> 12 < e->n_pages) {
         b->next_page2 = e->page_blocks[b->gpa2 >> 12];
-        e->page_blocks[b->gpa2 >> 12] = *head;
+        e->page_blocks[b->gpa2 >> 12] = number;
         mark_page(e, b->gpa2, b->length - first_part(b) ? b->length - first_part(b) : 1);
     }
 }
@@ -290,8 +345,8 @@ void soft_chain(struct engine *e, struct exit *x, struct block *to)
     soft_patch(e, x->patch, entry);
     uint32_t number = (uint32_t)(x - e->exits) + 1;
     x->to = soft_block_number(e, to) + 1;
-    x->next_in = to->incoming;
-    to->incoming = number;
+    x->next_in = *soft_incoming(e, to);
+    *soft_incoming(e, to) = number;
     if (x->cross && !x->listed) {
         x->listed = true;
         x->next_cross = e->cross;
@@ -301,7 +356,7 @@ void soft_chain(struct engine *e, struct exit *x, struct block *to)
 
 static void unchain(struct engine *e, struct exit *x)
 {
-    uint32_t number = (uint32_t)(x - e->exits) + 1, *p = &soft_block_at(e, x->to)->incoming;
+    uint32_t number = (uint32_t)(x - e->exits) + 1, *p = soft_incoming(e, soft_block_at(e, x->to));
     while (*p && *p != number)
         p = &soft_exit_at(e, *p)->next_in;
     if (*p)
@@ -324,11 +379,13 @@ void soft_unchain_cross(struct engine *e)
 
 void soft_unchain_incoming(struct engine *e, struct block *b)
 {
-    for (struct exit *x = soft_exit_at(e, b->incoming); x; x = soft_exit_at(e, x->next_in)) {
+    uint32_t *first = soft_incoming(e, b);
+    for (struct exit *x = soft_exit_at(e, *first); x; x = soft_exit_at(e, x->next_in)) {
         soft_patch(e, x->patch, x->stub);
         x->to = 0;
     }
-    b->incoming = 0;
+    if (*first)
+        *first = 0;
 }
 
 /* --- dropping --------------------------------------------------------------------------------------- */
@@ -344,13 +401,22 @@ static void remove_from_page(struct engine *e, struct block *b, uint64_t page)
         soft_code_gone(e, page);
 }
 
-void soft_block_unindex(struct engine *e, struct block *b)
+static bool index_remove(struct engine *e, const struct block *b, uint32_t *p)
 {
-    uint32_t number = soft_block_number(e, b) + 1, *p = &e->hash[hash_of(b->gpa, b->gva, b->mode)];
+    const uint32_t number = soft_block_number(e, b) + 1;
     while (*p && *p != number)
         p = &e->blocks[*p - 1].next_hash;
-    if (*p)
-        *p = b->next_hash;
+    if (!*p)
+        return false;
+    *p = b->next_hash;
+    return true;
+}
+
+void soft_block_unindex(struct engine *e, struct block *b)
+{
+    const unsigned hash = hash_of(b->gpa, b->gva, b->mode);
+    if (!e->young || !index_remove(e, b, young_head(e, hash)))
+        index_remove(e, b, &e->hash[hash]);
 }
 
 void soft_block_kill(struct engine *e, struct block *b)
@@ -368,9 +434,11 @@ void soft_block_kill(struct engine *e, struct block *b)
             unchain(e, &e->exits[b->first_exit + i]);
     b->dead = true;
     if (b->entry_indirect) {
-        const void **entries = e->vcpu->ibtc[b->mode & MODE_MMU].entry, *entry = soft_code(e, b->entry_indirect);
+        const unsigned mmu = b->mode & MODE_MMU;
+        const void **entries = e->vcpu->ibtc[mmu].entry, *entry = soft_code(e, b->entry_indirect);
         /* every gva that maps to it ends in the same 12 bits */
-        for (unsigned k = ibtc_index(b->gpa & 4095); k < IBTC_SIZE; k += 4096 >> IBTC_SHIFT)
+        for (unsigned k = ibtc_index(e->vcpu, mmu, b->gpa & 4095); k <= e->vcpu->ibtc_mask[mmu];
+             k += 4096 >> IBTC_SHIFT)
             if (entries[k] == entry)
                 entries[k] = soft_glue_ibtc_miss;
     }

@@ -9,9 +9,9 @@
  *              that (the sandbox forbids new ones); the other mapping of the code, that is written to, is of its own
  *              file from the beginning
  *
- *     image    code   blocks   sites   exits   maps   hash   page_blocks   code_granules
- *              each with room for all of it, at a multiple of 4096
- *     head     struct carried, and the numbers of blocks that have been dropped since the image was made
+ *     image    code   blocks   incoming   sites   exits   maps   hash   page_blocks   code_granules   kernel_pages
+ * shapes each with room for all of it, at a multiple of 4096 head     struct carried, and the numbers of blocks that
+ * have been dropped since the image was made
  *
  * What copies have to have is what the forked machine had when it was forked.  The image is made at the first fork,
  * which takes milliseconds; what is translated afterwards copies translate themselves, what is dropped is listed.  It
@@ -44,6 +44,7 @@ struct carried {
     uint32_t size, hot_end; /* of the cache */
     uint32_t region;        /* that is being filled */
     uint32_t cross;         /* struct engine */
+    uint64_t shapes;        /* bytes of them in use */
     uint32_t out[OUT_COUNT];
     struct cache_region filled[REGIONS_MAX]; /* up to where they are */
     uint64_t often[INDEXED_BITS / 64], indexed[INDEXED_BITS / 64];
@@ -79,12 +80,13 @@ uint64_t soft_program(const struct engine_config *config)
 
 /* --- the image ---------------------------------------------------------------------------------------------------- */
 
-enum { CODE, BLOCKS, SITES, EXITS, MAPS, HASH, PAGES, GRANULES, PARTS };
+enum { CODE, BLOCKS, INCOMING, SITES, EXITS, MAPS, HASH, PAGES, GRANULES, KERNEL, SHAPES, PARTS };
 
 /* A table, and where it is in the image. */
 struct part {
     uint8_t *at;
     uint64_t size, offset;
+    uint64_t used; /* of HASH and what is behind it, whose beginning is in use */
 };
 
 /* Returns the image's size. */
@@ -92,14 +94,19 @@ static uint64_t list_parts(const struct engine *e, struct part part[PARTS])
 {
     uint64_t offset = 0;
 
-    part[CODE] = (struct part){e->cache.rx, e->cache.size, 0};
-    part[BLOCKS] = (struct part){(uint8_t *)e->blocks, e->max_blocks * sizeof *e->blocks, 0};
-    part[SITES] = (struct part){(uint8_t *)e->sites, e->max_sites * sizeof *e->sites, 0};
-    part[EXITS] = (struct part){(uint8_t *)e->exits, e->max_exits * sizeof *e->exits, 0};
-    part[MAPS] = (struct part){(uint8_t *)e->maps, e->max_maps * sizeof *e->maps, 0};
-    part[HASH] = (struct part){(uint8_t *)e->hash, sizeof *e->hash << HASH_BITS, 0};
-    part[PAGES] = (struct part){(uint8_t *)e->page_blocks, e->n_pages * sizeof *e->page_blocks, 0};
-    part[GRANULES] = (struct part){(uint8_t *)e->code_granules, e->n_pages * sizeof *e->code_granules, 0};
+    part[CODE] = (struct part){e->cache.rx, e->cache.size};
+    part[BLOCKS] = (struct part){(uint8_t *)e->blocks, e->max_blocks * sizeof *e->blocks};
+    part[INCOMING] = (struct part){(uint8_t *)e->incoming, e->max_blocks * sizeof *e->incoming};
+    part[SITES] = (struct part){(uint8_t *)e->sites, e->max_sites * sizeof *e->sites};
+    part[EXITS] = (struct part){(uint8_t *)e->exits, e->max_exits * sizeof *e->exits};
+    part[MAPS] = (struct part){(uint8_t *)e->maps, e->max_maps * sizeof *e->maps};
+    part[HASH] = (struct part){(uint8_t *)e->hash, sizeof *e->hash << HASH_BITS};
+    part[PAGES] = (struct part){(uint8_t *)e->page_blocks, e->n_pages * sizeof *e->page_blocks};
+    part[GRANULES] = (struct part){(uint8_t *)e->code_granules, e->n_pages * sizeof *e->code_granules};
+    part[KERNEL] = (struct part){(uint8_t *)e->kernel_pages, sizeof *e->kernel_pages};
+    for (unsigned k = HASH; k < SHAPES; k++)
+        part[k].used = part[k].size;
+    part[SHAPES].at = soft_translator_shapes(e->vcpu->translator, &part[SHAPES].size, &part[SHAPES].used);
     for (unsigned k = 0; k < PARTS; k++) {
         part[k].offset = offset;
         offset += (part[k].size + PAGE - 1) & -PAGE;
@@ -113,11 +120,12 @@ static void region_slice(const struct engine *e, const struct carried *c, unsign
     const struct cache_region *r[2] = {&e->regions[i], &c->filled[i]};
 
     for (unsigned j = 0; j < 2; j++)
-        slice[j] = k == CODE     ? r[j]->hot
-                   : k == BLOCKS ? r[j]->block * sizeof *e->blocks
-                   : k == SITES  ? r[j]->site * sizeof *e->sites
-                   : k == EXITS  ? r[j]->exit * sizeof *e->exits
-                                 : r[j]->map * sizeof *e->maps;
+        slice[j] = k == CODE       ? r[j]->hot
+                   : k == BLOCKS   ? r[j]->block * sizeof *e->blocks
+                   : k == INCOMING ? r[j]->block * sizeof *e->incoming
+                   : k == SITES    ? r[j]->site * sizeof *e->sites
+                   : k == EXITS    ? r[j]->exit * sizeof *e->exits
+                                   : r[j]->map * sizeof *e->maps;
 }
 
 static bool can_be_carried(const struct engine *e)
@@ -155,12 +163,13 @@ static void fill_head(struct engine *e, struct carried *c)
     memcpy(c->large_ever, v->large_ever, sizeof c->large_ever);
 }
 
-static int write_image(struct engine *e, int fd, const struct carried *c)
+static int write_image(struct engine *e, int fd, struct carried *c)
 {
     struct part part[PARTS];
     uint64_t slice[2];
     int err = ftruncate(fd, (off_t)list_parts(e, part)) ? -errno : 0;
 
+    c->shapes = part[SHAPES].used;
     for (unsigned i = 0; i < e->n_regions && !err; i++) {
         for (unsigned k = CODE; k <= MAPS && !err; k++) {
             region_slice(e, c, i, k, slice);
@@ -170,7 +179,7 @@ static int write_image(struct engine *e, int fd, const struct carried *c)
             err = write_part(fd, &part[CODE], e->regions[i].cold, c->filled[i].cold);
     }
     for (unsigned k = HASH; k < PARTS && !err; k++)
-        err = write_part(fd, &part[k], 0, part[k].size);
+        err = write_part(fd, &part[k], 0, part[k].used);
     if (!err && fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL))
         err = -errno;
     return err;
@@ -218,6 +227,7 @@ static int make_image(struct engine *e, int fd)
 
     if (!carry)
         return -ENOMEM;
+    soft_index_settle(e);
     fill_head(e, &carry->head);
     carry->fd = fd;
     int err = write_image(e, fd, &carry->head);
@@ -233,6 +243,7 @@ void soft_carry_begin(struct engine *e)
     struct carried *c = e->carried;
 
     e->carried = NULL;
+    soft_translator_given(e->vcpu->translator);
     for (uint32_t i = 0; i < c->n_dropped; i++)
         if (c->dropped[i] < e->max_blocks && !e->blocks[c->dropped[i]].dead)
             soft_block_kill(e, &e->blocks[c->dropped[i]]);
@@ -317,18 +328,28 @@ static int map_code(struct engine *e, int fd, const struct part *p, uint32_t fro
     return map_part(fd, p, from, end, PROT_READ | PROT_EXEC);
 }
 
+/* What there is, and no more: a hole of the image's that is written to would take memory in it, too. */
 static int map_image(struct engine *e, int fd, const struct carried *c)
 {
     struct part part[PARTS];
+    uint64_t slice[2];
 
-    if (!is_sealed(fd, list_parts(e, part)))
+    if (!is_sealed(fd, list_parts(e, part)) || c->shapes > part[SHAPES].size)
         return -EINVAL;
     int err = soft_code_lend(e);
-    for (unsigned k = BLOCKS; k < PARTS && !err; k++)
-        err = map_part(fd, &part[k], 0, part[k].size, PROT_READ | PROT_WRITE);
+    if (!err)
+        err = soft_index_young(e);
+    part[SHAPES].used = c->shapes;
+    for (unsigned k = HASH; k < PARTS && !err; k++)
+        err = map_part(fd, &part[k], 0, part[k].used, PROT_READ | PROT_WRITE);
     for (unsigned i = 0; i < e->n_regions && !err; i++) {
         const struct cache_region *from = &e->regions[i], *to = &c->filled[i];
-        err = map_code(e, fd, &part[CODE], from->hot, to->hot);
+        for (unsigned k = BLOCKS; k <= MAPS && !err; k++) {
+            region_slice(e, c, i, k, slice);
+            err = map_part(fd, &part[k], slice[0], slice[1], PROT_READ | PROT_WRITE);
+        }
+        if (!err)
+            err = map_code(e, fd, &part[CODE], from->hot, to->hot);
         if (!err)
             err = map_code(e, fd, &part[CODE], from->cold, to->cold);
     }

@@ -16,24 +16,45 @@
 
 #define HEAD_MAX 7 /* bytes; longer ones are rare */
 #define INDEX_SIZE 8192
-#define SHAPES_MAX 5000
+#define SHAPES_MAX 5000u
+#define SHAPES_MORE 1000u /* room behind them for a copy's own, which was given as many, */
+#define SHAPES_OWN 256u   /* and how many of its own it keeps at first */
 #define BLOCK_SHAPES (BLOCK_MAX_INSNS + 4 + BLOCK_PEEKS * PEEK_INSNS) /* no block asks for more */
 #define ARENA_SIZE (4u << 20)
 
 struct shapes {
-    struct shape index[INDEX_SIZE];
-    unsigned kept, spare;
-    uint32_t used; /* bytes of the arena */
+    uint32_t kept;
+    uint32_t used;              /* bytes of the arena */
+    uint16_t index[INDEX_SIZE]; /* numbers of shapes + 1; 0: none */
+    struct shape shape[SHAPES_MAX + SHAPES_MORE];
     uint8_t arena[ARENA_SIZE] __attribute__((aligned(64)));
     /* those of a block that are not kept */
-    struct shape spare_shape[BLOCK_SHAPES];
+    struct shape spare_shape[BLOCK_SHAPES] __attribute__((aligned(4096)));
     struct decoded spare_decoded[BLOCK_SHAPES];
+    unsigned spare;
+    uint32_t most;              /* that are kept */
+    uint32_t given, given_used; /* a copy's: they stay */
 };
 
 struct shapes *shapes_create(void)
 {
     void *p = mmap(NULL, sizeof(struct shapes), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    return p == MAP_FAILED ? NULL : p;
+    if (p == MAP_FAILED)
+        return NULL;
+    ((struct shapes *)p)->most = SHAPES_MAX;
+    return p;
+}
+
+static uint32_t least(uint32_t a, uint32_t b)
+{
+    return a < b ? a : b;
+}
+
+void shapes_given(struct shapes *s)
+{
+    s->given = least(s->kept, SHAPES_MAX);
+    s->given_used = s->used;
+    s->most = s->given + SHAPES_OWN;
 }
 
 void shapes_destroy(struct shapes *s)
@@ -42,15 +63,40 @@ void shapes_destroy(struct shapes *s)
         munmap(s, sizeof(*s));
 }
 
+void shapes_extent(const struct shapes *s, size_t *size, size_t *used)
+{
+    *size = offsetof(struct shapes, spare_shape);
+    *used = offsetof(struct shapes, arena) + s->used;
+}
+
+/* The shape's place in the index, or where it is to be. */
+static uint16_t *find_shape(struct shapes *shapes, uint64_t key)
+{
+    unsigned i = (unsigned)(key * 0x9e3779b97f4a7c15ull >> 40) % INDEX_SIZE;
+    while (shapes->index[i] && shapes->shape[shapes->index[i] - 1].key != key)
+        i = (i + 1) % INDEX_SIZE;
+    return &shapes->index[i];
+}
+
+/* A copy keeps what it was given, and twice as many of its own from now on: it is not one of those that do little. */
+static void forget(struct shapes *s)
+{
+    memset(s->index, 0, sizeof(s->index));
+    for (uint32_t i = 0; i < s->given; i++)
+        *find_shape(s, s->shape[i].key) = (uint16_t)(i + 1);
+    s->kept = s->given;
+    s->used = s->given_used;
+    s->most = s->given ? least(s->given + 2 * (s->most - s->given), SHAPES_MAX + SHAPES_MORE) : SHAPES_MAX;
+}
+
 /* A block's instructions point to shapes; between blocks they may go. */
 void decode_begin(struct translator *t)
 {
     struct shapes *s = t->shapes;
     s->spare = 0;
-    if (s->kept + BLOCK_SHAPES <= SHAPES_MAX && s->used + BLOCK_SHAPES * sizeof(struct decoded) <= ARENA_SIZE)
+    if (s->kept + BLOCK_SHAPES <= s->most && s->used + BLOCK_SHAPES * sizeof(struct decoded) <= ARENA_SIZE)
         return;
-    memset(s->index, 0, sizeof(s->index));
-    s->kept = s->used = 0;
+    forget(s);
 }
 
 /* --- the head -------------------------------------------------------------------------------------------- */
@@ -196,11 +242,11 @@ static bool is_regular(const struct decoded *w, unsigned head)
 /* Where an instruction of this shape has its numbers. */
 static void number_facts(struct shape *s)
 {
-    const ZydisDecodedInstruction *d = &s->what->d;
+    const ZydisDecodedInstruction *d = &shape_what(s)->d;
     unsigned n = 0;
     s->disp = (struct number){.at = d->raw.disp.offset, .bits = d->raw.disp.size};
     for (unsigned i = 0; i < d->operand_count; i++) {
-        const ZydisDecodedOperand *op = &s->what->op[i];
+        const ZydisDecodedOperand *op = &shape_what(s)->op[i];
         if (op->type != ZYDIS_OPERAND_TYPE_IMMEDIATE)
             continue;
         if (d->raw.imm[n].size)
@@ -227,7 +273,7 @@ static unsigned opcode_length(const ZydisDecodedInstruction *d)
 
 static void layout_facts(struct shape *s)
 {
-    const ZydisDecodedInstruction *d = &s->what->d;
+    const ZydisDecodedInstruction *d = &shape_what(s)->d;
     s->length = d->length;
     s->mnemonic = (uint16_t)d->mnemonic;
     s->address_width = d->address_width;
@@ -248,8 +294,8 @@ static bool accesses_memory(const ZydisDecodedOperand *op)
 static void operand_facts(struct shape *s)
 {
     s->memory = -1;
-    for (unsigned i = s->what->d.operand_count; i-- > 0;) {
-        const ZydisDecodedOperand *op = &s->what->op[i];
+    for (unsigned i = shape_what(s)->d.operand_count; i-- > 0;) {
+        const ZydisDecodedOperand *op = &shape_what(s)->op[i];
         if (accesses_memory(op)) {
             s->memory = (int8_t)i;
             operand_place(op, &s->place);
@@ -338,8 +384,8 @@ static void decoded_numbers(struct insn *in)
 static void instance(struct insn *in, const struct shape *s, const uint8_t *bytes)
 {
     in->shape = s;
-    in->d = &s->what->d;
-    in->op = s->what->op;
+    in->d = &shape_what(s)->d;
+    in->op = shape_what(s)->op;
     in->bytes = bytes;
     in->length = s->length;
     if (!s->regular) {
@@ -351,34 +397,28 @@ static void instance(struct insn *in, const struct shape *s, const uint8_t *byte
     in->imm[1] = number(bytes, &s->imm[1], s->imm_signed);
 }
 
-/* The shape's place in the index, or where it is to be. */
-static struct shape *find_shape(struct shapes *shapes, uint64_t key)
-{
-    unsigned i = (unsigned)(key * 0x9e3779b97f4a7c15ull >> 40) % INDEX_SIZE;
-    while (shapes->index[i].key && shapes->index[i].key != key)
-        i = (i + 1) % INDEX_SIZE;
-    return &shapes->index[i];
-}
-
 static struct shape *spare_shape(struct shapes *s, struct decoded **what)
 {
     struct shape *shape = &s->spare_shape[s->spare];
     *what = &s->spare_decoded[s->spare++];
-    *shape = (struct shape){.what = *what};
+    *shape = (struct shape){.key = 0};
+    shape_set_what(shape, *what);
     return shape;
 }
 
 /* A regular one goes into the index, at `to`. */
-static const struct shape *keep(struct shapes *s, struct shape *to, uint64_t key, const struct shape *shape)
+static const struct shape *keep(struct shapes *s, uint16_t *at, uint64_t key, const struct shape *shape)
 {
+    struct shape *to = &s->shape[s->kept];
     struct decoded *what = (struct decoded *)(s->arena + s->used);
-    unsigned bytes = (unsigned)(sizeof(what->d) + shape->what->d.operand_count * sizeof(what->op[0]));
-    memcpy(what, shape->what, bytes);
+    unsigned bytes = (unsigned)(sizeof(what->d) + shape_what(shape)->d.operand_count * sizeof(what->op[0]));
+    memcpy(what, shape_what(shape), bytes);
+    what->d.cpu_flags = what->d.fpu_flags = NULL; /* Zydis's addresses; flag_facts has had them */
     *to = *shape;
     to->key = key;
-    to->what = what;
+    shape_set_what(to, what);
     s->used += (bytes + 63) & ~63u;
-    s->kept++;
+    *at = (uint16_t)++s->kept;
     s->spare--;
     return to;
 }
@@ -413,9 +453,10 @@ ZyanStatus decode_insn(const struct translator *t, struct insn *in, uint8_t *byt
     enum code_kind kind = code_kind(t);
     unsigned head = head_length(bytes, available, kind);
     uint64_t key = key_of(bytes, head, kind);
-    struct shape *place = find_shape(t->shapes, key), *made;
-    const struct shape *s = place;
-    if (!place->key) {
+    uint16_t *place = find_shape(t->shapes, key);
+    struct shape *made;
+    const struct shape *s = &t->shapes->shape[*place ? *place - 1 : 0];
+    if (!*place) {
         ZyanStatus status = decode_shape(t, bytes, available, head, &made);
         if (ZYAN_FAILED(status))
             return status;
@@ -425,7 +466,7 @@ ZyanStatus decode_insn(const struct translator *t, struct insn *in, uint8_t *byt
         return ZYDIS_STATUS_NO_MORE_DATA;
     instance(in, s, bytes);
     if (kind != CODE_64)
-        wide_bytes(s->what, s->length, bytes);
+        wide_bytes(shape_what(s), s->length, bytes);
     return ZYAN_STATUS_SUCCESS;
 }
 

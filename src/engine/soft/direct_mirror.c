@@ -354,12 +354,12 @@ void mirror_prefill(struct soft_vcpu *v, struct direct *d, struct direct_slot *s
     struct translation tr;
     for (unsigned i = 0; i < TLB_SIZE && s->n_calls < DIRECT_CALLS / 2; i++) {
         const struct tlb_entry *t = &v->tlb[MMU_USER][0][i];
-        if (t->tag >> 47 == 0 && look(v, t->tag, &tr))
+        if (t->tag >> 47 == 0 && t->tag != tlb_invalid(i) && look(v, t->tag, &tr))
             map(v, d, s, t->tag, &tr, &r);
     }
     for (unsigned i = 0; i < ITLB_SIZE && s->n_calls < DIRECT_CALLS / 2; i++) {
         const struct itlb_entry *t = &v->itlb[MMU_USER][i];
-        if (t->tag >> 47 == 0 && look(v, t->tag, &tr))
+        if (t->tag >> 47 == 0 && t->tag != tlb_invalid(i) && look(v, t->tag, &tr))
             map(v, d, s, t->tag, &tr, &r);
     }
     map_run(s, &r);

@@ -108,7 +108,8 @@ static void fpu_initial(struct soft_vcpu *v)
 
 #define HUGE_PAGE (2ull << 20)
 
-/* All of it is in use all the time, here and there: in huge pages, where the host has some. */
+/* All of it is in use all the time, here and there: in huge pages, where the host has some.  They are written to at
+ * once: what is read first is a page of zeroes, which some hosts replace by small ones. */
 static struct soft_vcpu *vcpu_alloc(bool lean)
 {
     uint64_t size = (sizeof(struct soft_vcpu) + HUGE_PAGE - 1) & ~(HUGE_PAGE - 1), want = size + HUGE_PAGE;
@@ -120,8 +121,9 @@ static struct soft_vcpu *vcpu_alloc(bool lean)
         munmap(p, head);
     if (want - head - size)
         munmap(p + head + size, want - head - size);
-    if (!lean)
-        (void)madvise(p + head, size, MADV_HUGEPAGE);
+    if (!lean && madvise(p + head, size, MADV_HUGEPAGE) == 0)
+        for (uint64_t i = 0; i < size; i += HUGE_PAGE)
+            *(volatile uint8_t *)(p + head + i) = 0;
     return (struct soft_vcpu *)(p + head);
 }
 

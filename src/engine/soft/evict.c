@@ -10,6 +10,7 @@
  */
 #include "engine/soft/soft_int.h"
 
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 
@@ -40,35 +41,52 @@ struct cache_region soft_region_filled(const struct engine *e, unsigned i)
 /* --- pages of the host's ------------------------------------------------------------------------------------- */
 
 /* What will be filled next is asked for by so much at a time: a page that comes by a fault costs several times as much,
- * and a boot fills 12,000 of them. */
-#define AHEAD (128u << 10)
+ * and a boot fills 12,000 of them.  A copy, which may never translate much, gets an eighth of what it has filled. */
+#define AHEAD_MOST (128u << 10)
+#define AHEAD_LEAST (8u << 10)
 
 /* Where code is executed it is mapped once more: `also`. */
-static void ahead(const void *base, const void *also, uint64_t used, uint64_t *done)
+static void ahead(const void *base, const void *also, uint64_t used, struct cache_ahead *a)
 {
-    if (used + AHEAD / 4 <= *done)
+    if (used + a->size / 4 <= a->end)
         return;
-    *done &= -4096ull;
+    a->end &= -4096ull;
     /* older kernels cannot: then by faults */
-    (void)madvise((char *)(uintptr_t)base + *done, AHEAD, MADV_POPULATE_WRITE);
+    (void)madvise((char *)(uintptr_t)base + a->end, a->size, MADV_POPULATE_WRITE);
     if (also)
-        (void)madvise((char *)(uintptr_t)also + *done, AHEAD, MADV_POPULATE_READ);
-    *done += AHEAD;
+        (void)madvise((char *)(uintptr_t)also + a->end, a->size, MADV_POPULATE_READ);
+    a->end += a->size;
+    while (a->size < AHEAD_MOST && a->end - a->start >= 16 * a->size)
+        a->size *= 2;
 }
 
 static void all_ahead(struct engine *e)
 {
     const struct code_cache *c = &e->cache;
-    struct cache_ahead *a = &e->ahead;
-    ahead(c->rw, c->rx, c->hot, &a->hot);
-    ahead(c->rw, c->rx, c->cold, &a->cold);
-    ahead(e->blocks, NULL, e->n_blocks * sizeof *e->blocks, &a->blocks);
-    ahead(e->sites, NULL, e->n_sites * sizeof *e->sites, &a->sites);
-    ahead(e->exits, NULL, e->n_exits * sizeof *e->exits, &a->exits);
-    ahead(e->maps, NULL, e->n_maps * sizeof *e->maps, &a->maps);
+    struct cache_ahead *a = e->ahead;
+    ahead(c->rw, c->rx, c->hot, &a[AHEAD_HOT]);
+    ahead(c->rw, c->rx, c->cold, &a[AHEAD_COLD]);
+    ahead(e->blocks, NULL, e->n_blocks * sizeof *e->blocks, &a[AHEAD_BLOCKS]);
+    ahead(e->sites, NULL, e->n_sites * sizeof *e->sites, &a[AHEAD_SITES]);
+    ahead(e->exits, NULL, e->n_exits * sizeof *e->exits, &a[AHEAD_EXITS]);
+    ahead(e->maps, NULL, e->n_maps * sizeof *e->maps, &a[AHEAD_MAPS]);
 }
 
 /* --- regions ------------------------------------------------------------------------------------------------- */
+
+static void ahead_from(struct engine *e, const struct cache_region *at, uint32_t size)
+{
+    const uint64_t end[AHEAD_COUNT] = {
+        [AHEAD_HOT] = at->hot,
+        [AHEAD_COLD] = at->cold,
+        [AHEAD_BLOCKS] = at->block * sizeof *e->blocks,
+        [AHEAD_SITES] = at->site * sizeof *e->sites,
+        [AHEAD_EXITS] = at->exit * sizeof *e->exits,
+        [AHEAD_MAPS] = at->map * sizeof *e->maps,
+    };
+    for (unsigned i = 0; i < AHEAD_COUNT; i++)
+        e->ahead[i] = (struct cache_ahead){end[i], end[i], size};
+}
 
 /* Region i is filled from there on. */
 static void fill_region(struct engine *e, unsigned i, const struct cache_region *at)
@@ -80,14 +98,7 @@ static void fill_region(struct engine *e, unsigned i, const struct cache_region 
     e->n_sites = at->site;
     e->n_exits = at->exit;
     e->n_maps = at->map;
-    e->ahead = (struct cache_ahead){
-        .hot = at->hot,
-        .cold = at->cold,
-        .blocks = at->block * sizeof *e->blocks,
-        .sites = at->site * sizeof *e->sites,
-        .exits = at->exit * sizeof *e->exits,
-        .maps = at->map * sizeof *e->maps,
-    };
+    ahead_from(e, at, AHEAD_MOST);
 }
 
 /* Both of its slices of code are about to be written to. */
@@ -131,6 +142,7 @@ void soft_regions_taken(struct engine *e, const struct cache_region filled[REGIO
     at.hot = next_page(at.hot); /* what is before it is somebody else's */
     at.cold = next_page(at.cold);
     fill_region(e, region, &at);
+    ahead_from(e, &at, AHEAD_LEAST);
 }
 
 unsigned soft_region_of(const struct engine *e, uint32_t at)
@@ -178,7 +190,7 @@ static void leave_page(struct engine *e, const struct cache_region *r, uint64_t 
 /* Takes the region's exits out of a list of those that lead to one block. */
 static void leave_target(struct engine *e, const struct cache_region *r, struct block *to)
 {
-    uint32_t *p = &to->incoming;
+    uint32_t *p = soft_incoming(e, to);
     while (*p) {
         struct exit *x = soft_exit_at(e, *p);
         if (!has_exit(r, *p - 1)) {
@@ -269,6 +281,8 @@ void soft_cache_flush(struct engine *e)
 {
     soft_carry_lost(e);
     memset(e->hash, 0, sizeof(*e->hash) << HASH_BITS);
+    free(e->young);
+    e->young = NULL;
     for (unsigned i = 0; i < e->n_regions; i++)
         for (uint32_t n = e->regions[i].block; n < soft_region_filled(e, i).block; n++) {
             forget_page(e, e->blocks[n].gpa >> 12);

@@ -53,9 +53,9 @@ __attribute__((naked, used)) void soft_glue(void)
         ".globl soft_glue_signal\n soft_glue_signal:\n"
         "mov %%gs:%c[self], %%rdi\n" CALL_C("soft_signal_fault") RESTORE GO
         /* v->next can be this: as a computed branch to cpu.rip that finds v->target */
-        ".globl soft_jump\n soft_jump:\n mov %%gs:%c[rip], %%r11\n rorx %[ibtc_shift], %%r11, %%r10\n movzwl %%r10w, "
-        "%%r10d\n jmp *%%gs:%c[target]\n .globl soft_glue_end\n soft_glue_end:\n" ::G(host_rsp),
-        G(arith), G(next), G(self), G(slow_r9), G(slow_host),
-        G(target), [ibtc_shift] "i"(IBTC_SHIFT), [rip] "i"(offsetof(struct soft_vcpu, cpu.rip)));
+        ".globl soft_jump\n soft_jump:\n mov %%gs:%c[rip], %%r11\n mov %%gs:%c[target_index], %%r10\n "
+        "jmp *%%gs:%c[target]\n .globl soft_glue_end\n soft_glue_end:\n" ::G(host_rsp),
+        G(arith), G(next), G(self), G(slow_r9), G(slow_host), G(target),
+        G(target_index), [rip] "i"(offsetof(struct soft_vcpu, cpu.rip)));
 }
 /* clang-format on */

@@ -18,7 +18,7 @@ static uint8_t flag_bits(ZydisAccessedFlagsMask f)
  * write; shifts and repeated comparisons by a count that may be zero write nothing. */
 static uint8_t killed(const struct shape *s)
 {
-    const ZydisAccessedFlags *f = s->what->d.cpu_flags;
+    const ZydisAccessedFlags *f = shape_what(s)->d.cpu_flags;
     if (!f)
         return 0;
     uint8_t sure = flag_bits(f->modified | f->set_0 | f->set_1);
@@ -35,7 +35,7 @@ static uint8_t killed(const struct shape *s)
     case ZYDIS_MNEMONIC_SHL:
     case ZYDIS_MNEMONIC_SHR:
     case ZYDIS_MNEMONIC_SAR:
-        return s->counted && s->what->op[0].size >= 32 ? F_ALL : 0;
+        return s->counted && shape_what(s)->op[0].size >= 32 ? F_ALL : 0;
     case ZYDIS_MNEMONIC_FCOMI: /* nothing when they meet an unmasked exception, which waits for the next instruction */
     case ZYDIS_MNEMONIC_FCOMIP:
     case ZYDIS_MNEMONIC_FUCOMI:
@@ -88,8 +88,8 @@ static bool transparent(const struct shape *s)
 
 void flag_facts(struct shape *s)
 {
-    const ZydisAccessedFlags *f = s->what->d.cpu_flags;
-    s->counted = is_shift(s->mnemonic) && s->what->op[1].type == ZYDIS_OPERAND_TYPE_IMMEDIATE;
+    const ZydisAccessedFlags *f = shape_what(s)->d.cpu_flags;
+    s->counted = is_shift(s->mnemonic) && shape_what(s)->op[1].type == ZYDIS_OPERAND_TYPE_IMMEDIATE;
     s->flags_killed = killed(s);
     s->flags_tested = f ? flag_bits(f->tested) : 0;
     s->flags_written = f ? flag_bits(f->modified | f->set_0 | f->set_1 | f->undefined) : 0;

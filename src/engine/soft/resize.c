@@ -11,7 +11,8 @@
 static unsigned host_form(const struct shape *s, const uint8_t *bytes, unsigned host, uint8_t *out)
 {
     struct shape as = *s;
-    struct insn in = {.shape = &as, .d = &s->what->d, .op = s->what->op, .bytes = bytes, .length = s->length};
+    struct insn in = {
+        .shape = &as, .d = &shape_what(s)->d, .op = shape_what(s)->op, .bytes = bytes, .length = s->length};
     struct emit e = {.p = out, .start = out};
     as.host = host & 3;
     as.high8 = false;
@@ -40,14 +41,14 @@ static bool same_operand(const ZydisDecodedOperand *a, const ZydisDecodedOperand
 static bool host_means_it(const struct translator *t, const struct shape *s, const uint8_t *bytes, unsigned how)
 {
     struct decoded host;
-    const ZydisDecodedInstruction *d = &s->what->d;
+    const ZydisDecodedInstruction *d = &shape_what(s)->d;
     uint8_t form[48] = {0};
     unsigned n = host_form(s, bytes, how, form);
     if (ZYAN_FAILED(ZydisDecoderDecodeFull(&t->decoder64, form, n, &host.d, host.op)) || host.d.length != n ||
         host.d.mnemonic != d->mnemonic || host.d.operand_count != d->operand_count)
         return false;
     for (unsigned i = 0; i < d->operand_count; i++)
-        if (!same_operand(&s->what->op[i], &host.op[i]))
+        if (!same_operand(&shape_what(s)->op[i], &host.op[i]))
             return false;
     return true;
 }

@@ -131,7 +131,7 @@ unsigned ac_alignment(const struct translator *t, const struct insn *in, unsigne
     if (!t->amd &&
         (size >= 16 || in->d->mnemonic == ZYDIS_MNEMONIC_VCVTPS2PH || in->d->mnemonic == ZYDIS_MNEMONIC_VCVTPH2PS))
         return 0;
-    if (t->amd && is_masked(t, in->shape->what) && !no_fault_suppression(in->shape->what))
+    if (t->amd && is_masked(t, shape_what(in->shape)) && !no_fault_suppression(shape_what(in->shape)))
         for (unsigned i = 0; i < in->d->operand_count; i++)
             if (in->op[i].type == ZYDIS_OPERAND_TYPE_MEMORY && in->op[i].element_size >= 8 &&
                 in->op[i].element_size / 8u < size)
@@ -195,7 +195,7 @@ static bool is_simd(const struct decoded *in)
 
 void operand_rules(const struct translator *t, struct shape *s)
 {
-    const struct decoded *in = s->what;
+    const struct decoded *in = shape_what(s);
     s->simd = is_simd(in);
     s->x87 = waits_for_x87(in);
     s->locked = (in->d.attributes & ZYDIS_ATTRIB_HAS_LOCK) || in->d.mnemonic == ZYDIS_MNEMONIC_XCHG;
@@ -249,9 +249,9 @@ void masked_access(const struct translator *t, struct site *s, const struct insn
 {
     if (!in->shape->masked)
         return;
-    if (is_masked(t, in->shape->what)) {
+    if (is_masked(t, shape_what(in->shape))) {
         const struct ZydisDecodedInstructionAvx_ *avx = &in->d->avx;
-        if (no_fault_suppression(in->shape->what)) {
+        if (no_fault_suppression(shape_what(in->shape))) {
             if (s->access & SITE_WRITE)
                 s->access |= SITE_READ; /* a bounce buffer keeps what the mask spares */
             return;

@@ -171,7 +171,7 @@ const void *soft_next_single(struct soft_vcpu *v)
 static const void *known_target(struct soft_vcpu *v)
 {
     const struct ibtc *t = &v->ibtc[soft_mmu(v)];
-    unsigned i = ibtc_index(v->cpu.rip);
+    unsigned i = ibtc_index(v, soft_mmu(v), v->cpu.rip);
     if (v->engine->config.stress && chance(v->engine, 8))
         return NULL;
     if (t->tag[i] != v->cpu.rip || t->entry[i] == soft_glue_ibtc_miss || (v->mode & MODE_BY_C))
@@ -179,6 +179,7 @@ static const void *known_target(struct soft_vcpu *v)
     soft_flags_out(v);
     v->slow_flags = v->arith; /* where computed branches have them */
     v->target = t->entry[i];
+    v->target_index = i;
     if (!v->fpu_live)
         soft_fpu_unpark(v);
     return soft_jump;

@@ -91,7 +91,7 @@ void emit_segment_checks(struct translator *t, const struct insn *in)
     if (in->d->mnemonic == M(POP))
         return;
 
-    special_fn *fn = in->shape->special;
+    special_fn *fn = shape_special(in->shape);
     bool legacy = in->d->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY && in->d->opcode_map == ZYDIS_OPCODE_MAP_DEFAULT;
     if ((fn == sp_string && legacy) || fn == sp_nop || fn == sp_gather || fn == sp_undefined ||
         in->d->mnemonic == M(INVLPG))

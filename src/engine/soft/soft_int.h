@@ -28,14 +28,15 @@
 enum mmu_index { MMU_USER, MMU_KERNEL, MMU_KERNEL_AC /* SMAP off or RFLAGS.AC: user pages too */, MMU_COUNT };
 #define TLB_BITS 13
 #define TLB_SIZE (1u << TLB_BITS)
-#define TLB_MASK ((TLB_SIZE - 1) << 4)    /* of gva >> 8: byte offset of the entry */
-#define TLB_INVALID 0x8000000000000000ull /* no canonical gva is within a page of it */
-/* The tag of entry i while it is empty.  A guest can name any address, that of TLB_INVALID too: so the tag is
- * a page that is looked up in another entry. */
+#define TLB_MASK ((TLB_SIZE - 1) << 4) /* of gva >> 8: byte offset of the entry */
+/* The tag of entry i while it is empty: a page that is looked up in another entry.  It is 0 wherever that can be, so
+ * that a table of which little is in use is little memory. */
 static inline uint64_t tlb_invalid(unsigned i)
 {
-    return i ? TLB_INVALID : TLB_INVALID + 4096;
+    return i ? 0 : 4096;
 }
+/* A slot can be met with any address: no canonical gva is within a page of it. */
+#define SLOT_INVALID 0x8000000000000000ull
 
 #define SLOT_COUNT 256 /* see access.c */
 #define HEAT_COUNT 1024
@@ -46,6 +47,12 @@ struct tlb_entry {
     uint64_t tag;  /* gva of the page, or tlb_invalid() */
     uint64_t host; /* hva of the page */
 };
+/* What is empty is not written to: the host has no memory for it yet. */
+static inline void tlb_empty(struct tlb_entry *t, unsigned i)
+{
+    if (t[i].tag != tlb_invalid(i))
+        t[i].tag = tlb_invalid(i);
+}
 
 /* Which entries are in use, so that a flush touches only those. */
 #define DIRTY_MAX 2048
@@ -65,17 +72,15 @@ static inline unsigned itlb_index(uint64_t gva)
     return gva >> 12 & (ITLB_SIZE - 1);
 }
 
-/* Indirect branch target cache: jumped through without a compare; the target block checks the tag. */
+/* Indirect branch target cache: jumped through without a compare; the target block checks the tag.  Only its beginning
+ * is used, so that a machine that does little has little memory in it; the more, the more targets it loses (tlb.c). */
 #define IBTC_SIZE 65536
+#define IBTC_LEAST 4096
 #define IBTC_SHIFT 2 /* call instructions are longer: two return addresses never share an entry for nearness */
 struct ibtc {
     const void *entry[IBTC_SIZE]; /* a block's indirect entry, or the miss routine */
     uint64_t tag[IBTC_SIZE];      /* the target's gva; blocks that are bound to theirs compare with that */
 };
-static inline unsigned ibtc_index(uint64_t gva)
-{
-    return gva >> IBTC_SHIFT & (IBTC_SIZE - 1);
-}
 
 enum { DR6_BS = 1 << 14 };
 
@@ -100,9 +105,11 @@ struct cache_region { /* its first of each */
     uint32_t hot, cold, block, site, exit, map;
 };
 
-/* Up to where the host's pages have been asked for, in bytes (evict.c). */
+/* From and up to where the host's pages have been asked for, and how many are the next time, in bytes (evict.c). */
+enum { AHEAD_HOT, AHEAD_COLD, AHEAD_BLOCKS, AHEAD_SITES, AHEAD_EXITS, AHEAD_MAPS, AHEAD_COUNT };
 struct cache_ahead {
-    uint64_t hot, cold, blocks, sites, exits, maps;
+    uint64_t start, end;
+    uint32_t size;
 };
 
 /* Where time goes besides translated code; what is inside another kind is not counted twice. */
@@ -119,7 +126,7 @@ enum time_kind {
 struct stats {
     uint64_t blocks, insns, guest_bytes, flushes, evictions, invalidated;
     uint64_t slow_read, slow_write, window_fill, window_refused, demoted, promoted, slow_cross, slow_mmio, slow_code,
-        tlb_flush, tlb_flush_page, cr3_writes;
+        tlb_flush, tlb_flush_kept, tlb_flush_page, cr3_writes;
     uint64_t helpers, exits, ibtc_miss, ibtc_insert, chained, faults, interrupts, exceptions[32], polls, halts, signals;
     uint64_t walks, enters;
     uint64_t ticks[TIME_KINDS]; /* TSC ticks, with engine_config.timing */
@@ -136,8 +143,9 @@ struct soft_vcpu {
     uint64_t code_base; /* gva of the page being executed, for position-independent blocks */
     uint64_t host_rsp;
     struct soft_vcpu *self;
-    const void *next;   /* where glue jumps after restoring the guest's registers */
-    const void *target; /* soft_jump: of a computed branch, an entry of the IBTC's for cpu.rip */
+    const void *next;      /* where glue jumps after restoring the guest's registers */
+    const void *target;    /* soft_jump: of a computed branch, an entry of the IBTC's for cpu.rip; */
+    uint64_t target_index; /* and where that is */
     uint64_t slow_ea, slow_host, slow_flags;
     uint64_t slow_r9; /* r9 on the way back from a slow path; r10 and r11 get slow_host */
     uint32_t site;    /* index of the site, exit or block being served */
@@ -163,8 +171,8 @@ struct soft_vcpu {
     struct tlb_entry tlb[MMU_COUNT][2][TLB_SIZE];
     struct tlb_entry slot[MMU_COUNT][2][SLOT_COUNT];  /* what single places in the code used last, */
     uint64_t slot_distance[MMU_COUNT][2][SLOT_COUNT]; /* and host - guest there */
-    int32_t heat[HEAT_COUNT];   /* executions left in this tick until a block counts as hot */
-    unsigned promote_left;      /* blocks after a hot one that are promoted with it */
+    int32_t heat[HEAT_COUNT];                         /* executions left in this tick until a block counts as hot */
+    unsigned promote_left;                            /* blocks after a hot one that are promoted with it */
     bool computed;              /* a computed branch wants a block: others will come to it so (ways.c) */
     int32_t budget[SLOT_COUNT]; /* slot misses left in it until the place is demoted */
     uint64_t renewed;           /* TSC: when the tick began */
@@ -173,6 +181,11 @@ struct soft_vcpu {
     struct dirty_list itlb_dirty[MMU_COUNT];
     bool user_code_lost; /* a page has left the user's ITLB for another, and may be one that an IBTC entry is from */
     struct ibtc ibtc[MMU_COUNT];
+    uint32_t ibtc_mask[MMU_COUNT]; /* what is used of them, less 1 */
+    struct ibtc_loss {
+        uint32_t n;     /* targets lost to others since then: */
+        uint64_t since; /* TSC */
+    } ibtc_lost[MMU_COUNT];
     struct dirty_list ibtc_dirty[MMU_COUNT];
     uint64_t exec_bloom[2][2][64]; /* pages with IBTC entries: of user code, the kernel's; by half of the address space,
                                       page mod 4096 */
@@ -206,12 +219,17 @@ struct soft_vcpu {
     struct block *signal_around; /* raised in a window of it: to be met again without */
 };
 
+static inline unsigned ibtc_index(const struct soft_vcpu *v, unsigned mmu, uint64_t gva)
+{
+    return gva >> IBTC_SHIFT & v->ibtc_mask[mmu];
+}
+
 struct direct;
 
 #define SLOT_BUDGET 16384
 #define INDEXED_BITS 65536
 #define SOFT_CPUS_MAX 64
-#define PAGE_LIST 256u
+#define PAGE_LIST 1024u
 
 struct page_list {
     uint64_t page[PAGE_LIST];
@@ -233,6 +251,17 @@ struct peers {
     int helper_failed;
 };
 
+/* Global pages that kernel code was fetched from (kernel_pages.c), by hash of their addresses. */
+#define KERNEL_PAGES 2048
+struct kernel_page {
+    uint64_t gva, gpa; /* gva 0: none */
+};
+struct kernel_pages {
+    uint32_t n;
+    bool lost; /* it does not say all */
+    struct kernel_page page[KERNEL_PAGES];
+};
+
 /* One vCPU's: it shares nothing with the others' but RAM, the bus and `peers`. */
 struct engine {
     struct engine_config config;
@@ -241,6 +270,8 @@ struct engine {
     struct soft_vcpu *vcpu;
     struct code_cache cache;
     uint32_t *hash;        /* 1 << HASH_BITS, numbers as in block.next_hash */
+    uint32_t *young;       /* a copy's: the same of blocks that are its own, with YOUNG_BITS; NULL: none (cache.c) */
+    uint32_t n_young;      /* counts those that it has got */
     uint32_t *page_blocks; /* by gpa >> 12 up to memory->end: blocks with code in the page, numbers + 1 */
     uint64_t n_pages;
     uint64_t *code_granules; /* by page: 64 bits, one for each 64 bytes that hold translated code */
@@ -253,16 +284,19 @@ struct engine {
     uint32_t n_maps, max_maps;
     struct block *blocks;
     uint32_t n_blocks, max_blocks;
+    uint32_t
+        *incoming; /* by block: exits that lead to it: number of the first + 1.  What a copy changes lies together */
     /* n_sites and so on are the next free ones of the region being filled */
     struct cache_region regions[REGIONS_MAX + 1]; /* the last one is the end of all */
     struct cache_region filled[REGIONS_MAX];      /* ends of what is in use in the others */
-    struct cache_ahead ahead;
+    struct cache_ahead ahead[AHEAD_COUNT];
     unsigned n_regions, region;
     uint64_t hot[INDEXED_BITS / 64];     /* blocks that run so often that their accesses get slots, likewise */
     uint64_t indexed[INDEXED_BITS / 64]; /* instructions that do better without a slot, by hash of gpa */
     uint32_t cross;                      /* chained exits that leave their page: number of the first + 1 */
-    uint64_t xcr0;                       /* SIMD components saved and restored */
-    uint32_t xs_offset[8], xs_size[8];   /* of components 2-7 in the standard format (CPUID 0xD) */
+    struct kernel_pages *kernel_pages;
+    uint64_t xcr0;                     /* SIMD components saved and restored */
+    uint32_t xs_offset[8], xs_size[8]; /* of components 2-7 in the standard format (CPUID 0xD) */
     bool xs_aligned[8];
     uint64_t tsc_khz;
     uint64_t program;        /* what translations are for: carry.c */
@@ -291,6 +325,10 @@ struct engine {
 static inline uint32_t soft_block_number(const struct engine *e, const struct block *b)
 {
     return (uint32_t)(b - e->blocks);
+}
+static inline uint32_t *soft_incoming(const struct engine *e, const struct block *b)
+{
+    return &e->incoming[soft_block_number(e, b)];
 }
 static inline struct block *soft_site_block(const struct engine *e, const struct site *s)
 {
@@ -440,6 +478,15 @@ int soft_translate_exec(struct soft_vcpu *v, uint64_t gva, uint64_t *gpa, bool *
 void soft_ibtc_flush(struct soft_vcpu *v, unsigned which);
 void soft_ibtc_insert(struct soft_vcpu *v, uint64_t gva, struct block *b);
 
+/* --- kernel_pages.c --- */
+void soft_kernel_page_used(struct engine *e, uint64_t gva, uint64_t gpa); /* a global one */
+bool soft_kernel_page_holds(struct soft_vcpu *v, uint64_t gva);           /* it is known, and still what it was */
+/* Globals are flushed: true: what leads to kernel code from another page stays, after all to pages that are not what
+ * they were has been dropped; `note` has seen the others.  false: it has to be dropped. */
+bool soft_kernel_pages_keep(struct soft_vcpu *v,
+                            void (*note)(struct soft_vcpu *, uint64_t, const struct translation *));
+void soft_kernel_pages_forget(struct engine *e); /* it has been */
+
 /* --- ways.c --- */
 enum way_in { WAY_POLL, WAY_POLL_MEMORY, WAY_INDIRECT };
 void soft_ways_out(struct engine *e); /* the cache is empty */
@@ -516,6 +563,8 @@ void soft_block_unindex(struct engine *e, struct block *b); /* it is no longer f
 void soft_patch(struct engine *e, uint32_t at, uint32_t target);
 /* Code may be executed in pages of somebody else's (carry.c): 0/-errno.  Those of [from, end) are. */
 int soft_code_lend(struct engine *e);
+int soft_index_young(struct engine *e);   /* the index is somebody else's: 0/-ENOMEM */
+void soft_index_settle(struct engine *e); /* all blocks are in the one index */
 void soft_code_lent(struct engine *e, uint32_t from, uint32_t end);
 /* A branch at `at` could be chained: it is worth a page of one's own only when it is taken again and again. */
 bool soft_code_spared_page(struct engine *e, uint32_t at);
@@ -555,6 +604,9 @@ void soft_carry_forget(struct engine *e);
 /* --- translate.c --- */
 struct translator *soft_translator_create(const struct cpu *cpu);
 void soft_translator_destroy(struct translator *t);
+/* What it knows of instructions, for copies: `size` bytes, of which `used`. */
+uint8_t *soft_translator_shapes(struct translator *t, size_t *size, size_t *used);
+void soft_translator_given(struct translator *t); /* a copy has them there */
 /* Translates the block at cpu.rip, already known to be executable at gpa.  NULL: exception recorded
  * in cpu.exc (fetch fault in the second page). */
 struct block *soft_translate(struct soft_vcpu *v, uint64_t rip, uint64_t gpa, uint32_t mode, bool no_windows);

@@ -345,9 +345,9 @@ static const struct special specials[ZYDIS_MNEMONIC_MAX_VALUE + 1] = {
 bool is_plain_mov(const struct shape *s)
 {
     for (unsigned i = 0; i < 2; i++) {
-        if (s->what->op[i].type != ZYDIS_OPERAND_TYPE_REGISTER)
+        if (shape_what(s)->op[i].type != ZYDIS_OPERAND_TYPE_REGISTER)
             continue;
-        switch (ZydisRegisterGetClass(s->what->op[i].reg.value)) {
+        switch (ZydisRegisterGetClass(shape_what(s)->op[i].reg.value)) {
         case ZYDIS_REGCLASS_CONTROL:
         case ZYDIS_REGCLASS_DEBUG:
         case ZYDIS_REGCLASS_SEGMENT:
@@ -356,14 +356,15 @@ bool is_plain_mov(const struct shape *s)
             break;
         }
     }
-    bool memory = s->what->op[0].type == ZYDIS_OPERAND_TYPE_MEMORY || s->what->op[1].type == ZYDIS_OPERAND_TYPE_MEMORY;
-    return !memory || s->what->d.raw.modrm.offset; /* moffs has none */
+    bool memory = shape_what(s)->op[0].type == ZYDIS_OPERAND_TYPE_MEMORY ||
+                  shape_what(s)->op[1].type == ZYDIS_OPERAND_TYPE_MEMORY;
+    return !memory || shape_what(s)->d.raw.modrm.offset; /* moffs has none */
 }
 
 static bool ends_block(const struct shape *s)
 {
     if (s->mnemonic == M(MOV) || s->mnemonic == M(POP)) {
-        const ZydisDecodedOperand *to = &s->what->op[0];
+        const ZydisDecodedOperand *to = &shape_what(s)->op[0];
         if (to->type != ZYDIS_OPERAND_TYPE_REGISTER)
             return false;
         ZydisRegisterClass c = ZydisRegisterGetClass(to->reg.value);
@@ -375,10 +376,12 @@ static bool ends_block(const struct shape *s)
 void special_facts(struct shape *s)
 {
     bool plain = s->mnemonic == M(MOV) && is_plain_mov(s);
-    s->special = plain ? NULL : specials[s->mnemonic].fn;
-    for (unsigned i = 0; i < s->what->d.operand_count; i++)
-        if (s->what->op[i].type == ZYDIS_OPERAND_TYPE_MEMORY && s->what->op[i].mem.type == ZYDIS_MEMOP_TYPE_VSIB)
-            s->special = sp_gather;
+    special_fn *fn = plain ? NULL : specials[s->mnemonic].fn;
+    for (unsigned i = 0; i < shape_what(s)->d.operand_count; i++)
+        if (shape_what(s)->op[i].type == ZYDIS_OPERAND_TYPE_MEMORY &&
+            shape_what(s)->op[i].mem.type == ZYDIS_MEMOP_TYPE_VSIB)
+            fn = sp_gather;
+    shape_set_special(s, fn);
     s->ends = ends_block(s);
-    s->passable = s->special == sp_jcc && !(s->what->d.attributes & ZYDIS_ATTRIB_HAS_OPERANDSIZE);
+    s->passable = fn == sp_jcc && !(shape_what(s)->d.attributes & ZYDIS_ATTRIB_HAS_OPERANDSIZE);
 }

@@ -47,6 +47,7 @@ static void print_one(struct engine *e, FILE *out)
     STAT(slow_code);
     STAT(walks);
     STAT(tlb_flush);
+    STAT(tlb_flush_kept);
     STAT(tlb_flush_page);
     STAT(cr3_writes);
     STAT(helpers);

@@ -12,6 +12,12 @@ static void dirty_add(struct dirty_list *d, unsigned index)
         d->n++;
 }
 
+static void itlb_empty(struct itlb_entry *t, unsigned i)
+{
+    if (t[i].tag != tlb_invalid(i))
+        t[i].tag = tlb_invalid(i);
+}
+
 static void tlb_insert(struct soft_vcpu *v, unsigned mmu, unsigned write, uint64_t gva, uint8_t *page, bool global)
 {
     unsigned i = gva >> 12 & (TLB_SIZE - 1);
@@ -71,6 +77,8 @@ int soft_translate_exec(struct soft_vcpu *v, uint64_t gva, uint64_t *gpa, bool *
         v->user_code_lost |= mmu == MMU_USER && t->tag != tlb_invalid(i);
         if (!tr.global || mmu == MMU_USER)
             dirty_add(&v->itlb_dirty[mmu], i);
+        else
+            soft_kernel_page_used(v->engine, gva, tr.gpa);
         *t = (struct itlb_entry){.tag = gva & ~4095ull, .gpa = tr.gpa & ~4095ull, .global = tr.global};
     }
     *gpa = t->gpa | (gva & 4095);
@@ -84,12 +92,44 @@ static void bloom_add(struct soft_vcpu *v, unsigned which, uint64_t gva)
     v->exec_bloom[which][gva >> 63][gva >> 18 & 63] |= 1ull << (gva >> 12 & 63);
 }
 
+/* What is behind it so far becomes used, too. */
+static void ibtc_use(struct soft_vcpu *v, unsigned mmu, uint32_t from, uint32_t size)
+{
+    for (uint32_t i = from; i < size; i++)
+        v->ibtc[mmu].entry[i] = soft_glue_ibtc_miss;
+    v->ibtc_mask[mmu] = size - 1;
+}
+
+/* One target has taken the place of another.  Where many do in a short time, more is used: those that are there stay
+ * valid, wherever the new mask looks for them. */
+#define LOST_TICKS (1u << 28) /* of the TSC: about 0.1 s */
+static void ibtc_note_loss(struct soft_vcpu *v, unsigned mmu)
+{
+    struct ibtc_loss *l = &v->ibtc_lost[mmu];
+    uint32_t size = v->ibtc_mask[mmu] + 1;
+    if (++l->n < size / 4 || size == IBTC_SIZE)
+        return;
+    uint64_t now = __builtin_ia32_rdtsc();
+    if (now - l->since < LOST_TICKS)
+        ibtc_use(v, mmu, size, 4 * size);
+    *l = (struct ibtc_loss){.since = now};
+}
+
+static void bloom_clear(struct soft_vcpu *v, unsigned which)
+{
+    for (unsigned i = 0; i < 64; i++)
+        v->exec_bloom[which][0][i] = v->exec_bloom[which][1][i] = 0;
+}
+
 void soft_ibtc_insert(struct soft_vcpu *v, uint64_t gva, struct block *b)
 {
-    unsigned mmu = soft_mmu(v), i = ibtc_index(gva);
     uint32_t entry = soft_way_in(v->engine, b, WAY_INDIRECT);
     if (!entry)
         return;
+    unsigned mmu = soft_mmu(v), i = ibtc_index(v, mmu, gva);
+    if (v->ibtc[mmu].entry[i] != soft_glue_ibtc_miss && v->ibtc[mmu].tag[i] != gva)
+        ibtc_note_loss(v, mmu);
+    i = ibtc_index(v, mmu, gva);
     v->ibtc[mmu].tag[i] = gva;
     v->ibtc[mmu].entry[i] = soft_code(v->engine, entry);
     if (mmu == MMU_USER || !v->itlb[mmu][itlb_index(gva)].global)
@@ -104,7 +144,7 @@ static void ibtc_flush(struct soft_vcpu *v, unsigned mmu, bool globals_too)
     const void **entry = v->ibtc[mmu].entry;
     /* no user entry is global: their list is complete unless it overflowed */
     if ((globals_too && mmu != MMU_USER) || d->n > DIRTY_MAX) {
-        for (unsigned i = 0; i < IBTC_SIZE; i++)
+        for (unsigned i = 0; i <= v->ibtc_mask[mmu]; i++)
             if (entry[i] != soft_glue_ibtc_miss)
                 entry[i] = soft_glue_ibtc_miss;
     } else {
@@ -113,8 +153,7 @@ static void ibtc_flush(struct soft_vcpu *v, unsigned mmu, bool globals_too)
     }
     d->n = 0;
     if (mmu == MMU_USER)
-        for (unsigned i = 0; i < 64; i++)
-            v->exec_bloom[0][0][i] = v->exec_bloom[0][1][i] = 0;
+        bloom_clear(v, 0);
 }
 
 void soft_ibtc_flush(struct soft_vcpu *v, unsigned mmu)
@@ -122,14 +161,14 @@ void soft_ibtc_flush(struct soft_vcpu *v, unsigned mmu)
     ibtc_flush(v, mmu, true);
 }
 
-/* An empty slot can be hit, by the guest's address TLB_INVALID: so its host address is not canonical either,
+/* An empty slot can be hit, by the guest's address SLOT_INVALID: so its host address is not canonical either,
  * and the access raises the #GP (or #SS) that the guest's own would (signal.c).  So it is with any distance that stays:
  * none is as long as 2^63. */
 void soft_slots_clear(struct soft_vcpu *v, unsigned mmu, unsigned write)
 {
     void *t = v->slot[mmu][write];
     uint64_t n = sizeof(v->slot[mmu][write]) / 8;
-    __asm__ volatile("rep stosq" : "+D"(t), "+c"(n) : "a"(TLB_INVALID) : "memory");
+    __asm__ volatile("rep stosq" : "+D"(t), "+c"(n) : "a"(SLOT_INVALID) : "memory");
 }
 
 void soft_tlb_flush(struct soft_vcpu *v, unsigned mmu, bool globals_too)
@@ -142,7 +181,7 @@ void soft_tlb_flush(struct soft_vcpu *v, unsigned mmu, bool globals_too)
         soft_slots_clear(v, mmu, write);
         if (globals_too || d->n > DIRTY_MAX) {
             for (unsigned i = 0; i < TLB_SIZE; i++)
-                t[i].tag = tlb_invalid(i);
+                tlb_empty(t, i);
         } else {
             for (unsigned i = 0; i < d->n; i++)
                 t[d->index[i]].tag = tlb_invalid(d->index[i]);
@@ -158,7 +197,7 @@ static void itlb_flush(struct soft_vcpu *v, unsigned mmu, bool globals_too)
     if (globals_too || d->n > DIRTY_MAX) {
         for (unsigned i = 0; i < ITLB_SIZE; i++)
             if (globals_too || !t[i].global)
-                t[i].tag = tlb_invalid(i);
+                itlb_empty(t, i);
     } else {
         for (unsigned k = 0; k < d->n; k++)
             if (!t[d->index[k]].global)
@@ -213,8 +252,7 @@ static void user_targets_keep(struct soft_vcpu *v)
     struct ibtc *t = &v->ibtc[MMU_USER];
     unsigned n = d->n;
     d->n = 0;
-    for (unsigned i = 0; i < 64; i++)
-        v->exec_bloom[0][0][i] = v->exec_bloom[0][1][i] = 0;
+    bloom_clear(v, 0);
     for (unsigned k = 0; k < n; k++) {
         unsigned i = d->index[k];
         uint64_t page = t->tag[i] & ~4095ull, next = page + 4096;
@@ -263,22 +301,31 @@ static void user_code_flush(struct soft_vcpu *v)
         user_targets_keep(v);
 }
 
-static void flush_modes(struct soft_vcpu *v, bool globals_too)
+static void large_forget(struct soft_vcpu *v, bool globals_too)
 {
-    for (unsigned i = 0; i < MMU_COUNT; i++)
-        soft_tlb_flush(v, i, globals_too);
-    for (unsigned i = globals_too ? MMU_USER : MMU_KERNEL; i < MMU_COUNT; i++) {
-        itlb_flush(v, i, globals_too);
-        ibtc_flush(v, i, globals_too);
-    }
     for (unsigned i = 0; i < 4; i++) {
         unsigned half = i & 1, huge = i >> 1;
         if (globals_too)
             v->large_global[half][huge] = v->large_ever[half][huge] = 0;
         v->large_bloom[half][huge] = v->large_global[half][huge];
     }
+}
+
+/* false: what leads to kernel code from another page is not valid any more. */
+static bool flush_modes(struct soft_vcpu *v, bool globals_too)
+{
+    bool keep;
+    for (unsigned i = 0; i < MMU_COUNT; i++)
+        soft_tlb_flush(v, i, globals_too);
+    large_forget(v, globals_too);
+    keep = !globals_too || soft_kernel_pages_keep(v, note_large);
+    for (unsigned i = globals_too ? MMU_USER : MMU_KERNEL; i < MMU_COUNT; i++) {
+        itlb_flush(v, i, globals_too);
+        ibtc_flush(v, i, i == MMU_USER || !keep);
+    }
     if (!globals_too)
         user_code_flush(v);
+    return keep;
 }
 
 /* The write TLBs are empty: a page that becomes one with code need not be looked for there. */
@@ -293,14 +340,18 @@ static void forget_written(struct engine *e)
 static void flush_all_here(struct cpu *cpu, bool globals_too)
 {
     struct soft_vcpu *v = vcpu_of(cpu);
+    bool keep = flush_modes(v, globals_too);
     v->stats.tlb_flush++;
-    flush_modes(v, globals_too);
-    if (globals_too) {
-        forget_written(v->engine);
-        soft_unchain_cross(v->engine);
-        for (unsigned i = 0; i < 64; i++)
-            v->exec_bloom[0][0][i] = v->exec_bloom[0][1][i] = v->exec_bloom[1][0][i] = v->exec_bloom[1][1][i] = 0;
-    }
+    if (!globals_too)
+        return;
+    v->stats.tlb_flush_kept += keep;
+    forget_written(v->engine);
+    bloom_clear(v, 0);
+    if (keep)
+        return;
+    soft_unchain_cross(v->engine);
+    soft_kernel_pages_forget(v->engine);
+    bloom_clear(v, 1);
 }
 
 static void flush_all(struct cpu *cpu, bool globals_too)
@@ -345,6 +396,12 @@ static bool bloom_has_any(const struct soft_vcpu *v, unsigned which, uint64_t gv
     return any;
 }
 
+/* Has nothing come through this page of the kernel's, or is it still the same? */
+static bool kernel_code_holds(struct soft_vcpu *v, uint64_t gva)
+{
+    return !bloom_has(v, 1, gva) || soft_kernel_page_holds(v, gva);
+}
+
 static void flush_page(struct cpu *cpu, uint64_t gva)
 {
     struct soft_vcpu *v = vcpu_of(cpu);
@@ -378,11 +435,12 @@ static void flush_page(struct cpu *cpu, uint64_t gva)
             user_targets_drop(v, first, 1ull << shift);
             continue; /* only code in global pages is chained across pages: the kernel's */
         }
+        if (shift == 12 && kernel_code_holds(v, first - 4096) && kernel_code_holds(v, first))
+            continue;
         ibtc_flush(v, MMU_KERNEL, true);
         ibtc_flush(v, MMU_KERNEL_AC, true);
         soft_unchain_cross(v->engine);
-        for (unsigned k = 0; k < 64; k++)
-            v->exec_bloom[1][0][k] = v->exec_bloom[1][1][k] = 0;
+        bloom_clear(v, 1);
     }
 }
 
@@ -450,17 +508,14 @@ const struct cpu_engine_ops soft_cpu_ops = {
     .translate = translate,
 };
 
+/* All is zero before. */
 void soft_tlb_init(struct soft_vcpu *v)
 {
     for (unsigned mmu = 0; mmu < MMU_COUNT; mmu++) {
         soft_slots_clear(v, mmu, 0);
         soft_slots_clear(v, mmu, 1);
-        for (unsigned i = 0; i < TLB_SIZE; i++)
-            v->tlb[mmu][0][i].tag = v->tlb[mmu][1][i].tag = tlb_invalid(i);
-        for (unsigned i = 0; i < ITLB_SIZE; i++)
-            v->itlb[mmu][i].tag = tlb_invalid(i);
+        v->tlb[mmu][0][0].tag = v->tlb[mmu][1][0].tag = v->itlb[mmu][0].tag = tlb_invalid(0);
     }
     for (unsigned mmu = 0; mmu < MMU_COUNT; mmu++)
-        for (unsigned i = 0; i < IBTC_SIZE; i++)
-            v->ibtc[mmu].entry[i] = soft_glue_ibtc_miss;
+        ibtc_use(v, mmu, 0, IBTC_LEAST);
 }

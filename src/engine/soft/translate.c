@@ -34,6 +34,17 @@ void soft_translator_destroy(struct translator *t)
     free(t);
 }
 
+uint8_t *soft_translator_shapes(struct translator *t, size_t *size, size_t *used)
+{
+    shapes_extent(t->shapes, size, used);
+    return (uint8_t *)t->shapes;
+}
+
+void soft_translator_given(struct translator *t)
+{
+    shapes_given(t->shapes);
+}
+
 #define FETCH_BYTES 64
 
 /* --- decoding ------------------------------------------------------------------------------------ */
@@ -164,8 +175,8 @@ void emit_indirect(struct translator *t, const struct insn *in)
     if (in->live_after)
         flags_to_memory(t, R10);
     t->flags = place;
-    e_rorx(e, R10, R11, IBTC_SHIFT); /* ibtc_index() */
-    e_movzx16(e, R10, R10);
+    e_rorx(e, R10, R11, IBTC_SHIFT);                                                                /* ibtc_index() */
+    e_gs(e, 0x23, false, R10, (uint32_t)offsetof(struct soft_vcpu, ibtc_mask[t->mode & MODE_MMU])); /* and */
     e_gs_index8(e, 0xff, false, 4, R10, ibtc_offset(t->mode, entry));
 }
 
@@ -261,7 +272,7 @@ static void translate_insn(struct translator *t, const struct insn *in)
     }
     if ((t->mode & MODE_SEGMENTED) && !(t->mode & MODE_64))
         emit_segment_checks(t, in);
-    special_fn *fn = in->shape->special;
+    special_fn *fn = shape_special(in->shape);
     if (fn)
         fn(t, in);
     else

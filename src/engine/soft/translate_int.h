@@ -37,9 +37,8 @@ struct number {
 /* What is known of an instruction whatever the numbers in it are, its displacement and immediates (decode.c): one cache
  * line, and for most instructions all that is looked at. */
 struct shape {
-    uint64_t key; /* 0: none */
-    const struct decoded *what;
-    special_fn *special;    /* how it is translated; NULL: generic_insn */
+    uint64_t key;           /* 0: none */
+    int32_t what, special;  /* shape_what, shape_special: no address is in it, so that copies can have it (carry.c) */
     uint16_t gprs, written; /* general registers among its operands; those of them that it writes */
     uint16_t mnemonic;
     uint16_t size;                                     /* bytes of the operand in memory */
@@ -73,6 +72,25 @@ struct shape {
     uint8_t host : 2;
 } __attribute__((aligned(64)));
 _Static_assert(sizeof(struct shape) == 64, "one cache line");
+
+/* It lies a fixed number of bytes from the shape. */
+static inline const struct decoded *shape_what(const struct shape *s)
+{
+    return (const struct decoded *)((const uint8_t *)s + s->what);
+}
+static inline void shape_set_what(struct shape *s, const struct decoded *what)
+{
+    s->what = (int32_t)((const uint8_t *)what - (const uint8_t *)s);
+}
+/* How it is translated; NULL: generic_insn. */
+static inline special_fn *shape_special(const struct shape *s)
+{
+    return s->special ? (special_fn *)((intptr_t)soft_translate + s->special) : NULL;
+}
+static inline void shape_set_special(struct shape *s, special_fn *fn)
+{
+    s->special = fn ? (int32_t)((intptr_t)fn - (intptr_t)soft_translate) : 0;
+}
 
 struct insn {
     const struct shape *shape;
@@ -246,6 +264,9 @@ void window_facts(struct shape *s);
 /* decode.c */
 struct shapes *shapes_create(void); /* NULL: no memory */
 void shapes_destroy(struct shapes *s);
+/* What copies of the machine can use as it is: from its beginning `size` bytes, whole pages, of which `used`. */
+void shapes_extent(const struct shapes *s, size_t *size, size_t *used);
+void shapes_given(struct shapes *s);     /* a copy has those of another there */
 void decode_begin(struct translator *t); /* a block: what was decoded for the one before is gone */
 /* One instruction of the block's mode from `bytes`, of which there are `available` and room for 32; what the guest's
  * CPU does not have is an error. */

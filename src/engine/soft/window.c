@@ -27,12 +27,12 @@ static unsigned gpr64(const ZydisDecodedOperand *op)
 
 static bool near_call(const struct shape *s)
 {
-    return s->mnemonic == ZYDIS_MNEMONIC_CALL && s->what->op[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE;
+    return s->mnemonic == ZYDIS_MNEMONIC_CALL && shape_what(s)->op[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE;
 }
 
 static bool near_ret(const struct shape *s)
 {
-    return s->mnemonic == ZYDIS_MNEMONIC_RET && s->what->d.meta.branch_type != ZYDIS_BRANCH_TYPE_FAR;
+    return s->mnemonic == ZYDIS_MNEMONIC_RET && shape_what(s)->d.meta.branch_type != ZYDIS_BRANCH_TYPE_FAR;
 }
 
 static bool is_safe(const struct shape *s)
@@ -44,7 +44,7 @@ static bool is_safe(const struct shape *s)
     switch (s->mnemonic) {
     case ZYDIS_MNEMONIC_PUSH:
     case ZYDIS_MNEMONIC_POP:
-        return s->what->op[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE || gpr64(&s->what->op[0]) != NO_REG;
+        return shape_what(s)->op[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE || gpr64(&shape_what(s)->op[0]) != NO_REG;
     case ZYDIS_MNEMONIC_CALL:
         return near_call(s);
     case ZYDIS_MNEMONIC_RET:
@@ -71,10 +71,11 @@ static bool is_servable(const struct shape *s)
 {
     if (s->memory < 0)
         return false;
-    const ZydisDecodedOperand *op = &s->what->op[s->memory];
-    if (op->size == 0 || op->size > 512 || op->mem.index != ZYDIS_REGISTER_NONE || s->what->d.address_width != 64 ||
-        op->mem.segment == ZYDIS_REGISTER_FS || op->mem.segment == ZYDIS_REGISTER_GS || !s->what->d.raw.modrm.offset ||
-        s->high8 || (s->what->d.avx.mask.reg != ZYDIS_REGISTER_NONE && s->what->d.avx.mask.reg != ZYDIS_REGISTER_K0))
+    const ZydisDecodedOperand *op = &shape_what(s)->op[s->memory];
+    if (op->size == 0 || op->size > 512 || op->mem.index != ZYDIS_REGISTER_NONE ||
+        shape_what(s)->d.address_width != 64 || op->mem.segment == ZYDIS_REGISTER_FS ||
+        op->mem.segment == ZYDIS_REGISTER_GS || !shape_what(s)->d.raw.modrm.offset || s->high8 ||
+        (shape_what(s)->d.avx.mask.reg != ZYDIS_REGISTER_NONE && shape_what(s)->d.avx.mask.reg != ZYDIS_REGISTER_K0))
         return false;
     if (ZydisRegisterGetClass(op->mem.base) != ZYDIS_REGCLASS_GPR64)
         return false;
@@ -93,10 +94,10 @@ static bool is_servable(const struct shape *s)
 
 static void push_facts(struct shape *s, bool push)
 {
-    bool pops_rsp = s->mnemonic == ZYDIS_MNEMONIC_POP && gpr64(&s->what->op[0]) == RSP;
-    s->served = s->what->d.operand_width == 64 && !pops_rsp;
+    bool pops_rsp = s->mnemonic == ZYDIS_MNEMONIC_POP && gpr64(&shape_what(s)->op[0]) == RSP;
+    s->served = shape_what(s)->d.operand_width == 64 && !pops_rsp;
     if (!near_ret(s) && !pops_rsp)
-        s->moves_rsp = (int8_t)((push ? -1 : 1) * s->what->d.operand_width / 8);
+        s->moves_rsp = (int8_t)((push ? -1 : 1) * shape_what(s)->d.operand_width / 8);
 }
 
 void window_facts(struct shape *s)
@@ -108,7 +109,8 @@ void window_facts(struct shape *s)
         push_facts(s, push);
     else
         s->served = is_servable(s);
-    if ((add || sub) && gpr64(&s->what->op[0]) != NO_REG && s->what->op[1].type == ZYDIS_OPERAND_TYPE_IMMEDIATE)
+    if ((add || sub) && gpr64(&shape_what(s)->op[0]) != NO_REG &&
+        shape_what(s)->op[1].type == ZYDIS_OPERAND_TYPE_IMMEDIATE)
         s->adds = add ? 1 : -1;
 }
 
