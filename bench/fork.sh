@@ -2,11 +2,14 @@
 # How long copies of a running machine take, what memory they cost, what a fork costs the machine, and how long
 # `guise run IMAGE --warm -- true` takes.
 #
-#   bench/fork.sh [IMAGE]         a busybox on Debian's kernel unless told; COPIES=10 at a time, ROUNDS=10
+#   bench/fork.sh [IMAGE]         a busybox on Debian's kernel unless told; COPIES=10 at a time, ROUNDS=10; exit status 1
+#                                 when a copy costs more than MOST_MIB=8 of memory
 #
 # "running": from the beginning of the command until a copy's CPUs run, by its event log; "ready": until its agent has told it who
-# it is.  Memory is what only the processes of one copy have (Private_Clean and Private_Dirty of /proc/PID/smaps), helpers
-# included, when it is ready and has done nothing else; and its proportional share (PSS).
+# it is.  Memory is what the host has less for each of COPIES more copies that are ready and have done nothing else: a memory
+# cgroup counts all that their processes have it allocate, helpers, page tables and the kernel's own structures included, and says
+# how much of it is the cache of files; where there can be none, the host's own figures (/proc/meminfo) do, which others
+# change as well.  Beside it stands what only the processes of one copy have (Private_Clean and Private_Dirty of /proc/PID/smaps).
 # shellcheck source=bench/lib.sh
 . "$(dirname "$0")/lib.sh"
 copies=${COPIES:-10} rounds=${ROUNDS:-10}
@@ -44,13 +47,44 @@ def children(pid):
 
 def memory(name):
     pid = json.loads(subprocess.check_output([guise, 'inspect', name]))['pid']
-    sums = {'Private_Clean': 0, 'Private_Dirty': 0, 'Pss': 0}
+    sums = {'Private_Clean': 0, 'Private_Dirty': 0}
     for process in children(pid):
         for line in open(f'/proc/{process}/smaps_rollup'):
             word = line.split(':')[0]
             if word in sums:
                 sums[word] += int(line.split()[1])
-    return (sums['Private_Clean'] + sums['Private_Dirty']) / 1024, sums['Pss'] / 1024
+    return sum(sums.values()) / 1024
+
+def start_group():
+    """A memory cgroup below ours, for processes to be put into; None: there can be none."""
+    words = [line.rstrip().split(':', 2) for line in open('/proc/self/cgroup')]
+    mounts = [line.split()[1:4] for line in open('/proc/mounts')]
+    for _, controllers, path in words:
+        v1 = 'memory' in controllers.split(',')
+        for at, kind, options in mounts:
+            if kind != ('cgroup' if v1 else 'cgroup2') or (v1 and 'memory' not in options.split(',')) or (not v1 and controllers):
+                continue
+            group = f'{at}{path}/guise-bench-{os.getpid()}'
+            try:
+                os.mkdir(group)
+            except OSError:
+                continue
+            if os.path.exists(f'{group}/memory.stat'):
+                return group
+            os.rmdir(group)
+
+def in_group(group):
+    """All in it, and of that the cache of files, in bytes."""
+    stat = dict(line.split() for line in open(f'{group}/memory.stat'))
+    if 'file' in stat:
+        return int(open(f'{group}/memory.current').read()), int(stat['file']) - int(stat['shmem'])
+    return int(open(f'{group}/memory.usage_in_bytes').read()), int(stat['cache']) - int(stat['shmem'])
+
+def in_host():
+    """The same of the host."""
+    host = {line.split(':')[0]: int(line.split()[1]) * 1024 for line in open('/proc/meminfo')}
+    files = host['Cached'] + host['Buffers'] - host['Shmem']
+    return host['AnonPages'] + host['Shmem'] + host['PageTables'] + host['KernelStack'] + host['SUnreclaim'] + files, files
 
 def event(name, wanted):
     for line in open(f'{data}/vms/{name}/events.log'):
@@ -58,31 +92,42 @@ def event(name, wanted):
         if e['event'] == wanted:
             return datetime.datetime.fromisoformat(e['time'].replace('Z', '+00:00')).timestamp()
 
-def fork(n):
+def fork(n, group=None):
+    enter = (lambda: open(f'{group}/cgroup.procs', 'w').write(str(os.getpid()))) if group else None
     begun = time.time()
-    names = subprocess.check_output([guise, 'fork', 'forked', '-n', str(n), '-q']).decode().split()
+    names = subprocess.check_output([guise, 'fork', 'forked', '-n', str(n), '-q'], preexec_fn=enter).decode().split()
     ended = time.time()
     return names, [(event(x, 'started') - begun) * 1000 for x in names], (ended - begun) * 1000
 
 def middle(values):
     return sorted(values)[len(values) // 2]
 
-running, ready, private, share = [], [], [], []
+running, ready = [], []
 for _ in range(rounds):
     names, started, took = fork(1)
     running += started
     ready.append(took)
-    used = memory(names[0])
-    private.append(used[0])
-    share.append(used[1])
     subprocess.check_call([guise, 'rm', '--force', *names], stdout=subprocess.DEVNULL)
+base, _, _ = fork(1) # what all of them have in common is there
+group = start_group()
+before = (0, 0) if group else in_host()
+more, _, _ = fork(copies, group)
+after = in_group(group) if group else in_host()
+host = [(b - a) / copies / 1048576 for a, b in zip(before, after)]
+subprocess.check_call([guise, 'rm', '--force', *base, *more], stdout=subprocess.DEVNULL)
+for _ in range(20 if group else 0):
+    try:
+        os.rmdir(group)
+        break
+    except OSError:
+        time.sleep(0.1)
 print(f'one copy, {rounds} times: running after {middle(running):.0f} ms (least {min(running):.0f}, most {max(running):.0f}), '
       f'ready after {middle(ready):.0f} ms (least {min(ready):.0f}, most {max(ready):.0f})')
-print(f'its memory: {middle(private):.1f} MiB private, {middle(share):.1f} MiB PSS')
 names, started, took = fork(copies)
 print(f'{copies} copies at once: running after {max(started) / copies:.0f} ms each, ready after {took / copies:.0f} ms each')
 used = [memory(x) for x in names]
-print(f'their memory: {middle([u[0] for u in used]):.1f} MiB private, {middle([u[1] for u in used]):.1f} MiB PSS')
+print(f'memory of a copy, of {copies}, by {"a cgroup" if group else "/proc/meminfo"}: {host[0] - host[1]:.1f} MiB, '
+      f'and {host[1]:.1f} MiB cache of files; private by smaps {middle(used):.1f} MiB')
 subprocess.check_call([guise, 'rm', '--force', *names], stdout=subprocess.DEVNULL)
 subprocess.call([guise, 'run', image, '--warm', '--', 'true'])
 warm = []
@@ -91,7 +136,11 @@ for _ in range(rounds):
     subprocess.check_call([guise, 'run', image, '--warm', '--', 'true'])
     warm.append((time.time() - begun) * 1000)
 print(f'run --warm -- true, {rounds} times: {middle(warm):.0f} ms (least {min(warm):.0f}, most {max(warm):.0f})')
+if host[0] - host[1] > float(os.environ.get('MOST_MIB', '8')):
+    sys.exit('a copy costs more memory than it may')
 PY
+status=$?
 "$GUISE" fork forked -q >/dev/null
 speed "the machine after a fork"
 speed "and again"
+exit $status
