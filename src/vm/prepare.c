@@ -31,6 +31,8 @@ void prepare_free(struct prepared *p)
 {
     while (p->n_texts)
         free(p->texts[--p->n_texts]);
+    if (p->initrd >= 0)
+        close(p->initrd);
 }
 
 int prepare_no_room(char *err, size_t n)
@@ -170,14 +172,15 @@ static int find_image(const struct registry *r, const struct vm_record *record, 
     return failed;
 }
 
-int prepare(const struct registry *r, const struct vm_record *record, struct prepared *p, char *err, size_t n)
+int prepare(const struct registry *r, const struct vm_record *record, bool runs, struct prepared *p, char *err,
+            size_t n)
 {
     static int (*const steps[])(const struct registry *r, const struct vm_record *record, struct prepared *p, char *err,
                                 size_t n) = {find_image, choose_kernel, command_line,
                                              add_disk,   add_devices,   prepare_guest};
     int failed = 0;
 
-    *p = (struct prepared){.config = record->settings.config};
+    *p = (struct prepared){.config = record->settings.config, .runs = runs, .initrd = -1};
     for (size_t i = 0; i < sizeof steps / sizeof *steps && !failed && record->mode != VM_MODE_KERNEL; i++)
         failed = steps[i](r, record, p, err, n);
     return failed;

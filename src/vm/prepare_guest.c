@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -207,31 +208,51 @@ static int add_seed(const struct registry *r, const struct vm_record *record, st
 
 /* --- the whole -------------------------------------------------------------------------------------------------- */
 
-static int write_initrd(const struct registry *r, const struct vm_record *record, struct prepared *p,
-                        const struct guest_config *g, char *err, size_t n)
+static int write_late(void *opaque, char *err, size_t n)
+{
+    struct prepared *p = opaque;
+
+    p->config.write_initrd = NULL;
+    return agent_initrd_append(p->initrd, &p->guest, err, n);
+}
+
+/* The process is in its sandbox when it is written: so the file is there before. */
+static int add_late_initrd(struct prepared *p, char *err, size_t n)
+{
+    p->initrd = memfd_create("guise-initrd", MFD_CLOEXEC);
+    if (p->initrd < 0)
+        return error_sys(err, n, -errno, "the guest's initramfs cannot be made");
+    p->config.write_initrd = write_late;
+    p->config.write_initrd_opaque = p;
+    return prepare_add(&p->config.initrds, prepare_keep(p, "/proc/self/fd/%d", p->initrd), err, n);
+}
+
+static int add_initrd(const struct registry *r, const struct vm_record *record, struct prepared *p, char *err, size_t n)
 {
     char path[PATH_MAX];
-    int failed = registry_path(r, record->name, "guise.cpio", path, err, n);
 
+    if (p->runs)
+        return add_late_initrd(p, err, n);
+    int failed = registry_path(r, record->name, "guise.cpio", path, err, n);
     if (!failed)
-        failed = agent_initrd_write(path, g, err, n);
+        failed = agent_initrd_write(path, &p->guest, err, n);
     return failed ? failed : prepare_add(&p->config.initrds, prepare_keep(p, "%s", path), err, n);
 }
 
 int prepare_guest(const struct registry *r, const struct vm_record *record, struct prepared *p, char *err, size_t n)
 {
     const char *root = record->settings.root;
-    struct guest_config g = {0};
+    struct guest_config *g = &p->guest;
 
-    describe(record, p, &g);
-    int failed = root ? host_root(root, p, &g, err, n) : disk_root(p, &g, err, n);
+    describe(record, p, g);
+    int failed = root ? host_root(root, p, g, err, n) : disk_root(p, g, err, n);
     if (!failed)
-        failed = all_shares(p, &g, err, n);
+        failed = all_shares(p, g, err, n);
     if (!failed)
-        failed = all_keys(record, p, &g, err, n);
+        failed = all_keys(record, p, g, err, n);
     if (!failed && has_cloud_init(record, p))
-        failed = add_seed(r, record, p, &g, err, n);
+        failed = add_seed(r, record, p, g, err, n);
     else if (!failed && record->settings.cloud_init)
         failed = error_set(err, n, -ENOTSUP, "--cloud-init: this image has no cloud-init, or it is not booted");
-    return failed ? failed : write_initrd(r, record, p, &g, err, n);
+    return failed ? failed : add_initrd(r, record, p, err, n);
 }

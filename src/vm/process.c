@@ -101,12 +101,12 @@ int process_wait(const struct registry *r, const char *name, int timeout_ms)
 
 /* --- the process itself ------------------------------------------------------------------------------------------ */
 
-static int set_up(const struct registry *r, struct prepared *p, struct vm_life *life, const char *serial, char *err,
-                  size_t n)
+static int set_up(const struct registry *r, struct prepared *p, struct vm_life *life, bool runs, const char *serial,
+                  char *err, size_t n)
 {
     if (chdir(life->record->directory) && chdir("/"))
         log_say("cannot go to %s: relative paths may lead nowhere", life->record->directory);
-    int failed = prepare(r, life->record, p, err, n);
+    int failed = prepare(r, life->record, runs, p, err, n);
     p->config.serial = serial;
     p->config.life = life;
     return failed;
@@ -179,7 +179,7 @@ int process_main(const char *name, bool attached, const char *snapshot, unsigned
 {
     struct registry r;
     struct vm_record record;
-    struct prepared prepared = {.n_texts = 0};
+    struct prepared prepared = {.initrd = -1};
     struct vm_result result = {0};
     struct restore restore = {.file.fd = -1, .set_fd = -1};
     struct vm_life life = {
@@ -203,7 +203,7 @@ int process_main(const char *name, bool attached, const char *snapshot, unsigned
     failed = begin(&r, &record, &life, serial, err, sizeof err);
     if (!failed) {
         note_death(&life);
-        failed = set_up(&r, &prepared, &life, serial, err, sizeof err);
+        failed = set_up(&r, &prepared, &life, copy > 0, serial, err, sizeof err);
     }
     if (!failed)
         failed = open_source(&restore, snapshot, copy, &prepared.config, err, sizeof err);

@@ -339,6 +339,14 @@ static void run_once(struct vm *vm)
     vcpus_stop(vm);
 }
 
+static int boot_again(struct vm *vm, char *error, size_t n)
+{
+    const struct vm_config *c = vm->config;
+    int err = c->write_initrd ? c->write_initrd(c->write_initrd_opaque, error, n) : 0;
+
+    return err ? err : machine_reset(vm->machine, error, n);
+}
+
 static void run(struct vm *vm)
 {
     char error[256];
@@ -347,7 +355,7 @@ static void run(struct vm *vm)
         run_once(vm);
         pthread_mutex_lock(&vm->bus->lock);
         machine_console_flush(vm->machine);
-        if (!vm->ended && vm->reset && machine_reset(vm->machine, error, sizeof error))
+        if (!vm->ended && vm->reset && boot_again(vm, error, sizeof error))
             vm_end(vm, VM_FAILED, "cannot start the machine again: %s", error);
         vm->reset = false;
         if (!vm->ended && snapshot_due(vm))

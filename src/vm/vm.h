@@ -20,6 +20,9 @@ struct restore;
 struct vm_config {
     const char *kernel_path, *append; /* append may be NULL */
     struct option_list initrds;       /* unpacked one over the other; at most 4 */
+    /* NULL, or called before a machine that has not booted here boots: one of the initrds is empty so far. */
+    int (*write_initrd)(void *opaque, char *err, size_t n);
+    void *write_initrd_opaque;
     uint64_t memory_bytes;
     uint64_t n_cpus;                     /* at the start */
     uint64_t max_cpus;                   /* so many there can be, as they come and go; 0: they do not */

@@ -107,7 +107,7 @@ static void ibtc_note_loss(struct soft_vcpu *v, unsigned mmu)
 {
     struct ibtc_loss *l = &v->ibtc_lost[mmu];
     uint32_t size = v->ibtc_mask[mmu] + 1;
-    if (++l->n < size / 4 || size == IBTC_SIZE)
+    if (++l->n < size / 2 || size == IBTC_SIZE)
         return;
     uint64_t now = __builtin_ia32_rdtsc();
     if (now - l->since < LOST_TICKS)
