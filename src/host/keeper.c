@@ -17,6 +17,7 @@
 
 #include "base/error.h"
 #include "host/sandbox.h"
+#include "host/thread.h"
 #include "host/unix.h"
 
 #define ANSWER_MS 1000
@@ -139,6 +140,7 @@ static void become(const struct keeper_config *c, int socket)
         _exit(1);
     if (confine(c))
         _exit(1);
+    thread_trim_stack();
     serve(0, c);
     _exit(0);
 }

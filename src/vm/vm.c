@@ -18,6 +18,7 @@
 #include "base/log.h"
 #include "host/keeper.h"
 #include "host/sandbox.h"
+#include "host/thread.h"
 #include "memory/memory.h"
 #include "vm/attach.h"
 #include "vm/confine.h"
@@ -293,6 +294,7 @@ static int setup(struct vm *vm, char *error, size_t n)
         vm->ops->ready(vm->engine);
     ahead_start(vm);
     malloc_trim(0); /* what setting up has needed */
+    thread_trim_stack();
     pthread_mutex_lock(&vm->bus->lock);
     machine_set_console_space(vm->machine, console_space, vm);
     chr_set_input(vm->chr, console_input, vm);

@@ -115,6 +115,18 @@ is "has the copy's disk" one inside vm-1-1 'cat /root/file'
 is "and its memory" yes healthy vm-1-1
 is "and another one of that" deep guise fork vm-1-1 --name deep
 is "whose memory is whole" yes healthy deep
+boot_id() { inside again 'cat /proc/sys/kernel/random/boot_id' 2>/dev/null; }
+boots_again()
+{
+    local before after i
+    guise fork vm-1-1 --name again -q && before=$(boot_id) && inside again '(sleep 0.1; reboot -f) >/dev/null 2>&1 &'
+    for ((i = 0; i < 100; i++)); do
+        sleep 0.2
+        after=$(boot_id) && [ "$after" != "$before" ] && inside again hostname && return
+    done
+}
+is "a copy's guest may reset" "again again" eval 'boots_again | xargs'
+guise rm --force again >/dev/null
 status "a name that is taken" 5 guise fork vm --name vm-2
 kill -9 "$(guise inspect vm | sed -n 's/.*"pid": \([0-9]*\).*/\1/p')"
 sleep 0.3
