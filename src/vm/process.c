@@ -2,7 +2,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <malloc.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
@@ -171,9 +170,6 @@ static int open_source(struct restore *restore, const char *snapshot, unsigned c
     return failed;
 }
 
-/* What is large is taken from the host by itself, and costs what is used of it: many buffers are never full. */
-#define LARGE (16 << 10)
-
 int process_main(const char *name, bool attached, const char *snapshot, unsigned copy, const char *incoming,
                  const char *engine)
 {
@@ -191,8 +187,6 @@ int process_main(const char *name, bool attached, const char *snapshot, unsigned
         return 2;
     }
     fcntl(CLIENT_FD, F_SETFL, O_NONBLOCK);
-    mallopt(M_MMAP_THRESHOLD, LARGE);
-    mallopt(M_TOP_PAD, LARGE);
     int failed = registry_find(&r, err, sizeof err);
     if (!failed)
         failed = registry_load(&r, name, &record, err, sizeof err);

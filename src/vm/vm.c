@@ -256,6 +256,23 @@ static int setup_restore(struct vm *vm, char *error, size_t n)
     return err;
 }
 
+/* What is set up is for all of a machine's life, and many buffers are never full: large ones are taken from the host by
+ * themselves, and cost what is used of them.  When it runs, they are taken for a request, and come from the heap. */
+static void heap_begins(void)
+{
+    mallopt(M_MMAP_THRESHOLD, 8 << 10);
+    mallopt(M_TOP_PAD, 16 << 10);
+}
+
+static void heap_begun(void)
+{
+    malloc_trim(0);
+    thread_trim_stack();
+    mallopt(M_MMAP_THRESHOLD, 1 << 20);
+    mallopt(M_TRIM_THRESHOLD, 2 << 20);
+    mallopt(M_TOP_PAD, 128 << 10);
+}
+
 static int setup(struct vm *vm, char *error, size_t n)
 {
     int err = vm_confine_prepare(vm, error, n);
@@ -293,8 +310,7 @@ static int setup(struct vm *vm, char *error, size_t n)
     if (vm_boots(vm) && vm->ops->ready)
         vm->ops->ready(vm->engine);
     ahead_start(vm);
-    malloc_trim(0); /* what setting up has needed */
-    thread_trim_stack();
+    heap_begun();
     pthread_mutex_lock(&vm->bus->lock);
     machine_set_console_space(vm->machine, console_space, vm);
     chr_set_input(vm->chr, console_input, vm);
@@ -416,6 +432,7 @@ static void set_up_and_run(struct vm *vm)
     char error[512] = "";
     sigset_t signals;
 
+    heap_begins();
     pthread_sigmask(SIG_BLOCK, NULL, &signals);
     if (setup(vm, error, sizeof error))
         snprintf(vm->result->reason, sizeof vm->result->reason, "%s", error);
