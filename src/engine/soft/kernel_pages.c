@@ -14,7 +14,7 @@
 
 #define PAGE_BITS (~4095ull)
 #define GONE UINT64_MAX /* a gpa: nothing leads to it any more */
-#define GONE_MOST 64    /* more at once: all are dropped */
+#define GONE_MOST 512   /* more at once, as when globals are no more: all are dropped; at the end of a boot it is 200 */
 
 static struct kernel_page *place_of(struct kernel_pages *k, uint64_t gva)
 {
