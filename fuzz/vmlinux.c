@@ -92,6 +92,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
     struct fuzz_input in = {data, n};
     uint64_t entry = 0;
     bool randomized = false;
+    struct boot_image image;
 
     if (!m)
         assert_int_equal(memory_create(&m, RAM), 0);
@@ -103,7 +104,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
                               .random = !(how & 16),
                               .random_address = !(how & 32)};
     make(&in);
-    int failed = vmlinux_load(m, &v, how & 64 ? fuzz_u64(&in) : RAM, &entry, &randomized);
+    int failed = vmlinux_load(m, &v, how & 64 ? fuzz_u64(&in) : RAM, &entry, &randomized, &image);
     assert_true(failed ? failed < 0 && !randomized : memory_is_ram(m, entry, 1));
     return 0;
 }

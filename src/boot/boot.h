@@ -49,10 +49,16 @@ struct boot_source {
 
 enum boot_protocol { BOOT_LINUX64, BOOT_PVH };
 
+/* Where a kernel is that the host has unpacked. */
+struct boot_image {
+    uint64_t gpa, gva, size; /* 0: it unpacks itself */
+};
+
 struct boot_entry {
     enum boot_protocol protocol;
     uint64_t rip;
     uint64_t info; /* gpa of the zero page (rsi) or of hvm_start_info (ebx) */
+    struct boot_image image;
 };
 
 /* Writes everything into RAM.  0, or -errno with one sentence in error. */

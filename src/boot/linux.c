@@ -29,6 +29,7 @@ struct image {
     uint64_t setup_size, kernel_size;
     uint64_t load;
     bool randomized;
+    struct boot_image placed;
 };
 
 static int check_header(const struct setup_header *h, const char *path, char *error, size_t n)
@@ -162,7 +163,7 @@ static int load_kernel(struct memory *m, const struct boot_source *source, struc
 
     if (im->header.payload_length <= im->kernel_size &&
         im->header.payload_offset <= im->kernel_size - im->header.payload_length &&
-        !vmlinux_load(m, &v, initrd->size ? initrd->base : m->low_size, entry, &im->randomized))
+        !vmlinux_load(m, &v, initrd->size ? initrd->base : m->low_size, entry, &im->randomized, &im->placed))
         return 0;
     *entry = im->load + ENTRY64;
     return boot_read_to_ram(m, source->kernel_fd, im->setup_size, im->load, im->kernel_size);
@@ -192,6 +193,6 @@ int linux_load(struct memory *m, const struct boot_source *source, const struct 
         err = put_zero_page(m, &im, platform, &initrd);
     if (err)
         return error_set(error, n, err, "cannot load %s: %s", source->kernel_path, strerror(-err));
-    *entry = (struct boot_entry){BOOT_LINUX64, rip, BOOT_ZERO_PAGE};
+    *entry = (struct boot_entry){BOOT_LINUX64, rip, BOOT_ZERO_PAGE, im.placed};
     return 0;
 }

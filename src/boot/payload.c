@@ -10,6 +10,7 @@
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <zlib.h>
 #include <zstd.h>
 
@@ -25,6 +26,7 @@
 #define LZ4_BLOCK (8u << 20)
 #define LZ4_BLOCKS_MAX (PAYLOAD_MAX / LZ4_BLOCK)
 #define THREADS_MAX 4u
+#define HUGE_PAGE (2u << 20)
 
 enum format { FORMAT_GZIP, FORMAT_XZ, FORMAT_ZSTD, FORMAT_LZ4, FORMAT_OTHER };
 
@@ -61,6 +63,24 @@ int64_t payload_size(const struct payload *p)
     if (format_of(magic) == FORMAT_OTHER)
         return -ENOTSUP;
     return le32_at(size) <= PAYLOAD_MAX ? (int64_t)le32_at(size) : -EFBIG;
+}
+
+/* What is nothing but zeroes takes no memory where there was nothing before: half of a kernel is. */
+static int put(struct memory *m, uint64_t gpa, const uint8_t *bytes, size_t n)
+{
+    const uint64_t chunk = 1ull << MEMORY_CHUNK_SHIFT;
+    uint8_t *to = memory_hva(m, gpa, n);
+
+    if (!to)
+        return -EFAULT;
+    for (size_t piece; n; bytes += piece, to += piece, gpa += piece, n -= piece) {
+        piece = chunk - gpa % chunk < n ? chunk - gpa % chunk : n;
+        if (memory_is_new(m, gpa) && bytes_all_zero(bytes, piece))
+            continue;
+        memory_touch(m, gpa);
+        memcpy(to, bytes, piece);
+    }
+    return 0;
 }
 
 /* --- formats that are one stream ------------------------------------------------------------------------------- */
@@ -133,25 +153,27 @@ static bool lz4_list(struct lz4_work *w, const struct payload *p)
     return true;
 }
 
-static bool lz4_block(const struct lz4_work *w, unsigned i, char *buffer)
+static bool lz4_block(const struct lz4_work *w, unsigned i, char *packed, char *plain)
 {
     const size_t begin = (size_t)i * LZ4_BLOCK, size = w->size - begin < LZ4_BLOCK ? w->size - begin : LZ4_BLOCK;
 
-    if (boot_pread(w->fd, buffer, w->blocks[i].length, w->blocks[i].offset))
-        return false;
-    char *to = (char *)touched(w->memory, w->gpa + begin, size);
-    return to && LZ4_decompress_safe(buffer, to, (int)w->blocks[i].length, (int)size) == (int)size;
+    return !boot_pread(w->fd, packed, w->blocks[i].length, w->blocks[i].offset) &&
+           LZ4_decompress_safe(packed, plain, (int)w->blocks[i].length, (int)size) == (int)size &&
+           !put(w->memory, w->gpa + begin, (uint8_t *)plain, size);
 }
 
 static void *lz4_main(void *opaque)
 {
     struct lz4_work *w = opaque;
-    char *buffer = malloc(LZ4_COMPRESSBOUND(LZ4_BLOCK));
+    char *packed = malloc(LZ4_COMPRESSBOUND(LZ4_BLOCK)), *plain = aligned_alloc(HUGE_PAGE, LZ4_BLOCK);
 
+    if (plain)
+        (void)madvise(plain, LZ4_BLOCK, MADV_HUGEPAGE);
     for (unsigned i; (i = w->next++) < w->n;)
-        if (!buffer || !lz4_block(w, i, buffer))
+        if (!packed || !plain || !lz4_block(w, i, packed, plain))
             w->failed = 1;
-    free(buffer);
+    free(packed);
+    free(plain);
     return NULL;
 }
 

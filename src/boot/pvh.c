@@ -205,6 +205,6 @@ int pvh_load(struct memory *m, const struct boot_source *source, const struct pl
     err = put_start_info(m, platform, &initrd);
     if (err)
         return error_set(error, n, err, "cannot describe the machine to %s: %s", f.path, strerror(-err));
-    *entry = (struct boot_entry){BOOT_PVH, rip, BOOT_START_INFO};
+    *entry = (struct boot_entry){.protocol = BOOT_PVH, .rip = rip, .info = BOOT_START_INFO};
     return 0;
 }

@@ -30,12 +30,14 @@
 /* A kernel in RAM. */
 struct placed {
     const struct vmlinux *v;
+    struct memory *memory;
     uint8_t *file; /* the ELF file with what is behind it, in RAM */
     uint64_t file_size, elf_size;
     uint64_t physical; /* P */
     uint8_t *image;    /* the same in the host */
     uint64_t room;     /* bytes there */
     uint64_t image_size;
+    uint64_t moved; /* V - L */
     uint64_t entry;
 };
 
@@ -56,6 +58,25 @@ static uint64_t choose_physical(const struct vmlinux *v, uint64_t limit)
 }
 
 /* --- the ELF file ---------------------------------------------------------------------------------------------- */
+
+/* n bytes of the image come from further up.  Where there is nothing, nothing is made. */
+static void move_down(struct memory *m, uint64_t to, uint64_t from, uint64_t n)
+{
+    const uint64_t chunk = 1ull << MEMORY_CHUNK_SHIFT;
+
+    for (uint64_t piece; n; to += piece, from += piece, n -= piece) {
+        const uint64_t end = to % chunk > from % chunk ? to % chunk : from % chunk;
+        piece = chunk - end < n ? chunk - end : n;
+        const bool nothing = memory_is_new(m, from);
+        if (nothing && memory_is_new(m, to))
+            continue;
+        memory_touch(m, to);
+        if (nothing)
+            memset(m->base + to, 0, piece);
+        else
+            memmove(m->base + to, m->base + from, piece);
+    }
+}
 
 /* Segments move down or stay; none is written over before it has moved. */
 static bool place_segments(struct placed *p)
@@ -81,7 +102,7 @@ static bool place_segments(struct placed *p)
             to > p->room || s->p_memsz > p->room - to)
             return false;
         if (to + HEADER_ROOM != s->p_offset)
-            memmove(p->image + to, p->file + s->p_offset, s->p_filesz);
+            move_down(p->memory, p->physical + to, p->physical - HEADER_ROOM + s->p_offset, s->p_filesz);
         from = s->p_offset + s->p_filesz;
         if (p->image_size < to + s->p_memsz)
             p->image_size = to + s->p_memsz;
@@ -142,12 +163,13 @@ static bool randomize(struct placed *p, bool *randomized)
         return true; /* it cannot be moved, or is not to be */
     if (zeroes != 2 && zeroes != 3)
         return false;
-    *randomized = relocate(p, table, n, zeroes,
-                           random_slot((MAP_SIZE - v->preferred - v->span) / v->align + 1) * v->align);
+    p->moved = random_slot((MAP_SIZE - v->preferred - v->span) / v->align + 1) * v->align;
+    *randomized = relocate(p, table, n, zeroes, p->moved);
     return *randomized;
 }
 
-int vmlinux_load(struct memory *m, const struct vmlinux *v, uint64_t limit, uint64_t *entry, bool *randomized)
+int vmlinux_load(struct memory *m, const struct vmlinux *v, uint64_t limit, uint64_t *entry, bool *randomized,
+                 struct boot_image *image)
 {
     const int64_t size = payload_size(&v->payload);
 
@@ -157,7 +179,8 @@ int vmlinux_load(struct memory *m, const struct vmlinux *v, uint64_t limit, uint
         v->span > limit - v->preferred || (uint64_t)size > v->span + HEADER_ROOM ||
         size < (int64_t)sizeof(Elf64_Ehdr) + (int64_t)sizeof(Elf64_Phdr) * SEGMENTS_MAX)
         return -ENOEXEC;
-    struct placed p = {.v = v, .file_size = (uint64_t)size, .physical = choose_physical(v, limit), .room = v->span};
+    struct placed p = {
+        .v = v, .memory = m, .file_size = (uint64_t)size, .physical = choose_physical(v, limit), .room = v->span};
     p.file = memory_hva(m, p.physical - HEADER_ROOM, HEADER_ROOM + v->span);
     if (!p.file)
         return -ENOMEM;
@@ -168,5 +191,6 @@ int vmlinux_load(struct memory *m, const struct vmlinux *v, uint64_t limit, uint
     if (!place_segments(&p) || !randomize(&p, randomized))
         return -ENOEXEC;
     *entry = p.physical + p.entry;
+    *image = (struct boot_image){p.physical, START_MAP + v->preferred + p.moved, p.image_size};
     return 0;
 }

@@ -2,6 +2,7 @@
 #pragma once
 #include <stdbool.h>
 
+#include "boot/boot.h"
 #include "boot/payload.h"
 
 struct vmlinux {
@@ -17,4 +18,5 @@ struct vmlinux {
 /* Unpacks it into RAM between `preferred` and `limit`, and relocates it.  entry: the physical address where a processor
  * in long mode begins.  randomized: by KASLR, which the kernel wants to know.  0; or -errno, and the kernel is to
  * unpack itself: there is anything in that RAM then. */
-int vmlinux_load(struct memory *m, const struct vmlinux *v, uint64_t limit, uint64_t *entry, bool *randomized);
+int vmlinux_load(struct memory *m, const struct vmlinux *v, uint64_t limit, uint64_t *entry, bool *randomized,
+                 struct boot_image *image);

@@ -139,6 +139,14 @@ int machine_add(struct machine *m, const char *name, const struct device_class *
     return 0;
 }
 
+bool machine_kernel(const struct machine *m, uint64_t *gpa, uint64_t *gva, uint64_t *size)
+{
+    *gpa = m->entry.image.gpa;
+    *gva = m->entry.image.gva;
+    *size = m->entry.image.size;
+    return *size;
+}
+
 struct memory *machine_memory(struct machine *m)
 {
     return m->memory;
@@ -197,6 +205,7 @@ int machine_reset(struct machine *m, char *error, size_t error_size)
             m->bus->dma_dirty(m->bus->dma_dirty_opaque, MEMORY_HOLE_END, m->memory->high_size);
     }
     pc_describe_cpus(m, &m->platform);
+    m->memory->old = true;
     return machine_boot(m, error, error_size);
 }
 

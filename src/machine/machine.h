@@ -46,6 +46,9 @@ int machine_attach_cpu(struct machine *m, struct cpu *cpu, unsigned i, void (*ki
  * entry; APs: wait for SIPI).  None of them runs.  0, or -errno with one sentence in error. */
 int machine_boot(struct machine *m, char *error, size_t error_size);
 
+/* Where that put the kernel's image, physically and as the kernel sees it; false: the kernel unpacks itself. */
+bool machine_kernel(const struct machine *m, uint64_t *gpa, uint64_t *gva, uint64_t *size);
+
 /* Below: bus lock held. */
 
 /* Bytes typed; returns how many were taken (the rest: try again when on_space is called). */

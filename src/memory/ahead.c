@@ -75,24 +75,44 @@ QUIET void memory_ahead_follow(struct memory *m, uint64_t chunk)
     ring(m->ahead);
 }
 
+static bool populate_chunk(struct memory *m, uint64_t chunk)
+{
+    uint8_t new = MEMORY_NEW;
+
+    if (madvise(m->base + (chunk << MEMORY_CHUNK_SHIFT), CHUNK, MADV_POPULATE_WRITE))
+        return false;
+    __atomic_compare_exchange_n(&m->touched[chunk], &new, MEMORY_THERE, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
+    return true;
+}
+
 static void populate(struct memory *m, uint64_t wanted)
 {
     uint64_t from = (wanted >> 1) - 1, chunk;
-    uint8_t new = MEMORY_NEW;
 
-    while ((chunk = next(m, from, wanted & DOWNWARDS)) != UINT64_MAX) {
-        if (madvise(m->base + (chunk << MEMORY_CHUNK_SHIFT), CHUNK, MADV_POPULATE_WRITE))
+    while ((chunk = next(m, from, wanted & DOWNWARDS)) != UINT64_MAX)
+        if (!populate_chunk(m, chunk) || atomic_load(&m->ahead->wanted))
             return;
-        __atomic_compare_exchange_n(&m->touched[chunk], &new, MEMORY_THERE, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
-        new = MEMORY_NEW;
-        if (atomic_load(&m->ahead->wanted))
+}
+
+void memory_ahead_expect(struct memory *m, uint32_t *chunks, unsigned n)
+{
+    free(m->expected);
+    m->expected = chunks;
+    m->n_expected = n;
+}
+
+static void populate_expected(struct memory *m)
+{
+    for (unsigned i = 0; i < m->n_expected && !atomic_load(&m->ahead->ended); i++)
+        if (state(m, m->expected[i]) == MEMORY_NEW && !populate_chunk(m, m->expected[i]))
             return;
-    }
 }
 
 void memory_ahead_serve(struct memory *m)
 {
     struct memory_ahead *a = m->ahead;
+
+    populate_expected(m);
 
     while (!atomic_load(&a->ended)) {
         uint32_t rung = atomic_load(&a->rung);

@@ -11,6 +11,9 @@
 
 /* 0 or -ENOMEM.  Before there are accesses. */
 int memory_ahead_create(struct memory *m);
+/* Chunks that will be used, for all that is known; taken over (malloc).  Before it serves, which it then begins with.
+ */
+void memory_ahead_expect(struct memory *m, uint32_t *chunks, unsigned n);
 void memory_ahead_serve(struct memory *m); /* returns after memory_ahead_end */
 void memory_ahead_end(struct memory *m);   /* any thread */
 void memory_ahead_destroy(struct memory *m);

@@ -102,6 +102,8 @@ void memory_destroy(struct memory *m)
     memory_watch_destroy(m);
     memory_ahead_destroy(m);
     memory_templates_destroy(m);
+    free(m->expected);
+    free(m->order);
     free(m->touched);
     free(m);
 }
@@ -112,11 +114,28 @@ void memory_set_writer(struct memory *m, const struct memory_writer_ops *writer,
     m->writer_opaque = opaque;
 }
 
+int memory_note_order(struct memory *m, uint32_t room)
+{
+    m->order = calloc(room, sizeof *m->order);
+    m->order_room = room;
+    return m->order ? 0 : -ENOMEM;
+}
+
+static void note_order(struct memory *m, uint64_t chunk)
+{
+    const uint32_t n = atomic_fetch_add(&m->n_order, 1);
+
+    if (n < m->order_room)
+        m->order[n] = (uint32_t)chunk;
+}
+
 void memory_touch_chunk(struct memory *m, uint64_t gpa)
 {
     const uint64_t size = 1ull << MEMORY_CHUNK_SHIFT, chunk = gpa >> MEMORY_CHUNK_SHIFT, first = gpa & -size;
     const bool there = __atomic_exchange_n(&m->touched[chunk], MEMORY_USED, __ATOMIC_RELAXED) == MEMORY_THERE;
 
+    if (m->order)
+        note_order(m, chunk);
     if (m->ahead)
         memory_ahead_follow(m, chunk);
     /* Linux 5.14 and later; where that is not to be had, or memory is short, faults do the same or say so. */

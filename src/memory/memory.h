@@ -41,11 +41,17 @@ struct memory {
     uint64_t high_size; /* bytes from 4 GiB up */
     uint64_t end;       /* one past the last RAM gpa */
     uint8_t *touched;   /* by chunk: MEMORY_USED: its pages are there, as far as nobody has taken them away */
+    bool old;           /* a machine has been in it, whose devices may have written where nothing was touched */
     int fd;             /* the memfd; offset in the file = gpa for low RAM, gpa - hole for high RAM */
     /* Accesses are to be announced (watch.h).  Set while nobody accesses memory; cleared at any time. */
     _Atomic bool watched;
-    struct memory_watch *watch;             /* NULL: never was */
-    struct memory_templates *templates;     /* template.h; NULL: none, all of it is its own */
+    struct memory_watch *watch;         /* NULL: never was */
+    struct memory_templates *templates; /* template.h; NULL: none, all of it is its own */
+    uint32_t *order;                    /* chunks as they came to be used, up to order_room; or NULL */
+    _Atomic uint32_t n_order;
+    uint32_t order_room;
+    uint32_t *expected; /* chunks that will be used (ahead.h); or NULL */
+    unsigned n_expected;
     struct memory_ahead *ahead;             /* ahead.h; NULL: nobody asks for pages before they are used */
     const struct memory_writer_ops *writer; /* NULL: all accesses are announced */
     void *writer_opaque;
@@ -117,6 +123,15 @@ static inline void memory_touch(struct memory *m, uint64_t gpa)
 {
     if (m->touched[gpa >> MEMORY_CHUNK_SHIFT] != MEMORY_USED)
         memory_touch_chunk(m, gpa);
+}
+
+/* From now on it is noted in which order chunks come to be used, up to so many.  0/-ENOMEM. */
+int memory_note_order(struct memory *m, uint32_t room);
+
+/* No machine has had it yet, and nobody has asked for the piece around it, which is all zeroes. */
+static inline bool memory_is_new(const struct memory *m, uint64_t gpa)
+{
+    return !m->old && m->touched[gpa >> MEMORY_CHUNK_SHIFT] == MEMORY_NEW;
 }
 
 /* Copies; -EFAULT (and nothing copied) unless all of the range is RAM.  These tell nobody about
