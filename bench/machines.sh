@@ -1,7 +1,8 @@
 # shellcheck shell=bash
 # The machines that guise is held against, each with the same kernel, memory and one CPU, unless told.  Sourced after lib.sh.
 #
-# Peers: guise qemu12 qemu-backports (the machine type behind it, -microvm or -q35; q35 unless told) uml.
+# Peers: guise guise-warm (another boot of a kernel that guise has booted before; in boot.sh `guise` is as for the first
+# time) qemu12 qemu-backports (the machine type behind it, -microvm or -q35; q35 unless told) uml.
 
 uml_root=$GUISE_CACHE/sets/uml
 
@@ -29,7 +30,7 @@ machines_fetch() # what the peers are made of
 # disk is the root, which nobody writes to.
 machine_run()
 {
-    local peer=$1 limit=$2 memory=$3 kernel=$4 initrd='' disk='' cpus=1 append="quiet panic=-1 mitigations=auto"
+    local peer=$1 limit=$2 memory=$3 kernel=$4 initrd='' disk='' cpus=1 course=on append="quiet panic=-1 mitigations=auto"
     shift 4
     while [ $# -gt 0 ]; do
         case $1 in
@@ -37,11 +38,12 @@ machine_run()
         --disk) disk=$2 append="$append ro init=/bench/init" ;;
         --append) append="$append $2" ;;
         --cpus) cpus=$2 ;; # of guise
+        --course) course=$2 ;; # of guise, too
         esac
         shift 2
     done
     case $peer in
-    guise) machine_guise ;;
+    guise | guise-warm) machine_guise ;;
     uml) machine_uml ;;
     qemu*) machine_qemu "$(qemu_root "$peer")" ;;
     esac
@@ -51,7 +53,7 @@ machine_guise()
 {
     "$out/watch" -t "$limit" -i 20 -m "$memory" "$GUISE" run --engine soft --kernel "$kernel" ${initrd:+--initrd "$initrd"} \
         ${disk:+--disk "$disk,ro"} --append "console=ttyS0 $append${disk:+ root=/dev/nvme0n1}" --memory "${memory}M" --cpus "$cpus" \
-        --no-reboot --timeout "$limit" --serial stdio </dev/null
+        --course "$course" --no-reboot --timeout "$limit" --serial stdio </dev/null
 }
 
 machine_qemu() # ROOT

@@ -93,6 +93,11 @@ int path_data(char *out, size_t size, char *err, size_t n)
     return below_home(out, size, err, n, "GUISE_DATA", "XDG_DATA_HOME", ".local/share");
 }
 
+int path_cache(char *out, size_t size, char *err, size_t n)
+{
+    return below_home(out, size, err, n, NULL, "XDG_CACHE_HOME", ".cache");
+}
+
 int path_config(char *out, size_t size, char *err, size_t n)
 {
     return below_home(out, size, err, n, NULL, "XDG_CONFIG_HOME", ".config");

@@ -5,6 +5,8 @@
  *                 images/   vms/NAME/
  *   runtime   $GUISE_RUNTIME, else $XDG_RUNTIME_DIR/guise, else /run/guise for root, else /tmp/guise-UID; sockets of
  *             what runs now
+ *   cache     $XDG_CACHE_HOME/guise, else ~/.cache/guise; nobody misses what is removed there
+ *                 courses/
  *   config    $XDG_CONFIG_HOME/guise, else ~/.config/guise
  *
  * Each function makes the directory, with mode 0700, if it is not there, and refuses one that belongs to somebody
@@ -18,6 +20,7 @@
 
 int path_data(char *out, size_t size, char *err, size_t n);
 int path_runtime(char *out, size_t size, char *err, size_t n);
+int path_cache(char *out, size_t size, char *err, size_t n);
 int path_config(char *out, size_t size, char *err, size_t n);
 
 /* "DIR/NAME" by format into out[size]; -ENAMETOOLONG with a sentence when it does not fit. */

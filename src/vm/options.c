@@ -24,6 +24,7 @@ static const struct option_word engine_words[] = {{"auto", 0},
                                                   {"kvm", 0},
                                                   {0}};
 static const struct option_word sandbox_words[] = {{"on", 0}, {"require", 0}, {"off", 0}, {0}};
+static const struct option_word course_words[] = {{"on", 0}, {"off", 0}, {0}};
 static const struct option_word log_words[] = {
     {"translate", ENGINE_LOG_TRANSLATE},
     {"exc", ENGINE_LOG_EXC},
@@ -75,6 +76,8 @@ const struct option_spec vm_options[] = {
     {.name = "code-cache", .kind = OPTION_SIZE, .offset = AT(code_cache_bytes), .value = "SIZE",
      .help = "for the software engine's translations (32M unless told)", .min = 1ull << 20, .max = 1ull << 30,
      .examples = "16M 32M 64M"},
+    {.name = "course", .kind = OPTION_WORD, .offset = AT(course), .value = "WHEN",
+     .help = "translate ahead what the kernel needed the last time: on (unless told), off", .words = course_words},
     {.name = "stress", .kind = OPTION_NUMBER, .offset = AT(stress), .value = "SEED",
      .help = "test the software engine: drop translations at random", .min = 1, .max = UINT32_MAX},
     {.name = "stats", .kind = OPTION_FLAG, .offset = AT(stats),

@@ -299,6 +299,8 @@ static int setup(struct vm *vm, char *error, size_t n)
         err = setup_restore(vm, error, n);
     if (!err && vm->config->incoming)
         err = incoming_open(vm, error, n);
+    if (!err && vm_boots(vm))
+        course_open(vm);
     if (!err)
         err = vm_confine(vm, error, n);
     if (!err && vm_boots(vm))
@@ -309,6 +311,7 @@ static int setup(struct vm *vm, char *error, size_t n)
         return err;
     if (vm_boots(vm) && vm->ops->ready)
         vm->ops->ready(vm->engine);
+    course_start(vm);
     ahead_start(vm);
     heap_begun();
     pthread_mutex_lock(&vm->bus->lock);
@@ -362,6 +365,7 @@ static int boot_again(struct vm *vm, char *error, size_t n)
     const struct vm_config *c = vm->config;
     int err = c->write_initrd ? c->write_initrd(c->write_initrd_opaque, error, n) : 0;
 
+    course_stop(vm);
     return err ? err : machine_reset(vm->machine, error, n);
 }
 
@@ -411,6 +415,7 @@ static void teardown(struct vm *vm)
     console_close(vm);
     if (vm->config->stats && vm->engine && vm->start_ns)
         print_stats(vm);
+    course_stop(vm);
     life_ended(vm);
     life_close(vm);
     if (vm->signal_fd >= 0)
@@ -449,6 +454,7 @@ enum vm_end vm_run(const struct vm_config *config, struct vm_result *result)
                     .console_room = PTHREAD_COND_INITIALIZER,
                     .signal_fd = -1,
                     .parked = -1,
+                    .course_fd = -1,
                     .parked_code = -1,
                     .start_ns = clock_ns()};
 

@@ -37,6 +37,7 @@ struct vm_config {
     struct option_list ports;   /* of a virtio-console: NAME=WHERE, as backends/chr.h */
     const char *vsock_path;     /* the host's end of virtio-vsock, as backends/vsock_host.h; NULL: no such device */
     bool balloon;
+    const char *course;  /* "on" (NULL, too) or "off" */
     const char *sandbox; /* "on" (NULL, too), "require" or "off" */
     bool no_reboot;
     uint64_t timeout_ms;       /* 0: none */

@@ -64,6 +64,9 @@ struct vm {
     FILE *log;
     struct vcpu vcpus[VM_MAX_CPUS];
     unsigned n_started;
+    int course_fd;          /* course.c; -1: none */
+    pthread_t course;       /* the thread that makes translations ahead, */
+    bool course_runs;       /* which was started */
     pthread_t ahead;        /* ahead.c; where the machine's memory has such a thread */
     _Atomic bool stop;      /* vCPU threads return; set before REQ_EXIT, read after every exit */
     _Atomic bool exhausted; /* there was no memory for the guest's: the run ends (fork.c) */
@@ -91,6 +94,11 @@ void vm_kick(void *vm, unsigned i);
 /* --- memory before it is used (ahead.c) --------------------------------------------------------------- */
 void ahead_start(struct vm *vm); /* when the sandbox has been entered, and no vCPU runs */
 void ahead_stop(struct vm *vm);
+
+/* --- a kernel's course, from one boot to the next (course.c) ------------------------------------------- */
+void course_open(struct vm *vm);  /* while there are names */
+void course_start(struct vm *vm); /* the kernel is there, and no vCPU runs */
+void course_stop(struct vm *vm);  /* nor do they now: another boot is none of this */
 
 /* --- engines (choose.c) ------------------------------------------------------------------------------ */
 /* The engine for the configuration; says on stderr what "auto" took.  NULL with a sentence in why. */

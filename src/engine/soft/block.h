@@ -81,6 +81,7 @@ struct block {
     bool hot : 1;
     bool flags_live : 1; /* at its start */
     bool dead : 1;
+    bool staged : 1;   /* translated ahead, and not taken yet (course_ahead.c); dead until then */
     bool unlisted : 1; /* being evicted: out of its first page's list */
 
     uint32_t next_page, next_page2; /* numbers + 1, in the lists of its pages */

@@ -129,6 +129,7 @@ void soft_code_own_pages(struct engine *e, uint32_t from, uint32_t end)
 
 void soft_cache_destroy(struct engine *e)
 {
+    soft_course_forget(e);
     soft_carry_forget(e);
     free(e->carried);
     free(e->young);
@@ -152,7 +153,7 @@ void soft_cache_destroy(struct engine *e)
 
 /* --- the index ------------------------------------------------------------------------------------ */
 
-static unsigned hash_of(uint64_t gpa, uint64_t gva, uint32_t mode)
+unsigned soft_block_hash(uint64_t gpa, uint64_t gva, uint32_t mode)
 {
     uint64_t h = (gpa ^ gva << 20 ^ (uint64_t)mode << 40) * 0x9e3779b97f4a7c15ull;
     return (unsigned)(h >> (64 - HASH_BITS));
@@ -186,7 +187,7 @@ void soft_index_settle(struct engine *e)
         for (uint32_t n = e->young[i], next; n; n = next) {
             struct block *b = &e->blocks[n - 1];
             next = b->next_hash;
-            index_put(e, b, &e->hash[hash_of(b->gpa, b->gva, b->mode)]);
+            index_put(e, b, &e->hash[soft_block_hash(b->gpa, b->gva, b->mode)]);
         }
     free(e->young);
     e->young = NULL;
@@ -194,7 +195,7 @@ void soft_index_settle(struct engine *e)
 
 static void index_insert(struct engine *e, struct block *b)
 {
-    const unsigned hash = hash_of(b->gpa, b->gva, b->mode);
+    const unsigned hash = soft_block_hash(b->gpa, b->gva, b->mode);
     if (e->young && e->n_young == YOUNG_MOST)
         soft_index_settle(e);
     e->n_young += e->young != NULL;
@@ -214,7 +215,7 @@ static struct block *find_from(struct engine *e, uint32_t n, uint64_t gpa, uint6
 struct block *soft_block_find(struct engine *e, uint64_t gpa, uint64_t gva, uint32_t mode)
 {
     uint64_t key = mode & MODE_FIXED_PC ? gva : gva & 4095;
-    unsigned hash = hash_of(gpa, key, mode);
+    unsigned hash = soft_block_hash(gpa, key, mode);
     struct block *b = e->young ? find_from(e, *young_head(e, hash), gpa, key, mode) : NULL;
     return b ? b : find_from(e, e->hash[hash], gpa, key, mode);
 }
@@ -278,11 +279,16 @@ static uint64_t first_part(const struct block *b)
     return b->length < room ? b->length : room;
 }
 
+void soft_block_index(struct engine *e, struct block *b)
+{
+    index_insert(e, b);
+}
+
 void soft_block_insert(struct engine *e, struct block *b)
 {
     const uint32_t number = soft_block_number(e, b) + 1;
-    index_insert(e, b);
     uint64_t page = b->gpa >> 12;
+    soft_block_index(e, b);
     if (page < e->n_pages) { /* code outside RAM (a ROM, or nothing) cannot change under us */
         b->next_page = e->page_blocks[page];
         e->page_blocks[page] = number;
@@ -414,9 +420,17 @@ static bool index_remove(struct engine *e, const struct block *b, uint32_t *p)
 
 void soft_block_unindex(struct engine *e, struct block *b)
 {
-    const unsigned hash = hash_of(b->gpa, b->gva, b->mode);
+    const unsigned hash = soft_block_hash(b->gpa, b->gva, b->mode);
     if (!e->young || !index_remove(e, b, young_head(e, hash)))
         index_remove(e, b, &e->hash[hash]);
+}
+
+void soft_block_unlink(struct engine *e, struct block *b)
+{
+    soft_unchain_incoming(e, b);
+    for (unsigned i = 0; i < b->n_exits; i++)
+        if (e->exits[b->first_exit + i].to)
+            unchain(e, &e->exits[b->first_exit + i]);
 }
 
 void soft_block_kill(struct engine *e, struct block *b)
@@ -428,10 +442,7 @@ void soft_block_kill(struct engine *e, struct block *b)
         remove_from_page(e, b, b->gpa >> 12);
     if (b->gpa2 != UINT64_MAX && b->gpa2 >> 12 < e->n_pages)
         remove_from_page(e, b, b->gpa2 >> 12);
-    soft_unchain_incoming(e, b);
-    for (unsigned i = 0; i < b->n_exits; i++)
-        if (e->exits[b->first_exit + i].to)
-            unchain(e, &e->exits[b->first_exit + i]);
+    soft_block_unlink(e, b);
     b->dead = true;
     if (b->entry_indirect) {
         const unsigned mmu = b->mode & MODE_MMU;

@@ -47,6 +47,7 @@ struct carried {
     uint64_t shapes;        /* bytes of them in use */
     uint32_t out[OUT_COUNT];
     struct cache_region filled[REGIONS_MAX]; /* up to where they are */
+    uint32_t filled_as[REGIONS_MAX];
     uint64_t often[INDEXED_BITS / 64], indexed[INDEXED_BITS / 64];
     uint64_t exec_bloom[2][64], large_bloom[2][2], large_global[2][2], large_ever[2][2]; /* struct soft_vcpu */
     uint32_t n_dropped;
@@ -154,6 +155,7 @@ static void fill_head(struct engine *e, struct carried *c)
                           .cross = e->cross};
     for (unsigned i = 0; i < e->n_regions; i++)
         c->filled[i] = soft_region_filled(e, i);
+    memcpy(c->filled_as, e->filled_as, sizeof c->filled_as);
     memcpy(c->out, e->cache.out, sizeof c->out);
     memcpy(c->often, e->hot, sizeof c->often);
     memcpy(c->indexed, e->indexed, sizeof c->indexed);
@@ -254,6 +256,8 @@ int soft_get_code(struct engine *e, int fd, struct engine_code *head)
 {
     int err = can_be_carried(e) ? 0 : -ENOTSUP;
 
+    if (!err && e->course)
+        soft_course_end(e);
     if (!err && e->carried)
         soft_carry_begin(e);
     if (!err && e->carry && is_old(e))
@@ -373,7 +377,7 @@ int soft_set_code(struct engine *e, int fd, const struct engine_code *head)
         e->carried = NULL;
         return err;
     }
-    soft_regions_taken(e, c->filled, c->region);
+    soft_regions_taken(e, c->filled, c->filled_as, c->region);
     e->cross = c->cross;
     memcpy(e->hot, c->often, sizeof c->often);
     memcpy(e->indexed, c->indexed, sizeof c->indexed);

@@ -57,6 +57,13 @@ void shapes_given(struct shapes *s)
     s->most = s->given + SHAPES_OWN;
 }
 
+#define BOOT_ARENA (1u << 20) /* of the arena, what a kernel needs */
+
+void shapes_ahead(struct shapes *s)
+{
+    (void)madvise(s, offsetof(struct shapes, arena) / 4096 * 4096 + BOOT_ARENA, MADV_POPULATE_WRITE);
+}
+
 void shapes_destroy(struct shapes *s)
 {
     if (s)

@@ -316,4 +316,6 @@ const struct engine_ops engine_soft = {
     .watch = soft_watch,
     .get_code = soft_get_code,
     .set_code = soft_set_code,
+    .set_course = soft_set_course,
+    .serve_course = soft_course_serve,
 };

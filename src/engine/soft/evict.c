@@ -6,7 +6,8 @@
  * drops the blocks that it still has, the oldest, and fills it anew.  So a program whose code is larger than the
  * cache loses an eighth of it at a time, and what it goes on using is translated again there.
  *
- * A way into a block that is made later (ways.c) lies in a younger region than its block, and outlives it.
+ * A way into a block that is made later (ways.c) lies in a younger region than its block, and outlives it.  What
+ * another thread fills is older than all that the vCPU does.
  */
 #include "engine/soft/soft_int.h"
 
@@ -88,16 +89,22 @@ static void ahead_from(struct engine *e, const struct cache_region *at, uint32_t
         e->ahead[i] = (struct cache_ahead){end[i], end[i], size};
 }
 
-/* Region i is filled from there on. */
-static void fill_region(struct engine *e, unsigned i, const struct cache_region *at)
+void soft_region_at(struct engine *e, const struct cache_region *at)
 {
-    e->region = i;
     e->cache.hot = at->hot;
     e->cache.cold = at->cold;
     e->n_blocks = at->block;
     e->n_sites = at->site;
     e->n_exits = at->exit;
     e->n_maps = at->map;
+}
+
+/* Region i is filled from there on. */
+static void fill_region(struct engine *e, unsigned i, const struct cache_region *at)
+{
+    e->filled_as[i] = e->filled_as[e->region] + 1;
+    e->region = i;
+    soft_region_at(e, at);
     ahead_from(e, at, AHEAD_MOST);
 }
 
@@ -133,12 +140,16 @@ static uint32_t next_page(uint32_t at)
     return (at + 4095) & ~4095u;
 }
 
-void soft_regions_taken(struct engine *e, const struct cache_region filled[REGIONS_MAX], unsigned region)
+void soft_regions_taken(struct engine *e, const struct cache_region filled[REGIONS_MAX], const uint32_t as[REGIONS_MAX],
+                        unsigned region)
 {
     struct cache_region at = filled[region];
 
-    for (unsigned i = 0; i < e->n_regions; i++)
+    for (unsigned i = 0; i < e->n_regions; i++) {
         e->filled[i] = filled[i];
+        e->filled_as[i] = as[i];
+    }
+    e->region = region;
     at.hot = next_page(at.hot); /* what is before it is somebody else's */
     at.cold = next_page(at.cold);
     fill_region(e, region, &at);
@@ -242,7 +253,7 @@ static void evict(struct engine *e, unsigned i)
     e->vcpu->stats.evictions++;
 }
 
-static bool has_room(const struct engine *e)
+bool soft_region_has_room(const struct engine *e)
 {
     const struct cache_region *end = &e->regions[e->region + 1];
     uint32_t hot_end = e->region + 1 == e->n_regions ? e->cache.hot_end : end->hot;
@@ -251,9 +262,33 @@ static bool has_room(const struct engine *e)
            e->n_maps + 1024 <= end->map;
 }
 
+/* The one that was filled longest ago, or never.  Where another thread has filled some, what it has put there and
+ * nobody has taken yet is lost only when there is no other. */
+static unsigned oldest(const struct engine *e, unsigned from)
+{
+    unsigned found = e->region;
+
+    for (unsigned i = from; i < e->n_regions; i++)
+        if (i != e->region && (found == e->region || e->filled_as[i] < e->filled_as[found]))
+            found = i;
+    return found;
+}
+
+static unsigned next_region(struct engine *e)
+{
+    if (!e->course)
+        return oldest(e, 0);
+    soft_course_stop(e);
+    const unsigned behind = oldest(e, soft_course_region(e) + 1);
+    if (behind != e->region && !e->filled_as[behind])
+        return behind;
+    soft_course_end(e);
+    return oldest(e, 0);
+}
+
 void soft_region_next(struct engine *e)
 {
-    unsigned next = (e->region + 1) % e->n_regions;
+    unsigned next = next_region(e);
     e->filled[e->region] = soft_region_filled(e, e->region);
     evict(e, next);
     own_code(e, next);
@@ -262,9 +297,37 @@ void soft_region_next(struct engine *e)
 
 void soft_region_make_room(struct engine *e)
 {
-    if (!has_room(e))
+    if (!soft_region_has_room(e))
         soft_region_next(e);
     all_ahead(e);
+}
+
+/* --- filled by two ------------------------------------------------------------------------------------------- */
+
+void soft_regions_beside(struct engine *e, struct engine *aside)
+{
+    fill_region(aside, 0, &e->regions[0]);
+    fill_region(e, e->n_regions - 1, &e->regions[e->n_regions - 1]);
+    for (unsigned i = 0; i + 1 < e->n_regions; i++)
+        e->filled_as[i] = 0;
+}
+
+void soft_region_taken(struct engine *e, unsigned i, const struct cache_region *filled)
+{
+    e->filled_as[i] = 1; /* before the first of its own */
+    if (e->filled[i].block < filled->block)
+        e->filled[i] = *filled;
+}
+
+bool soft_region_beside(struct engine *aside)
+{
+    if (!soft_region_has_room(aside)) {
+        if (aside->region + 2 >= aside->n_regions)
+            return false;
+        fill_region(aside, aside->region + 1, &aside->regions[aside->region + 1]);
+    }
+    all_ahead(aside);
+    return true;
 }
 
 /* --- everything ---------------------------------------------------------------------------------------------- */
@@ -279,6 +342,8 @@ static void forget_page(struct engine *e, uint64_t page)
 
 void soft_cache_flush(struct engine *e)
 {
+    if (e->course)
+        soft_course_end(e);
     soft_carry_lost(e);
     memset(e->hash, 0, sizeof(*e->hash) << HASH_BITS);
     free(e->young);

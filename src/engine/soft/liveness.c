@@ -102,6 +102,16 @@ uint8_t flags_killed(const struct insn *in)
     return in->shape->counted && !(in->imm[0] & 31) ? 0 : in->shape->flags_killed;
 }
 
+/* Of the block and what was peeked at. */
+static unsigned bytes_noted(const struct translator *t)
+{
+    const struct insn *last = &t->insns[t->n_insns - 1];
+    unsigned n = last->pc + last->length;
+    for (unsigned i = 0; i < t->b->n_peeked; i++)
+        n += t->b->peeked[i].length;
+    return n;
+}
+
 /* The flags that the code at block start + target reads before it writes them; all when it cannot be known. */
 static uint8_t peek(struct translator *t, int64_t target)
 {
@@ -112,7 +122,10 @@ static uint8_t peek(struct translator *t, int64_t target)
     if (offset < 0 || offset >= 4096)
         return F_ALL;
     unsigned room = 4096 - (unsigned)offset;
-    const uint8_t *ram = memory_hva_read(t->engine->config.memory, (t->b->gpa & ~4095ull) + (uint64_t)offset, room);
+    const uint8_t *ram = t->page ? t->page + offset
+                                 : memory_hva_read(t->engine->config.memory, (t->b->gpa & ~4095ull) + (uint64_t)offset,
+                                                   room);
+    const unsigned fixes = t->fixes.n, noted = bytes_noted(t);
     if (!ram)
         return F_ALL;
     for (unsigned i = 0; i < PEEK_INSNS && written != F_ALL; i++) {
@@ -123,15 +136,18 @@ static uint8_t peek(struct translator *t, int64_t target)
             break;
         live |= in->shape->flags_tested & (uint8_t)~written;
         written |= flags_killed(in);
+        if (t->engine->note)
+            note_fixes(t, in, noted + pc, &t->fixes);
         pc += in->length;
     }
     live |= F_ALL & (uint8_t)~written;
     const struct insn *last = &t->insns[t->n_insns - 1];
     bool own = target >= 0 && target + pc <= last->pc + last->length; /* it depends on those bytes anyway */
-    if (live == F_ALL || own)
-        return live;
-    if (t->b->n_peeked == BLOCK_PEEKS)
-        return F_ALL;
+    const bool full = t->b->n_peeked == BLOCK_PEEKS;
+    if (live == F_ALL || own || full) {
+        t->fixes.n = fixes;
+        return full && !own ? F_ALL : live;
+    }
     t->b->peeked[t->b->n_peeked++] = (struct peeked){.first = (uint16_t)offset, .length = (uint16_t)pc};
     return live;
 }

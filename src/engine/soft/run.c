@@ -72,6 +72,12 @@ static struct block *stress(struct soft_vcpu *v, struct block *b)
     return NULL;
 }
 
+static struct block *taken_ahead(struct soft_vcpu *v, uint64_t gpa, uint64_t rip, uint32_t mode)
+{
+    soft_fpu_park(v);
+    return soft_course_take(v->engine, gpa, rip, mode) ? soft_block_find(v->engine, gpa, rip, mode) : NULL;
+}
+
 /* The block at cpu.rip, translated if need be.  NULL: a fetch fault is recorded. */
 static struct block *block_at_rip_in(struct soft_vcpu *v, uint32_t mode, bool no_windows)
 {
@@ -79,6 +85,8 @@ static struct block *block_at_rip_in(struct soft_vcpu *v, uint32_t mode, bool no
     if (soft_translate_exec(v, gva, &gpa, NULL))
         return NULL;
     struct block *b = soft_block_find(v->engine, gpa, rip, mode);
+    if (!b && v->engine->course)
+        b = taken_ahead(v, gpa, rip, mode);
     if (v->engine->config.stress)
         b = stress(v, b);
     if (b && b->gpa2 == UINT64_MAX)
@@ -97,6 +105,8 @@ static struct block *block_at_rip_in(struct soft_vcpu *v, uint32_t mode, bool no
     uint64_t start = soft_ticks(v->engine);
     struct block *made = soft_translate(v, rip, gpa, mode, no_windows);
     soft_ticks_nested(v, TIME_TRANSLATE, start);
+    if (v->engine->course)
+        soft_course_missed(v->engine, gpa);
     return made;
 }
 
@@ -274,6 +284,14 @@ static bool may_chain(struct soft_vcpu *v, const struct exit *x, const struct bl
     return from_global && to_global && second_global;
 }
 
+void soft_chain_cross(struct engine *e, struct exit *x, struct block *to)
+{
+    x->cross = crosses(x, to);
+    soft_chain(e, x, to);
+    if (x->cross)
+        e->vcpu->exec_bloom[1][to->gva >> 63][to->gva >> 18 & 63] |= 1ull << (to->gva >> 12 & 63);
+}
+
 const void *soft_exit(struct soft_vcpu *v)
 {
     struct engine *e = v->engine;
@@ -299,11 +317,8 @@ const void *soft_exit(struct soft_vcpu *v)
         next = soft_deliver(v);
     } else {
         if (evictions == v->stats.evictions && may_chain(v, x, b) && !soft_code_spared(e, x->patch)) {
-            x->cross = crosses(x, b);
-            soft_chain(e, x, b);
+            soft_chain_cross(e, x, b);
             v->stats.chained++;
-            if (x->cross)
-                v->exec_bloom[1][b->gva >> 63][b->gva >> 18 & 63] |= 1ull << (b->gva >> 12 & 63);
         }
         next = enter_block(v, b);
     }
@@ -339,9 +354,10 @@ const void *soft_ibtc_miss(struct soft_vcpu *v)
 static struct block *promote(struct soft_vcpu *v, struct block *b)
 {
     struct engine *e = v->engine;
-    unsigned bit = soft_indexed_bit(b->gpa);
     bool no_windows = b->no_windows;
-    e->hot[bit / 64] |= 1ull << (bit % 64);
+    soft_set_hot(e, b->gpa);
+    if (e->note)
+        soft_note_better(e, b);
     v->stats.promoted++;
     soft_fpu_park(v);
     if (!b->dead)
@@ -405,6 +421,10 @@ static bool take_requests(struct soft_vcpu *v, enum engine_exit *exit, bool *sin
     struct cpu *c = &v->cpu;
     atomic_store(&v->poll, 0);
     renew_counts(v);
+    if (v->engine->note)
+        soft_note_tick(v->engine);
+    if (v->engine->course)
+        soft_course_tick(v->engine);
     if (v->failed) {
         *exit = ENGINE_EXIT_ERROR;
         return false;

@@ -187,6 +187,7 @@ struct soft_vcpu {
         uint64_t since; /* TSC */
     } ibtc_lost[MMU_COUNT];
     struct dirty_list ibtc_dirty[MMU_COUNT];
+    bool ibtc_used[MMU_COUNT];     /* there is anything in it */
     uint64_t exec_bloom[2][2][64]; /* pages with IBTC entries: of user code, the kernel's; by half of the address space,
                                       page mod 4096 */
     /* By half of the address space: 2 MB and 1 GB regions, by number mod 64, that entries came from which are in the
@@ -289,6 +290,7 @@ struct engine {
     /* n_sites and so on are the next free ones of the region being filled */
     struct cache_region regions[REGIONS_MAX + 1]; /* the last one is the end of all */
     struct cache_region filled[REGIONS_MAX];      /* ends of what is in use in the others */
+    uint32_t filled_as[REGIONS_MAX];              /* in which order; 0: never */
     struct cache_ahead ahead[AHEAD_COUNT];
     unsigned n_regions, region;
     uint64_t hot[INDEXED_BITS / 64];     /* blocks that run so often that their accesses get slots, likewise */
@@ -299,12 +301,15 @@ struct engine {
     uint32_t xs_offset[8], xs_size[8]; /* of components 2-7 in the standard format (CPUID 0xD) */
     bool xs_aligned[8];
     uint64_t tsc_khz;
-    uint64_t program;        /* what translations are for: carry.c */
-    struct carry *carry;     /* what copies of this machine have in common; NULL: nothing */
-    struct carried *carried; /* what this copy has got, and is to be looked through */
-    bool amd;                /* the guest's CPU is one of AMD's */
-    bool zen5;               /* ... of family 1Ah or later, which looks at some operands in another way */
-    uint64_t random;         /* config.stress: the generator's state */
+    uint64_t program;            /* what translations are for: carry.c */
+    struct note *note;           /* of the kernel's course (course.h); NULL: none is taken */
+    struct course *course;       /* blocks that another thread translates beforehand; NULL: none */
+    struct course *course_ended; /* what is left of it */
+    struct carry *carry;         /* what copies of this machine have in common; NULL: nothing */
+    struct carried *carried;     /* what this copy has got, and is to be looked through */
+    bool amd;                    /* the guest's CPU is one of AMD's */
+    bool zen5;                   /* ... of family 1Ah or later, which looks at some operands in another way */
+    uint64_t random;             /* config.stress: the generator's state */
     /* what others want of this vCPU: done when it next looks up (coherence.c) */
     struct {
         pthread_mutex_t lock;     /* guards the rest but `served` */
@@ -366,6 +371,12 @@ static inline bool soft_is_indexed(const struct engine *e, uint64_t gpa)
     return e->indexed[bit / 64] >> (bit % 64) & 1;
 }
 
+static inline void soft_set_hot(struct engine *e, uint64_t gpa)
+{
+    unsigned bit = soft_indexed_bit(gpa);
+    e->hot[bit / 64] |= 1ull << (bit % 64);
+}
+
 static inline bool soft_is_hot(const struct engine *e, uint64_t gpa)
 {
     unsigned bit = soft_indexed_bit(gpa);
@@ -408,7 +419,9 @@ static inline void soft_flags_out(struct soft_vcpu *v)
 /* --- run.c --- */
 void soft_fpu_park(struct soft_vcpu *v); /* guest SIMD state to v->xsave, host defaults in */
 void soft_fpu_unpark(struct soft_vcpu *v);
-const void *soft_next(struct soft_vcpu *v);        /* code to run at cpu.rip, or the way out to the loop */
+const void *soft_next(struct soft_vcpu *v); /* code to run at cpu.rip, or the way out to the loop */
+/* An exit leads to that block from now on, which may be in another page: soft_exit says when it may. */
+void soft_chain_cross(struct engine *e, struct exit *x, struct block *to);
 const void *soft_step_done(struct soft_vcpu *v);   /* the instruction before cpu.rip is complete: traps, or soft_next */
 const void *soft_next_single(struct soft_vcpu *v); /* the same for one instruction, then helper_single_step */
 /* The same when a window of `b` was refused: around it, or for good when that is usual. */
@@ -476,6 +489,7 @@ void soft_slots_clear(struct soft_vcpu *v, unsigned mmu, unsigned write);
 extern const struct cpu_engine_ops soft_cpu_ops;
 int soft_translate_exec(struct soft_vcpu *v, uint64_t gva, uint64_t *gpa, bool *global);
 void soft_ibtc_flush(struct soft_vcpu *v, unsigned which);
+void soft_ibtc_insert_new(struct soft_vcpu *v, uint64_t gva, struct block *b); /* where there is nothing yet */
 void soft_ibtc_insert(struct soft_vcpu *v, uint64_t gva, struct block *b);
 
 /* --- kernel_pages.c --- */
@@ -500,9 +514,16 @@ uint32_t soft_watch_hits(const struct soft_vcpu *v, uint64_t gva, uint64_t n, bo
 
 /* --- evict.c --- */
 void soft_regions_create(struct engine *e);
-/* All are filled as far as that, and `region` goes on being filled. */
-void soft_regions_taken(struct engine *e, const struct cache_region filled[REGIONS_MAX], unsigned region);
-void soft_region_next(struct engine *e);      /* on to the next region, whose blocks are dropped */
+/* All are filled as far as that, in that order, and `region` goes on being filled. */
+void soft_regions_taken(struct engine *e, const struct cache_region filled[REGIONS_MAX], const uint32_t as[REGIONS_MAX],
+                        unsigned region);
+void soft_region_next(struct engine *e); /* on to the next region, whose blocks are dropped */
+/* `aside` fills the regions from the first on, and e the last one, until soft_course_end. */
+void soft_regions_beside(struct engine *e, struct engine *aside);
+void soft_region_taken(struct engine *e, unsigned i, const struct cache_region *filled); /* up to there, of aside's */
+bool soft_region_has_room(const struct engine *e);                                       /* for one block more */
+bool soft_region_beside(struct engine *aside); /* makes it, in the next region if need be; false: there is none */
+void soft_region_at(struct engine *e, const struct cache_region *at); /* it is filled from there on: in the same one */
 void soft_region_make_room(struct engine *e); /* for one block more: on to the next if need be */
 void soft_cache_flush(struct engine *e);
 unsigned soft_region_of(const struct engine *e, uint32_t code_offset);
@@ -557,6 +578,9 @@ int soft_cache_create(struct engine *e);
 void soft_cache_destroy(struct engine *e);
 struct block *soft_block_find(struct engine *e, uint64_t gpa, uint64_t gva, uint32_t mode);
 struct block *soft_block_alloc(struct engine *e); /* NULL: full, flush and try again */
+unsigned soft_block_hash(uint64_t gpa, uint64_t gva, uint32_t mode);
+void soft_block_index(struct engine *e, struct block *b);  /* it is found by address; by insert, too */
+void soft_block_unlink(struct engine *e, struct block *b); /* no exit leads to it, nor out of it */
 void soft_block_insert(struct engine *e, struct block *b);
 void soft_block_kill(struct engine *e, struct block *b);
 void soft_block_unindex(struct engine *e, struct block *b); /* it is no longer found by address */
@@ -601,12 +625,35 @@ void soft_carry_dropped(struct engine *e, const struct block *b); /* with e->car
 void soft_carry_lost(struct engine *e);                           /* what copies may use is not valid any more */
 void soft_carry_forget(struct engine *e);
 
+/* --- course_note.c: what a kernel that boots has translated (course.h); all but the first with e->note --- */
+struct engine_course;
+int soft_note_begin(struct engine *e, const struct engine_course *c); /* its descriptor is taken over */
+void soft_note_better(struct engine *e, const struct block *b);       /* the next one is the same, translated better */
+void soft_note_computed(struct engine *e, const struct block *b);     /* a computed branch comes to it */
+void soft_note_tick(struct engine *e);                                /* ends it when it is time */
+void soft_note_end(struct engine *e);
+
+/* --- course_ahead.c, course_take.c: blocks translated by another thread; all but set, serve, forget and stats want
+ * e->course --- */
+int soft_set_course(struct engine *e, const struct engine_course *c); /* engine.h */
+void soft_course_serve(struct engine *e);                             /* that thread: returns when there is no more */
+/* There was no such block: true: now there is. */
+bool soft_course_take(struct engine *e, uint64_t gpa, uint64_t gva, uint32_t mode);
+void soft_course_stop(struct engine *e);                 /* the thread makes no more */
+unsigned soft_course_region(const struct engine *e);     /* the last one that it has written to, when it is stopped */
+void soft_course_missed(struct engine *e, uint64_t gpa); /* the vCPU has had to translate a block there */
+void soft_course_tick(struct engine *e);                 /* ends it when a boot should be over */
+void soft_course_end(struct engine *e);
+void soft_course_forget(struct engine *e); /* whether there is one or not; that thread has returned */
+void soft_course_stats(const struct engine *e, FILE *out);
+
 /* --- translate.c --- */
 struct translator *soft_translator_create(const struct cpu *cpu);
 void soft_translator_destroy(struct translator *t);
 /* What it knows of instructions, for copies: `size` bytes, of which `used`. */
 uint8_t *soft_translator_shapes(struct translator *t, size_t *size, size_t *used);
 void soft_translator_given(struct translator *t); /* a copy has them there */
+void soft_translator_ahead(struct translator *t); /* any thread: asks the host for what it will fill first */
 /* Translates the block at cpu.rip, already known to be executable at gpa.  NULL: exception recorded
  * in cpu.exc (fetch fault in the second page). */
 struct block *soft_translate(struct soft_vcpu *v, uint64_t rip, uint64_t gpa, uint32_t mode, bool no_windows);

@@ -63,6 +63,7 @@ static void print_one(struct engine *e, FILE *out)
     for (unsigned k = 0; k < 32; k++)
         if (s->exceptions[k])
             fprintf(out, "  exception %-4u %12llu\n", k, (unsigned long long)s->exceptions[k]);
+    soft_course_stats(e, out);
     soft_direct_stats(e, out);
     uint32_t hot = 0, cold = 0;
     for (unsigned i = 0; i < e->n_regions; i++) {

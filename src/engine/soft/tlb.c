@@ -130,6 +130,7 @@ void soft_ibtc_insert(struct soft_vcpu *v, uint64_t gva, struct block *b)
     if (v->ibtc[mmu].entry[i] != soft_glue_ibtc_miss && v->ibtc[mmu].tag[i] != gva)
         ibtc_note_loss(v, mmu);
     i = ibtc_index(v, mmu, gva);
+    v->ibtc_used[mmu] = true;
     v->ibtc[mmu].tag[i] = gva;
     v->ibtc[mmu].entry[i] = soft_code(v->engine, entry);
     if (mmu == MMU_USER || !v->itlb[mmu][itlb_index(gva)].global)
@@ -138,15 +139,23 @@ void soft_ibtc_insert(struct soft_vcpu *v, uint64_t gva, struct block *b)
     v->stats.ibtc_insert++;
 }
 
+void soft_ibtc_insert_new(struct soft_vcpu *v, uint64_t gva, struct block *b)
+{
+    const unsigned mmu = soft_mmu(v);
+    if (v->ibtc[mmu].entry[ibtc_index(v, mmu, gva)] == soft_glue_ibtc_miss)
+        soft_ibtc_insert(v, gva, b);
+}
+
 static void ibtc_flush(struct soft_vcpu *v, unsigned mmu, bool globals_too)
 {
     struct dirty_list *d = &v->ibtc_dirty[mmu];
     const void **entry = v->ibtc[mmu].entry;
     /* no user entry is global: their list is complete unless it overflowed */
     if ((globals_too && mmu != MMU_USER) || d->n > DIRTY_MAX) {
-        for (unsigned i = 0; i <= v->ibtc_mask[mmu]; i++)
+        for (unsigned i = 0; i <= v->ibtc_mask[mmu] && v->ibtc_used[mmu]; i++)
             if (entry[i] != soft_glue_ibtc_miss)
                 entry[i] = soft_glue_ibtc_miss;
+        v->ibtc_used[mmu] = false;
     } else {
         for (unsigned i = 0; i < d->n; i++)
             entry[d->index[i]] = soft_glue_ibtc_miss;

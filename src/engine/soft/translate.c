@@ -45,6 +45,11 @@ void soft_translator_given(struct translator *t)
     shapes_given(t->shapes);
 }
 
+void soft_translator_ahead(struct translator *t)
+{
+    shapes_ahead(t->shapes);
+}
+
 #define FETCH_BYTES 64
 
 /* --- decoding ------------------------------------------------------------------------------------ */
@@ -106,6 +111,8 @@ static unsigned room_for_code(const struct translator *t)
 static bool fetch_second(struct translator *t, unsigned room)
 {
     uint64_t gpa;
+    if (t->page) /* it is not known */
+        return false;
     if ((t->mode & MODE_SEGMENTED) && t->gva + room > t->v->cpu.seg[CS].limit) {
         cpu_raise_error(&t->v->cpu, EXC_GP, 0);
         return false;
@@ -128,7 +135,7 @@ static bool decode_block(struct translator *t, uint64_t gpa, unsigned max_insns)
 {
     struct engine *e = t->engine;
     unsigned room = room_for_code(t);
-    const uint8_t *ram = memory_hva_read(e->config.memory, gpa, room);
+    const uint8_t *ram = t->page ? t->page + t->page_offset : memory_hva_read(e->config.memory, gpa, room);
     decode_begin(t);
     t->n_insns = t->fetched = 0;
     t->straddles = false;
@@ -302,31 +309,25 @@ static void translate_body(struct translator *t)
     }
 }
 
-struct block *soft_translate(struct soft_vcpu *v, uint64_t rip, uint64_t gpa, uint32_t mode, bool no_windows)
+/* Into the next free block, for which there is room.  false: exception recorded, or its bytes are not known. */
+bool translate_into(struct translator *t, struct soft_vcpu *v, struct block *b, const struct block *what)
 {
     struct engine *e = v->engine;
-    struct translator *t = v->translator;
-    struct block *b = soft_block_alloc(e);
     t->v = v;
     t->engine = e;
     t->b = b;
-    t->mode = mode;
-    t->no_windows = no_windows || (mode & MODE_UNGROUPED);
-    t->gva = rip;
-    t->page_offset = gpa & 4095;
+    t->mode = what->mode;
+    t->no_windows = what->no_windows || (what->mode & MODE_UNGROUPED);
+    t->gva = what->gva;
+    t->page_offset = what->gpa & 4095;
     t->poll_after = false;
-    *b = (struct block){.gpa = gpa,
-                        .gva = mode & MODE_FIXED_PC ? rip : t->page_offset,
-                        .gpa2 = UINT64_MAX,
-                        .mode = mode,
-                        .no_windows = no_windows,
-                        .hot = e->config.always_hot || soft_is_hot(e, gpa)};
-    soft_code_claim(e, gpa >> 12);
-    if (!decode_block(t, gpa, mode & (MODE_TF | MODE_BREAK) ? 1 : BLOCK_MAX_INSNS)) {
-        e->n_blocks--;
-        soft_code_claimed(e);
-        return NULL;
-    }
+    t->fixes.n = 0;
+    *b = *what;
+    if (!(b->mode & MODE_FIXED_PC))
+        b->gva = t->page_offset;
+    b->gpa2 = UINT64_MAX;
+    if (!decode_block(t, b->gpa, b->mode & (MODE_TF | MODE_BREAK) ? 1 : BLOCK_MAX_INSNS))
+        return false;
     flag_liveness(t);
     struct insn *last = &t->insns[t->n_insns - 1];
     b->n_insns = (uint16_t)t->n_insns;
@@ -351,8 +352,29 @@ struct block *soft_translate(struct soft_vcpu *v, uint64_t rip, uint64_t gpa, ui
     v->stats.blocks++;
     v->stats.insns += t->n_insns;
     v->stats.guest_bytes += b->length;
+    return true;
+}
+
+struct block *soft_translate(struct soft_vcpu *v, uint64_t rip, uint64_t gpa, uint32_t mode, bool no_windows)
+{
+    struct engine *e = v->engine;
+    struct translator *t = v->translator;
+    struct block *b = soft_block_alloc(e);
+    const struct block what = {.gpa = gpa,
+                               .gva = rip,
+                               .mode = mode,
+                               .no_windows = no_windows,
+                               .hot = e->config.always_hot || soft_is_hot(e, gpa)};
+    soft_code_claim(e, gpa >> 12);
+    if (!translate_into(t, v, b, &what)) {
+        e->n_blocks--;
+        soft_code_claimed(e);
+        return NULL;
+    }
     soft_block_insert(e, b);
     soft_code_claimed(e);
+    if (e->note)
+        note_block(t);
     if (v->cpu.log && (e->config.log_items & ENGINE_LOG_TRANSLATE))
         v->cpu.log(&v->cpu, "translate",
                    "%#llx (gpa %#llx, mode %#x%s): %u instructions, %u bytes to %u at %#x and %u at %#x",

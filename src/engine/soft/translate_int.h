@@ -4,6 +4,7 @@
 #include <Zydis/Zydis.h>
 #include <stdbool.h>
 
+#include "engine/soft/course.h"
 #include "engine/soft/soft_int.h"
 #include "engine/soft/emit.h"
 
@@ -124,6 +125,12 @@ struct tail {
     uint8_t bytes[TAIL_MAX + 16];
 };
 
+/* Where there are numbers in a block's bytes that depend on where the kernel is (course.h). */
+struct fixes {
+    uint16_t at[COURSE_FIXES_MAX];
+    unsigned n; /* > COURSE_FIXES_MAX: too many */
+};
+
 struct translator {
     ZydisDecoder decoder64, decoder32, decoder16;
     struct shapes *shapes;
@@ -136,6 +143,8 @@ struct translator {
     struct emit hot, cold;
     uint8_t code[CODE_MAX + 128]; /* guest bytes of the block */
     unsigned fetched;             /* of them, so far */
+    const uint8_t *page; /* instead of the guest's memory (course_ahead.c): what is known of the page; or NULL */
+    struct fixes fixes;  /* of what was peeked at: course_note.c */
     struct insn insns[BLOCK_MAX_INSNS];
     unsigned n_insns;
     struct insn peek_insn; /* liveness.c */
@@ -267,14 +276,20 @@ void shapes_destroy(struct shapes *s);
 /* What copies of the machine can use as it is: from its beginning `size` bytes, whole pages, of which `used`. */
 void shapes_extent(const struct shapes *s, size_t *size, size_t *used);
 void shapes_given(struct shapes *s);     /* a copy has those of another there */
+void shapes_ahead(struct shapes *s);     /* any thread: asks the host for its pages */
 void decode_begin(struct translator *t); /* a block: what was decoded for the one before is gone */
 /* One instruction of the block's mode from `bytes`, of which there are `available` and room for 32; what the guest's
  * CPU does not have is an error. */
 ZyanStatus decode_insn(const struct translator *t, struct insn *in, uint8_t *bytes, unsigned available);
 void undefined_insn(struct translator *t, struct insn *in, const uint8_t *bytes, ZyanStatus status);
 
+/* course_note.c: an instruction whose bytes begin at `at` of what is noted */
+void note_block(struct translator *t); /* it has been translated: with t->engine->note */
+void note_fixes(const struct translator *t, const struct insn *in, unsigned at, struct fixes *f);
+
 /* translate.c */
 enum { CC_NONE = -1 };
+bool translate_into(struct translator *t, struct soft_vcpu *v, struct block *b, const struct block *what);
 void emit_exit(struct translator *t, const struct insn *in, int64_t target, int cc); /* cc: CC_NONE for always */
 void emit_indirect(struct translator *t, const struct insn *in);                     /* target gva in r11 */
 void add_map(struct translator *t, uint32_t host, const struct insn *in);

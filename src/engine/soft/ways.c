@@ -131,9 +131,12 @@ static void make_poll_memory(struct engine *e, struct emit *c, struct block *b)
     emit_way_out(e, c, R9, soft_block_number(e, b), OUT_HOT);
 }
 
+/* Where nobody reads the flags it is the same as the one with them in memory. */
 static void make_poll(struct engine *e, struct emit *c, struct block *b)
 {
-    b->poll = e_offset(c);
+    b->poll = !b->flags_live && b->poll_memory ? b->poll_memory : e_offset(c);
+    if (b->poll == b->poll_memory)
+        return;
     if (b->flags_live)
         e_save_flags(c, VOFF(slow_flags), R9);
     if (b->poll_memory)
@@ -163,6 +166,8 @@ uint32_t soft_way_in(struct engine *e, struct block *b, enum way_in way)
         return *at;
     struct emit c = {.p = cache->rw + cache->cold, .start = cache->rw};
     make[way](e, &c, b);
+    if (way == WAY_INDIRECT && e->note)
+        soft_note_computed(e, b);
     cache->cold = e_offset(&c);
     return *at;
 }
