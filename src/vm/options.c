@@ -74,7 +74,7 @@ const struct option_spec vm_options[] = {
     {.name = "sandbox", .kind = OPTION_WORD, .offset = AT(sandbox), .value = "WHEN",
      .help = "confine the process: on (unless told), require, off", .words = sandbox_words},
     {.name = "code-cache", .kind = OPTION_SIZE, .offset = AT(code_cache_bytes), .value = "SIZE",
-     .help = "for the software engine's translations (32M unless told)", .min = 1ull << 20, .max = 1ull << 30,
+     .help = "for the software engine's translations (18M to 63M, as is needed, unless told)", .min = 1ull << 20, .max = 1ull << 30,
      .examples = "16M 32M 64M"},
     {.name = "course", .kind = OPTION_WORD, .offset = AT(course), .value = "WHEN",
      .help = "translate ahead what the kernel needed the last time: on (unless told), off", .words = course_words},

@@ -189,6 +189,46 @@ static void a_copy_evicts(void **state)
     run(f->to);
 }
 
+static void rounds(struct engine *e, unsigned n)
+{
+    for (unsigned i = 0; i < n * e->n_regions; i++) {
+        soft_region_next(e);
+        run(e);
+    }
+}
+
+/* Who goes through the whole cache again and again gets more of it; and so does its copy. */
+static void a_cache_that_is_too_small_grows(void **state)
+{
+    struct fixture *f = *state;
+    const unsigned at_first = f->from->n_regions;
+    rounds(f->from, 2);
+    assert_int_equal(f->from->n_regions, at_first);
+    rounds(f->from, 3);
+    assert_in_range(f->from->n_regions, at_first + 1, REGIONS_MAX - 1);
+    hand_out(f);
+    assert_int_equal(engine_soft.set_code(f->to, f->image, &f->head), 0);
+    assert_int_equal(f->to->n_regions, f->from->n_regions);
+    run(f->to);
+    rounds(f->from, 30);
+    assert_int_equal(f->from->n_regions, REGIONS_MAX);
+    soft_cache_flush(f->from);
+    run(f->from);
+}
+
+/* But not if that takes its time. */
+static void rounds_that_take_long(void **state)
+{
+    struct fixture *f = *state;
+    const unsigned at_first = f->from->n_regions;
+    for (unsigned i = 0; i < 10; i++) {
+        rounds(f->from, 1);
+        for (unsigned k = 0; k < 3; k++)
+            f->from->rounds[k] -= f->from->rounds[k] ? 5000 * f->from->tsc_khz : 0;
+    }
+    assert_int_equal(f->from->n_regions, at_first);
+}
+
 static void a_copy_of_a_copy(void **state)
 {
     struct fixture *f = *state;
@@ -246,6 +286,8 @@ int main(void)
         T(what_was_dropped_since_then_is_not_used),
         T(an_image_that_holds_no_longer_is_made_anew),
         T(a_copy_evicts),
+        T(a_cache_that_is_too_small_grows),
+        T(rounds_that_take_long),
         T(a_copy_of_a_copy),
         T(what_is_something_elses_is_refused),
         T(a_file_that_somebody_can_write_to_is_refused),

@@ -14,7 +14,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#define CODE_BYTES_DEFAULT (18u << 20)
+#define CODE_BYTES_DEFAULT (REGIONS_MAX * (9u << 18)) /* 63 MB, of which 18 are used to begin with (evict.c) */
 #define CODE_BYTES_LEAST (1u << 20)
 #define WRITTEN_SIZE(e) ((e)->n_pages / 64 * 8 + 8)
 

@@ -42,6 +42,7 @@ struct carried {
     uint64_t program;       /* soft_program */
     uint64_t n_pages;       /* of RAM */
     uint32_t size, hot_end; /* of the cache */
+    uint32_t n_regions;     /* in use */
     uint32_t region;        /* that is being filled */
     uint32_t cross;         /* struct engine */
     uint64_t shapes;        /* bytes of them in use */
@@ -151,6 +152,7 @@ static void fill_head(struct engine *e, struct carried *c)
                           .n_pages = e->n_pages,
                           .size = e->cache.size,
                           .hot_end = e->cache.hot_end,
+                          .n_regions = e->n_regions,
                           .region = e->region,
                           .cross = e->cross};
     for (unsigned i = 0; i < e->n_regions; i++)
@@ -292,15 +294,12 @@ static bool fits(const struct engine *e, const struct carried *c, size_t size)
     if (size < offsetof(struct carried, dropped) || c->n_dropped > DROPPED_MAX ||
         size != offsetof(struct carried, dropped) + c->n_dropped * sizeof *c->dropped || c->program != e->program ||
         c->n_pages != e->n_pages || c->size != e->cache.size || c->hot_end != e->cache.hot_end ||
-        memcmp(c->out, e->cache.out, sizeof c->out) != 0 || c->region >= e->n_regions)
+        memcmp(c->out, e->cache.out, sizeof c->out) != 0 || c->n_regions > e->n_regions_most ||
+        c->region >= c->n_regions)
         return false;
-    for (unsigned i = 0; i < e->n_regions; i++) {
-        struct cache_region end = e->regions[i + 1];
-        if (i + 1 == e->n_regions)
-            end.hot = e->cache.hot_end;
-        if (!is_within(&e->regions[i], &c->filled[i], &end))
+    for (unsigned i = 0; i < c->n_regions; i++)
+        if (!is_within(&e->regions[i], &c->filled[i], &e->regions[i + 1]))
             return false;
-    }
     return true;
 }
 
@@ -371,6 +370,7 @@ int soft_set_code(struct engine *e, int fd, const struct engine_code *head)
     if (!(e->carried = malloc(head->n)))
         return -ENOMEM;
     memcpy(e->carried, c, head->n);
+    e->n_regions = c->n_regions;
     int err = map_image(e, fd, c);
     if (err) { /* a part may be mapped: there is no way back */
         free(e->carried);

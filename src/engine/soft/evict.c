@@ -4,7 +4,8 @@
  * The cache's two halves and the tables beside them are cut into regions, and a region has a slice of each: code of
  * both kinds, blocks, sites, exits, maps.  They are filled one after the other; who comes round to the first again
  * drops the blocks that it still has, the oldest, and fills it anew.  So a program whose code is larger than the
- * cache loses an eighth of it at a time, and what it goes on using is translated again there.
+ * cache loses an eighth of it at a time, and what it goes on using is translated again there.  Where that happens too
+ * often, regions are added to the eight that are used at first, unless the cache's size has been set.
  *
  * A way into a block that is made later (ways.c) lies in a younger region than its block, and outlives it.  What
  * another thread fills is older than all that the vCPU does.
@@ -16,12 +17,14 @@
 #include <sys/mman.h>
 
 #define BLOCK_CODE_MAX (64u << 10) /* more than one block can need, in either half */
-#define WAYS_OUT_BYTES 4096        /* for the shared ends of ways out, in front of the cold half's slices */
+#define REGIONS_AT_FIRST 8u
+#define ROUNDS_MS 8000u     /* in which three rounds through all of them are too many */
+#define WAYS_OUT_BYTES 4096 /* for the shared ends of ways out, in front of the cold half's slices */
 
 static struct cache_region region_start(const struct engine *e, unsigned i)
 {
     const struct code_cache *c = &e->cache;
-    uint32_t n = e->n_regions, cold = c->hot_end + WAYS_OUT_BYTES;
+    uint32_t n = e->n_regions_most, cold = c->hot_end + WAYS_OUT_BYTES;
     return (struct cache_region){
         .hot = 16 + (uint32_t)((uint64_t)(c->hot_end - 16) * i / n & ~15ull), /* 0 means none */
         .cold = cold + (uint32_t)((uint64_t)(c->size - cold) * i / n),
@@ -112,13 +115,13 @@ static void fill_region(struct engine *e, unsigned i, const struct cache_region 
 static void own_code(struct engine *e, unsigned i)
 {
     const struct cache_region *r = &e->regions[i];
-    soft_code_own(e, r[0].hot, i + 1 == e->n_regions ? e->cache.hot_end : r[1].hot);
+    soft_code_own(e, r[0].hot, r[1].hot);
     soft_code_own(e, r[0].cold, r[1].cold);
 }
 
 static void all_empty(struct engine *e)
 {
-    for (unsigned i = 0; i < e->n_regions; i++)
+    for (unsigned i = 0; i < e->n_regions_most; i++)
         e->filled[i] = e->regions[i];
     own_code(e, 0);
     fill_region(e, 0, &e->regions[0]);
@@ -126,9 +129,10 @@ static void all_empty(struct engine *e)
 
 void soft_regions_create(struct engine *e)
 {
-    unsigned n = e->cache.hot_end / (3 * BLOCK_CODE_MAX);
-    e->n_regions = n < 2 ? 2 : n > REGIONS_MAX ? REGIONS_MAX : n;
-    for (unsigned i = 0; i <= e->n_regions; i++)
+    unsigned n = e->cache.hot_end / (3 * BLOCK_CODE_MAX), few = n < 2 ? 2 : n > REGIONS_AT_FIRST ? REGIONS_AT_FIRST : n;
+    e->n_regions = few;
+    e->n_regions_most = e->config.code_cache_bytes ? few : REGIONS_MAX;
+    for (unsigned i = 0; i <= e->n_regions_most; i++)
         e->regions[i] = region_start(e, i);
     e->cache.cold = e->cache.hot_end;
     soft_ways_out(e);
@@ -256,8 +260,7 @@ static void evict(struct engine *e, unsigned i)
 bool soft_region_has_room(const struct engine *e)
 {
     const struct cache_region *end = &e->regions[e->region + 1];
-    uint32_t hot_end = e->region + 1 == e->n_regions ? e->cache.hot_end : end->hot;
-    return e->cache.hot + BLOCK_CODE_MAX <= hot_end && e->cache.cold + BLOCK_CODE_MAX <= end->cold &&
+    return e->cache.hot + BLOCK_CODE_MAX <= end->hot && e->cache.cold + BLOCK_CODE_MAX <= end->cold &&
            e->n_blocks < end->block && e->n_sites + 1024 <= end->site && e->n_exits + 256 <= end->exit &&
            e->n_maps + 1024 <= end->map;
 }
@@ -286,9 +289,35 @@ static unsigned next_region(struct engine *e)
     return oldest(e, 0);
 }
 
+/* Of what may be added to each vCPU's there is so much for all of them. */
+static unsigned may_grow_to(const struct engine *e)
+{
+    const unsigned most = REGIONS_AT_FIRST + (REGIONS_MAX - REGIONS_AT_FIRST) / e->peers->n;
+    return most < e->n_regions_most ? most : e->n_regions_most;
+}
+
+/* A region is to be filled anew.  Three rounds through all of them in a few seconds are a guest that runs more code
+ * again and again than there is room for, a build for one: it gets half as much again. */
+static bool grows(struct engine *e)
+{
+    if (++e->evicted < e->n_regions)
+        return false;
+    e->evicted = 0;
+    const uint64_t now = __builtin_ia32_rdtsc(), before = e->rounds[0];
+    const unsigned most = may_grow_to(e), more = e->n_regions + e->n_regions / 2;
+    e->rounds[0] = e->rounds[1], e->rounds[1] = e->rounds[2], e->rounds[2] = now;
+    if (!before || now - before > (uint64_t)ROUNDS_MS * e->tsc_khz || e->n_regions >= most)
+        return false;
+    e->n_regions = more < most ? more : most;
+    e->rounds[0] = e->rounds[1] = e->rounds[2] = 0;
+    return true;
+}
+
 void soft_region_next(struct engine *e)
 {
     unsigned next = next_region(e);
+    if (e->filled_as[next] && grows(e))
+        next = oldest(e, 0);
     e->filled[e->region] = soft_region_filled(e, e->region);
     evict(e, next);
     own_code(e, next);

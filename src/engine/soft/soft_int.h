@@ -100,7 +100,7 @@ struct code_cache {
 };
 
 /* The cache and its tables are divided into regions that are filled one after the other (evict.c). */
-#define REGIONS_MAX 8
+#define REGIONS_MAX 28
 struct cache_region { /* its first of each */
     uint32_t hot, cold, block, site, exit, map;
 };
@@ -292,7 +292,10 @@ struct engine {
     struct cache_region filled[REGIONS_MAX];      /* ends of what is in use in the others */
     uint32_t filled_as[REGIONS_MAX];              /* in which order; 0: never */
     struct cache_ahead ahead[AHEAD_COUNT];
-    unsigned n_regions, region;
+    unsigned n_regions, region;          /* in use; that is being filled */
+    unsigned n_regions_most;             /* to which they may grow, */
+    unsigned evicted;                    /* regions, in this round; */
+    uint64_t rounds[3];                  /* and when the last ones ended: TSC */
     uint64_t hot[INDEXED_BITS / 64];     /* blocks that run so often that their accesses get slots, likewise */
     uint64_t indexed[INDEXED_BITS / 64]; /* instructions that do better without a slot, by hash of gpa */
     uint32_t cross;                      /* chained exits that leave their page: number of the first + 1 */
