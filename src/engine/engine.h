@@ -83,10 +83,11 @@ struct engine_ops {
     /* The same, into one that has not run.  0; -ENOTSUP: it begins without; any other -errno: it is of no use now. Only
      * what the former has given out is taken.  NULL: nothing can be taken along. */
     int (*set_code)(struct engine *e, int fd, const struct engine_code *head);
-    /* A machine that boots has its kernel, and has not run.  fd is taken over.  0/-errno: it does without.  c NULL, while
-     * no vCPU runs: that boot is over, if it is not yet.  NULL: it is of no use here. */
+    /* A machine that boots has its kernel, and has not run.  fd is taken over.  0/-errno: it does without.  c NULL,
+     * while no vCPU runs: that boot is over, if it is not yet.  NULL: it is of no use here. */
     int (*set_course)(struct engine *e, const struct engine_course *c);
-    /* A thread's work beside the vCPUs', after set_course; returns when it is done, soon after the engine lost interest. */
+    /* A thread's work beside the vCPUs', after set_course; returns when it is done, soon after the engine lost
+     * interest. */
     void (*serve_course)(struct engine *e);
 };
 
