@@ -18,6 +18,7 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/log.h"
 
 #define HOST_CS 0x33 /* of 64-bit user code: the kernel's, for every process */
 #define HOST_SS 0x2b
@@ -490,7 +491,10 @@ static enum direct_exit stay(struct soft_vcpu *v, struct direct *d, struct direc
         d->stats.entries++;
         if (r == -ESRCH) {
             enum direct_exit how = d->trap_tsc || s->shared->gone != gone ? DIRECT_LOST : DIRECT_ENDED;
-            d->stats.exits[how]++;
+            if (d->stats.exits[how]++ == 0 && how == DIRECT_LOST)
+                log_say(
+                    "a process that ran a program of the guest's was lost, and that program gets a general-protection "
+                    "fault; if more of them do, use --engine soft,direct=off");
             lose(v, d, s);
             return how;
         }

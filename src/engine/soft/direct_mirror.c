@@ -274,8 +274,12 @@ static bool map(struct soft_vcpu *v, struct direct *d, struct direct_slot *s, ui
         unmap(d, s, g, page, gva, size);
         return false;
     }
-    if (direct_calls_full(s) || !remember(v, g, gpa | prot, gva, size))
+    if (direct_calls_full(s))
         return false;
+    if (!remember(v, g, gpa | prot, gva, size)) {
+        unmap(d, s, g, page, gva, size); /* what is mapped there is not what is remembered now */
+        return false;
+    }
     if (r->size && (r->gva + r->size != gva || r->offset + r->size != offset || r->prot != prot))
         map_run(s, r);
     if (!r->size)
