@@ -18,7 +18,7 @@
 #define CODE_BYTES_LEAST (1u << 20)
 #define WRITTEN_SIZE(e) ((e)->n_pages / 64 * 8 + 8)
 
-static void *reserve(size_t bytes)
+void *soft_reserve(size_t bytes)
 {
     void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     return p == MAP_FAILED ? NULL : p;
@@ -51,17 +51,17 @@ int soft_cache_create(struct engine *e)
     e->max_sites = e->cache.size / 40;
     e->max_exits = e->cache.size / 64;
     e->max_maps = e->cache.size / 24;
-    e->blocks = reserve(e->max_blocks * sizeof(*e->blocks));
-    e->incoming = reserve(e->max_blocks * sizeof(*e->incoming));
-    e->sites = reserve(e->max_sites * sizeof(*e->sites));
-    e->exits = reserve(e->max_exits * sizeof(*e->exits));
-    e->maps = reserve(e->max_maps * sizeof(*e->maps));
+    e->blocks = soft_reserve(e->max_blocks * sizeof(*e->blocks));
+    e->incoming = soft_reserve(e->max_blocks * sizeof(*e->incoming));
+    e->sites = soft_reserve(e->max_sites * sizeof(*e->sites));
+    e->exits = soft_reserve(e->max_exits * sizeof(*e->exits));
+    e->maps = soft_reserve(e->max_maps * sizeof(*e->maps));
     e->n_pages = e->config.memory->end >> 12;
-    e->hash = reserve(sizeof(*e->hash) << HASH_BITS);
-    e->page_blocks = reserve(e->n_pages * sizeof(*e->page_blocks));
-    e->code_granules = reserve(e->n_pages * sizeof(*e->code_granules));
-    e->written = reserve(WRITTEN_SIZE(e));
-    e->kernel_pages = reserve(sizeof(*e->kernel_pages));
+    e->hash = soft_reserve(sizeof(*e->hash) << HASH_BITS);
+    e->page_blocks = soft_reserve(e->n_pages * sizeof(*e->page_blocks));
+    e->code_granules = soft_reserve(e->n_pages * sizeof(*e->code_granules));
+    e->written = soft_reserve(WRITTEN_SIZE(e));
+    e->kernel_pages = soft_reserve(sizeof(*e->kernel_pages));
     if (!e->blocks || !e->incoming || !e->sites || !e->exits || !e->maps || !e->hash || !e->page_blocks ||
         !e->code_granules || !e->written || !e->kernel_pages)
         return -ENOMEM;
@@ -69,7 +69,7 @@ int soft_cache_create(struct engine *e)
     return 0;
 }
 
-static void release(void *p, size_t bytes)
+void soft_release(void *p, size_t bytes)
 {
     if (p)
         munmap(p, bytes);
@@ -135,20 +135,20 @@ void soft_cache_destroy(struct engine *e)
     free(e->young);
     free(e->cache.lent);
     free(e->cache.tries);
-    release(e->cache.spare, e->cache.size);
-    release(e->cache.rx, e->cache.size);
-    release(e->cache.rw, e->cache.size);
+    soft_release(e->cache.spare, e->cache.size);
+    soft_release(e->cache.rx, e->cache.size);
+    soft_release(e->cache.rw, e->cache.size);
     close(e->cache.fd);
-    release(e->blocks, e->max_blocks * sizeof(*e->blocks));
-    release(e->incoming, e->max_blocks * sizeof(*e->incoming));
-    release(e->sites, e->max_sites * sizeof(*e->sites));
-    release(e->exits, e->max_exits * sizeof(*e->exits));
-    release(e->maps, e->max_maps * sizeof(*e->maps));
-    release(e->hash, sizeof(*e->hash) << HASH_BITS);
-    release(e->page_blocks, e->n_pages * sizeof(*e->page_blocks));
-    release(e->code_granules, e->n_pages * sizeof(*e->code_granules));
-    release(e->written, WRITTEN_SIZE(e));
-    release(e->kernel_pages, sizeof(*e->kernel_pages));
+    soft_release(e->blocks, e->max_blocks * sizeof(*e->blocks));
+    soft_release(e->incoming, e->max_blocks * sizeof(*e->incoming));
+    soft_release(e->sites, e->max_sites * sizeof(*e->sites));
+    soft_release(e->exits, e->max_exits * sizeof(*e->exits));
+    soft_release(e->maps, e->max_maps * sizeof(*e->maps));
+    soft_release(e->hash, sizeof(*e->hash) << HASH_BITS);
+    soft_release(e->page_blocks, e->n_pages * sizeof(*e->page_blocks));
+    soft_release(e->code_granules, e->n_pages * sizeof(*e->code_granules));
+    soft_release(e->written, WRITTEN_SIZE(e));
+    soft_release(e->kernel_pages, sizeof(*e->kernel_pages));
 }
 
 /* --- the index ------------------------------------------------------------------------------------ */

@@ -23,7 +23,6 @@
 
 #include <errno.h>
 #include <stdlib.h>
-#include <sys/mman.h>
 
 int soft_peers_create(struct peers **out, const struct engine_config *config)
 {
@@ -35,20 +34,18 @@ int soft_peers_create(struct peers **out, const struct engine_config *config)
     *out = p;
     if (p->n == 1)
         return 0;
-    void *code = mmap(NULL, p->n_pages * sizeof *p->code, PROT_READ | PROT_WRITE,
-                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (code == MAP_FAILED) {
+    p->code = soft_reserve(p->n_pages * sizeof *p->code);
+    if (!p->code) {
         free(p);
         return -ENOMEM;
     }
-    p->code = code;
     return 0;
 }
 
 void soft_peers_destroy(struct peers *p)
 {
-    if (p && p->code)
-        munmap(p->code, p->n_pages * sizeof *p->code);
+    if (p)
+        soft_release(p->code, p->n_pages * sizeof *p->code);
     free(p);
 }
 

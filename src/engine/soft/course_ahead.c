@@ -212,26 +212,14 @@ void soft_course_serve(struct engine *e)
 
 /* --- beginning and end ------------------------------------------------------------------------------------------- */
 
-static void *reserve(size_t bytes)
-{
-    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    return p == MAP_FAILED ? NULL : p;
-}
-
-static void release(void *p, size_t bytes)
-{
-    if (p)
-        munmap(p, bytes);
-}
-
 static void aside_free(struct engine *a)
 {
     if (!a)
         return;
     if (a->vcpu)
         soft_translator_destroy(a->vcpu->translator);
-    release(a->vcpu, sizeof *a->vcpu);
-    release(a->hash, sizeof *a->hash << HASH_BITS);
+    soft_release(a->vcpu, sizeof *a->vcpu);
+    soft_release(a->hash, sizeof *a->hash << HASH_BITS);
     free(a);
 }
 
@@ -246,8 +234,8 @@ static struct engine *aside_create(const struct engine *e)
     a->note = NULL;
     a->course = NULL;
     a->young = NULL;
-    a->hash = reserve(sizeof *a->hash << HASH_BITS);
-    a->vcpu = reserve(sizeof *a->vcpu);
+    a->hash = soft_reserve(sizeof *a->hash << HASH_BITS);
+    a->vcpu = soft_reserve(sizeof *a->vcpu);
     if (!a->hash || !a->vcpu || !(a->vcpu->translator = soft_translator_create(&e->vcpu->cpu))) {
         aside_free(a);
         return NULL;
@@ -259,10 +247,10 @@ static struct engine *aside_create(const struct engine *e)
 static void release_all(struct engine *e, struct course *c)
 {
     aside_free(c->aside);
-    release(c->batches, BATCHES_MAX * sizeof *c->batches);
-    release(c->head, sizeof *c->head << HASH_BITS);
-    release(c->next, e->max_blocks * sizeof *c->next);
-    release(c->at, e->max_blocks * sizeof *c->at);
+    soft_release(c->batches, BATCHES_MAX * sizeof *c->batches);
+    soft_release(c->head, sizeof *c->head << HASH_BITS);
+    soft_release(c->next, e->max_blocks * sizeof *c->next);
+    soft_release(c->at, e->max_blocks * sizeof *c->at);
     free(c->file);
     close(c->fd);
 }
@@ -300,10 +288,10 @@ static int course_begin(struct engine *e, const struct engine_course *from, size
     c->until_ns = soft_clock_ns(CLOCK_MONOTONIC) + COURSE_LASTS_NS;
     memset(c->page, UNKNOWN, sizeof c->page);
     c->aside = aside_create(e);
-    c->batches = reserve(BATCHES_MAX * sizeof *c->batches);
-    c->head = reserve(sizeof *c->head << HASH_BITS);
-    c->next = reserve(e->max_blocks * sizeof *c->next);
-    c->at = reserve(e->max_blocks * sizeof *c->at);
+    c->batches = soft_reserve(BATCHES_MAX * sizeof *c->batches);
+    c->head = soft_reserve(sizeof *c->head << HASH_BITS);
+    c->next = soft_reserve(e->max_blocks * sizeof *c->next);
+    c->at = soft_reserve(e->max_blocks * sizeof *c->at);
     if (!c->aside || !c->batches || !c->head || !c->next || !c->at) {
         release_all(e, c);
         free(c);

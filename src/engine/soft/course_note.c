@@ -6,7 +6,6 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include "base/bytes.h"
@@ -25,25 +24,13 @@ struct note {
     uint32_t better; /* the next one takes that block's place: + 1 */
 };
 
-static void *reserve(size_t bytes)
-{
-    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    return p == MAP_FAILED ? NULL : p;
-}
-
-static void release(void *p, size_t bytes)
-{
-    if (p)
-        munmap(p, bytes);
-}
-
 static void note_free(struct engine *e)
 {
     struct note *n = e->note;
 
-    release(n->bytes, COURSE_BYTES_MAX);
-    release(n->at, COURSE_BLOCKS_MAX * sizeof *n->at);
-    release(n->of, e->max_blocks * sizeof *n->of);
+    soft_release(n->bytes, COURSE_BYTES_MAX);
+    soft_release(n->at, COURSE_BLOCKS_MAX * sizeof *n->at);
+    soft_release(n->of, e->max_blocks * sizeof *n->of);
     close(n->fd);
     free(n);
     e->note = NULL;
@@ -62,9 +49,9 @@ int soft_note_begin(struct engine *e, const struct engine_course *c)
                        .gva = c->gva,
                        .size = c->size,
                        .until_ns = soft_clock_ns(CLOCK_MONOTONIC) + COURSE_LASTS_NS,
-                       .bytes = reserve(COURSE_BYTES_MAX),
-                       .at = reserve(COURSE_BLOCKS_MAX * sizeof *n->at),
-                       .of = reserve(e->max_blocks * sizeof *n->of)};
+                       .bytes = soft_reserve(COURSE_BYTES_MAX),
+                       .at = soft_reserve(COURSE_BLOCKS_MAX * sizeof *n->at),
+                       .of = soft_reserve(e->max_blocks * sizeof *n->of)};
     e->note = n;
     if (n->bytes && n->at && n->of && !ftruncate(n->fd, 0) && !memory_note_order(e->config.memory, COURSE_PIECES_MAX))
         return 0;
@@ -234,11 +221,11 @@ static void write_course(const struct engine *e, uint8_t *file)
 
 void soft_note_end(struct engine *e)
 {
-    uint8_t *file = e->note->n_blocks < LEAST_BLOCKS ? NULL : reserve(COURSE_BYTES_MAX);
+    uint8_t *file = e->note->n_blocks < LEAST_BLOCKS ? NULL : soft_reserve(COURSE_BYTES_MAX);
 
     if (file)
         write_course(e, file);
-    release(file, COURSE_BYTES_MAX);
+    soft_release(file, COURSE_BYTES_MAX);
     note_free(e);
 }
 

@@ -577,6 +577,9 @@ static inline void soft_told(struct soft_vcpu *v)
 void soft_device_wrote(void *peers, uint64_t gpa, uint64_t len); /* any thread */
 
 /* --- cache.c --- */
+/* Zeroes that take memory only where they are used, or NULL; soft_release takes that NULL, too. */
+void *soft_reserve(size_t bytes);
+void soft_release(void *p, size_t bytes);
 int soft_cache_create(struct engine *e);
 void soft_cache_destroy(struct engine *e);
 struct block *soft_block_find(struct engine *e, uint64_t gpa, uint64_t gva, uint32_t mode);
