@@ -193,7 +193,7 @@ void soft_index_settle(struct engine *e)
     e->young = NULL;
 }
 
-static void index_insert(struct engine *e, struct block *b)
+void soft_block_index(struct engine *e, struct block *b)
 {
     const unsigned hash = soft_block_hash(b->gpa, b->gva, b->mode);
     if (e->young && e->n_young == YOUNG_MOST)
@@ -277,11 +277,6 @@ static uint64_t first_part(const struct block *b)
 {
     uint64_t room = 4096 - (b->gpa & 4095);
     return b->length < room ? b->length : room;
-}
-
-void soft_block_index(struct engine *e, struct block *b)
-{
-    index_insert(e, b);
 }
 
 void soft_block_insert(struct engine *e, struct block *b)
