@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "base/bytes.h"
+#include "base/file.h"
 
 #define LEAST_BLOCKS 1024u /* less is not worth a file */
 
@@ -185,15 +186,6 @@ static size_t block_size(const uint8_t *bytes, size_t n, size_t at)
     return course_next(bytes, n, &at, &b) ? at - from : 0;
 }
 
-static void write_all(int fd, const uint8_t *p, size_t n)
-{
-    ssize_t done;
-
-    for (; n; p += done, n -= (size_t)done)
-        if ((done = write(fd, p, n)) <= 0)
-            return; /* no room: it will not be whole */
-}
-
 /* What the guest has come to use; returns how many. */
 static uint32_t put_pieces(const struct memory *m, uint8_t *to)
 {
@@ -216,7 +208,7 @@ static void write_course(const struct engine *e, uint8_t *file)
         size += one;
     }
     course_head(file, n->n_blocks, n_pieces, file + COURSE_HEAD, size - COURSE_HEAD);
-    write_all(n->fd, file, size);
+    (void)fd_write_all(n->fd, file, size); /* no room: it will not be whole */
 }
 
 void soft_note_end(struct engine *e)
