@@ -184,6 +184,7 @@ sed -n '/^const struct control_command vm_commands/,/^};/s/^    {"\([a-z]*\)".*/
 sed -n '/^## Commands/,/^## Events/s/^| `\([a-z]*\)` .*/\1/p' "$top/docs/CONTROL.md" | sort >"$work/manual"
 status=0
 check "docs/CONTROL.md has the commands" eval '[ -s "$work/options" ] && diff "$work/options" "$work/manual" >"$work/err"'
+check "no file has a merge's marks in it" eval '! grep -rnE "^(<{7}|>{7}) " "$top/README.md" "$top/docs" "$top/src" "$top/tests" "$top/bench" "$top/scripts" >"$work/err"'
 
 # Named virtual machines, as far as no guest has to run.
 export GUISE_DATA=$work/data GUISE_RUNTIME=$work/run
