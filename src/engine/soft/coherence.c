@@ -31,21 +31,24 @@ int soft_peers_create(struct peers **out, const struct engine_config *config)
         return -ENOMEM;
     p->n = config->n_cpus;
     p->n_pages = config->memory->end >> 12;
-    *out = p;
-    if (p->n == 1)
-        return 0;
-    p->code = soft_reserve(p->n_pages * sizeof *p->code);
-    if (!p->code) {
-        free(p);
-        return -ENOMEM;
+    if (p->n > 1) {
+        p->code = soft_reserve(p->n_pages * sizeof *p->code);
+        if (!p->code) {
+            free(p);
+            return -ENOMEM;
+        }
     }
+    pthread_mutex_init(&p->split, NULL);
+    *out = p;
     return 0;
 }
 
 void soft_peers_destroy(struct peers *p)
 {
-    if (p)
-        soft_release(p->code, p->n_pages * sizeof *p->code);
+    if (!p)
+        return;
+    pthread_mutex_destroy(&p->split);
+    soft_release(p->code, p->n_pages * sizeof *p->code);
     free(p);
 }
 

@@ -97,16 +97,14 @@ void soft_clear_x87_top(struct soft_vcpu *v)
 }
 
 /* Locked instructions on a bounce buffer, since their operands cross pages, are indivisible for one another and for
- * other stores across pages, which is what there is of that without stopping the other vCPUs. */
+ * other stores across pages, which is what there is of that without stopping the other vCPUs.  A mutex, which whoever
+ * runs may take again: with turns, each instruction would wait until the next thread in line gets a CPU. */
 static void begin_locked(struct soft_vcpu *v, const struct site *s, uint64_t gva)
 {
     bool crosses = (s->access & SITE_WRITE) && (gva & 4095) + s->size > 4096;
     if (!(s->locked || crosses) || v->engine->peers->n == 1 || v->bounce.locked)
         return;
-    struct peers *p = v->engine->peers;
-    uint32_t turn = atomic_fetch_add(&p->split.next, 1);
-    for (unsigned i = 0; atomic_load(&p->split.served) != turn; i++)
-        soft_spin(i);
+    pthread_mutex_lock(&v->engine->peers->split);
     v->bounce.locked = true;
 }
 
@@ -115,7 +113,7 @@ void soft_end_locked(struct soft_vcpu *v)
     if (!v->bounce.locked)
         return;
     v->bounce.locked = false;
-    atomic_fetch_add(&v->engine->peers->split.served, 1);
+    pthread_mutex_unlock(&v->engine->peers->split);
 }
 
 static const void *access_fault(struct soft_vcpu *v, const struct site *s)

@@ -12,6 +12,7 @@
  *   gs base                  struct soft_vcpu
  */
 #pragma once
+#include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
 #include <stddef.h>
@@ -243,10 +244,7 @@ struct peers {
     struct engine *of[SOFT_CPUS_MAX];
     uint64_t *code; /* by page: bit i: vCPU i has translated code of it, or is about to; NULL for one vCPU */
     uint64_t n_pages;
-    /* held around a locked instruction on a bounce buffer; by turns: who spins would not let another one in */
-    struct {
-        _Atomic uint32_t next, served;
-    } split;
+    pthread_mutex_t split; /* held around a locked instruction on a bounce buffer */
     struct cpuid_table *cpuid;
     struct direct_helper *helper; /* direct_child.c; NULL: none has been wanted */
     int helper_failed;
