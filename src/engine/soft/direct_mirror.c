@@ -268,18 +268,16 @@ static bool map(struct soft_vcpu *v, struct direct *d, struct direct_slot *s, ui
     unsigned prot = protection(v, d, tr, gva, gpa, size, &copy);
     uint64_t offset = copy ? copy : memory_offset(m, gpa);
     uint64_t *page = size == LARGE ? &g->large : &g->page[PAGE_INDEX(gva)];
-    if (*page == (gpa | prot)) {
-        if (remember(v, g, gpa | prot, gva, size))
-            return true;
+    const bool mapped = *page == (gpa | prot);
+    if (!mapped && direct_calls_full(s))
+        return false;
+    if (!remember(v, g, gpa | prot, gva, size)) { /* what is mapped there is not what is remembered now */
+        map_run(s, r);                            /* which may be a part of it: it goes after it has come */
         unmap(d, s, g, page, gva, size);
         return false;
     }
-    if (direct_calls_full(s))
-        return false;
-    if (!remember(v, g, gpa | prot, gva, size)) {
-        unmap(d, s, g, page, gva, size); /* what is mapped there is not what is remembered now */
-        return false;
-    }
+    if (mapped)
+        return true;
     if (r->size && (r->gva + r->size != gva || r->offset + r->size != offset || r->prot != prot))
         map_run(s, r);
     if (!r->size)

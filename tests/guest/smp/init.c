@@ -24,8 +24,9 @@ static const char *all_there(void)
 }
 
 static const struct check first_checks[] = {{"all CPUs are there", all_there, 1}, {0}};
-static const struct check *const groups[] = {first_checks,     litmus_checks, locked_checks, code_checks,
-                                             shootdown_checks, clock_checks,  talk_checks,   hotplug_checks};
+static const struct check *const groups[] = {first_checks, litmus_checks,    locked_checks,
+                                             code_checks,  shootdown_checks, pages_checks,
+                                             clock_checks, talk_checks,      hotplug_checks};
 
 static void run(const struct check *c)
 {

@@ -67,5 +67,5 @@ struct check {
     const char *(*check)(void);
     unsigned cpus; /* needs so many */
 };
-extern const struct check litmus_checks[], locked_checks[], code_checks[], shootdown_checks[], clock_checks[],
-    talk_checks[], hotplug_checks[];
+extern const struct check litmus_checks[], locked_checks[], code_checks[], shootdown_checks[], pages_checks[],
+    clock_checks[], talk_checks[], hotplug_checks[];

@@ -1,0 +1,147 @@
+/*
+ * Many pages, of which all threads use their own words while the kernel puts other pages behind the addresses: copies
+ * after a fork, large pages that come and go, memory that is compacted.  Nobody loses a store or reads an older one.
+ *
+ * Unlike in shootdown.c nobody waits for anybody, so entries change at any moment of another CPU's fault, beside
+ * pages that it has not come to yet.
+ */
+#include "smp.h"
+
+#include <fcntl.h>
+
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25
+#endif
+
+enum { THREADS = 8, PAGES = 1024, WORD_STEP = 64 / 8 };
+static const size_t large = 2ul << 20;
+
+static struct meeting meeting;
+static uint8_t *region;
+static void (*change)(uint64_t k);
+static double since;
+static bool over;
+/* What each has written last: in shared memory, which no fork makes a copy of. */
+static uint64_t (*last)[PAGES];
+
+static volatile uint64_t *word(unsigned n, unsigned me)
+{
+    return (volatile uint64_t *)(region + n * PAGE) + me * WORD_STEP;
+}
+
+static void use(unsigned me)
+{
+    uint64_t random = 0x9e3779b97f4a7c15ull * (me + 1);
+    for (uint64_t k = 1; !__atomic_load_n(&over, __ATOMIC_RELAXED) && !complaint(); k++) {
+        /* Runs of pages, as programs use them, from anywhere. */
+        const unsigned from = next_random(&random) % PAGES, n = next_random(&random) % 24;
+        for (unsigned i = from; i < from + n && i < PAGES; i++) {
+            const uint64_t got = *word(i, me);
+            if (got != last[me][i])
+                complain("a thread reads %lx in page %u where it wrote %lx", got, i, last[me][i]);
+            if (k % 3) /* pages that are only read have other entries */
+                *word(i, me) = last[me][i] = k << 8 | me;
+        }
+    }
+}
+
+static void thread(unsigned me)
+{
+    meet(&meeting);
+    if (me)
+        return use(me);
+    for (uint64_t k = 0; time_left(since, 0.4) && !complaint(); k++)
+        change(k);
+    __atomic_store_n(&over, true, __ATOMIC_RELAXED);
+}
+
+static const char *use_while(void (*changes)(uint64_t k))
+{
+    const unsigned threads = n_cpus < THREADS ? n_cpus : THREADS;
+    uint8_t *p = map(PAGES * PAGE + large, PROT_READ | PROT_WRITE);
+    region = (uint8_t *)(((uintptr_t)p + large - 1) & -large);
+    last = mmap(NULL, THREADS * sizeof *last, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (last == MAP_FAILED)
+        return "no memory";
+    change = changes;
+    meeting = (struct meeting){.n = threads};
+    over = false, since = now();
+    together(threads, thread);
+    return complaint();
+}
+
+/* Every page can be read only, and becomes a copy when it is written to, while the child is there and after it. */
+static void fork_once(uint64_t k)
+{
+    int status = 0;
+    const pid_t pid = fork();
+    if (pid == 0) {
+        for (unsigned i = k % 7; i < PAGES; i += 7)
+            region[i * PAGE + PAGE - 1] = 1; /* pages that the others have then, or do not */
+        _exit(0);
+    }
+    if (pid < 0 || waitpid(pid, &status, 0) != pid || status)
+        complain("fork: %s, status %x", strerror(errno), (unsigned)status);
+}
+
+/* Small pages become a large one, which is divided by another protection of one of them. */
+static void collapse(uint64_t k)
+{
+    uint8_t *at = region + k % (PAGES * PAGE / large) * large;
+    madvise(at, large, MADV_COLLAPSE);
+    mprotect(at + k % 512 * PAGE, PAGE, PROT_READ | PROT_WRITE | PROT_EXEC);
+    mprotect(at + k % 512 * PAGE, PAGE, PROT_READ | PROT_WRITE);
+}
+
+/* The kernel moves pages to make room for large ones; holes give it something to do. */
+static void compact(uint64_t k)
+{
+    static uint8_t *holes;
+    static int fd = -1;
+    enum { HOLES = 4096 };
+    if (fd < 0)
+        fd = open("/proc/sys/vm/compact_memory", O_WRONLY);
+    if (!holes) {
+        holes = map(HOLES * PAGE, PROT_READ | PROT_WRITE);
+        madvise(holes, HOLES * PAGE, MADV_NOHUGEPAGE);
+    }
+    for (unsigned i = k % 2; i < HOLES; i += 2)
+        holes[i * PAGE] = 1;
+    for (unsigned i = (k + 1) % 2; i < HOLES; i += 2)
+        madvise(holes + i * PAGE, PAGE, MADV_DONTNEED);
+    if (fd >= 0 && write(fd, "1", 1) != 1)
+        complain("compact_memory: %s", strerror(errno));
+}
+
+static void all(uint64_t k)
+{
+    k % 3 == 0 ? fork_once(k) : k % 3 == 1 ? collapse(k) : compact(k);
+}
+
+static const char *forked(void)
+{
+    return use_while(fork_once);
+}
+
+static const char *collapsed(void)
+{
+    return use_while(collapse);
+}
+
+static const char *compacted(void)
+{
+    return use_while(compact);
+}
+
+static const char *everything(void)
+{
+    return use_while(all);
+}
+
+const struct check pages_checks[] = {
+    {"pages that forks copy", forked, 2},
+    {"pages that become large ones", collapsed, 2},
+    {"pages that the kernel moves", compacted, 2},
+    {"pages that change in all of these ways", everything, 2},
+    {0},
+};
