@@ -98,7 +98,7 @@ static void compact(uint64_t k)
 {
     static uint8_t *holes;
     static int fd = -1;
-    enum { HOLES = 4096 };
+    enum { HOLES = 1024 };
     if (fd < 0)
         fd = open("/proc/sys/vm/compact_memory", O_WRONLY);
     if (!holes) {
