@@ -28,6 +28,7 @@
 
 #define LOOK_MS 20u           /* from one look at what does not stop to the next */
 #define PATIENCE_NS 50000000u /* of CPU time that it may have from the first of them on, */
+#define LOOK_CPU_NS 10000000u /* counted as that between two of them, at most */
 #define CALL_NS 2000000u      /* for each call before, too, and each mapping that goes: a busy host may take 0.5 ms */
 #define BATCH_NS 2000000000u  /* and for all of them at most */
 #define AT_DOOR_LOOKS 5u      /* until who may be asleep there without having said so is looked for */
@@ -394,20 +395,25 @@ uint64_t soft_direct_cpu_ns(const struct engine *e)
 }
 
 /*
- * Is it of no more use, since it has ended or has gone on for too long after it was first asked for (*asked, which is
- * NOT_ASKED before)?  What counts is CPU time alone: a process that does as it should may have to wait for any time,
- * for a CPU or for a lock of the host's kernel that somebody holds who has to wait for one.
+ * Is it of no more use, since it has ended or has gone on for too long after it was first asked for?  What counts is
+ * CPU time alone: a process that does as it should may have to wait for any time, for a CPU or for a lock of the host's
+ * kernel that somebody holds who has to wait for one.  And of that no more than LOOK_CPU_NS from look to look: where
+ * the host is a virtual machine, time that another one had may be counted as the process's own.
  */
-#define NOT_ASKED UINT64_MAX
-static bool lost(const struct direct *d, const struct direct_slot *s, uint64_t *asked)
+struct asked {
+    unsigned looks;
+    uint64_t last, used; /* CPU time: at the last look; since the first */
+};
+static bool lost(const struct direct *d, const struct direct_slot *s, struct asked *a)
 {
     struct timespec t;
     if (clock_gettime(process_clock(s), &t) || helper_ended(d->engine->peers->helper))
         return true; /* the helper has seen its end; or has ended, and all of them with it */
-    uint64_t used = (uint64_t)t.tv_sec * 1000000000 + (uint64_t)t.tv_nsec;
-    if (*asked == NOT_ASKED)
-        *asked = used;
-    return used > *asked + s->patience;
+    uint64_t now = (uint64_t)t.tv_sec * 1000000000 + (uint64_t)t.tv_nsec;
+    if (a->looks++)
+        a->used += least(now - a->last, LOOK_CPU_NS);
+    a->last = now;
+    return a->used > s->patience;
 }
 
 static bool found_asleep(struct direct_slot *s, unsigned looks)
@@ -423,7 +429,7 @@ static int wait_asleep(const struct direct *d, struct direct_slot *s)
 {
     const unsigned looks = d->cpu >= 0 && s->cpu == d->cpu ? 1 : LOOKS;
     const struct timespec nap = {0, NAP_NS};
-    uint64_t asked = NOT_ASKED;
+    struct asked asked = {0};
     for (unsigned i = 0; !found_asleep(s, looks); i++) {
         if (lost(d, s, &asked))
             return -ESRCH;
@@ -439,7 +445,7 @@ static int wait_asleep(const struct direct *d, struct direct_slot *s)
 static int wait_stopped(struct soft_vcpu *v, const struct direct *d, struct direct_slot *s)
 {
     const struct timespec a_while = {0, LOOK_MS * 1000000};
-    uint64_t asked = NOT_ASKED;
+    struct asked asked = {0};
     unsigned looks = 0;
 
     for (;;) {
