@@ -1,6 +1,7 @@
 /*
  * Many pages, of which all threads use their own words while the kernel puts other pages behind the addresses: copies
- * after a fork, large pages that come and go, memory that is compacted.  Nobody loses a store or reads an older one.
+ * after a fork, large pages that come and go, memory that is compacted or merged.  Nobody loses a store or reads an
+ * older one.
  *
  * Unlike in shootdown.c nobody waits for anybody, so entries change at any moment of another CPU's fault, beside
  * pages that it has not come to yet.
@@ -19,6 +20,7 @@ static const size_t large = 2ul << 20;
 static struct meeting meeting;
 static uint8_t *region;
 static void (*change)(uint64_t k);
+static bool alike; /* words have few values and seldom change, so that pages have the same contents */
 static double since;
 static bool over;
 /* What each has written last: in shared memory, which no fork makes a copy of. */
@@ -39,8 +41,8 @@ static void use(unsigned me)
             const uint64_t got = *word(i, me);
             if (got != last[me][i])
                 complain("a thread reads %lx in page %u where it wrote %lx", got, i, last[me][i]);
-            if (k % 3) /* pages that are only read have other entries */
-                *word(i, me) = last[me][i] = k << 8 | me;
+            if (alike ? k % 1024 == 0 : k % 3) /* pages that are only read have other entries */
+                *word(i, me) = last[me][i] = alike ? next_random(&random) % 2 : k << 8 | me;
         }
     }
 }
@@ -113,6 +115,26 @@ static void compact(uint64_t k)
         complain("compact_memory: %s", strerror(errno));
 }
 
+/* The kernel maps the same page, which can be read only, for all that have the same contents. */
+static bool set_ksm(const char *file, const char *value)
+{
+    char path[64];
+    snprintf(path, sizeof path, "/sys/kernel/mm/ksm/%s", file);
+    const int fd = open(path, O_WRONLY);
+    const bool good = fd >= 0 && write(fd, value, strlen(value)) > 0;
+    if (fd >= 0)
+        close(fd);
+    return good;
+}
+
+static void merge(uint64_t k)
+{
+    if (k == 0)
+        madvise(region, PAGES * PAGE, MADV_MERGEABLE);
+    usleep(1000);
+    region[k * 37 % PAGES * PAGE + PAGE - 1] ^= 1; /* one loses what it has in common */
+}
+
 static void all(uint64_t k)
 {
     k % 3 == 0 ? fork_once(k) : k % 3 == 1 ? collapse(k) : compact(k);
@@ -133,6 +155,16 @@ static const char *compacted(void)
     return use_while(compact);
 }
 
+static const char *merged(void)
+{
+    if (!set_ksm("pages_to_scan", "100000") || !set_ksm("sleep_millisecs", "0") || !set_ksm("run", "1"))
+        return in_guest ? "the kernel does not merge pages" : NULL;
+    alike = true;
+    const char *wrong = use_while(merge);
+    set_ksm("run", "0");
+    return wrong;
+}
+
 static const char *everything(void)
 {
     return use_while(all);
@@ -142,6 +174,7 @@ const struct check pages_checks[] = {
     {"pages that forks copy", forked, 2},
     {"pages that become large ones", collapsed, 2},
     {"pages that the kernel moves", compacted, 2},
+    {"pages that the kernel merges", merged, 2},
     {"pages that change in all of these ways", everything, 2},
     {0},
 };
