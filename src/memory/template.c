@@ -65,7 +65,7 @@ static struct memory_templates *create(const struct memory *m, uint8_t where)
     if (!t)
         return NULL;
     t->n_pages = n;
-    for (uint64_t i = 0; i < n; i++)
+    for (uint64_t i = 0; where && i < n; i++)
         atomic_init(&t->from[i], where);
     pthread_mutex_init(&t->lock, NULL);
     return t;
@@ -445,7 +445,7 @@ static int adopt_run(struct memory *m, const int *fds, uint64_t first, const str
 {
     uint64_t end = first + r->pages, low = m->low_size >> PAGE_SHIFT, split = first < low && end > low ? low : first;
 
-    for (uint64_t page = first; page < end; page++)
+    for (uint64_t page = first; r->from && page < end; page++) /* it is zero: not written to, no memory */
         atomic_store(&m->templates->from[page], (uint8_t)r->from);
     return map_template(m, fds[r->from], first, split) && map_template(m, fds[r->from], split, end) ? 0 : -errno;
 }

@@ -35,6 +35,21 @@ static bool vcpu_look_a_while(struct vcpu *v, uint64_t since_ns)
     return there;
 }
 
+#define REST_NS (100 * 1000000l)
+
+/* Until there is a request, or for the first time after REST_NS without one. */
+static void vcpu_sleep(struct vcpu *v)
+{
+    const struct timespec rest = {.tv_nsec = REST_NS};
+
+    while (!atomic_load(&v->cpu->request))
+        if (syscall(SYS_futex, &v->cpu->request, FUTEX_WAIT_PRIVATE, 0, v->rested ? NULL : &rest, NULL, 0) &&
+            errno == ETIMEDOUT) {
+            v->rested = true;
+            v->vm->ops->rest(v->vm->engine, v->index);
+        }
+}
+
 /* Waits until a request is there.  No wake-up is lost: the kicker sets request, then looks at sleeping; we
  * set sleeping, then the kernel looks at request (both orders sequentially consistent). */
 static void vcpu_wait(struct vcpu *v)
@@ -43,8 +58,7 @@ static void vcpu_wait(struct vcpu *v)
 
     if (!vcpu_look_a_while(v, before)) {
         atomic_store(&v->sleeping, true);
-        while (!atomic_load(&v->cpu->request))
-            syscall(SYS_futex, &v->cpu->request, FUTEX_WAIT_PRIVATE, 0, NULL, NULL, 0);
+        vcpu_sleep(v);
         atomic_store(&v->sleeping, false);
     }
     uint64_t waited = clock_ns() - before;
@@ -111,6 +125,7 @@ static void *vcpu_main(void *opaque)
 
     snprintf(name, sizeof name, "vcpu%u", v->index & 0xff);
     prctl(PR_SET_NAME, name);
+    v->rested = !vm->ops->rest;
     if (sandbox_thread(vm->sandbox, vm_vcpu_role(vm))) {
         failed(v, "its thread cannot enter the sandbox");
         return NULL;

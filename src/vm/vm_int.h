@@ -26,6 +26,7 @@ struct vcpu {
     _Atomic bool sleeping; /* in futex_wait, or about to be; pairs with vm_kick: request, then sleeping */
     /* the vCPU thread's own: */
     uint64_t idle_ns, exits;
+    bool rested;              /* engine.h: rest has been called, or cannot be */
     struct patience patience; /* before it sleeps when halted */
 };
 

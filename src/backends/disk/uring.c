@@ -39,7 +39,8 @@ static int restrict_operations(struct io_uring *ring)
 
 static int uring_create(struct fileio *io)
 {
-    struct io_uring_params params = {.flags = IORING_SETUP_R_DISABLED};
+    struct io_uring_params params = {.flags = IORING_SETUP_R_DISABLED | IORING_SETUP_CQSIZE,
+                                     .cq_entries = FILEIO_ENDED_MOST};
     int err = io_uring_queue_init_params(FILEIO_RING, &io->ring, &params);
 
     if (err)

@@ -24,6 +24,12 @@ void *soft_reserve(size_t bytes)
     return p == MAP_FAILED ? NULL : p;
 }
 
+void soft_give_back(void *p, size_t bytes)
+{
+    if (madvise(p, bytes, MADV_DONTNEED))
+        memset(p, 0, bytes);
+}
+
 static int map_code(struct code_cache *c, uint64_t bytes)
 {
     c->size = (uint32_t)bytes;
@@ -75,67 +81,14 @@ void soft_release(void *p, size_t bytes)
         munmap(p, bytes);
 }
 
-/* --- code in pages of somebody else's ---------------------------------------------------------------- */
-
-#define PAGE 4096u
-#define TRIES 16384u
-#define CHAIN_AFTER 16
-#define PAGES_OF(bytes) (((bytes) + PAGE - 1) / PAGE)
-
-void soft_code_lent(struct engine *e, uint32_t from, uint32_t end)
-{
-    struct code_cache *c = &e->cache;
-
-    for (uint32_t k = from / PAGE; k < PAGES_OF(end); k++)
-        c->lent[k / 64] |= 1ull << k % 64;
-}
-
-int soft_code_lend(struct engine *e)
-{
-    struct code_cache *c = &e->cache;
-
-    c->lent = calloc(PAGES_OF(c->size) / 64 + 1, sizeof *c->lent);
-    c->spare = mmap(NULL, c->size, PROT_READ | PROT_EXEC, MAP_SHARED, c->fd, 0);
-    if (c->spare == MAP_FAILED)
-        c->spare = NULL;
-    c->tries = calloc(1, TRIES);
-    return c->lent && c->spare && c->tries ? 0 : -ENOMEM;
-}
-
-bool soft_code_spared_page(struct engine *e, uint32_t at)
-{
-    struct code_cache *c = &e->cache;
-
-    return c->lent[at / PAGE / 64] >> at / PAGE % 64 & 1 && ++c->tries[at * 2654435761u % TRIES] < CHAIN_AFTER;
-}
-
-void soft_code_own_pages(struct engine *e, uint32_t from, uint32_t end)
-{
-    struct code_cache *c = &e->cache;
-
-    for (uint32_t k = from / PAGE, n; k < PAGES_OF(end); k += n) {
-        for (n = 0; k + n < PAGES_OF(end) && c->lent[(k + n) / 64] >> (k + n) % 64 & 1; n++)
-            c->lent[(k + n) / 64] &= ~(1ull << (k + n) % 64);
-        if (!n) {
-            n = 1;
-            continue;
-        }
-        const size_t at = (size_t)k * PAGE, size = (size_t)n * PAGE;
-        memcpy(c->rw + at, c->rx + at, size);
-        if (mremap(c->spare + at, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, c->rx + at) == MAP_FAILED)
-            soft_fail(e->vcpu, "the host has no mapping left for a page of code");
-    }
-}
-
 void soft_cache_destroy(struct engine *e)
 {
     soft_course_forget(e);
     soft_carry_forget(e);
+    soft_carry_keep(e);
     free(e->carried);
-    free(e->young);
-    free(e->cache.lent);
-    free(e->cache.tries);
-    soft_release(e->cache.spare, e->cache.size);
+    soft_index_forget_young(e);
+    soft_code_lend_end(e);
     soft_release(e->cache.rx, e->cache.size);
     soft_release(e->cache.rw, e->cache.size);
     close(e->cache.fd);
@@ -162,6 +115,7 @@ unsigned soft_block_hash(uint64_t gpa, uint64_t gva, uint32_t mode)
 /* The index of a copy is the forked machine's, which each new block would write to anywhere.  So its own blocks have a
  * small one, as long as they are few. */
 #define YOUNG_BITS 12
+#define YOUNG_SIZE (sizeof(uint32_t) << YOUNG_BITS)
 #define YOUNG_MOST (4u << YOUNG_BITS)
 
 static uint32_t *young_head(struct engine *e, unsigned hash)
@@ -171,8 +125,20 @@ static uint32_t *young_head(struct engine *e, unsigned hash)
 
 int soft_index_young(struct engine *e)
 {
-    e->young = calloc(1u << YOUNG_BITS, sizeof *e->young);
+    e->young = soft_reserve(YOUNG_SIZE);
     return e->young ? 0 : -ENOMEM;
+}
+
+void soft_index_forget_young(struct engine *e)
+{
+    soft_release(e->young, YOUNG_SIZE);
+    e->young = NULL;
+}
+
+void soft_index_empty_young(struct engine *e)
+{
+    soft_give_back(e->young, YOUNG_SIZE);
+    e->n_young = 0;
 }
 
 static void index_put(struct engine *e, struct block *b, uint32_t *head)
@@ -189,8 +155,7 @@ void soft_index_settle(struct engine *e)
             next = b->next_hash;
             index_put(e, b, &e->hash[soft_block_hash(b->gpa, b->gva, b->mode)]);
         }
-    free(e->young);
-    e->young = NULL;
+    soft_index_forget_young(e);
 }
 
 void soft_block_index(struct engine *e, struct block *b)
@@ -430,7 +395,7 @@ void soft_block_unlink(struct engine *e, struct block *b)
 
 void soft_block_kill(struct engine *e, struct block *b)
 {
-    if (e->carry)
+    if (e->carry || e->given)
         soft_carry_dropped(e, b);
     soft_block_unindex(e, b);
     if (b->gpa >> 12 < e->n_pages)

@@ -10,8 +10,8 @@
  *              file from the beginning
  *
  *     image    code   blocks   incoming   sites   exits   maps   hash   page_blocks   code_granules   kernel_pages
- * shapes each with room for all of it, at a multiple of 4096 head     struct carried, and the numbers of blocks that
- * have been dropped since the image was made
+ *              shapes, each with room for all of it, at a multiple of 4096
+ *     head     struct carried, and the numbers of blocks that have been dropped since the image was made
  *
  * What copies have to have is what the forked machine had when it was forked.  The image is made at the first fork,
  * which takes milliseconds; what is translated afterwards copies translate themselves, what is dropped is listed.  It
@@ -189,6 +189,12 @@ static int write_image(struct engine *e, int fd, struct carried *c)
     return err;
 }
 
+void soft_carry_keep(struct engine *e)
+{
+    free(e->given);
+    e->given = NULL;
+}
+
 void soft_carry_lost(struct engine *e)
 {
     if (e->carry)
@@ -204,17 +210,33 @@ void soft_carry_forget(struct engine *e)
     e->carry = NULL;
 }
 
-void soft_carry_dropped(struct engine *e, const struct block *b)
+static bool is_in(const struct engine *e, const struct carried *c, uint32_t number)
 {
-    struct carried *c = &e->carry->head;
+    for (unsigned i = 0; i < c->n_regions; i++)
+        if (number >= e->regions[i].block && number < c->filled[i].block)
+            return true;
+    return false;
+}
+
+/* false: there is no room for it. */
+static bool note_dropped(const struct engine *e, struct carried *c, const struct block *b)
+{
     const uint32_t number = soft_block_number(e, b);
 
-    if (number >= c->filled[c->region].block && number < e->regions[c->region + 1].block)
-        return; /* it is not in the image */
+    if (!is_in(e, c, number))
+        return true;
     if (c->n_dropped == DROPPED_MAX)
+        return false;
+    c->dropped[c->n_dropped++] = number;
+    return true;
+}
+
+void soft_carry_dropped(struct engine *e, const struct block *b)
+{
+    if (e->carry && !note_dropped(e, &e->carry->head, b))
         e->carry->lost = true;
-    else
-        c->dropped[c->n_dropped++] = number;
+    if (e->given && !note_dropped(e, e->given, b))
+        soft_carry_keep(e);
 }
 
 /* It is not valid; or much is new, which copies would have to translate again.  (The region is the same: going on to
@@ -242,16 +264,19 @@ static int make_image(struct engine *e, int fd)
     return err;
 }
 
-void soft_carry_begin(struct engine *e)
+static void drop(struct engine *e, const struct carried *c)
 {
-    struct carried *c = e->carried;
-
-    e->carried = NULL;
-    soft_translator_given(e->vcpu->translator);
     for (uint32_t i = 0; i < c->n_dropped; i++)
         if (c->dropped[i] < e->max_blocks && !e->blocks[c->dropped[i]].dead)
             soft_block_kill(e, &e->blocks[c->dropped[i]]);
-    free(c);
+}
+
+void soft_carry_begin(struct engine *e)
+{
+    soft_translator_given(e->vcpu->translator);
+    drop(e, e->carried);
+    e->given = e->carried;
+    e->carried = NULL;
 }
 
 int soft_get_code(struct engine *e, int fd, struct engine_code *head)
@@ -339,13 +364,13 @@ static int map_image(struct engine *e, int fd, const struct carried *c)
 
     if (!is_sealed(fd, list_parts(e, part)) || c->shapes > part[SHAPES].size)
         return -EINVAL;
-    int err = soft_code_lend(e);
+    int err = soft_code_lend(e, fd, part[CODE].offset);
     if (!err)
         err = soft_index_young(e);
     part[SHAPES].used = c->shapes;
     for (unsigned k = HASH; k < PARTS && !err; k++)
         err = map_part(fd, &part[k], 0, part[k].used, PROT_READ | PROT_WRITE);
-    for (unsigned i = 0; i < e->n_regions && !err; i++) {
+    for (unsigned i = 0; i < c->n_regions && !err; i++) {
         const struct cache_region *from = &e->regions[i], *to = &c->filled[i];
         for (unsigned k = BLOCKS; k <= MAPS && !err; k++) {
             region_slice(e, c, i, k, slice);
@@ -367,17 +392,16 @@ int soft_set_code(struct engine *e, int fd, const struct engine_code *head)
 
     if (!can_be_carried(e) || e->region || e->n_blocks || e->carried || !fits(e, c, head->n))
         return -ENOTSUP;
-    if (!(e->carried = malloc(head->n)))
+    if (!(e->carried = malloc(sizeof *e->carried))) /* with room for those that are dropped later */
         return -ENOMEM;
     memcpy(e->carried, c, head->n);
-    e->n_regions = c->n_regions;
     int err = map_image(e, fd, c);
     if (err) { /* a part may be mapped: there is no way back */
         free(e->carried);
         e->carried = NULL;
         return err;
     }
-    soft_regions_taken(e, c->filled, c->filled_as, c->region);
+    soft_regions_taken(e, c->n_regions, c->filled, c->filled_as, c->region);
     e->cross = c->cross;
     memcpy(e->hot, c->often, sizeof c->often);
     memcpy(e->indexed, c->indexed, sizeof c->indexed);
@@ -386,4 +410,48 @@ int soft_set_code(struct engine *e, int fd, const struct engine_code *head)
     memcpy(v->large_global, c->large_global, sizeof c->large_global);
     memcpy(v->large_ever, c->large_ever, sizeof c->large_ever);
     return 0;
+}
+
+/* --- and back to that --------------------------------------------------------------------------------------------- */
+
+/* Pages that have been written to are the image's again, and what is behind it is nothing. */
+static void tables_again(struct engine *e)
+{
+    struct part part[PARTS];
+
+    list_parts(e, part);
+    for (unsigned k = BLOCKS; k < PARTS; k++)
+        if (madvise(part[k].at, part[k].size, MADV_DONTNEED))
+            soft_fail(e->vcpu, "the host keeps pages that it was to give up");
+    soft_index_empty_young(e);
+    soft_translator_given(e->vcpu->translator);
+}
+
+static void code_again(struct engine *e, const struct carried *c)
+{
+    for (unsigned i = 0; i < c->n_regions; i++) {
+        soft_code_lent_again(e, e->regions[i].hot, c->filled[i].hot);
+        soft_code_lent_again(e, e->regions[i].cold, c->filled[i].cold);
+    }
+    soft_code_empty(e);
+}
+
+/* Blocks that are not dropped are as right as they were: whoever had written to their bytes would have dropped them. */
+void soft_carry_again(struct engine *e)
+{
+    struct carried *c = e->given;
+
+    if (!c || e->carry || !e->young)
+        return;
+    e->given = NULL;
+    tables_again(e);
+    code_again(e, c);
+    soft_regions_taken(e, c->n_regions, c->filled, c->filled_as, c->region);
+    e->cross = c->cross;
+    for (unsigned i = 0; i < 64; i++) {
+        e->vcpu->exec_bloom[1][0][i] |= c->exec_bloom[0][i];
+        e->vcpu->exec_bloom[1][1][i] |= c->exec_bloom[1][i];
+    }
+    drop(e, c);
+    free(c);
 }

@@ -14,6 +14,7 @@
 #define WORTH_PERCENT 50u  /* of what an exit costs: that long it has to run between two */
 #define TRANSLATED 256u    /* ticks that a program stays in translated code which is faster there */
 #define WAIT_MOST 10u      /* log2 of the ticks until it is tried again */
+#define YOUNG_MS 100u      /* of a copy's CPU time, as long as it has not been idle */
 
 static uint64_t us_ticks(const struct direct *d, uint64_t us)
 {
@@ -120,6 +121,13 @@ static bool undecided(struct direct *d, struct space *sp)
     }
 }
 
+/* A copy that still takes on its identity: that is soon over, and nearly all of them have no more to compute. */
+static bool is_young(const struct soft_vcpu *v)
+{
+    return v->engine->config.lean && !v->stats.halts &&
+           soft_clock_ns(CLOCK_THREAD_CPUTIME_ID) < YOUNG_MS * 1000000ull;
+}
+
 /* An interrupt has come: what does it find? */
 void soft_direct_tick(struct soft_vcpu *v)
 {
@@ -146,7 +154,7 @@ void soft_direct_tick(struct soft_vcpu *v)
     }
     sp->wait = 0;
     sp->seen = starts ? SEEN_ENOUGH : !computes ? 0 : again ? sp->seen + 1 : 1;
-    if (sp->seen < (sp->paid ? 1 : SEEN_ENOUGH) || !direct_suitable(v, d))
+    if (sp->seen < (sp->paid ? 1 : SEEN_ENOUGH) || is_young(v) || !direct_suitable(v, d))
         return;
     arm(d, sp);
     d->stats.tried++;

@@ -152,7 +152,7 @@ static int vcpu_create(struct engine *e)
     e->amd = soft_is_amd(&v->cpu);
     e->zen5 = soft_is_zen5(&v->cpu);
     fpu_initial(v);
-    soft_tlb_init(v);
+    soft_tlb_init(v, IBTC_LEAST);
     v->translator = soft_translator_create(&v->cpu);
     return v->translator ? 0 : -ENOMEM;
 }
@@ -308,6 +308,7 @@ const struct engine_ops engine_soft = {
     .destroy = soft_destroy,
     .vcpu = soft_vcpu_cpu,
     .run = soft_run,
+    .rest = soft_rest,
     .kick = soft_kick,
     .stats = soft_stats,
     .show = soft_show,

@@ -19,7 +19,6 @@
 #define BLOCK_CODE_MAX (64u << 10) /* more than one block can need, in either half */
 #define REGIONS_AT_FIRST 8u
 #define ROUNDS_MS 8000u     /* in which three rounds through all of them are too many */
-#define WAYS_OUT_BYTES 4096 /* for the shared ends of ways out, in front of the cold half's slices */
 
 static struct cache_region region_start(const struct engine *e, unsigned i)
 {
@@ -144,14 +143,16 @@ static uint32_t next_page(uint32_t at)
     return (at + 4095) & ~4095u;
 }
 
-void soft_regions_taken(struct engine *e, const struct cache_region filled[REGIONS_MAX], const uint32_t as[REGIONS_MAX],
-                        unsigned region)
+/* It has as many regions more as a machine has at first: to drop somebody else's blocks is to write to all tables. */
+void soft_regions_taken(struct engine *e, unsigned n, const struct cache_region filled[REGIONS_MAX],
+                        const uint32_t as[REGIONS_MAX], unsigned region)
 {
     struct cache_region at = filled[region];
 
+    e->n_regions = n + REGIONS_AT_FIRST < e->n_regions_most ? n + REGIONS_AT_FIRST : e->n_regions_most;
     for (unsigned i = 0; i < e->n_regions; i++) {
-        e->filled[i] = filled[i];
-        e->filled_as[i] = as[i];
+        e->filled[i] = i < n ? filled[i] : e->regions[i];
+        e->filled_as[i] = i < n ? as[i] : 0;
     }
     e->region = region;
     at.hot = next_page(at.hot); /* what is before it is somebody else's */
@@ -247,6 +248,7 @@ static void evict(struct engine *e, unsigned i)
     if (e->filled[i].block == r->block)
         return;
     soft_carry_lost(e);
+    soft_carry_keep(e);
     for (uint32_t n = r->block; n < e->filled[i].block; n++)
         if (!e->blocks[n].dead)
             evict_block(e, r, &e->blocks[n]);
@@ -374,9 +376,9 @@ void soft_cache_flush(struct engine *e)
     if (e->course)
         soft_course_end(e);
     soft_carry_lost(e);
+    soft_carry_keep(e);
     memset(e->hash, 0, sizeof(*e->hash) << HASH_BITS);
-    free(e->young);
-    e->young = NULL;
+    soft_index_forget_young(e);
     for (unsigned i = 0; i < e->n_regions; i++)
         for (uint32_t n = e->regions[i].block; n < soft_region_filled(e, i).block; n++) {
             forget_page(e, e->blocks[n].gpa >> 12);

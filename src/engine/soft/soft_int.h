@@ -77,6 +77,7 @@ static inline unsigned itlb_index(uint64_t gva)
  * is used, so that a machine that does little has little memory in it; the more, the more targets it loses (tlb.c). */
 #define IBTC_SIZE 65536
 #define IBTC_LEAST 4096
+#define IBTC_RESTING 512
 #define IBTC_SHIFT 2 /* call instructions are longer: two return addresses never share an entry for nearness */
 struct ibtc {
     const void *entry[IBTC_SIZE]; /* a block's indirect entry, or the miss routine */
@@ -93,12 +94,15 @@ struct code_cache {
      * instead. NULL: all are its own. */
     uint64_t *lent;
     uint8_t *spare;
+    uint8_t *image; /* those of the image once more, to be put back; NULL: they cannot be */
     uint8_t *tries; /* of branches there, by where they are */
     uint32_t size;
     uint32_t hot, cold;      /* next free byte of the half that runs often, and of slow paths and exits */
     uint32_t hot_end;        /* = where the cold half starts */
     uint32_t out[OUT_COUNT]; /* code offsets */
 };
+
+#define WAYS_OUT_BYTES 4096u /* for the shared ends of ways out, in front of the cold half's slices */
 
 /* The cache and its tables are divided into regions that are filled one after the other (evict.c). */
 #define REGIONS_MAX 28
@@ -251,7 +255,7 @@ struct peers {
 };
 
 /* Global pages that kernel code was fetched from (kernel_pages.c), by hash of their addresses. */
-#define KERNEL_PAGES 2048
+#define KERNEL_PAGES 4096
 struct kernel_page {
     uint64_t gva, gpa; /* gva 0: none */
 };
@@ -307,7 +311,8 @@ struct engine {
     struct course *course;       /* blocks that another thread translates beforehand; NULL: none */
     struct course *course_ended; /* what is left of it */
     struct carry *carry;         /* what copies of this machine have in common; NULL: nothing */
-    struct carried *carried;     /* what this copy has got, and is to be looked through */
+    struct carried *carried;     /* what this copy has got, and is to be looked through; */
+    struct carried *given;       /* and that it can go back to; NULL: nothing */
     bool amd;                    /* the guest's CPU is one of AMD's */
     bool zen5;                   /* ... of family 1Ah or later, which looks at some operands in another way */
     uint64_t random;             /* config.stress: the generator's state */
@@ -476,8 +481,11 @@ bool soft_misaligned_sse(void); /* packed operands need no alignment: MXCSR as i
 /* --- mask.c --- */
 uint64_t soft_active_bytes(const struct site *s); /* of an operand with a mask: bit i for byte i; else all ones */
 
+/* --- rest.c --- */
+void soft_rest(struct engine *e, unsigned i); /* engine.h: rest */
+
 /* --- tlb.c --- */
-void soft_tlb_init(struct soft_vcpu *v);
+void soft_tlb_init(struct soft_vcpu *v, uint32_t targets); /* so many entries of the IBTCs are used at first */
 /* Enters a RAM page into the TLBs that its permissions allow. */
 void soft_tlb_fill(struct soft_vcpu *v, unsigned mmu, uint64_t gva, const struct translation *tr, uint8_t *page);
 void soft_tlb_flush(struct soft_vcpu *v, unsigned mmu, bool globals_too);
@@ -515,9 +523,9 @@ uint32_t soft_watch_hits(const struct soft_vcpu *v, uint64_t gva, uint64_t n, bo
 
 /* --- evict.c --- */
 void soft_regions_create(struct engine *e);
-/* All are filled as far as that, in that order, and `region` goes on being filled. */
-void soft_regions_taken(struct engine *e, const struct cache_region filled[REGIONS_MAX], const uint32_t as[REGIONS_MAX],
-                        unsigned region);
+/* n of them are filled as far as that, in that order, by somebody else, and `region` goes on being filled. */
+void soft_regions_taken(struct engine *e, unsigned n, const struct cache_region filled[REGIONS_MAX],
+                        const uint32_t as[REGIONS_MAX], unsigned region);
 void soft_region_next(struct engine *e); /* on to the next region, whose blocks are dropped */
 /* `aside` fills the regions from the first on, and e the last one, until soft_course_end. */
 void soft_regions_beside(struct engine *e, struct engine *aside);
@@ -589,24 +597,12 @@ void soft_block_insert(struct engine *e, struct block *b);
 void soft_block_kill(struct engine *e, struct block *b);
 void soft_block_unindex(struct engine *e, struct block *b); /* it is no longer found by address */
 void soft_patch(struct engine *e, uint32_t at, uint32_t target);
-/* Code may be executed in pages of somebody else's (carry.c): 0/-errno.  Those of [from, end) are. */
-int soft_code_lend(struct engine *e);
-int soft_index_young(struct engine *e);   /* the index is somebody else's: 0/-ENOMEM */
-void soft_index_settle(struct engine *e); /* all blocks are in the one index */
-void soft_code_lent(struct engine *e, uint32_t from, uint32_t end);
-/* A branch at `at` could be chained: it is worth a page of one's own only when it is taken again and again. */
-bool soft_code_spared_page(struct engine *e, uint32_t at);
-static inline bool soft_code_spared(struct engine *e, uint32_t at)
-{
-    return e->cache.lent && soft_code_spared_page(e, at);
-}
-/* [from, end) is about to be written to. */
-void soft_code_own_pages(struct engine *e, uint32_t from, uint32_t end);
-static inline void soft_code_own(struct engine *e, uint32_t from, uint32_t end)
-{
-    if (e->cache.lent)
-        soft_code_own_pages(e, from, end);
-}
+/* Zeroes again, and no memory.  Whole pages. */
+void soft_give_back(void *p, size_t bytes);
+int soft_index_young(struct engine *e);         /* the index is somebody else's: 0/-ENOMEM */
+void soft_index_settle(struct engine *e);       /* all blocks are in the one index; */
+void soft_index_forget_young(struct engine *e); /* only those that are there already; */
+void soft_index_empty_young(struct engine *e);  /* but others will have the small one again */
 void soft_chain(struct engine *e, struct exit *x, struct block *to);
 void soft_unchain_cross(struct engine *e);
 void soft_unchain_incoming(struct engine *e, struct block *b);
@@ -620,13 +616,38 @@ static inline const void *soft_code(const struct engine *e, uint32_t offset)
     return e->cache.rx + offset;
 }
 
+/* --- lent.c: code executed in pages of somebody else's --- */
+/* It may be: fd has them, as the whole cache, from `offset` on.  0/-errno. */
+int soft_code_lend(struct engine *e, int fd, uint64_t offset);
+void soft_code_lend_end(struct engine *e);
+void soft_code_lent(struct engine *e, uint32_t from, uint32_t end); /* [from, end) is */
+/* A branch at `at` could be chained: it is worth a page of one's own only when it is taken again and again. */
+bool soft_code_spared_page(struct engine *e, uint32_t at);
+static inline bool soft_code_spared(struct engine *e, uint32_t at)
+{
+    return e->cache.lent && soft_code_spared_page(e, at);
+}
+/* Those of [from, end) are so again, as they were, by way of cache.image; and nothing else is in the cache. */
+void soft_code_lent_again(struct engine *e, uint32_t from, uint32_t end);
+void soft_code_empty(struct engine *e);
+/* [from, end) is about to be written to. */
+void soft_code_own_pages(struct engine *e, uint32_t from, uint32_t end);
+static inline void soft_code_own(struct engine *e, uint32_t from, uint32_t end)
+{
+    if (e->cache.lent)
+        soft_code_own_pages(e, from, end);
+}
+
 /* --- carry.c: translations for copies of this machine; engine.h: get_code, set_code --- */
 uint64_t soft_program(const struct engine_config *config);
 int soft_get_code(struct engine *e, int fd, struct engine_code *head);
 int soft_set_code(struct engine *e, int fd, const struct engine_code *head);
 void soft_carry_begin(struct engine *e);                          /* with e->carried: a copy runs */
-void soft_carry_dropped(struct engine *e, const struct block *b); /* with e->carry */
+void soft_carry_dropped(struct engine *e, const struct block *b); /* of what copies may use, or this one was given */
 void soft_carry_lost(struct engine *e);                           /* what copies may use is not valid any more */
+/* A copy has what it was given, and no more, if it can still have that; nothing is in the TLBs and IBTCs. */
+void soft_carry_again(struct engine *e);
+void soft_carry_keep(struct engine *e); /* it cannot any more */
 void soft_carry_forget(struct engine *e);
 
 /* --- course_note.c: what a kernel that boots has translated (course.h); all but the first with e->note --- */

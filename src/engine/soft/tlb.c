@@ -518,7 +518,7 @@ const struct cpu_engine_ops soft_cpu_ops = {
 };
 
 /* All is zero before. */
-void soft_tlb_init(struct soft_vcpu *v)
+void soft_tlb_init(struct soft_vcpu *v, uint32_t targets)
 {
     for (unsigned mmu = 0; mmu < MMU_COUNT; mmu++) {
         soft_slots_clear(v, mmu, 0);
@@ -526,5 +526,5 @@ void soft_tlb_init(struct soft_vcpu *v)
         v->tlb[mmu][0][0].tag = v->tlb[mmu][1][0].tag = v->itlb[mmu][0].tag = tlb_invalid(0);
     }
     for (unsigned mmu = 0; mmu < MMU_COUNT; mmu++)
-        ibtc_use(v, mmu, 0, IBTC_LEAST);
+        ibtc_use(v, mmu, 0, targets);
 }

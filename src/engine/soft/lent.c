@@ -1,0 +1,112 @@
+/*
+ * Code in pages of somebody else's: a copy executes what the machine that it was made of has translated (carry.c), in
+ * that one's pages.  One that is about to be written to becomes the copy's own.  The sandbox lets nobody make an
+ * executable mapping, but those that there are can be moved:
+ *
+ *     rx      what is executed: the image's pages, and the cache's own
+ *     spare   the cache's own, those that are not in rx
+ *     image   the image's, which are in rx, too, or were
+ */
+#include "engine/soft/soft_int.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#define PAGE 4096u
+#define TRIES 16384u
+#define CHAIN_AFTER 16
+#define PAGES_OF(bytes) (((bytes) + PAGE - 1) / PAGE)
+
+void soft_code_lent(struct engine *e, uint32_t from, uint32_t end)
+{
+    struct code_cache *c = &e->cache;
+
+    for (uint32_t k = from / PAGE; k < PAGES_OF(end); k++)
+        c->lent[k / 64] |= 1ull << k % 64;
+}
+
+int soft_code_lend(struct engine *e, int fd, uint64_t offset)
+{
+    struct code_cache *c = &e->cache;
+
+    c->lent = calloc(PAGES_OF(c->size) / 64 + 1, sizeof *c->lent);
+    c->spare = mmap(NULL, c->size, PROT_READ | PROT_EXEC, MAP_SHARED, c->fd, 0);
+    if (c->spare == MAP_FAILED)
+        c->spare = NULL;
+    c->image = mmap(NULL, c->size, PROT_READ | PROT_EXEC, MAP_PRIVATE | MAP_NORESERVE, fd, (off_t)offset);
+    if (c->image == MAP_FAILED)
+        c->image = NULL;
+    c->tries = soft_reserve(TRIES);
+    return c->lent && c->spare && c->image && c->tries ? 0 : -ENOMEM;
+}
+
+bool soft_code_spared_page(struct engine *e, uint32_t at)
+{
+    struct code_cache *c = &e->cache;
+
+    return c->lent[at / PAGE / 64] >> at / PAGE % 64 & 1 && ++c->tries[at * 2654435761u % TRIES] < CHAIN_AFTER;
+}
+
+void soft_code_own_pages(struct engine *e, uint32_t from, uint32_t end)
+{
+    struct code_cache *c = &e->cache;
+
+    for (uint32_t k = from / PAGE, n; k < PAGES_OF(end); k += n) {
+        for (n = 0; k + n < PAGES_OF(end) && c->lent[(k + n) / 64] >> (k + n) % 64 & 1; n++)
+            c->lent[(k + n) / 64] &= ~(1ull << (k + n) % 64);
+        if (!n) {
+            n = 1;
+            continue;
+        }
+        const size_t at = (size_t)k * PAGE, size = (size_t)n * PAGE;
+        memcpy(c->rw + at, c->rx + at, size);
+        if (mremap(c->spare + at, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, c->rx + at) == MAP_FAILED)
+            soft_fail(e->vcpu, "the host has no mapping left for a page of code");
+    }
+}
+
+/* The pages that have become its own, and have to be writable no more, go back to where they came from. */
+void soft_code_lent_again(struct engine *e, uint32_t from, uint32_t end)
+{
+    struct code_cache *c = &e->cache;
+
+    for (uint32_t k = from / PAGE, n; k < PAGES_OF(end); k += n) {
+        for (n = 0; k + n < PAGES_OF(end) && !(c->lent[(k + n) / 64] >> (k + n) % 64 & 1); n++)
+            c->lent[(k + n) / 64] |= 1ull << (k + n) % 64;
+        if (!n) {
+            n = 1;
+            continue;
+        }
+        const size_t at = (size_t)k * PAGE, size = (size_t)n * PAGE;
+        if (mremap(c->rx + at, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, c->spare + at) == MAP_FAILED ||
+            mremap(c->image + at, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, c->rx + at) == MAP_FAILED)
+            soft_fail(e->vcpu, "the host has no mapping left for a page of code");
+    }
+}
+
+/* But for the ends of ways out (ways.c).  Mapped anew, for the sake of page tables. */
+void soft_code_empty(struct engine *e)
+{
+    struct code_cache *c = &e->cache;
+    const uint32_t behind = c->hot_end + WAYS_OUT_BYTES;
+
+    (void)fallocate(c->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, c->hot_end);
+    (void)fallocate(c->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, behind, c->size - behind);
+    (void)mmap(c->rw, c->size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, c->fd, 0);
+    soft_give_back(c->tries, TRIES);
+    soft_release(c->image, c->size);
+    c->image = NULL;
+}
+
+void soft_code_lend_end(struct engine *e)
+{
+    struct code_cache *c = &e->cache;
+
+    free(c->lent);
+    soft_release(c->tries, TRIES);
+    soft_release(c->image, c->size);
+    soft_release(c->spare, c->size);
+}
