@@ -15,6 +15,7 @@
 #include "cli/cli.h"
 #include "cli/version.h"
 #include "engine/direct/helper.h"
+#include "host/keeper.h"
 #include "share/server.h"
 
 static int help_main(const struct command *self, int argc, char **argv);
@@ -197,6 +198,7 @@ static const struct helper {
     {"helper-net", net_helper_main},
     {"helper-disk", disk_helper_main},
     {"helper-direct", direct_helper_main},
+    {"helper-dial", keeper_dial_main},
 };
 
 static const struct helper *find_helper(const char *word)

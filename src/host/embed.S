@@ -1,11 +1,11 @@
-/* The program of waiting.c, as data of the guise command (child.c). */
+/* A program without a C library, as data of the guise command: NAME_program and NAME_program_size. */
     .section .rodata
-    .globl waiting_program, waiting_program_size
+    .globl PROGRAM, PROGRAM_SIZE
     .balign 16
-waiting_program:
-    .incbin WAITING_PROGRAM_FILE
+PROGRAM:
+    .incbin PROGRAM_FILE
 1:
     .balign 8
-waiting_program_size:
-    .quad 1b - waiting_program
+PROGRAM_SIZE:
+    .quad 1b - PROGRAM
     .section .note.GNU-stack,"",@progbits

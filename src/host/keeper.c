@@ -1,6 +1,7 @@
-#include "host/keeper.h"
+#include "host/keeper_int.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <poll.h>
 #include <signal.h>
@@ -8,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -22,18 +24,6 @@
 
 #define ANSWER_MS 1000
 #define LAST_WORK_MS 2000
-
-/* One message each way, and with the answer to a successful dial the descriptor.  SEAL is no port that a guest can
- * name.  The id tells an answer from one that came too late for whoever asked before. */
-struct request {
-    uint64_t what; /* SEAL, or a number to dial */
-    uint64_t id;
-};
-#define SEAL UINT64_MAX
-struct answer {
-    uint64_t id;
-    int64_t err;
-};
 
 struct keeper {
     pid_t pid;
@@ -80,26 +70,26 @@ static int dial(const struct keeper_config *c, uint64_t number)
 
 static void reply(int socket, uint64_t id, int fd_or_err)
 {
-    struct answer a = {id, fd_or_err < 0 ? fd_or_err : 0};
+    struct keeper_answer a = {id, fd_or_err < 0 ? fd_or_err : 0};
 
     (void)unix_send_fds(socket, &a, sizeof a, &fd_or_err, fd_or_err > 0, 0);
     if (fd_or_err > 0)
         close(fd_or_err);
 }
 
-static void serve(int socket, const struct keeper_config *c)
+/* sealed: it has been, by another process. */
+static void serve(int socket, const struct keeper_config *c, bool sealed)
 {
     struct file files[KEEPER_SOCKETS_MAX] = {0};
-    struct request r;
-    bool sealed = false;
+    struct keeper_request r;
 
     while (recv(socket, &r, sizeof r, 0) == sizeof r) {
-        if (r.what == SEAL && !sealed) {
+        if (r.what == KEEPER_SEAL && !sealed) {
             look(c, files);
             sealed = true;
             reply(socket, r.id, 0);
         } else {
-            reply(socket, r.id, r.what == SEAL ? -EINVAL : dial(c, r.what));
+            reply(socket, r.id, r.what == KEEPER_SEAL ? -EINVAL : dial(c, r.what));
         }
     }
     if (sealed)
@@ -131,6 +121,32 @@ static int confine(const struct keeper_config *c)
     return sandbox_enter(&spec, NULL, err, sizeof err);
 }
 
+int keeper_dial_main(int argc, char **argv)
+{
+    const struct keeper_config c = {.sockets = {argv[1]}, .n_sockets = 1, .prefix = argv[1]};
+
+    if (argc != 2)
+        return 1;
+    prctl(PR_SET_NAME, "guise-dialer");
+    if (confine(&c))
+        return 1;
+    serve(0, &c, true);
+    return 0;
+}
+
+/* Nothing but its socket is open.  Returns where the host does not let it. */
+static void become_remover(const struct keeper_config *c)
+{
+    const char *words[KEEPER_SOCKETS_MAX + 3] = {"guise-keeper", c->prefix ? c->prefix : ""};
+    int self = open("/proc/self/exe", O_PATH), program = memfd_create("guise-keeper", MFD_CLOEXEC);
+
+    memcpy(words + 2, c->sockets, c->n_sockets * sizeof *c->sockets);
+    if (self == 1 && program >= 0 &&
+        write(program, remover_program, remover_program_size) == (ssize_t)remover_program_size)
+        syscall(SYS_execveat, program, "", words, environ, AT_EMPTY_PATH);
+    syscall(SYS_close_range, 1, ~0u, 0);
+}
+
 /* A session of its own: Ctrl-C is for the VM, whose end is what it waits for. */
 static void become(const struct keeper_config *c, int socket)
 {
@@ -138,10 +154,11 @@ static void become(const struct keeper_config *c, int socket)
     setsid();
     if (dup2(socket, 0) < 0 || syscall(SYS_close_range, 1, ~0u, 0))
         _exit(1);
+    become_remover(c);
     if (confine(c))
         _exit(1);
     thread_trim_stack();
-    serve(0, c);
+    serve(0, c, false);
     _exit(0);
 }
 
@@ -176,7 +193,7 @@ int keeper_start(struct keeper **out, const struct keeper_config *config, char *
 }
 
 /* An answer, with the descriptor or its error in *result.  0, or -errno: there is none. */
-static int receive(int socket, struct answer *a, int *result)
+static int receive(int socket, struct keeper_answer *a, int *result)
 {
     struct pollfd ready = {.fd = socket, .events = POLLIN};
     unsigned n = 1;
@@ -190,8 +207,8 @@ static int receive(int socket, struct answer *a, int *result)
 
 static int ask(struct keeper *k, uint64_t what)
 {
-    const struct request r = {what, ++k->last_id};
-    struct answer a;
+    const struct keeper_request r = {what, ++k->last_id};
+    struct keeper_answer a;
     int result = -EPIPE;
 
     if (send(k->socket, &r, sizeof r, MSG_NOSIGNAL | MSG_DONTWAIT) != sizeof r)
@@ -207,7 +224,7 @@ static int ask(struct keeper *k, uint64_t what)
 
 int keeper_seal(struct keeper *k)
 {
-    return ask(k, SEAL);
+    return ask(k, KEEPER_SEAL);
 }
 
 int keeper_dial(struct keeper *k, uint32_t number)

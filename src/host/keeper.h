@@ -5,9 +5,10 @@
  *      - While it runs, it gets connections to the sockets PREFIX_NUMBER, which is how a guest's vsock connections
  * reach programs of the host.
  *
- * It is a child of the VM process, forked before there is a guest, with a sandbox of its own: it can connect to Unix
- * sockets and remove files in the directories of those it was told of.  A process that has lost its mind can make it
- * connect to PREFIX_NUMBER, which a guest can ask for anyway.
+ * It is a child of the VM process, forked before there is a guest: a program of a few instructions that removes the
+ * files it was told of (remover.c), and, once there is somebody to connect to, another one with a sandbox of its own,
+ * which can connect to Unix sockets.  A process that has lost its mind can make it connect to PREFIX_NUMBER, which a
+ * guest can ask for anyway.
  */
 #pragma once
 #include <stddef.h>
@@ -32,6 +33,9 @@ int keeper_seal(struct keeper *k);
 
 /* A non-blocking connection to PREFIX_number, or -errno. */
 int keeper_dial(struct keeper *k, uint32_t number);
+
+/* `guise helper-dial PREFIX`: the half of it that connects (remover.c).  Its exit status. */
+int keeper_dial_main(int argc, char **argv);
 
 /* Lets it do its last work and waits for that.  NULL is fine. */
 void keeper_stop(struct keeper *k);

@@ -249,6 +249,22 @@ guise rm --force sharing
 # Copies of a machine with one CPU execute what its engine has translated, until they change it: while that has room, while
 # it is evicted all the time, and after the machine has gone on.
 work_hard='for i in 1 2; do awk "BEGIN { for (i = 0; i < 6000; i++) s = s sprintf(\"%c\", 65 + i % 26); print s }" | gzip | gunzip | sed "s/A/b/g" | tr B-D x-z | sort | md5sum; find /bin /sbin 2>/dev/null | sort | head -n 60 | md5sum; done | md5sum'
+# What a copy can go back to is mapped once more, until it has.
+mapped() # PID: MiB
+{
+    python3 -c 'import sys
+print(sum(int(b, 16) - int(a, 16) for a, b in (l.split()[0].split("-") for l in open(sys.argv[1]) if "guise-code" in l and " r-xp " in l)) >> 20)' "/proc/$1/maps"
+}
+rested() # NAME: soon
+{
+    local pid
+    pid=$(guise inspect "$1" | grep -o '"pid": [0-9]*' | grep -o '[0-9]*')
+    for _ in $(seq 100); do
+        [ "$(mapped "$pid")" -lt 18 ] && echo yes && return
+        sleep 0.1
+    done
+    mapped "$pid"
+}
 for cache in 18M 2M; do
     guise launch tiny --name one --code-cache $cache >/dev/null
     guise cp "$work/pattern" one:/root/pattern >/dev/null
@@ -262,7 +278,15 @@ for cache in 18M 2M; do
     is "a copy made later does" "$expected" inside one-3 "$work_hard"
     is "so does a copy of a copy" "$expected" inside one-1-1 "$work_hard"
     for name in one one-2 one-1-1; do is "$name is well" yes healthy $name; done
-    guise rm --force one one-1 one-2 one-3 one-1-1 >/dev/null
+    guise rm --force one-1 one-2 one-3 one-1-1 >/dev/null
+    inside one 'killall pattern; sleep 0.2'
+    guise fork one -q >/dev/null
+    [ $cache = 2M ] || is "a copy that rests has what it was given" yes rested one-1
+    is "and goes on" "$expected" inside one-1 "$work_hard"
+    sleep 0.5
+    guise fork one-1 -q >/dev/null
+    is "so does a copy of it" "$expected" inside one-1-1 "$work_hard"
+    guise rm --force one one-1 one-1-1 >/dev/null
 done
 
 # --- clones -------------------------------------------------------------------------------------------------------
