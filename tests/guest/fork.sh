@@ -88,7 +88,7 @@ port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0));
 python3 -m http.server --bind 127.0.0.1 --directory "$work" "$port" >/dev/null 2>&1 &
 server=$!
 echo hello >"$work/page"
-sleep 0.5
+for _ in $(seq 100); do (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null && break; sleep 0.1; done
 is "each reaches the world, with timestamps of TCP's" 4 eval "each 'wget -q -O - http://10.0.2.2:$port/page' | grep -c hello"
 kill "$server"
 status "a port is led to a copy" 0 guise publish vm-1 "$port:80"

@@ -21,6 +21,7 @@
 #include "../no_irq.h"
 
 #define CODE_AT 0x7c00u
+#define OTHER_AT 0x3c00u
 
 /* In real mode: 5 times round, and stop. */
 static const uint8_t code[] = {0xb8, 5, 0, /* mov ax, 5 */ 0x48, /* dec ax */ 0x75, 0xfd, /* jnz */ 0xf4 /* hlt */};
@@ -42,18 +43,23 @@ static struct engine *make(struct fixture *f)
     return e;
 }
 
-static void run(struct engine *e)
+static void run_at(struct engine *e, uint32_t at)
 {
     struct cpu *c = engine_soft.vcpu(e, 0);
     char error[256] = "";
     cpu_reset(c);
     c->seg[CS].base = 0;
     c->seg[CS].selector = 0;
-    c->rip = CODE_AT;
+    c->rip = at;
     assert_int_equal(engine_soft.run(e, 0, error), ENGINE_EXIT_HALT);
     assert_int_equal(c->gpr[RAX] & 0xffff, 0);
-    assert_int_equal(c->rip, CODE_AT + sizeof code);
+    assert_int_equal(c->rip, at + sizeof code);
     c->halted = 0;
+}
+
+static void run(struct engine *e)
+{
+    run_at(e, CODE_AT);
 }
 
 static void hand_out(struct fixture *f)
@@ -70,6 +76,7 @@ static int set_up(void **state)
     assert_int_equal(memory_create(&f->memory, 16 << 20), 0);
     assert_int_equal(bus_create(&f->bus, f->memory), 0);
     memcpy(f->memory->base + CODE_AT, code, sizeof code);
+    memcpy(f->memory->base + OTHER_AT, code, sizeof code);
     f->from = make(f);
     f->to = make(f);
     run(f->from);
@@ -143,6 +150,94 @@ static void a_page_that_is_patched_is_ones_own(void **state)
     run(f->from);
 }
 
+static uint64_t rest(struct engine *e)
+{
+    e->config.lean = true;
+    engine_soft.rest(e, 0);
+    return e->vcpu->stats.blocks;
+}
+
+static void a_copy_that_rests_has_what_it_was_given(void **state)
+{
+    struct fixture *f = *state;
+    take(f);
+    run(f->to);
+    const uint32_t at = f->to->blocks[0].hot_start, n = f->to->n_blocks;
+    run_at(f->to, OTHER_AT);
+    assert_true(f->to->n_blocks > n);
+    soft_code_own(f->to, at, at + 8);
+    f->to->cache.rw[at + 4] ^= 0xff;
+    const uint64_t blocks = rest(f->to);
+    assert_int_equal(f->to->n_blocks, n);
+    assert_false(soft_holds_code(f->to, OTHER_AT, 1));
+    assert_true(is_lent(f->to, at));
+    assert_memory_equal(f->to->cache.rx + at, f->from->cache.rx + at, 64);
+    run(f->to);
+    assert_int_equal(f->to->vcpu->stats.blocks, blocks);
+    run_at(f->to, OTHER_AT);
+    assert_true(f->to->vcpu->stats.blocks > blocks);
+    soft_code_own(f->to, at, at + 8); /* it can be patched as before */
+    assert_ptr_equal(memcpy(f->to->cache.rw + at, f->from->cache.rx + at, 8), f->to->cache.rw + at);
+    run(f->to);
+    run(f->from);
+}
+
+static void what_a_copy_has_dropped_stays_so_when_it_rests(void **state)
+{
+    struct fixture *f = *state;
+    take(f);
+    run(f->to);
+    assert_true(soft_invalidate(f->to, CODE_AT, sizeof code));
+    f->memory->base[CODE_AT + 1] = 7;
+    const uint64_t blocks = rest(f->to);
+    assert_false(soft_holds_code(f->to, CODE_AT, 1));
+    run(f->to);
+    assert_true(f->to->vcpu->stats.blocks > blocks);
+}
+
+static void a_copy_rests_once(void **state)
+{
+    struct fixture *f = *state;
+    take(f);
+    run(f->to);
+    rest(f->to);
+    run_at(f->to, OTHER_AT);
+    const uint64_t blocks = rest(f->to);
+    run_at(f->to, OTHER_AT);
+    assert_int_equal(f->to->vcpu->stats.blocks, blocks);
+}
+
+static void a_copy_that_has_evicted_keeps_what_it_has(void **state)
+{
+    struct fixture *f = *state;
+    take(f);
+    run(f->to);
+    for (unsigned i = 0; i < f->to->n_regions; i++)
+        soft_region_next(f->to);
+    run(f->to);
+    const uint64_t blocks = rest(f->to);
+    run(f->to);
+    assert_int_equal(f->to->vcpu->stats.blocks, blocks);
+}
+
+/* Copies of it have all that it had, whatever it does then. */
+static void one_that_was_copied_keeps_what_it_has(void **state)
+{
+    struct fixture *f = *state;
+    take(f);
+    run_at(f->to, OTHER_AT);
+    engine_soft.destroy(f->from);
+    f->from = f->to;
+    f->to = make(f);
+    hand_out(f);
+    const uint64_t blocks = rest(f->from);
+    run_at(f->from, OTHER_AT);
+    assert_int_equal(f->from->vcpu->stats.blocks, blocks);
+    take(f);
+    run_at(f->to, OTHER_AT);
+    assert_int_equal(f->to->vcpu->stats.blocks, 0);
+}
+
 static void what_was_dropped_since_then_is_not_used(void **state)
 {
     struct fixture *f = *state;
@@ -208,7 +303,7 @@ static void a_cache_that_is_too_small_grows(void **state)
     assert_in_range(f->from->n_regions, at_first + 1, REGIONS_MAX - 1);
     hand_out(f);
     assert_int_equal(engine_soft.set_code(f->to, f->image, &f->head), 0);
-    assert_int_equal(f->to->n_regions, f->from->n_regions);
+    assert_in_range(f->to->n_regions, f->from->n_regions + 1, REGIONS_MAX); /* it has some of its own */
     run(f->to);
     rounds(f->from, 30);
     assert_int_equal(f->from->n_regions, REGIONS_MAX);
@@ -283,6 +378,11 @@ int main(void)
         T(a_copy_translates_nothing_again),
         T(what_changes_is_translated_again),
         T(a_page_that_is_patched_is_ones_own),
+        T(a_copy_that_rests_has_what_it_was_given),
+        T(what_a_copy_has_dropped_stays_so_when_it_rests),
+        T(a_copy_rests_once),
+        T(a_copy_that_has_evicted_keeps_what_it_has),
+        T(one_that_was_copied_keeps_what_it_has),
         T(what_was_dropped_since_then_is_not_used),
         T(an_image_that_holds_no_longer_is_made_anew),
         T(a_copy_evicts),

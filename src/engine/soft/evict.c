@@ -8,7 +8,7 @@
  * often, regions are added to the eight that are used at first, unless the cache's size has been set.
  *
  * A way into a block that is made later (ways.c) lies in a younger region than its block, and outlives it.  What
- * another thread fills is older than all that the vCPU does.
+ * another thread fills is older than all that the vCPU does.  A copy (carry.c) gets regions of its own, too.
  */
 #include "engine/soft/soft_int.h"
 
