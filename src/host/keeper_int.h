@@ -1,4 +1,5 @@
-/* What the keeper's process and the VM's say to each other, by a socket of type SOCK_SEQPACKET (keeper.c, remover.c). */
+/* What the keeper's process and the VM's say to each other, by a socket of type SOCK_SEQPACKET (keeper.c, remover.c).
+ */
 #pragma once
 #include <stdint.h>
 

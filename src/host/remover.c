@@ -4,9 +4,9 @@
  *
  *      guise-keeper PREFIX FILE...     with its socket as descriptor 0, and guise as descriptor 1
  *
- * It reads no more than the keeper's messages, notes which files it is to remove, and removes them when the VM's process
- * has ended.  When there is somebody to connect to it starts the other half, `guise helper-dial PREFIX`, and leaves the
- * socket to that.
+ * It reads no more than the keeper's messages, notes which files it is to remove, and removes them when the VM's
+ * process has ended.  When there is somebody to connect to it starts the other half, `guise helper-dial PREFIX`, and
+ * leaves the socket to that.
  */
 #include "host/keeper_int.h"
 

@@ -6,7 +6,7 @@
 #include "backends/disk/fileio.h"
 #include "host/loop.h"
 
-#define FILEIO_RING 64u      /* submitted at a time, */
+#define FILEIO_RING 64u        /* submitted at a time, */
 #define FILEIO_ENDED_MOST 512u /* and ended, before anybody looks: as many as a disk's queues have */
 #define FILEIO_THREADS_N 4u
 

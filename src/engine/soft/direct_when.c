@@ -124,8 +124,7 @@ static bool undecided(struct direct *d, struct space *sp)
 /* A copy that still takes on its identity: that is soon over, and nearly all of them have no more to compute. */
 static bool is_young(const struct soft_vcpu *v)
 {
-    return v->engine->config.lean && !v->stats.halts &&
-           soft_clock_ns(CLOCK_THREAD_CPUTIME_ID) < YOUNG_MS * 1000000ull;
+    return v->engine->config.lean && !v->stats.halts && soft_clock_ns(CLOCK_THREAD_CPUTIME_ID) < YOUNG_MS * 1000000ull;
 }
 
 /* An interrupt has come: what does it find? */

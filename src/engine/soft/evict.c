@@ -18,7 +18,7 @@
 
 #define BLOCK_CODE_MAX (64u << 10) /* more than one block can need, in either half */
 #define REGIONS_AT_FIRST 8u
-#define ROUNDS_MS 8000u     /* in which three rounds through all of them are too many */
+#define ROUNDS_MS 8000u /* in which three rounds through all of them are too many */
 
 static struct cache_region region_start(const struct engine *e, unsigned i)
 {

@@ -3,7 +3,7 @@
  *
  * When a copy of a machine (carry.c) has taken on its identity it mostly waits for what it was made for, with many
  * others.  What it has done so far is in the TLBs and in the caches of computed branches, most of which it will not ask
- * for again, and in some thousand blocks, on pages of tables and code that it had in common with the others before.  All
+ * for again, and in some thousand blocks, on pages of tables and code that it had in common with the others before. All
  * of that can be had again: so, when it first does nothing for a while, it goes, the blocks once and for all.  What it
  * translates afterwards is for what it does in its life, and stays.
  */
