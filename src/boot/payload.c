@@ -65,6 +65,17 @@ int64_t payload_size(const struct payload *p)
     return le32_at(size) <= PAYLOAD_MAX ? (int64_t)le32_at(size) : -EFBIG;
 }
 
+/* Of the eight in 2 MiB. */
+static unsigned pieces_used(const uint8_t *bytes)
+{
+    const size_t piece = 1ul << MEMORY_CHUNK_SHIFT;
+    unsigned n = 0;
+
+    for (size_t at = 0; at < HUGE_PAGE; at += piece)
+        n += !bytes_all_zero(bytes + at, piece);
+    return n;
+}
+
 /* What is nothing but zeroes takes no memory where there was nothing before: half of a kernel is. */
 static int put(struct memory *m, uint64_t gpa, const uint8_t *bytes, size_t n)
 {
@@ -73,6 +84,9 @@ static int put(struct memory *m, uint64_t gpa, const uint8_t *bytes, size_t n)
 
     if (!to)
         return -EFAULT;
+    for (uint64_t at = -gpa % HUGE_PAGE; at + HUGE_PAGE <= n; at += HUGE_PAGE)
+        if (pieces_used(bytes + at) >= MEMORY_LARGE_MOST)
+            (void)memory_ask_large(m, gpa + at);
     for (size_t piece; n; bytes += piece, to += piece, gpa += piece, n -= piece) {
         piece = chunk - gpa % chunk < n ? chunk - gpa % chunk : n;
         if (memory_is_new(m, gpa) && bytes_all_zero(bytes, piece))

@@ -101,11 +101,34 @@ void memory_ahead_expect(struct memory *m, uint32_t *chunks, unsigned n)
     m->n_expected = n;
 }
 
+#define LARGE_SHIFT (21 - MEMORY_CHUNK_SHIFT)
+
+/* How many chunks of each 2 MiB are expected; NULL: no memory for that. */
+static uint8_t *count_expected(const struct memory *m)
+{
+    uint8_t *count = calloc((m->end >> 21) + 1, 1);
+
+    for (unsigned i = 0; count && i < m->n_expected; i++)
+        if (m->expected[i] < m->end >> MEMORY_CHUNK_SHIFT)
+            count[m->expected[i] >> LARGE_SHIFT]++;
+    return count;
+}
+
 static void populate_expected(struct memory *m)
 {
-    for (unsigned i = 0; i < m->n_expected && !atomic_load(&m->ahead->ended); i++)
-        if (state(m, m->expected[i]) == MEMORY_NEW && !populate_chunk(m, m->expected[i]))
-            return;
+    uint8_t *count = count_expected(m);
+
+    for (unsigned i = 0; i < m->n_expected && !atomic_load(&m->ahead->ended); i++) {
+        const uint64_t chunk = m->expected[i];
+        if (!memory_is_ram(m, chunk << MEMORY_CHUNK_SHIFT, CHUNK) || state(m, chunk) != MEMORY_NEW)
+            continue;
+        if (count && count[chunk >> LARGE_SHIFT] >= MEMORY_LARGE_MOST &&
+            memory_ask_large(m, chunk << MEMORY_CHUNK_SHIFT))
+            continue;
+        if (!populate_chunk(m, chunk))
+            break;
+    }
+    free(count);
 }
 
 void memory_ahead_serve(struct memory *m)

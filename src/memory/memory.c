@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "memory/ahead.h"
@@ -14,6 +15,11 @@
 enum { PAGE = 4096 };
 #define MIB (1ull << 20)
 #define HUGE_PAGE (2 * MIB)
+#define LARGE_CHUNKS (HUGE_PAGE >> MEMORY_CHUNK_SHIFT)
+#define LARGE_NS 2000000u /* ten times what one takes, unless the host has to move pages for it */
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25 /* Linux 6.1 */
+#endif
 
 static uint64_t min_u64(uint64_t a, uint64_t b)
 {
@@ -141,6 +147,38 @@ void memory_touch_chunk(struct memory *m, uint64_t gpa)
     /* Linux 5.14 and later; where that is not to be had, or memory is short, faults do the same or say so. */
     if (!there && memory_is_ram(m, first, size))
         (void)madvise(m->base + first, size, MADV_POPULATE_WRITE);
+}
+
+/* The thread's own, so that it counts what the kernel had to do, not who else was busy. */
+static uint64_t cpu_ns(void)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+    return (uint64_t)t.tv_sec * 1000000000 + (uint64_t)t.tv_nsec;
+}
+
+bool memory_ask_large(struct memory *m, uint64_t gpa)
+{
+    const uint64_t first = gpa & -HUGE_PAGE, chunk = first >> MEMORY_CHUNK_SHIFT, begin = cpu_ns();
+
+    if (m->templates || atomic_load(&m->no_large) || !memory_is_ram(m, first, HUGE_PAGE))
+        return false;
+    for (unsigned i = 0; i < LARGE_CHUNKS; i++)
+        if (__atomic_load_n(&m->touched[chunk + i], __ATOMIC_RELAXED) != MEMORY_NEW)
+            return false;
+    if (madvise(m->base + first, PAGE, MADV_POPULATE_WRITE) || madvise(m->base + first, HUGE_PAGE, MADV_COLLAPSE)) {
+        atomic_store(&m->no_large, true);
+        return false;
+    }
+    if (cpu_ns() - begin > LARGE_NS)
+        atomic_store(&m->no_large, true);
+    for (unsigned i = 0; i < LARGE_CHUNKS; i++) {
+        uint8_t new = MEMORY_NEW;
+        __atomic_compare_exchange_n(&m->touched[chunk + i], &new, MEMORY_THERE, false, __ATOMIC_RELAXED,
+                                    __ATOMIC_RELAXED);
+    }
+    return true;
 }
 
 int memory_read(const struct memory *m, uint64_t gpa, void *buf, size_t len)

@@ -35,14 +35,15 @@ struct memory_watch;
 struct memory_templates;
 
 struct memory {
-    uint8_t *base;      /* hva of gpa 0 */
-    uint64_t size;      /* bytes of RAM in total */
-    uint64_t low_size;  /* bytes below the hole */
-    uint64_t high_size; /* bytes from 4 GiB up */
-    uint64_t end;       /* one past the last RAM gpa */
-    uint8_t *touched;   /* by chunk: MEMORY_USED: its pages are there, as far as nobody has taken them away */
-    bool old;           /* a machine has been in it, whose devices may have written where nothing was touched */
-    int fd;             /* the memfd; offset in the file = gpa for low RAM, gpa - hole for high RAM */
+    uint8_t *base;         /* hva of gpa 0 */
+    uint64_t size;         /* bytes of RAM in total */
+    uint64_t low_size;     /* bytes below the hole */
+    uint64_t high_size;    /* bytes from 4 GiB up */
+    uint64_t end;          /* one past the last RAM gpa */
+    uint8_t *touched;      /* by chunk: MEMORY_USED: its pages are there, as far as nobody has taken them away */
+    _Atomic bool no_large; /* the host has no large pages at hand */
+    bool old;              /* a machine has been in it, whose devices may have written where nothing was touched */
+    int fd;                /* the memfd; offset in the file = gpa for low RAM, gpa - hole for high RAM */
     /* Accesses are to be announced (watch.h).  Set while nobody accesses memory; cleared at any time. */
     _Atomic bool watched;
     struct memory_watch *watch;         /* NULL: never was */
@@ -124,6 +125,12 @@ static inline void memory_touch(struct memory *m, uint64_t gpa)
     if (m->touched[gpa >> MEMORY_CHUNK_SHIFT] != MEMORY_USED)
         memory_touch_chunk(m, gpa);
 }
+
+/* The 2 MiB around gpa are about to be used, or MEMORY_LARGE_MOST pieces of 1 << MEMORY_CHUNK_SHIFT there: one page of
+ * the host's takes a third of the time of 512.  false: there is none (Linux before 6.1, memory is short or in pieces),
+ * or some of it has been asked for before. */
+#define MEMORY_LARGE_MOST 6u
+bool memory_ask_large(struct memory *m, uint64_t gpa);
 
 /* From now on it is noted in which order chunks come to be used, up to so many.  0/-ENOMEM. */
 int memory_note_order(struct memory *m, uint32_t room);

@@ -78,6 +78,41 @@ static void a_touched_page_brings_its_chunk(void **state)
     memory_destroy(m);
 }
 
+static bool has_large_pages(void)
+{
+    struct memory *m;
+    assert_int_equal(memory_create(&m, 16 << 20), 0);
+    const bool has = memory_ask_large(m, 0);
+    memory_destroy(m);
+    return has;
+}
+
+static void a_large_page_brings_eight_chunks(void **state)
+{
+    const uint64_t chunk = 1ull << MEMORY_CHUNK_SHIFT, large = 8 * chunk;
+    struct memory *m;
+    if (!has_large_pages())
+        skip(); /* Linux 6.1, with memory that is not in pieces */
+    assert_int_equal(memory_create(&m, 15 << 20), 0);
+    assert_true(memory_ask_large(m, large + 12345));
+    for (unsigned i = 0; i < 24; i++)
+        assert_int_equal(m->touched[i], i >= 8 && i < 16 ? MEMORY_THERE : MEMORY_NEW);
+    for (uint64_t at = 0; at < large; at += chunk)
+        assert_int_equal(resident(m->base + large + at, (unsigned)(chunk / 4096)), chunk / 4096);
+    for (uint64_t at = 0; at < large; at++)
+        assert_int_equal(m->base[large + at], 0);
+    m->base[large + 1] = 1;
+    memory_touch(m, large);
+    assert_int_equal(m->touched[8], MEMORY_USED);
+    assert_int_equal(m->base[large + 1], 1);
+    assert_false(memory_ask_large(m, large)); /* it was asked for */
+    memory_touch(m, 2 * large + 3 * chunk);
+    assert_false(memory_ask_large(m, 2 * large)); /* a part of it is in use */
+    assert_int_equal(m->touched[16], MEMORY_NEW);
+    assert_false(memory_ask_large(m, 7 * large)); /* not all of it is RAM */
+    memory_destroy(m);
+}
+
 static void *serve(void *opaque)
 {
     memory_ahead_serve(opaque);
@@ -141,6 +176,32 @@ static void memory_beyond_3_gib_moves_above_the_hole(void **state)
     memory_destroy(m);
 }
 
+static void most_of_what_is_expected_comes_by_large_pages(void **state)
+{
+    static const uint32_t list[] = {30, 8, 9, 16, 17, 10, 11, 12, 13, 18, 19, 20, UINT32_MAX};
+    uint32_t *expected = malloc(sizeof list);
+    struct memory *m;
+    const bool large = has_large_pages();
+    assert_non_null(expected);
+    memcpy(expected, list, sizeof list);
+    assert_int_equal(memory_create(&m, 16 << 20), 0);
+    if (madvise(m->base, 4096, MADV_POPULATE_WRITE))
+        skip();
+    assert_int_equal(memory_ahead_create(m), 0);
+    memory_ahead_expect(m, expected, sizeof list / sizeof *list);
+    pthread_t thread;
+    assert_int_equal(pthread_create(&thread, NULL, serve, m), 0);
+    assert_true(comes_to_be(m, 20, MEMORY_THERE));
+    memory_ahead_end(m);
+    pthread_join(thread, NULL);
+    assert_int_equal(m->touched[15], large ? MEMORY_THERE : MEMORY_NEW); /* six of eight */
+    assert_int_equal(m->touched[13], MEMORY_THERE);
+    assert_int_equal(m->touched[21], MEMORY_NEW); /* five */
+    assert_int_equal(m->touched[30], MEMORY_THERE);
+    assert_int_equal(m->touched[31], MEMORY_NEW);
+    memory_destroy(m);
+}
+
 static void sizes_that_make_no_sense_are_refused(void **state)
 {
     struct memory *m;
@@ -185,10 +246,16 @@ static void the_hole_and_the_page_behind_fault(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(low_memory_is_one_piece),          cmocka_unit_test(memory_beyond_3_gib_moves_above_the_hole),
-        cmocka_unit_test(discarded_pages_read_as_zero),     cmocka_unit_test(a_touched_page_brings_its_chunk),
-        cmocka_unit_test(a_run_of_chunks_is_gone_ahead_of), cmocka_unit_test(sizes_that_make_no_sense_are_refused),
-        cmocka_unit_test(the_file_cannot_be_cut),           cmocka_unit_test(the_hole_and_the_page_behind_fault),
+        cmocka_unit_test(low_memory_is_one_piece),
+        cmocka_unit_test(memory_beyond_3_gib_moves_above_the_hole),
+        cmocka_unit_test(discarded_pages_read_as_zero),
+        cmocka_unit_test(a_touched_page_brings_its_chunk),
+        cmocka_unit_test(a_run_of_chunks_is_gone_ahead_of),
+        cmocka_unit_test(a_large_page_brings_eight_chunks),
+        cmocka_unit_test(most_of_what_is_expected_comes_by_large_pages),
+        cmocka_unit_test(sizes_that_make_no_sense_are_refused),
+        cmocka_unit_test(the_file_cannot_be_cut),
+        cmocka_unit_test(the_hole_and_the_page_behind_fault),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
