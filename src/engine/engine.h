@@ -63,8 +63,9 @@ struct engine_ops {
     struct cpu *(*vcpu)(struct engine *e, unsigned i);
     /* Runs vCPU i on the calling thread until an exit.  `error` (size 256) is set for ERROR. */
     enum engine_exit (*run)(struct engine *e, unsigned i, char *error);
-    /* vCPU i has done nothing for a while: gives back what it can do without.  On its thread.  NULL: nothing. */
-    void (*rest)(struct engine *e, unsigned i);
+    /* vCPU i has done nothing for a while: gives back what it can do without.  On its thread.  true: it is one of a
+     * copy's, and keeps no address in memory to write to.  NULL: nothing. */
+    bool (*rest)(struct engine *e, unsigned i);
     /* Makes vCPU i notice cpu->request soon; any thread. */
     void (*kick)(struct engine *e, unsigned i);
     void (*stats)(struct engine *e, FILE *out); /* --stats */

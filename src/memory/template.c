@@ -1,4 +1,4 @@
-#include "memory/template.h"
+#include "memory/template_int.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -9,12 +9,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* Of what is called while a guest's SIMD state is in the registers. */
-#define QUIET __attribute__((target("general-regs-only")))
-
-#define PAGE_SHIFT 12
-#define PAGE (1u << PAGE_SHIFT)
-#define BATCH 16u       /* pages copied at a time */
 #define AHEAD 64u       /* pages that a writer who goes through memory gets at a time, at most */
 #define RUNS_MOST 1024u /* pieces of what a machine has written, when that becomes a template: each is a mapping */
 
@@ -24,40 +18,7 @@ static const struct {
     unsigned pages;
 } grains[] = {{8192, 1}, {14000, 16}, {20000, 512}, {UINT32_MAX, 4096}};
 
-struct memory_templates {
-    pthread_mutex_t lock; /* of those who make pages their own: `from` changes with it held */
-    int fd[MEMORY_TEMPLATES_MAX];
-    unsigned n;
-    uint64_t n_pages;
-    struct memory_run *runs; /* where the pages were at the last freeze */
-    uint32_t n_runs;
-    unsigned pieces;       /* mappings of its own, at most */
-    uint64_t next, length; /* the last one ended there, and was so long */
-    void (*exhausted)(void *opaque);
-    void *opaque;
-    uint8_t buffer[BATCH * PAGE]; /* of the holder of the lock */
-    _Atomic uint8_t from[];       /* by page of the file: a template's number or MEMORY_OWN; read at any time */
-};
-
-/* --- places ---------------------------------------------------------------------------------------------------- */
-
-static uint8_t *at(const struct memory *m, uint64_t page)
-{
-    uint64_t offset = page << PAGE_SHIFT;
-    return m->base + (offset < m->low_size ? offset : offset - m->low_size + MEMORY_HOLE_END);
-}
-
-QUIET static uint64_t page_of(const struct memory *m, uint64_t gpa)
-{
-    return memory_offset(m, gpa) >> PAGE_SHIFT;
-}
-
-QUIET static uint8_t from(const struct memory_templates *t, uint64_t page)
-{
-    return atomic_load_explicit(&t->from[page], memory_order_acquire);
-}
-
-static struct memory_templates *create(const struct memory *m, uint8_t where)
+struct memory_templates *templates_create(const struct memory *m, uint8_t where)
 {
     uint64_t n = m->size >> PAGE_SHIFT;
     struct memory_templates *t = calloc(1, sizeof *t + n);
@@ -238,7 +199,7 @@ int memory_peek(const struct memory *m, uint64_t offset, void *out, uint64_t len
     return 0;
 }
 
-static uint64_t next_data(int fd, uint64_t offset, uint64_t none)
+uint64_t templates_next_data(int fd, uint64_t offset, uint64_t none)
 {
     off_t data = lseek(fd, (off_t)offset, SEEK_DATA);
 
@@ -247,10 +208,10 @@ static uint64_t next_data(int fd, uint64_t offset, uint64_t none)
 
 uint64_t memory_next_data(const struct memory *m, uint64_t offset)
 {
-    uint64_t least = next_data(m->fd, offset, m->size);
+    uint64_t least = templates_next_data(m->fd, offset, m->size);
 
     for (unsigned i = 0; m->templates && i < m->templates->n; i++) {
-        uint64_t data = next_data(m->templates->fd[i], offset, m->size);
+        uint64_t data = templates_next_data(m->templates->fd[i], offset, m->size);
         least = data < least ? data : least;
     }
     return least < m->size ? least : m->size;
@@ -345,8 +306,7 @@ static int read_only(struct memory *m)
     return err;
 }
 
-/* There are templates: nothing is asked of the host's kernel ahead of writes, and all writes are announced. */
-static void begin(struct memory *m)
+void templates_begin(struct memory *m)
 {
     memset(m->touched, MEMORY_USED, (m->end >> MEMORY_CHUNK_SHIFT) + 1);
     atomic_store(&m->watched, true);
@@ -385,7 +345,7 @@ int memory_freeze(struct memory *m, int fd)
 {
     int err = is_empty(fd) ? memory_prepare_file(fd, m->size) : -EINVAL;
 
-    if (!err && !m->templates && !(m->templates = create(m, MEMORY_OWN)))
+    if (!err && !m->templates && !(m->templates = templates_create(m, MEMORY_OWN)))
         err = -ENOMEM;
     struct memory_templates *t = m->templates;
     if (!err && t->n == MEMORY_TEMPLATES_MAX)
@@ -405,7 +365,7 @@ int memory_freeze(struct memory *m, int fd)
     m->fd = fd;
     t->pieces = 0;
     t->length = 0;
-    begin(m);
+    templates_begin(m);
     return 0;
 }
 
@@ -420,60 +380,4 @@ int memory_templates(const struct memory *m, int fds[MEMORY_TEMPLATES_MAX], stru
     memcpy(*runs, t->runs, t->n_runs * sizeof **runs);
     memcpy(fds, t->fd, sizeof *fds * t->n);
     return (int)t->n;
-}
-
-/* --- templates of somebody else's -------------------------------------------------------------------------------- */
-
-/* As large as ours, and nobody can take pages from under us or change them. */
-static bool usable(const struct memory *m, int fd)
-{
-    const int needed = F_SEAL_SHRINK | F_SEAL_FUTURE_WRITE;
-    struct stat st;
-
-    return fstat(fd, &st) == 0 && (uint64_t)st.st_size == m->size + MEMORY_SPARE &&
-           (fcntl(fd, F_GET_SEALS) & needed) == needed;
-}
-
-/* Pages [first, end) of a template, inside one of the parts of RAM. */
-static bool map_template(struct memory *m, int fd, uint64_t first, uint64_t end)
-{
-    return first == end || mmap(at(m, first), (end - first) << PAGE_SHIFT, PROT_READ, MAP_SHARED | MAP_FIXED, fd,
-                                (off_t)(first << PAGE_SHIFT)) != MAP_FAILED;
-}
-
-static int adopt_run(struct memory *m, const int *fds, uint64_t first, const struct memory_run *r)
-{
-    uint64_t end = first + r->pages, low = m->low_size >> PAGE_SHIFT, split = first < low && end > low ? low : first;
-
-    for (uint64_t page = first; r->from && page < end; page++) /* it is zero: not written to, no memory */
-        atomic_store(&m->templates->from[page], (uint8_t)r->from);
-    return map_template(m, fds[r->from], first, split) && map_template(m, fds[r->from], split, end) ? 0 : -errno;
-}
-
-int memory_adopt(struct memory *m, const int *fds, unsigned n, const struct memory_run *runs, uint32_t n_runs)
-{
-    uint64_t pages = 0, page = 0;
-    int err = 0;
-
-    if (!n || n > MEMORY_TEMPLATES_MAX || m->templates)
-        return -EINVAL;
-    for (unsigned i = 0; i < n; i++)
-        if (!usable(m, fds[i]))
-            return -EINVAL;
-    for (uint32_t i = 0; i < n_runs; pages += runs[i++].pages)
-        if (runs[i].from >= n || runs[i].pages > (m->size >> PAGE_SHIFT) - pages)
-            return -EINVAL;
-    if (pages != m->size >> PAGE_SHIFT)
-        return -EINVAL;
-    m->templates = create(m, 0);
-    if (!m->templates)
-        return -ENOMEM;
-    for (uint32_t i = 0; i < n_runs && !err; page += runs[i++].pages)
-        err = adopt_run(m, fds, page, &runs[i]);
-    if (err)
-        return err;
-    memcpy(m->templates->fd, fds, n * sizeof *fds);
-    m->templates->n = n;
-    begin(m);
-    return 0;
 }

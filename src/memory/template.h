@@ -49,6 +49,10 @@ void memory_own(struct memory *m, uint64_t gpa, uint64_t len);
 /* Bytes that only this machine has; and those at most that it reads from templates. */
 void memory_usage(const struct memory *m, uint64_t *own, uint64_t *shared);
 
+/* Pages of its own that are what a template has become that template's again.  While nobody writes to memory or keeps
+ * an address to write to, be it in another process.  Where memory has been watched for another reason: nothing. */
+void memory_share_again(struct memory *m);
+
 /* --- for memory.c and watch.c --- */
 
 void memory_templates_destroy(struct memory *m);

@@ -111,6 +111,48 @@ static void a_page_is_copied_when_it_is_written_to(void **state)
     memory_destroy(copy);
 }
 
+static void pages_that_are_as_they_were_are_shared_again(void **state)
+{
+    struct memory *m = with_pattern();
+
+    freeze(m);
+    struct memory *first = copy_of(m);
+    put(first, 20, 1);
+    freeze(first);
+    struct memory *copy = copy_of(first);
+    for (uint32_t i = 7; i < 12; i++)
+        put(copy, i, 100 + i);
+    put(copy, 20, 2);
+    put(copy, 23, 3);
+    for (uint32_t i = 7; i < 11; i++)
+        put(copy, i, i);
+    put(copy, 20, 1); /* as the second template has it */
+    const uint64_t before = own_bytes(copy);
+    memory_share_again(copy);
+    assert_in_range(before - own_bytes(copy), 5 * PAGE, before - 2 * PAGE); /* some that lie ahead, too */
+    for (uint32_t i = 7; i < 11; i++) {
+        assert_int_equal(get(copy, i), i);
+        assert_false(memory_may_write(copy, i * PAGE));
+    }
+    assert_int_equal(get(copy, 11), 111);
+    assert_int_equal(get(copy, 20), 1);
+    assert_int_equal(get(copy, 23), 3);
+    assert_true(memory_may_write(copy, 11 * PAGE));
+    put(copy, 8, 80); /* it is copied as before */
+    assert_int_equal(get(copy, 8), 80);
+    assert_int_equal(get(m, 8), 8);
+    freeze(copy);
+    struct memory *last = copy_of(copy);
+    assert_int_equal(get(last, 8), 80);
+    assert_int_equal(get(last, 9), 9);
+    assert_int_equal(get(last, 11), 111);
+    assert_int_equal(get(last, 20), 1);
+    memory_destroy(last);
+    memory_destroy(copy);
+    memory_destroy(first);
+    memory_destroy(m);
+}
+
 static void copies_of_copies_have_what_those_had(void **state)
 {
     struct memory *of[MEMORY_TEMPLATES_MAX + 4];
@@ -311,6 +353,7 @@ static void what_cannot_be_frozen_goes_on(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        T(pages_that_are_as_they_were_are_shared_again),
         T(a_page_is_copied_when_it_is_written_to),
         T(copies_of_copies_have_what_those_had),
         T(what_was_written_here_and_there_is_joined),

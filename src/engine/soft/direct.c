@@ -167,6 +167,11 @@ static void begin_anew(struct direct *d, bool possible)
     }
 }
 
+bool soft_direct_began(const struct engine *e)
+{
+    return e->direct && e->direct->stats.started;
+}
+
 void soft_direct_memory(struct peers *p)
 {
     for (unsigned i = 0; i < p->n; i++)

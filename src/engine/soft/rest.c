@@ -36,12 +36,13 @@ static void give_back_caches(struct soft_vcpu *v)
     soft_tlb_init(v, IBTC_RESTING);
 }
 
-void soft_rest(struct engine *e, unsigned i)
+bool soft_rest(struct engine *e, unsigned i)
 {
     e = e->peers->of[i];
     if (!e->config.lean)
-        return;
+        return false;
     soft_carry_again(e);
     soft_cpu_ops.tlb_flush_all(&e->vcpu->cpu, true); /* what leads to other pages is looked at, as it is any time */
     give_back_caches(e->vcpu);
+    return !soft_direct_began(e);
 }

@@ -482,7 +482,7 @@ bool soft_misaligned_sse(void); /* packed operands need no alignment: MXCSR as i
 uint64_t soft_active_bytes(const struct site *s); /* of an operand with a mask: bit i for byte i; else all ones */
 
 /* --- rest.c --- */
-void soft_rest(struct engine *e, unsigned i); /* engine.h: rest */
+bool soft_rest(struct engine *e, unsigned i); /* engine.h: rest */
 
 /* --- tlb.c --- */
 void soft_tlb_init(struct soft_vcpu *v, uint32_t targets); /* so many entries of the IBTCs are used at first */
@@ -700,6 +700,7 @@ void soft_direct_kick(struct engine *e);       /* any thread */
 /* The vCPU's thread got a #GP of the host's at a CPUID of ours: true: it may have it, it does not trap any more. */
 bool soft_direct_cpuid(struct engine *e);
 void soft_direct_stats(struct engine *e, FILE *out);
+bool soft_direct_began(const struct engine *e);      /* whether there ever was one */
 uint64_t soft_direct_cpu_ns(const struct engine *e); /* CPU time of the processes that there are */
 void soft_direct_tick(struct soft_vcpu *v);          /* the vCPU is wanted */
 bool soft_direct_armed(const struct soft_vcpu *v);   /* does user code run so, in this address space? */
