@@ -126,6 +126,7 @@ print(f'one copy, {rounds} times: running after {middle(running):.0f} ms (least 
       f'ready after {middle(ready):.0f} ms (least {min(ready):.0f}, most {max(ready):.0f})')
 names, started, took = fork(copies)
 print(f'{copies} copies at once: running after {max(started) / copies:.0f} ms each, ready after {took / copies:.0f} ms each')
+time.sleep(1)
 used = [memory(x) for x in names]
 print(f'memory of a copy, of {copies}, by {"a cgroup" if group else "/proc/meminfo"}: {host[0] - host[1]:.1f} MiB, '
       f'and {host[1]:.1f} MiB cache of files; private by smaps {middle(used):.1f} MiB')

@@ -96,23 +96,28 @@ static void share_run(struct memory *m, uint64_t first, uint64_t end, unsigned n
     t->pieces -= t->pieces > 0;
 }
 
+#define LOOKED_AT_MOST 4096u /* pages: more take longer than a device may have to wait */
+
 void memory_share_again(struct memory *m)
 {
     struct memory_templates *t = m->templates;
     const uint64_t low = m->low_size >> PAGE_SHIFT;
+    uint64_t looked_at = 0;
 
     if (!t || m->watch)
         return;
     pthread_mutex_lock(&t->lock);
-    for (uint64_t page = 0, end;
-         (page = templates_next_data(m->fd, page << PAGE_SHIFT, m->size) >> PAGE_SHIFT) < t->n_pages; page = end) {
+    for (uint64_t page = 0, end; looked_at < LOOKED_AT_MOST; page = end) {
+        page = templates_next_data(m->fd, page << PAGE_SHIFT, m->size) >> PAGE_SHIFT;
+        if (page >= t->n_pages)
+            break;
         const unsigned number = from(t, page) == MEMORY_OWN ? same_in(m, page) : t->n;
-        end = page + 1;
-        if (number == t->n)
-            continue;
-        while (end < t->n_pages && end != low && from(t, end) == MEMORY_OWN && is_same(m, end, number))
-            end++;
-        share_run(m, page, end, number);
+        for (end = page + 1; number != t->n && end < t->n_pages && end != low && end - page < LOOKED_AT_MOST; end++)
+            if (from(t, end) != MEMORY_OWN || !is_same(m, end, number))
+                break;
+        if (number != t->n)
+            share_run(m, page, end, number);
+        looked_at += end - page;
     }
     pthread_mutex_unlock(&t->lock);
 }
