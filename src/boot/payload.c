@@ -15,6 +15,7 @@
 #include <zstd.h>
 
 #include "base/bytes.h"
+#include "base/large_page.h"
 #include "boot/boot_int.h"
 #include "boot/payload.h"
 #include "host/thread.h"
@@ -26,7 +27,6 @@
 #define LZ4_BLOCK (8u << 20)
 #define LZ4_BLOCKS_MAX (PAYLOAD_MAX / LZ4_BLOCK)
 #define THREADS_MAX 4u
-#define HUGE_PAGE (2u << 20)
 
 enum format { FORMAT_GZIP, FORMAT_XZ, FORMAT_ZSTD, FORMAT_LZ4, FORMAT_OTHER };
 
@@ -71,7 +71,7 @@ static unsigned pieces_used(const uint8_t *bytes)
     const size_t piece = 1ul << MEMORY_CHUNK_SHIFT;
     unsigned n = 0;
 
-    for (size_t at = 0; at < HUGE_PAGE; at += piece)
+    for (size_t at = 0; at < LARGE_PAGE; at += piece)
         n += !bytes_all_zero(bytes + at, piece);
     return n;
 }
@@ -84,7 +84,7 @@ static int put(struct memory *m, uint64_t gpa, const uint8_t *bytes, size_t n)
 
     if (!to)
         return -EFAULT;
-    for (uint64_t at = -gpa % HUGE_PAGE; at + HUGE_PAGE <= n; at += HUGE_PAGE)
+    for (uint64_t at = -gpa % LARGE_PAGE; at + LARGE_PAGE <= n; at += LARGE_PAGE)
         if (pieces_used(bytes + at) >= MEMORY_LARGE_MOST)
             (void)memory_ask_large(m, gpa + at);
     for (size_t piece; n; bytes += piece, to += piece, gpa += piece, n -= piece) {
@@ -179,7 +179,7 @@ static bool lz4_block(const struct lz4_work *w, unsigned i, char *packed, char *
 static void *lz4_main(void *opaque)
 {
     struct lz4_work *w = opaque;
-    char *packed = malloc(LZ4_COMPRESSBOUND(LZ4_BLOCK)), *plain = aligned_alloc(HUGE_PAGE, LZ4_BLOCK);
+    char *packed = malloc(LZ4_COMPRESSBOUND(LZ4_BLOCK)), *plain = aligned_alloc(LARGE_PAGE, LZ4_BLOCK);
 
     if (plain)
         (void)madvise(plain, LZ4_BLOCK, MADV_HUGEPAGE);

@@ -5,21 +5,16 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "base/large_page.h"
 #include "memory/ahead.h"
 #include "memory/template.h"
 #include "memory/watch.h"
 
 enum { PAGE = 4096 };
 #define MIB (1ull << 20)
-#define HUGE_PAGE (2 * MIB)
-#define LARGE_CHUNKS (HUGE_PAGE >> MEMORY_CHUNK_SHIFT)
-#define LARGE_NS 2000000u /* ten times what one takes, unless the host has to move pages for it */
-#ifndef MADV_COLLAPSE
-#define MADV_COLLAPSE 25 /* Linux 6.1 */
-#endif
+#define LARGE_CHUNKS (LARGE_PAGE >> MEMORY_CHUNK_SHIFT)
 
 static uint64_t min_u64(uint64_t a, uint64_t b)
 {
@@ -30,11 +25,11 @@ static uint64_t min_u64(uint64_t a, uint64_t b)
  * pages (file offset and address must agree modulo 2 MiB; both start at a multiple). */
 static int reserve(struct memory *m)
 {
-    size_t want = m->end + PAGE, slack = HUGE_PAGE;
+    size_t want = m->end + PAGE, slack = LARGE_PAGE;
     uint8_t *p = mmap(NULL, want + slack, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (p == MAP_FAILED)
         return -errno;
-    size_t head = -(uintptr_t)p & (HUGE_PAGE - 1);
+    size_t head = -(uintptr_t)p & (LARGE_PAGE - 1);
     m->base = p + head;
     if (head)
         munmap(p, head);
@@ -149,30 +144,17 @@ void memory_touch_chunk(struct memory *m, uint64_t gpa)
         (void)madvise(m->base + first, size, MADV_POPULATE_WRITE);
 }
 
-/* The thread's own, so that it counts what the kernel had to do, not who else was busy. */
-static uint64_t cpu_ns(void)
-{
-    struct timespec t;
-
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
-    return (uint64_t)t.tv_sec * 1000000000 + (uint64_t)t.tv_nsec;
-}
-
 bool memory_ask_large(struct memory *m, uint64_t gpa)
 {
-    const uint64_t first = gpa & -HUGE_PAGE, chunk = first >> MEMORY_CHUNK_SHIFT, begin = cpu_ns();
+    const uint64_t first = gpa & -LARGE_PAGE, chunk = first >> MEMORY_CHUNK_SHIFT;
 
-    if (m->templates || atomic_load(&m->no_large) || !memory_is_ram(m, first, HUGE_PAGE))
+    if (m->templates || !memory_is_ram(m, first, LARGE_PAGE))
         return false;
     for (unsigned i = 0; i < LARGE_CHUNKS; i++)
         if (__atomic_load_n(&m->touched[chunk + i], __ATOMIC_RELAXED) != MEMORY_NEW)
             return false;
-    if (madvise(m->base + first, PAGE, MADV_POPULATE_WRITE) || madvise(m->base + first, HUGE_PAGE, MADV_COLLAPSE)) {
-        atomic_store(&m->no_large, true);
+    if (!large_page_ask(m->base + first))
         return false;
-    }
-    if (cpu_ns() - begin > LARGE_NS)
-        atomic_store(&m->no_large, true);
     for (unsigned i = 0; i < LARGE_CHUNKS; i++) {
         uint8_t new = MEMORY_NEW;
         __atomic_compare_exchange_n(&m->touched[chunk + i], &new, MEMORY_THERE, false, __ATOMIC_RELAXED,

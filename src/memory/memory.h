@@ -35,15 +35,14 @@ struct memory_watch;
 struct memory_templates;
 
 struct memory {
-    uint8_t *base;         /* hva of gpa 0 */
-    uint64_t size;         /* bytes of RAM in total */
-    uint64_t low_size;     /* bytes below the hole */
-    uint64_t high_size;    /* bytes from 4 GiB up */
-    uint64_t end;          /* one past the last RAM gpa */
-    uint8_t *touched;      /* by chunk: MEMORY_USED: its pages are there, as far as nobody has taken them away */
-    _Atomic bool no_large; /* the host has no large pages at hand */
-    bool old;              /* a machine has been in it, whose devices may have written where nothing was touched */
-    int fd;                /* the memfd; offset in the file = gpa for low RAM, gpa - hole for high RAM */
+    uint8_t *base;      /* hva of gpa 0 */
+    uint64_t size;      /* bytes of RAM in total */
+    uint64_t low_size;  /* bytes below the hole */
+    uint64_t high_size; /* bytes from 4 GiB up */
+    uint64_t end;       /* one past the last RAM gpa */
+    uint8_t *touched;   /* by chunk: MEMORY_USED: its pages are there, as far as nobody has taken them away */
+    bool old;           /* a machine has been in it, whose devices may have written where nothing was touched */
+    int fd;             /* the memfd; offset in the file = gpa for low RAM, gpa - hole for high RAM */
     /* Accesses are to be announced (watch.h).  Set while nobody accesses memory; cleared at any time. */
     _Atomic bool watched;
     struct memory_watch *watch;         /* NULL: never was */

@@ -14,6 +14,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "base/large_page.h"
+
 #define CODE_BYTES_DEFAULT (REGIONS_MAX * (9u << 18)) /* 63 MB, of which 18 are used to begin with (evict.c) */
 #define CODE_BYTES_LEAST (1u << 20)
 #define WRITTEN_SIZE(e) ((e)->n_pages / 64 * 8 + 8)
@@ -30,14 +32,29 @@ void soft_give_back(void *p, size_t bytes)
         memset(p, 0, bytes);
 }
 
+/* Aligned as pages of 2 MiB are, so that the host can have such behind it (evict.c). */
+static void *map_aligned(const struct code_cache *c, int protection)
+{
+    const uint64_t room = c->size + LARGE_PAGE;
+    uint8_t *p = mmap(NULL, room, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (p == MAP_FAILED)
+        return MAP_FAILED;
+    const uint64_t head = -(uintptr_t)p & (LARGE_PAGE - 1), end = (head + c->size + 4095) & -4096ull;
+    if (head)
+        munmap(p, head);
+    if (end < room)
+        munmap(p + end, room - end);
+    return mmap(p + head, c->size, protection, MAP_SHARED | MAP_FIXED, c->fd, 0);
+}
+
 static int map_code(struct code_cache *c, uint64_t bytes)
 {
     c->size = (uint32_t)bytes;
     c->fd = memfd_create("guise-code", MFD_CLOEXEC);
     if (c->fd < 0 || ftruncate(c->fd, c->size) < 0)
         return -errno;
-    c->rw = mmap(NULL, c->size, PROT_READ | PROT_WRITE, MAP_SHARED, c->fd, 0);
-    c->rx = mmap(NULL, c->size, PROT_READ | PROT_EXEC, MAP_SHARED, c->fd, 0);
+    c->rw = map_aligned(c, PROT_READ | PROT_WRITE);
+    c->rx = map_aligned(c, PROT_READ | PROT_EXEC);
     if (c->rw == MAP_FAILED || c->rx == MAP_FAILED)
         return -errno;
     c->hot_end = c->size / 5 * 3 & ~4095u;

@@ -16,6 +16,8 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "base/large_page.h"
+
 #define BLOCK_CODE_MAX (64u << 10) /* more than one block can need, in either half */
 #define REGIONS_AT_FIRST 8u
 #define ROUNDS_MS 8000u /* in which three rounds through all of them are too many */
@@ -48,31 +50,56 @@ struct cache_region soft_region_filled(const struct engine *e, unsigned i)
 #define AHEAD_MOST (128u << 10)
 #define AHEAD_LEAST (8u << 10)
 
-/* Where code is executed it is mapped once more: `also`. */
-static void ahead(const void *base, const void *also, uint64_t used, struct cache_ahead *a)
+static bool is_due(struct cache_ahead *a, uint64_t used)
 {
     if (used + a->size / 4 <= a->end)
-        return;
+        return false;
     a->end &= -4096ull;
-    /* older kernels cannot: then by faults */
-    (void)madvise((char *)(uintptr_t)base + a->end, a->size, MADV_POPULATE_WRITE);
-    if (also)
-        (void)madvise((char *)(uintptr_t)also + a->end, a->size, MADV_POPULATE_READ);
+    return true;
+}
+
+static void advance(struct cache_ahead *a)
+{
     a->end += a->size;
     while (a->size < AHEAD_MOST && a->end - a->start >= 16 * a->size)
         a->size *= 2;
+}
+
+static void table_ahead(const void *base, uint64_t used, struct cache_ahead *a)
+{
+    if (!is_due(a, used))
+        return;
+    /* older kernels cannot: then by faults */
+    (void)madvise((char *)(uintptr_t)base + a->end, a->size, MADV_POPULATE_WRITE);
+    advance(a);
+}
+
+/* Code is mapped twice.  It runs faster in large pages: it has them where a cache will be filled from end to end, which
+ * a copy's is not. */
+static void code_ahead(const struct code_cache *c, uint64_t used, struct cache_ahead *a)
+{
+    if (!is_due(a, used))
+        return;
+    if (a->end % LARGE_PAGE == 0 && a->end + LARGE_PAGE <= a->large_end && large_page_ask(c->rw + a->end)) {
+        (void)madvise(c->rx + a->end, LARGE_PAGE, MADV_POPULATE_READ);
+        a->end += LARGE_PAGE;
+        return;
+    }
+    (void)madvise(c->rw + a->end, a->size, MADV_POPULATE_WRITE);
+    (void)madvise(c->rx + a->end, a->size, MADV_POPULATE_READ);
+    advance(a);
 }
 
 static void all_ahead(struct engine *e)
 {
     const struct code_cache *c = &e->cache;
     struct cache_ahead *a = e->ahead;
-    ahead(c->rw, c->rx, c->hot, &a[AHEAD_HOT]);
-    ahead(c->rw, c->rx, c->cold, &a[AHEAD_COLD]);
-    ahead(e->blocks, NULL, e->n_blocks * sizeof *e->blocks, &a[AHEAD_BLOCKS]);
-    ahead(e->sites, NULL, e->n_sites * sizeof *e->sites, &a[AHEAD_SITES]);
-    ahead(e->exits, NULL, e->n_exits * sizeof *e->exits, &a[AHEAD_EXITS]);
-    ahead(e->maps, NULL, e->n_maps * sizeof *e->maps, &a[AHEAD_MAPS]);
+    code_ahead(c, c->hot, &a[AHEAD_HOT]);
+    code_ahead(c, c->cold, &a[AHEAD_COLD]);
+    table_ahead(e->blocks, e->n_blocks * sizeof *e->blocks, &a[AHEAD_BLOCKS]);
+    table_ahead(e->sites, e->n_sites * sizeof *e->sites, &a[AHEAD_SITES]);
+    table_ahead(e->exits, e->n_exits * sizeof *e->exits, &a[AHEAD_EXITS]);
+    table_ahead(e->maps, e->n_maps * sizeof *e->maps, &a[AHEAD_MAPS]);
 }
 
 /* --- regions ------------------------------------------------------------------------------------------------- */
@@ -88,7 +115,11 @@ static void ahead_from(struct engine *e, const struct cache_region *at, uint32_t
         [AHEAD_MAPS] = at->map * sizeof *e->maps,
     };
     for (unsigned i = 0; i < AHEAD_COUNT; i++)
-        e->ahead[i] = (struct cache_ahead){end[i], end[i], size};
+        e->ahead[i] = (struct cache_ahead){.start = end[i], .end = end[i], .size = size};
+    if (size == AHEAD_MOST && !e->config.lean) {
+        e->ahead[AHEAD_HOT].large_end = e->regions[e->n_regions].hot;
+        e->ahead[AHEAD_COLD].large_end = e->regions[e->n_regions].cold;
+    }
 }
 
 void soft_region_at(struct engine *e, const struct cache_region *at)

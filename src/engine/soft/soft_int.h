@@ -114,6 +114,7 @@ struct cache_region { /* its first of each */
 enum { AHEAD_HOT, AHEAD_COLD, AHEAD_BLOCKS, AHEAD_SITES, AHEAD_EXITS, AHEAD_MAPS, AHEAD_COUNT };
 struct cache_ahead {
     uint64_t start, end;
+    uint64_t large_end; /* before it, 2 MiB may be asked for at once */
     uint32_t size;
 };
 
