@@ -2,8 +2,8 @@
 # How long copies of a running machine take, what memory they cost, what a fork costs the machine, and how long
 # `guise run IMAGE --warm -- true` takes.
 #
-#   bench/fork.sh [IMAGE]         a busybox on Debian's kernel unless told; COPIES=10 at a time, ROUNDS=10; exit status 1
-#                                 when a copy costs more than MOST_MIB=6 of memory
+#   bench/fork.sh [IMAGE]         a busybox on Debian's kernel unless told; CPUS=1 of a machine, COPIES=10 at a time, ROUNDS=10;
+#                                 exit status 1 when a copy costs more than MOST_MIB=6 of memory
 #
 # "running": from the beginning of the command until a copy's CPUs run, by its event log; "ready": until its agent has told it who
 # it is.  Memory is what the host has less for each of COPIES more copies that are ready and have done nothing else for a second: a memory
@@ -12,11 +12,11 @@
 # change as well.  Beside it stands what only the processes of one copy have (Private_Clean and Private_Dirty of /proc/PID/smaps).
 # shellcheck source=bench/lib.sh
 . "$(dirname "$0")/lib.sh"
-copies=${COPIES:-10} rounds=${ROUNDS:-10}
+cpus=${CPUS:-1} copies=${COPIES:-10} rounds=${ROUNDS:-10}
 machines_begin ${1:+"$1"}
 image=$machines_image
 
-machine_start forked
+machine_start forked --cpus "$cpus"
 "$GUISE" exec forked -- sh -c 'mkdir -p /dev/shm; mount | grep -q " /dev/shm " || mount -t tmpfs -o size=90% none /dev/shm'
 
 speed() # NAME: seconds that the machine takes to compute, and to write 64 MiB
@@ -28,9 +28,9 @@ speed() # NAME: seconds that the machine takes to compute, and to write 64 MiB
 speed "the machine before"
 speed "and again"
 
-python3 - "$GUISE" "$copies" "$rounds" "$image" <<'PY'
+python3 - "$GUISE" "$copies" "$rounds" "$image" "$cpus" <<'PY'
 import datetime, json, os, re, subprocess, sys, time
-guise, copies, rounds, image = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+guise, copies, rounds, image, cpus = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5]
 data = os.environ['GUISE_DATA']
 
 def children(pid):
@@ -131,11 +131,11 @@ used = [memory(x) for x in names]
 print(f'memory of a copy, of {copies}, by {"a cgroup" if group else "/proc/meminfo"}: {host[0] - host[1]:.1f} MiB, '
       f'and {host[1]:.1f} MiB cache of files; private by smaps {middle(used):.1f} MiB')
 subprocess.check_call([guise, 'rm', '--force', *names], stdout=subprocess.DEVNULL)
-subprocess.call([guise, 'run', image, '--warm', '--', 'true'])
+subprocess.call([guise, 'run', image, '--cpus', cpus, '--warm', '--', 'true'])
 warm = []
 for _ in range(rounds):
     begun = time.time()
-    subprocess.check_call([guise, 'run', image, '--warm', '--', 'true'])
+    subprocess.check_call([guise, 'run', image, '--cpus', cpus, '--warm', '--', 'true'])
     warm.append((time.time() - begun) * 1000)
 print(f'run --warm -- true, {rounds} times: {middle(warm):.0f} ms (least {min(warm):.0f}, most {max(warm):.0f})')
 if host[0] - host[1] > float(os.environ.get('MOST_MIB', '6')):
