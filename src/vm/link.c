@@ -19,6 +19,8 @@
 #define CONNECTING_MAX 64u
 #define NEWS_TRIES 50u
 #define NEWS_PAUSE_NS 100000000ull
+#define NEWS_PATIENCE_NS 250000000ull /* for an answer; twice as much each time, up to: */
+#define NEWS_PATIENCE_DOUBLED 5u
 
 /* Something on its way to a port of the guest.  Lives until the device calls back, which it does at its end at the
  * latest. */
@@ -35,7 +37,7 @@ struct link {
     uint8_t bytes[AGENT_HELLO_MAX];
     unsigned connecting;
     int news; /* our end of the one that tells of a restore; -1: none */
-    unsigned tries;
+    unsigned tries, waits;
     bool copied; /* the news are of that */
     struct loop_timer again;
 };
@@ -322,7 +324,8 @@ bool link_power_was_asked(struct vm *vm)
 /* --- a restored guest -------------------------------------------------------------------------------------------- */
 
 /* Its clock stands where it stood, and others may have the same random numbers.  The connections that it had end while
- * it goes on; so one that is made meanwhile may end with them, and another is made. */
+ * it goes on; so one that is made meanwhile may end with them, and another is made.  Linux ends those without a word to
+ * us: one that nobody answers is not waited for any longer. */
 static void news_failed(struct vm *vm)
 {
     struct link *link = life_of(vm)->link;
@@ -395,6 +398,7 @@ static void tell_news(void *opaque)
     struct errand *e;
     int ends[2];
 
+    end_news(vm);
     if (make_pair(ends))
         return;
     link->news = ends[0];
@@ -407,6 +411,9 @@ static void tell_news(void *opaque)
         failed = send_errand(vm, AGENT_PORT, ends[1], news_connected, &e);
     if (failed)
         news_failed(vm);
+    else
+        loop_timer_set(vm->loop, &link->again, clock_ns() + (NEWS_PATIENCE_NS << link->waits));
+    link->waits += link->waits < NEWS_PATIENCE_DOUBLED;
 }
 
 void link_restored(struct vm *vm, bool copied)
@@ -416,7 +423,7 @@ void link_restored(struct vm *vm, bool copied)
     if (!life || !life->link)
         return;
     life->ready_ns = clock_ns();
-    life->link->tries = 0;
+    life->link->tries = life->link->waits = 0;
     life->link->copied = copied;
     loop_timer_set(vm->loop, &life->link->again, 0);
 }
