@@ -75,13 +75,20 @@ static void request(struct engine *e)
     atomic_store(&e->vcpu->poll, 1);
 }
 
-/* The page's bytes have changed.  A program that runs directly has no use of the translations, but as long as there are
- * any each store of another vCPU's comes to tell. */
+/* The page's bytes have changed.  Of a vCPU that runs no guest code, and may not for long, what it has translated is
+ * dropped here, since every store to a page with code of anybody's comes to tell.  A program that runs directly has no
+ * use of the translations either, but only its vCPU can drop them. */
 static void tell(struct engine *e, uint64_t page)
 {
     pthread_mutex_lock(&e->asked.lock);
-    add(&e->asked.changed, page);
+    const bool inside = e->asked.inside;
+    if (inside)
+        add(&e->asked.changed, page);
+    else
+        soft_invalidate(e, page << 12, 4096);
     pthread_mutex_unlock(&e->asked.lock);
+    if (!inside)
+        return;
     request(e);
     if (e->peers->n > 1)
         soft_direct_kick(e);
@@ -142,7 +149,6 @@ void soft_go_inside(struct engine *e)
 {
     pthread_mutex_lock(&e->asked.lock);
     e->asked.inside = true;
-    drop_changed(e);
     give_up_closed(e);
     pthread_mutex_unlock(&e->asked.lock);
 }
@@ -151,6 +157,7 @@ void soft_come_out(struct engine *e)
 {
     pthread_mutex_lock(&e->asked.lock);
     e->asked.inside = false;
+    drop_changed(e);
     atomic_store(&e->asked.served, e->asked.tickets);
     pthread_mutex_unlock(&e->asked.lock);
 }
