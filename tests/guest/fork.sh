@@ -91,6 +91,7 @@ echo hello >"$work/page"
 for _ in $(seq 100); do (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null && break; sleep 0.1; done
 is "each reaches the world, with timestamps of TCP's" 4 eval "each 'wget -q -O - http://10.0.2.2:$port/page' | grep -c hello"
 kill "$server"
+wait "$server" 2>/dev/null # its port is free
 status "a port is led to a copy" 0 guise publish vm-1 "$port:80"
 status "but not to another one, too" 5 guise publish vm-2 "$port:80"
 
@@ -246,7 +247,7 @@ guise rm --force sharing-1
 guise rm --force sharing
 
 # --- translated code ------------------------------------------------------------------------------------------------
-# Copies of a machine with one CPU execute what its engine has translated, until they change it: while that has room, while
+# Copies execute what its engine has translated, until they change it: while that has room, while
 # it is evicted all the time, and after the machine has gone on.
 work_hard='for i in 1 2; do awk "BEGIN { for (i = 0; i < 6000; i++) s = s sprintf(\"%c\", 65 + i % 26); print s }" | gzip | gunzip | sed "s/A/b/g" | tr B-D x-z | sort | md5sum; find /bin /sbin 2>/dev/null | sort | head -n 60 | md5sum; done | md5sum'
 # What a copy can go back to is mapped once more, until it has.
@@ -287,6 +288,98 @@ for cache in 18M 2M; do
     guise fork one-1 -q >/dev/null
     is "so does a copy of it" "$expected" inside one-1-1 "$work_hard"
     guise rm --force one one-1 one-1-1 >/dev/null
+done
+
+# Of several CPUs each begins with what any of them has translated.  Programs go on on all of them: one writes code on one CPU and
+# runs it on another, another one computes; the kernel patches itself (a static key) in front of all of them.
+cat >"$work/patch.c" <<'C'
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+static _Atomic uint32_t written, run;
+static uint8_t *code;
+
+static void stay_on(int cpu)
+{
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    CPU_SET(cpu, &set);
+    sched_setaffinity(0, sizeof set, &set);
+}
+
+static void *reader(void *unused)
+{
+    stay_on(1);
+    for (uint32_t n = 1;; n++) {
+        while (written != n)
+            sched_yield();
+        uint32_t a = 0, c = 0;
+        __asm__ volatile("cpuid" : "+a"(a), "+c"(c) : : "rbx", "rdx", "memory");
+        uint32_t got = ((uint32_t (*)(void))(void *)code)();
+        if (got != n) {
+            fprintf(stderr, "%u instead of %u\n", got, n);
+            _exit(1);
+        }
+        run = n;
+    }
+}
+
+int main(int argc, char **argv)
+{
+    pthread_t thread;
+    int file = open(argv[1], O_WRONLY | O_CREAT, 0600);
+    code = mmap(NULL, 4096, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    memcpy(code, "\xb8\0\0\0\0\xc3", 6); /* mov eax, n; ret */
+    pthread_create(&thread, NULL, reader, NULL);
+    stay_on(0);
+    for (uint32_t n = 1;; n++) {
+        char text[24];
+        memcpy(code + 1, &n, 4);
+        written = n;
+        while (run != n)
+            sched_yield();
+        usleep(1000);
+        pwrite(file, text, sprintf(text, "%020u\n", n), 0);
+    }
+}
+C
+gcc -O2 -static -w -o "$work/patch" "$work/patch.c" -lpthread || finish
+each_cpu() # NAME CPUS: what work_hard says there on each, at the same time
+{
+    inside "$1" "for c in \$(seq 0 $(($2 - 1))); do taskset -c \$c sh /root/work & done; wait" | sort | uniq -c
+}
+echo "$work_hard" >"$work/work"
+key='for i in 1 2 3; do sysctl -w kernel.sched_schedstats=1 kernel.sched_schedstats=0; done >/dev/null && sysctl -n kernel.sched_schedstats'
+patches() # NAME: what is patched is run
+{
+    inside "$1" 'a=$(cat /dev/shm/round2); for i in 1 2 3 4 5 6 7 8 9 10; do sleep 0.2; [ "$(cat /dev/shm/round2)" != "$a" ] && echo yes && break; done'
+}
+for cpus in 2 4; do
+    guise launch tiny --name some --cpus $cpus >/dev/null
+    for program in pattern patch work; do guise cp "$work/$program" some:/root/$program >/dev/null; done
+    inside some 'mkdir -p /dev/shm && mount -t tmpfs -o size=90% none /dev/shm; i=0; for p in pattern patch; do i=$((i + 1)); (/root/$p /dev/shm/round$i 2>/dev/shm/wrong$i; echo ended >>/dev/shm/wrong$i) >/dev/null 2>&1 & done; sleep 0.3'
+    expected=$(each_cpu some $cpus)
+    guise fork some -n 2 -q >/dev/null
+    is "each CPU of a copy computes what the machine does ($cpus CPUs)" "$expected" each_cpu some-1 $cpus
+    is "the copy's kernel patches itself" 0 inside some-1 "$key"
+    is "and the machine's" 0 inside some "$key"
+    is "the machine goes on" "$expected" each_cpu some $cpus
+    guise fork some -q >/dev/null
+    guise fork some-1 -q >/dev/null
+    is "a copy made later computes" "$expected" each_cpu some-3 $cpus
+    is "so does a copy of a copy" "$expected" each_cpu some-1-1 $cpus
+    for name in some some-1 some-2 some-1-1; do
+        is "$name is well" yes healthy $name
+        is "what one of its CPUs writes another one runs" yes patches $name
+    done
+    guise rm --force some some-1 some-2 some-3 some-1-1 >/dev/null
 done
 
 # --- clones -------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@
  *              file from the beginning
  *
  *     image    code   blocks   incoming   sites   exits   maps   hash   page_blocks   code_granules   kernel_pages
- *              shapes, each with room for all of it, at a multiple of 4096
+ *              shapes   note, each with room for all of it, at a multiple of 4096
  *     head     struct carried, and the numbers of blocks that have been dropped since the image was made
  *
  * What copies have to have is what the forked machine had when it was forked.  The image is made at the first fork,
@@ -18,10 +18,15 @@
  * is made anew when it may not be used any more: something was evicted, or kernel code of different pages, whose chains
  * are valid as long as no TLB is flushed, has been unchained; or when much has happened.
  *
+ * Of several vCPUs there is one image, that of the first, which has translated what the others have before (gather.c):
+ * for a program goes on in a copy on any of them.  Each that has run takes it, as its own engine's.  The note (of who
+ * has code of which page, coherence.c) says so from the beginning, whichever of them runs first.  Chains of the
+ * kernel's are right for all of them: the tables of each are looked at when the image is handed out.
+ *
  * Helpers' addresses are told by their distance from one of them (struct site), which is the same in every process of
- * the same program: anything else is refused, as are more vCPUs than one.
+ * the same program: anything else is refused.
  */
-#include "engine/soft/soft_int.h"
+#include "engine/soft/carry_int.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -33,31 +38,13 @@
 
 #include "base/file.h"
 
-#define PAGE 4096ull
 #define MOST (64u << 20) /* of a cache: beyond that, it takes longer than translating what is needed */
-#define DROPPED_MAX 4096u
-#define NEW_MAX 8192u /* blocks */
-
-struct carried {
-    uint64_t program;       /* soft_program */
-    uint64_t n_pages;       /* of RAM */
-    uint32_t size, hot_end; /* of the cache */
-    uint32_t n_regions;     /* in use */
-    uint32_t region;        /* that is being filled */
-    uint32_t cross;         /* struct engine */
-    uint64_t shapes;        /* bytes of them in use */
-    uint32_t out[OUT_COUNT];
-    struct cache_region filled[REGIONS_MAX]; /* up to where they are */
-    uint32_t filled_as[REGIONS_MAX];
-    uint64_t often[INDEXED_BITS / 64], indexed[INDEXED_BITS / 64];
-    uint64_t exec_bloom[2][64], large_bloom[2][2], large_global[2][2], large_ever[2][2]; /* struct soft_vcpu */
-    uint32_t n_dropped;
-    uint32_t dropped[DROPPED_MAX];
-};
+#define NEW_MAX 8192u    /* blocks */
 
 struct carry {
     int fd;
-    bool lost; /* not to be handed out any more; who stands by may still do so (vm->parked_code) */
+    bool lost;           /* not to be handed out any more; who stands by may still do so (vm->parked_code) */
+    uint64_t translated; /* all_translated() when it was made */
     struct carried head;
 };
 
@@ -82,20 +69,11 @@ uint64_t soft_program(const struct engine_config *config)
 
 /* --- the image ---------------------------------------------------------------------------------------------------- */
 
-enum { CODE, BLOCKS, INCOMING, SITES, EXITS, MAPS, HASH, PAGES, GRANULES, KERNEL, SHAPES, PARTS };
-
-/* A table, and where it is in the image. */
-struct part {
-    uint8_t *at;
-    uint64_t size, offset;
-    uint64_t used; /* of HASH and what is behind it, whose beginning is in use */
-};
-
-/* Returns the image's size. */
-static uint64_t list_parts(const struct engine *e, struct part part[PARTS])
+uint64_t carry_parts(const struct engine *e, struct part part[PARTS])
 {
     uint64_t offset = 0;
 
+    memset(part, 0, PARTS * sizeof *part);
     part[CODE] = (struct part){e->cache.rx, e->cache.size};
     part[BLOCKS] = (struct part){(uint8_t *)e->blocks, e->max_blocks * sizeof *e->blocks};
     part[INCOMING] = (struct part){(uint8_t *)e->incoming, e->max_blocks * sizeof *e->incoming};
@@ -109,6 +87,8 @@ static uint64_t list_parts(const struct engine *e, struct part part[PARTS])
     for (unsigned k = HASH; k < SHAPES; k++)
         part[k].used = part[k].size;
     part[SHAPES].at = soft_translator_shapes(e->vcpu->translator, &part[SHAPES].size, &part[SHAPES].used);
+    if (e->peers->n > 1)
+        part[NOTE] = (struct part){(uint8_t *)e->peers->code, e->n_pages * sizeof *e->peers->code};
     for (unsigned k = 0; k < PARTS; k++) {
         part[k].offset = offset;
         offset += (part[k].size + PAGE - 1) & -PAGE;
@@ -116,8 +96,7 @@ static uint64_t list_parts(const struct engine *e, struct part part[PARTS])
     return offset;
 }
 
-/* What a region has of each part; of the code this is the hot half. */
-static void region_slice(const struct engine *e, const struct carried *c, unsigned i, unsigned k, uint64_t slice[2])
+void carry_slice(const struct engine *e, const struct carried *c, unsigned i, unsigned k, uint64_t slice[2])
 {
     const struct cache_region *r[2] = {&e->regions[i], &c->filled[i]};
 
@@ -130,9 +109,9 @@ static void region_slice(const struct engine *e, const struct carried *c, unsign
                                    : r[j]->map * sizeof *e->maps;
 }
 
-static bool can_be_carried(const struct engine *e)
+bool carry_possible(const struct engine *e)
 {
-    return e->peers->n == 1 && !e->config.stress && e->cache.size <= MOST;
+    return !e->config.stress && e->cache.size <= MOST;
 }
 
 /* --- from the machine that is forked ----------------------------------------------------------------------------- */
@@ -144,6 +123,17 @@ static int write_part(int fd, const struct part *p, uint64_t from, uint64_t end)
     return fd_write_sparse(fd, p->at + from, end - from, p->offset + from);
 }
 
+/* Those that have run, and for which the kernel's code is where it is for the first. */
+static uint64_t who_takes(const struct peers *p)
+{
+    uint64_t takers = 1;
+
+    for (unsigned i = 1; i < p->n; i++)
+        if ((p->of[i]->region || p->of[i]->n_blocks) && soft_kernel_pages_same(p->of[0], p->of[i]->vcpu))
+            takers |= 1ull << i;
+    return takers;
+}
+
 static void fill_head(struct engine *e, struct carried *c)
 {
     const struct soft_vcpu *v = e->vcpu;
@@ -152,6 +142,7 @@ static void fill_head(struct engine *e, struct carried *c)
                           .n_pages = e->n_pages,
                           .size = e->cache.size,
                           .hot_end = e->cache.hot_end,
+                          .takers = who_takes(e->peers),
                           .n_regions = e->n_regions,
                           .region = e->region,
                           .cross = e->cross};
@@ -167,32 +158,46 @@ static void fill_head(struct engine *e, struct carried *c)
     memcpy(c->large_ever, v->large_ever, sizeof c->large_ever);
 }
 
+/* Whoever takes the image has code of all pages that it has code of. */
+static int write_note(const struct engine *e, int fd, const struct part *p, uint64_t takers)
+{
+    enum { AT_ONCE = PAGE / sizeof(uint64_t) };
+    int err = 0;
+
+    for (uint64_t page = 0; page < p->size / sizeof(uint64_t) && !err; page += AT_ONCE) {
+        uint64_t note[AT_ONCE] = {0}, any = 0;
+        for (unsigned i = 0; i < AT_ONCE && page + i < e->n_pages; i++) {
+            any |= e->code_granules[page + i];
+            note[i] = e->code_granules[page + i] ? takers : 0;
+        }
+        if (any)
+            err = fd_write_at(fd, note, sizeof note, p->offset + page * sizeof *note);
+    }
+    return err;
+}
+
 static int write_image(struct engine *e, int fd, struct carried *c)
 {
     struct part part[PARTS];
     uint64_t slice[2];
-    int err = ftruncate(fd, (off_t)list_parts(e, part)) ? -errno : 0;
+    int err = ftruncate(fd, (off_t)carry_parts(e, part)) ? -errno : 0;
 
     c->shapes = part[SHAPES].used;
     for (unsigned i = 0; i < e->n_regions && !err; i++) {
         for (unsigned k = CODE; k <= MAPS && !err; k++) {
-            region_slice(e, c, i, k, slice);
+            carry_slice(e, c, i, k, slice);
             err = write_part(fd, &part[k], slice[0], slice[1]);
         }
         if (!err)
             err = write_part(fd, &part[CODE], e->regions[i].cold, c->filled[i].cold);
     }
-    for (unsigned k = HASH; k < PARTS && !err; k++)
+    for (unsigned k = HASH; k < NOTE && !err; k++)
         err = write_part(fd, &part[k], 0, part[k].used);
+    if (!err)
+        err = write_note(e, fd, &part[NOTE], c->takers);
     if (!err && fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL))
         err = -errno;
     return err;
-}
-
-void soft_carry_keep(struct engine *e)
-{
-    free(e->given);
-    e->given = NULL;
 }
 
 void soft_carry_lost(struct engine *e)
@@ -239,11 +244,19 @@ void soft_carry_dropped(struct engine *e, const struct block *b)
         soft_carry_keep(e);
 }
 
-/* It is not valid; or much is new, which copies would have to translate again.  (The region is the same: going on to
- * the next one evicts.) */
-static bool is_old(const struct engine *e)
+static uint64_t all_translated(const struct peers *p)
 {
-    return e->carry->lost || e->n_blocks - e->carry->head.filled[e->carry->head.region].block > NEW_MAX;
+    uint64_t all = 0;
+
+    for (unsigned i = 0; i < p->n; i++)
+        all += p->of[i]->vcpu->stats.blocks;
+    return all;
+}
+
+/* It is not valid; or much is new, which copies would have to translate again; or it would be others who take it. */
+static bool is_old(const struct peers *p, const struct carry *c)
+{
+    return c->lost || all_translated(p) - c->translated > NEW_MAX || who_takes(p) != c->head.takers;
 }
 
 /* fd is taken over. */
@@ -253,8 +266,11 @@ static int make_image(struct engine *e, int fd)
 
     if (!carry)
         return -ENOMEM;
+    if (e->peers->n > 1)
+        soft_gather(e);
     soft_index_settle(e);
     fill_head(e, &carry->head);
+    carry->translated = all_translated(e->peers);
     carry->fd = fd;
     int err = write_image(e, fd, &carry->head);
     if (err)
@@ -264,30 +280,17 @@ static int make_image(struct engine *e, int fd)
     return err;
 }
 
-static void drop(struct engine *e, const struct carried *c)
-{
-    for (uint32_t i = 0; i < c->n_dropped; i++)
-        if (c->dropped[i] < e->max_blocks && !e->blocks[c->dropped[i]].dead)
-            soft_block_kill(e, &e->blocks[c->dropped[i]]);
-}
-
-void soft_carry_begin(struct engine *e)
-{
-    soft_translator_given(e->vcpu->translator);
-    drop(e, e->carried);
-    e->given = e->carried;
-    e->carried = NULL;
-}
-
 int soft_get_code(struct engine *e, int fd, struct engine_code *head)
 {
-    int err = can_be_carried(e) ? 0 : -ENOTSUP;
+    const struct peers *p = e->peers;
+    int err = carry_possible(e) ? 0 : -ENOTSUP;
 
     if (!err && e->course)
         soft_course_end(e);
-    if (!err && e->carried)
-        soft_carry_begin(e);
-    if (!err && e->carry && is_old(e))
+    for (unsigned i = 0; i < p->n && !err; i++)
+        if (p->of[i]->carried)
+            soft_carry_begin(p->of[i]);
+    if (!err && e->carry && is_old(p, e->carry))
         soft_carry_forget(e);
     if (err || e->carry)
         close(fd);
@@ -302,156 +305,4 @@ int soft_get_code(struct engine *e, int fd, struct engine_code *head)
         return -ENOMEM;
     memcpy(head->bytes, c, size);
     return e->carry->fd;
-}
-
-/* --- into a copy ------------------------------------------------------------------------------------------------- */
-
-static bool is_within(const struct cache_region *from, const struct cache_region *at, const struct cache_region *to)
-{
-    return at->hot >= from->hot && at->hot <= to->hot && at->cold >= from->cold && at->cold <= to->cold &&
-           at->block >= from->block && at->block <= to->block && at->site >= from->site && at->site <= to->site &&
-           at->exit >= from->exit && at->exit <= to->exit && at->map >= from->map && at->map <= to->map;
-}
-
-/* It is of a cache like ours, and in its regions. */
-static bool fits(const struct engine *e, const struct carried *c, size_t size)
-{
-    if (size < offsetof(struct carried, dropped) || c->n_dropped > DROPPED_MAX ||
-        size != offsetof(struct carried, dropped) + c->n_dropped * sizeof *c->dropped || c->program != e->program ||
-        c->n_pages != e->n_pages || c->size != e->cache.size || c->hot_end != e->cache.hot_end ||
-        memcmp(c->out, e->cache.out, sizeof c->out) != 0 || c->n_regions > e->n_regions_most ||
-        c->region >= c->n_regions)
-        return false;
-    for (unsigned i = 0; i < c->n_regions; i++)
-        if (!is_within(&e->regions[i], &c->filled[i], &e->regions[i + 1]))
-            return false;
-    return true;
-}
-
-static bool is_sealed(int fd, uint64_t size)
-{
-    const int want = F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW;
-    struct stat st;
-
-    return fstat(fd, &st) == 0 && (uint64_t)st.st_size == size && (fcntl(fd, F_GET_SEALS) & want) == want;
-}
-
-/* [from, end) of a part, whole pages. */
-static int map_part(int fd, const struct part *p, uint64_t from, uint64_t end, int protection)
-{
-    from &= -PAGE;
-    end = (end + PAGE - 1) & -PAGE;
-    if (from == end)
-        return 0;
-    void *at = mmap(p->at + from, end - from, protection, MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE, fd,
-                    (off_t)(p->offset + from));
-    return at == MAP_FAILED ? -errno : 0;
-}
-
-static int map_code(struct engine *e, int fd, const struct part *p, uint32_t from, uint32_t end)
-{
-    if (from == end)
-        return 0;
-    soft_code_lent(e, from, end);
-    return map_part(fd, p, from, end, PROT_READ | PROT_EXEC);
-}
-
-/* What there is, and no more: a hole of the image's that is written to would take memory in it, too. */
-static int map_image(struct engine *e, int fd, const struct carried *c)
-{
-    struct part part[PARTS];
-    uint64_t slice[2];
-
-    if (!is_sealed(fd, list_parts(e, part)) || c->shapes > part[SHAPES].size)
-        return -EINVAL;
-    int err = soft_code_lend(e, fd, part[CODE].offset);
-    if (!err)
-        err = soft_index_young(e);
-    part[SHAPES].used = c->shapes;
-    for (unsigned k = HASH; k < PARTS && !err; k++)
-        err = map_part(fd, &part[k], 0, part[k].used, PROT_READ | PROT_WRITE);
-    for (unsigned i = 0; i < c->n_regions && !err; i++) {
-        const struct cache_region *from = &e->regions[i], *to = &c->filled[i];
-        for (unsigned k = BLOCKS; k <= MAPS && !err; k++) {
-            region_slice(e, c, i, k, slice);
-            err = map_part(fd, &part[k], slice[0], slice[1], PROT_READ | PROT_WRITE);
-        }
-        if (!err)
-            err = map_code(e, fd, &part[CODE], from->hot, to->hot);
-        if (!err)
-            err = map_code(e, fd, &part[CODE], from->cold, to->cold);
-    }
-    return err;
-}
-
-/* The tables are anybody's: nobody looks into them before the sandbox is closed (soft_carry_begin). */
-int soft_set_code(struct engine *e, int fd, const struct engine_code *head)
-{
-    const struct carried *c = (const struct carried *)(const void *)head->bytes;
-    struct soft_vcpu *v = e->vcpu;
-
-    if (!can_be_carried(e) || e->region || e->n_blocks || e->carried || !fits(e, c, head->n))
-        return -ENOTSUP;
-    if (!(e->carried = malloc(sizeof *e->carried))) /* with room for those that are dropped later */
-        return -ENOMEM;
-    memcpy(e->carried, c, head->n);
-    int err = map_image(e, fd, c);
-    if (err) { /* a part may be mapped: there is no way back */
-        free(e->carried);
-        e->carried = NULL;
-        return err;
-    }
-    soft_regions_taken(e, c->n_regions, c->filled, c->filled_as, c->region);
-    e->cross = c->cross;
-    memcpy(e->hot, c->often, sizeof c->often);
-    memcpy(e->indexed, c->indexed, sizeof c->indexed);
-    memcpy(v->exec_bloom[1], c->exec_bloom, sizeof c->exec_bloom);
-    memcpy(v->large_bloom, c->large_bloom, sizeof c->large_bloom);
-    memcpy(v->large_global, c->large_global, sizeof c->large_global);
-    memcpy(v->large_ever, c->large_ever, sizeof c->large_ever);
-    return 0;
-}
-
-/* --- and back to that --------------------------------------------------------------------------------------------- */
-
-/* Pages that have been written to are the image's again, and what is behind it is nothing. */
-static void tables_again(struct engine *e)
-{
-    struct part part[PARTS];
-
-    list_parts(e, part);
-    for (unsigned k = BLOCKS; k < PARTS; k++)
-        if (madvise(part[k].at, part[k].size, MADV_DONTNEED))
-            soft_fail(e->vcpu, "the host keeps pages that it was to give up");
-    soft_index_empty_young(e);
-    soft_translator_given(e->vcpu->translator);
-}
-
-static void code_again(struct engine *e, const struct carried *c)
-{
-    for (unsigned i = 0; i < c->n_regions; i++) {
-        soft_code_lent_again(e, e->regions[i].hot, c->filled[i].hot);
-        soft_code_lent_again(e, e->regions[i].cold, c->filled[i].cold);
-    }
-    soft_code_empty(e);
-}
-
-/* Blocks that are not dropped are as right as they were: whoever had written to their bytes would have dropped them. */
-void soft_carry_again(struct engine *e)
-{
-    struct carried *c = e->given;
-
-    if (!c || e->carry || !e->young)
-        return;
-    e->given = NULL;
-    tables_again(e);
-    code_again(e, c);
-    soft_regions_taken(e, c->n_regions, c->filled, c->filled_as, c->region);
-    e->cross = c->cross;
-    for (unsigned i = 0; i < 64; i++) {
-        e->vcpu->exec_bloom[1][0][i] |= c->exec_bloom[0][i];
-        e->vcpu->exec_bloom[1][1][i] |= c->exec_bloom[1][i];
-    }
-    drop(e, c);
-    free(c);
 }

@@ -198,6 +198,11 @@ void soft_code_claim(struct engine *e, uint64_t page)
 void soft_code_gone(struct engine *e, uint64_t page)
 {
     e->code_granules[page] = 0;
+    soft_code_none(e, page);
+}
+
+void soft_code_none(struct engine *e, uint64_t page)
+{
     if (e->peers->n > 1 && e->translating[0] != page + 1 && e->translating[1] != page + 1)
         __atomic_fetch_and(&e->peers->code[page], ~own_bit(e), __ATOMIC_SEQ_CST);
 }

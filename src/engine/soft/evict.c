@@ -151,8 +151,10 @@ static void own_code(struct engine *e, unsigned i)
 
 static void all_empty(struct engine *e)
 {
-    for (unsigned i = 0; i < e->n_regions_most; i++)
+    for (unsigned i = 0; i < e->n_regions_most; i++) {
         e->filled[i] = e->regions[i];
+        e->inherited[i] = e->regions[i].block;
+    }
     own_code(e, 0);
     fill_region(e, 0, &e->regions[0]);
 }
@@ -184,6 +186,7 @@ void soft_regions_taken(struct engine *e, unsigned n, const struct cache_region 
     for (unsigned i = 0; i < e->n_regions; i++) {
         e->filled[i] = i < n ? filled[i] : e->regions[i];
         e->filled_as[i] = i < n ? as[i] : 0;
+        e->inherited[i] = e->filled[i].block;
     }
     e->region = region;
     at.hot = next_page(at.hot); /* what is before it is somebody else's */
@@ -287,6 +290,7 @@ static void evict(struct engine *e, unsigned i)
     for (unsigned mmu = 0; mmu < MMU_COUNT; mmu++)
         soft_ibtc_flush(e->vcpu, mmu);
     e->filled[i] = *r;
+    e->inherited[i] = r->block;
     e->vcpu->stats.evictions++;
 }
 
@@ -355,6 +359,29 @@ void soft_region_next(struct engine *e)
     evict(e, next);
     own_code(e, next);
     fill_region(e, next, &e->regions[next]);
+}
+
+static bool has_empty(const struct engine *e)
+{
+    const unsigned next = oldest(e, 0);
+    return next != e->region && e->filled[next].block == e->regions[next].block;
+}
+
+void soft_regions_spare(struct engine *e)
+{
+    if (!has_empty(e) && e->n_regions < e->n_regions_most)
+        e->n_regions++;
+}
+
+bool soft_region_has_spare(struct engine *e)
+{
+    if (soft_region_has_room(e))
+        return true;
+    soft_regions_spare(e);
+    if (!has_empty(e))
+        return false;
+    soft_region_next(e);
+    return true;
 }
 
 void soft_region_make_room(struct engine *e)

@@ -13,8 +13,9 @@
 #include "engine/soft/soft_int.h"
 
 #define PAGE_BITS (~4095ull)
-#define GONE UINT64_MAX /* a gpa: nothing leads to it any more */
-#define GONE_MOST 512   /* more at once, as when globals are no more: all are dropped; at the end of a boot it is 200 */
+#define FILL (KERNEL_PAGES / 4 * 3) /* at most, of the table */
+#define GONE UINT64_MAX             /* a gpa: nothing leads to it any more */
+#define GONE_MOST 512 /* more at once, as when globals are no more: all are dropped; at the end of a boot it is 200 */
 
 static struct kernel_page *place_of(struct kernel_pages *k, uint64_t gva)
 {
@@ -31,7 +32,7 @@ void soft_kernel_page_used(struct engine *e, uint64_t gva, uint64_t gpa)
     struct kernel_page *p = place_of(k, page.gva);
     if (p->gva == page.gva && p->gpa == page.gpa)
         return;
-    if (p->gva ? p->gpa != GONE : k->n == KERNEL_PAGES / 4 * 3) {
+    if (p->gva ? p->gpa != GONE : k->n == FILL) {
         k->lost = true;
         return;
     }
@@ -52,9 +53,38 @@ bool soft_kernel_page_holds(struct soft_vcpu *v, uint64_t gva)
     return p->gva && !v->engine->kernel_pages->lost && cpu_long_mode(&v->cpu) && is_still_there(v, p, &tr);
 }
 
+bool soft_kernel_page_listed(const struct engine *e, uint64_t gva, uint64_t *gpa)
+{
+    const struct kernel_page *p = place_of(e->kernel_pages, gva & PAGE_BITS);
+    *gpa = p->gpa;
+    return p->gva && p->gpa != GONE;
+}
+
+void soft_kernel_pages_join(struct engine *e, const struct engine *from)
+{
+    const struct kernel_pages *k = from->kernel_pages;
+    for (unsigned i = 0; from != e && cpu_long_mode(&e->vcpu->cpu) && k->n && i < KERNEL_PAGES; i++) {
+        struct kernel_page *p = place_of(e->kernel_pages, k->page[i].gva);
+        struct translation tr;
+        if (k->page[i].gva && !p->gva && e->kernel_pages->n < FILL && is_still_there(e->vcpu, &k->page[i], &tr))
+            soft_kernel_page_used(e, k->page[i].gva, tr.gpa);
+    }
+}
+
+bool soft_kernel_pages_same(const struct engine *e, struct soft_vcpu *v)
+{
+    const struct kernel_pages *k = e->kernel_pages;
+    struct translation tr;
+    for (unsigned i = 0; k->n && i < KERNEL_PAGES; i++)
+        if (k->page[i].gva && k->page[i].gpa != GONE && !is_still_there(v, &k->page[i], &tr))
+            return false;
+    return cpu_long_mode(&v->cpu);
+}
+
 /* Nothing is chained to code of it any more. */
 static void drop_page(struct engine *e, struct kernel_page *p)
 {
+    soft_carry_lost(e); /* there, it still is */
     const uint64_t page = p->gpa >> 12;
     struct block *b = page < e->n_pages ? soft_block_at(e, e->page_blocks[page]) : NULL;
     for (; b; b = soft_block_at(e, *soft_next_in_page(b, page)))

@@ -41,8 +41,10 @@ bool soft_rest(struct engine *e, unsigned i)
     e = e->peers->of[i];
     if (!e->config.lean)
         return false;
+    pthread_mutex_lock(&e->asked.lock); /* others drop what is in their way */
     soft_carry_again(e);
     soft_cpu_ops.tlb_flush_all(&e->vcpu->cpu, true); /* what leads to other pages is looked at, as it is any time */
     give_back_caches(e->vcpu);
+    pthread_mutex_unlock(&e->asked.lock);
     return !soft_direct_began(e);
 }

@@ -294,6 +294,7 @@ struct engine {
     struct cache_region regions[REGIONS_MAX + 1]; /* the last one is the end of all */
     struct cache_region filled[REGIONS_MAX];      /* ends of what is in use in the others */
     uint32_t filled_as[REGIONS_MAX];              /* in which order; 0: never */
+    uint32_t inherited[REGIONS_MAX];              /* up to which block they are as a copy has got them */
     struct cache_ahead ahead[AHEAD_COUNT];
     unsigned n_regions, region;          /* in use; that is being filled */
     unsigned n_regions_most;             /* to which they may grow, */
@@ -509,7 +510,12 @@ bool soft_kernel_page_holds(struct soft_vcpu *v, uint64_t gva);           /* it 
  * they were has been dropped; `note` has seen the others.  false: it has to be dropped. */
 bool soft_kernel_pages_keep(struct soft_vcpu *v,
                             void (*note)(struct soft_vcpu *, uint64_t, const struct translation *));
-void soft_kernel_pages_forget(struct engine *e); /* it has been */
+void soft_kernel_pages_forget(struct engine *e);                                   /* it has been */
+bool soft_kernel_page_listed(const struct engine *e, uint64_t gva, uint64_t *gpa); /* where it was found */
+/* Those of `from` that are the same by the tables of e's vCPU. */
+void soft_kernel_pages_join(struct engine *e, const struct engine *from);
+/* All of e's are for that vCPU, too. */
+bool soft_kernel_pages_same(const struct engine *e, struct soft_vcpu *v);
 
 /* --- ways.c --- */
 enum way_in { WAY_POLL, WAY_POLL_MEMORY, WAY_INDIRECT };
@@ -532,6 +538,9 @@ void soft_region_next(struct engine *e); /* on to the next region, whose blocks 
 void soft_regions_beside(struct engine *e, struct engine *aside);
 void soft_region_taken(struct engine *e, unsigned i, const struct cache_region *filled); /* up to there, of aside's */
 bool soft_region_has_room(const struct engine *e);                                       /* for one block more */
+/* Likewise, in the next one if need be, or in one more, but nothing is dropped for it. */
+bool soft_region_has_spare(struct engine *e);
+void soft_regions_spare(struct engine *e);     /* that it will have one for some time, too, if it may grow */
 bool soft_region_beside(struct engine *aside); /* makes it, in the next region if need be; false: there is none */
 void soft_region_at(struct engine *e, const struct cache_region *at); /* it is filled from there on: in the same one */
 void soft_region_make_room(struct engine *e); /* for one block more: on to the next if need be */
@@ -568,7 +577,8 @@ void soft_come_out(struct engine *e);
 /* Around a translation: nobody writes to the page unnoticed from here on, as long as there is code of it. */
 void soft_code_claim(struct engine *e, uint64_t page);
 void soft_code_claimed(struct engine *e);              /* it has come to an end */
-void soft_code_gone(struct engine *e, uint64_t page);  /* no code of it is left */
+void soft_code_gone(struct engine *e, uint64_t page);  /* no code of it is left; */
+void soft_code_none(struct engine *e, uint64_t page);  /* and there was none noted */
 bool soft_may_write(struct engine *e, uint64_t page);  /* without saying so each time: true, and it is noted */
 void soft_note_write(struct engine *e, uint64_t page); /* it is about to write there; then it looks who has code */
 bool soft_others_code(const struct engine *e, uint64_t page);
@@ -638,6 +648,10 @@ static inline void soft_code_own(struct engine *e, uint32_t from, uint32_t end)
     if (e->cache.lent)
         soft_code_own_pages(e, from, end);
 }
+
+/* --- gather.c --- */
+/* The machine's first vCPU has translated all that any has; no vCPU runs. */
+void soft_gather(struct engine *e);
 
 /* --- carry.c: translations for copies of this machine; engine.h: get_code, set_code --- */
 uint64_t soft_program(const struct engine_config *config);
