@@ -155,7 +155,6 @@ static void fill_head(struct engine *e, struct carried *c)
     memcpy(c->exec_bloom, v->exec_bloom[1], sizeof c->exec_bloom);
     memcpy(c->large_bloom, v->large_bloom, sizeof c->large_bloom);
     memcpy(c->large_global, v->large_global, sizeof c->large_global);
-    memcpy(c->large_ever, v->large_ever, sizeof c->large_ever);
 }
 
 /* Whoever takes the image has code of all pages that it has code of. */

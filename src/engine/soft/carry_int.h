@@ -19,7 +19,7 @@ struct carried {
     struct cache_region filled[REGIONS_MAX]; /* up to where they are */
     uint32_t filled_as[REGIONS_MAX];
     uint64_t often[INDEXED_BITS / 64], indexed[INDEXED_BITS / 64];
-    uint64_t exec_bloom[2][64], large_bloom[2][2], large_global[2][2], large_ever[2][2]; /* struct soft_vcpu */
+    uint64_t exec_bloom[2][64], large_bloom[2][2], large_global[2][2]; /* struct soft_vcpu */
     uint32_t n_dropped;
     uint32_t dropped[DROPPED_MAX];
 };

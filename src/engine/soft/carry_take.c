@@ -109,7 +109,6 @@ static int take(struct engine *e, int fd, const struct carried *c, size_t size)
     memcpy(v->exec_bloom[1], c->exec_bloom, sizeof c->exec_bloom);
     memcpy(v->large_bloom, c->large_bloom, sizeof c->large_bloom);
     memcpy(v->large_global, c->large_global, sizeof c->large_global);
-    memcpy(v->large_ever, c->large_ever, sizeof c->large_ever);
     return 0;
 }
 

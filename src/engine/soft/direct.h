@@ -87,6 +87,7 @@ struct direct_slot {
     unsigned n_pages, n_joined; /* mapped; and how many of those go on with the mapping of the page before */
     unsigned n_regions, hand;   /* hand: where room is made next */
     struct region **regions;    /* by hash */
+    uint64_t parts[2];          /* where pages of 2 MiB, of 1 GiB, may be mapped in pieces: bits by address */
 };
 
 /* Whether a program whose exits are close is faster in translated code (direct_compare.c). */

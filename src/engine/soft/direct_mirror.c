@@ -22,6 +22,12 @@
 #define LOWEST 0x10000ull /* where a host lets its processes map */
 #define AROUND 16u        /* pages looked at for a miss: they and the missed one are aligned to so many */
 
+/* Of an address, in struct direct_slot's parts. */
+static uint64_t part_bit(uint64_t gva, bool huge)
+{
+    return 1ull << (gva >> (huge ? 30 : 21) & 63);
+}
+
 /* --- unmapping --------------------------------------------------------------------------------------------- */
 
 static void mark_writable(struct direct *d, const struct direct_slot *s, uint64_t gpa, uint64_t size)
@@ -190,21 +196,31 @@ static bool look(struct soft_vcpu *v, uint64_t gva, struct translation *tr)
            memory_is_here(v->engine->config.memory, tr->gpa);
 }
 
+/* What is mapped of a larger page goes when any address in that is flushed. */
+static void note_part(struct direct_slot *s, uint64_t gva, const struct translation *tr, uint64_t size)
+{
+    const bool huge = tr->page_size > LARGE;
+    if (tr->page_size > size)
+        s->parts[huge] |= part_bit(gva, huge);
+}
+
 /* Is a mapping what the tables say?  Less than they allow is fine. */
-static bool still_right(struct soft_vcpu *v, uint64_t page, uint64_t gva, uint64_t size)
+static bool still_right(struct soft_vcpu *v, struct direct_slot *s, uint64_t page, uint64_t gva, uint64_t size)
 {
     struct translation tr;
     if (!look(v, gva, &tr) || (tr.gpa & -PAGE) != (page & -PAGE) || tr.page_size < size)
         return false;
+    note_part(s, gva, &tr, size);
     return !((page & PROT_EXEC) && tr.no_exec) && (!(page & PROT_WRITE) || (tr.writable && tr.dirty));
 }
 
 /* The entries that a mapping is from are kept.  Another vCPU may have changed them since the tables were looked at:
  * then what is kept is not what is mapped, and no later comparison would find that out.  false: so it is. */
-static bool remember(struct soft_vcpu *v, struct region *g, uint64_t page, uint64_t gva, uint64_t size)
+static bool remember(struct soft_vcpu *v, struct direct_slot *s, struct region *g, uint64_t page, uint64_t gva,
+                     uint64_t size)
 {
     pages_remember(v, g, gva);
-    return v->engine->peers->n == 1 || still_right(v, page, gva, size);
+    return v->engine->peers->n == 1 || still_right(v, s, page, gva, size);
 }
 
 /* Stores to it have to be seen. */
@@ -271,8 +287,9 @@ static bool map(struct soft_vcpu *v, struct direct *d, struct direct_slot *s, ui
     const bool mapped = *page == (gpa | prot);
     if (!mapped && direct_calls_full(s))
         return false;
-    if (!remember(v, g, gpa | prot, gva, size)) { /* what is mapped there is not what is remembered now */
-        map_run(s, r);                            /* which may be a part of it: it goes after it has come */
+    note_part(s, gva, tr, size);
+    if (!remember(v, s, g, gpa | prot, gva, size)) { /* what is mapped there is not what is remembered now */
+        map_run(s, r);                               /* which may be a part of it: it goes after it has come */
         unmap(d, s, g, page, gva, size);
         return false;
     }
@@ -372,7 +389,7 @@ void mirror_prefill(struct soft_vcpu *v, struct direct *d, struct direct_slot *s
 static void check_page(struct soft_vcpu *v, struct direct *d, struct direct_slot *s, struct region *g, uint64_t *page,
                        uint64_t gva, uint64_t size)
 {
-    if (!still_right(v, *page, gva, size) || !remember(v, g, *page, gva, size))
+    if (!still_right(v, s, *page, gva, size) || !remember(v, s, g, *page, gva, size))
         unmap(d, s, g, page, gva, size);
 }
 
@@ -480,8 +497,7 @@ void soft_direct_flush_page(struct soft_vcpu *v, uint64_t gva)
     struct direct_slot *s = d ? d->current : NULL;
     if (!s || gva >> 63 || s->stale)
         return;
-    if (s->n_pending == MIRROR_PENDING || (v->large_ever[0][0] >> (gva >> 21 & 63) & 1) ||
-        (v->large_ever[0][1] >> (gva >> 30 & 63) & 1))
+    if (s->n_pending == MIRROR_PENDING || (s->parts[0] & part_bit(gva, false)) || (s->parts[1] & part_bit(gva, true)))
         s->stale = true;
     else
         s->pending[s->n_pending++] = gva;

@@ -59,6 +59,7 @@ void pages_free(struct direct_slot *s)
     free(s->regions);
     s->regions = NULL;
     s->n_regions = s->n_pages = s->n_joined = 0;
+    s->parts[0] = s->parts[1] = 0;
 }
 
 uint64_t pages_find(const struct direct_slot *s, uint64_t gva)

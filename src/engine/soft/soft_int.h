@@ -197,8 +197,8 @@ struct soft_vcpu {
     uint64_t exec_bloom[2][2][64]; /* pages with IBTC entries: of user code, the kernel's; by half of the address space,
                                       page mod 4096 */
     /* By half of the address space: 2 MB and 1 GB regions, by number mod 64, that entries came from which are in the
-     * TLBs; the global ones of them; and those since the last flush of globals (direct_mirror.c). */
-    uint64_t large_bloom[2][2], large_global[2][2], large_ever[2][2];
+     * TLBs; and the global ones of them. */
+    uint64_t large_bloom[2][2], large_global[2][2];
     uint8_t bounce_buffer[BOUNCE_SIZE] __attribute__((aligned(4096)));
     uint8_t xsave[8192] __attribute__((aligned(64)));
 

@@ -35,7 +35,6 @@ static void note_large(struct soft_vcpu *v, uint64_t gva, const struct translati
     if (tr->page_size <= 4096)
         return;
     v->large_bloom[half][huge] |= bit;
-    v->large_ever[half][huge] |= bit;
     if (tr->global)
         v->large_global[half][huge] |= bit;
 }
@@ -315,7 +314,7 @@ static void large_forget(struct soft_vcpu *v, bool globals_too)
     for (unsigned i = 0; i < 4; i++) {
         unsigned half = i & 1, huge = i >> 1;
         if (globals_too)
-            v->large_global[half][huge] = v->large_ever[half][huge] = 0;
+            v->large_global[half][huge] = 0;
         v->large_bloom[half][huge] = v->large_global[half][huge];
     }
 }

@@ -170,7 +170,30 @@ static const char *everything(void)
     return use_while(all);
 }
 
+/* A large page goes by one flush of one address in it.  Where it may be executed, mirrors have it in pieces
+ * (engine/soft/direct_mirror.c). */
+static const char *large_gone(void)
+{
+    uint8_t *p = map(PAGES * PAGE + large, PROT_READ | PROT_WRITE | PROT_EXEC);
+    p = (uint8_t *)(((uintptr_t)p + large - 1) & -large);
+    for (unsigned k = 1; k <= 4; k++) {
+        for (unsigned i = 0; i < PAGES; i++)
+            p[i * PAGE] = 1;
+        if (madvise(p, PAGES * PAGE, MADV_COLLAPSE))
+            return in_guest ? "the kernel has no large pages" : NULL;
+        for (unsigned i = 0; i < PAGES; i++)
+            p[i * PAGE]++;
+        for (size_t at = 0; at < PAGES * PAGE; at += large)
+            madvise(p + at, large, MADV_DONTNEED);
+        for (unsigned i = 0; i < PAGES; i++)
+            if (*(volatile uint8_t *)(p + i * PAGE))
+                complain("page %u of large pages that are gone is still there", i);
+    }
+    return complaint();
+}
+
 const struct check pages_checks[] = {
+    {"large pages that are gone", large_gone, 1},
     {"pages that forks copy", forked, 2},
     {"pages that become large ones", collapsed, 2},
     {"pages that the kernel moves", compacted, 2},
