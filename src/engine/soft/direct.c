@@ -606,10 +606,12 @@ void soft_direct_stats(struct engine *e, FILE *out)
     if (d->why[0])
         fprintf(out, "direct execution: none, %s\n", d->why);
     fprintf(out,
-            "direct execution: %llu ms in %llu entries; %llu processes, %llu times tried, %llu given up, %llu faster "
-            "in translated code\n",
-            (unsigned long long)(s->ticks / e->tsc_khz), (unsigned long long)s->entries, (unsigned long long)s->started,
-            (unsigned long long)s->tried, (unsigned long long)s->given_up, (unsigned long long)s->compared);
+            "direct execution: %llu ms in %llu entries, %llu ms of that in the guest's code; %llu processes, %llu "
+            "times tried, "
+            "%llu given up, %llu faster in translated code\n",
+            (unsigned long long)(s->ticks / e->tsc_khz), (unsigned long long)s->entries,
+            (unsigned long long)(d->ran / e->tsc_khz), (unsigned long long)s->started, (unsigned long long)s->tried,
+            (unsigned long long)s->given_up, (unsigned long long)s->compared);
     if (d->price.known)
         fprintf(out, "  an exit costs %llu ns\n", (unsigned long long)d->price.wall);
     fprintf(out, "  pages mapped %llu, unmapped %llu, checked %llu; mirrors cleared %llu, made room in %llu\n",
