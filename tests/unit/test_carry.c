@@ -195,6 +195,38 @@ static void what_a_copy_has_dropped_stays_so_when_it_rests(void **state)
     assert_true(f->to->vcpu->stats.blocks > blocks);
 }
 
+/* A device writes to what has been translated before the copy has run: nobody has looked at what it was given yet. */
+static void what_is_written_before_a_copy_runs_is_dropped(void **state)
+{
+    struct fixture *f = *state;
+    const uint8_t other = 7;
+    take(f);
+    assert_int_equal(dma_write(f->bus, CODE_AT + 1, &other, sizeof other), 0);
+    assert_false(f->to->blocks[0].dead);
+    run(f->to);
+    const uint64_t blocks = rest(f->to);
+    assert_true(blocks > 0);
+    assert_false(soft_holds_code(f->to, CODE_AT, 1));
+    run(f->to);
+    assert_true(f->to->vcpu->stats.blocks > blocks);
+}
+
+/* So is what is handed on to a copy of the copy. */
+static void what_is_written_before_a_copy_runs_is_not_handed_on(void **state)
+{
+    struct fixture *f = *state;
+    const uint8_t other = 7;
+    take(f);
+    assert_int_equal(dma_write(f->bus, CODE_AT + 1, &other, sizeof other), 0);
+    engine_soft.destroy(f->from);
+    f->from = f->to;
+    f->to = make(f);
+    hand_out(f);
+    take(f);
+    run(f->to);
+    assert_true(f->to->vcpu->stats.blocks > 0);
+}
+
 static void a_copy_rests_once(void **state)
 {
     struct fixture *f = *state;
@@ -380,6 +412,8 @@ int main(void)
         T(a_page_that_is_patched_is_ones_own),
         T(a_copy_that_rests_has_what_it_was_given),
         T(what_a_copy_has_dropped_stays_so_when_it_rests),
+        T(what_is_written_before_a_copy_runs_is_dropped),
+        T(what_is_written_before_a_copy_runs_is_not_handed_on),
         T(a_copy_rests_once),
         T(a_copy_that_has_evicted_keeps_what_it_has),
         T(one_that_was_copied_keeps_what_it_has),

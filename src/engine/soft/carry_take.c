@@ -143,6 +143,7 @@ void soft_carry_begin(struct engine *e)
     drop(e, e->carried);
     e->given = e->carried;
     e->carried = NULL;
+    soft_serve(e); /* what has been written to since */
 }
 
 void soft_carry_keep(struct engine *e)

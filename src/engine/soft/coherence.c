@@ -76,13 +76,14 @@ static void request(struct engine *e)
 }
 
 /* The page's bytes have changed.  Of a vCPU that runs no guest code, and may not for long, what it has translated is
- * dropped here, since every store to a page with code of anybody's comes to tell.  A program that runs directly has no
- * use of the translations either, but only its vCPU can drop them. */
+ * dropped here, since every store to a page with code of anybody's comes to tell; but not of what a copy has been
+ * given, before it looks at that (soft_carry_begin).  A program that runs directly has no use of the translations
+ * either, but only its vCPU can drop them. */
 static void tell(struct engine *e, uint64_t page)
 {
     pthread_mutex_lock(&e->asked.lock);
     const bool inside = e->asked.inside;
-    if (inside)
+    if (inside || e->carried)
         add(&e->asked.changed, page);
     else
         soft_invalidate(e, page << 12, 4096);
