@@ -234,10 +234,11 @@ void pages_set(struct direct_slot *s, struct region *g, uint64_t *page, uint64_t
 void pages_drop(struct direct_slot *s, struct region *g);
 bool pages_mapped(const struct region *g, unsigned *i); /* *i becomes the next that is, from *i on; false: no more */
 void pages_free(struct direct_slot *s);
-/* The guest's entries for a page that has just been mapped; and whether they are the same now, but for marks that have
- * been added: those above the pages of a region, and, with these the same, that of its page i in the table that they
- * lead to (NULL: its pages are part of a large one). */
-void pages_remember(struct soft_vcpu *v, struct region *g, uint64_t gva);
+/* The guest's entries for what is mapped at gva, `page` as in struct region.  Another vCPU may have changed them since
+ * they were looked at, and may change them back: false if what is remembered does not say that it may be mapped so. */
+bool pages_remember(struct soft_vcpu *v, struct region *g, uint64_t gva, uint64_t page, uint64_t size);
+/* Whether they are the same now, but for marks that have been added: those above the pages of a region, and, with these
+ * the same, that of its page i in the table that they lead to (NULL: its pages are part of a large one). */
 bool pages_same_path(struct soft_vcpu *v, const struct region *g);
 const volatile uint64_t *pages_table(struct soft_vcpu *v, const struct region *g);
 bool pages_same(const struct region *g, const volatile uint64_t *table, unsigned i);

@@ -196,31 +196,26 @@ static bool look(struct soft_vcpu *v, uint64_t gva, struct translation *tr)
            memory_is_here(v->engine->config.memory, tr->gpa);
 }
 
-/* What is mapped of a larger page goes when any address in that is flushed. */
-static void note_part(struct direct_slot *s, uint64_t gva, const struct translation *tr, uint64_t size)
-{
-    const bool huge = tr->page_size > LARGE;
-    if (tr->page_size > size)
-        s->parts[huge] |= part_bit(gva, huge);
-}
-
 /* Is a mapping what the tables say?  Less than they allow is fine. */
-static bool still_right(struct soft_vcpu *v, struct direct_slot *s, uint64_t page, uint64_t gva, uint64_t size)
+static bool still_right(struct soft_vcpu *v, uint64_t page, uint64_t gva, uint64_t size)
 {
     struct translation tr;
     if (!look(v, gva, &tr) || (tr.gpa & -PAGE) != (page & -PAGE) || tr.page_size < size)
         return false;
-    note_part(s, gva, &tr, size);
     return !((page & PROT_EXEC) && tr.no_exec) && (!(page & PROT_WRITE) || (tr.writable && tr.dirty));
 }
 
-/* The entries that a mapping is from are kept.  Another vCPU may have changed them since the tables were looked at:
- * then what is kept is not what is mapped, and no later comparison would find that out.  false: so it is. */
+/* The entries that a mapping is from are kept.  false: those that are there now do not say it any more.  And what is
+ * mapped of a larger page is noted: it goes when any address in that is flushed. */
 static bool remember(struct soft_vcpu *v, struct direct_slot *s, struct region *g, uint64_t page, uint64_t gva,
                      uint64_t size)
 {
-    pages_remember(v, g, gva);
-    return v->engine->peers->n == 1 || still_right(v, s, page, gva, size);
+    if (!pages_remember(v, g, gva, page, size))
+        return false;
+    const bool huge = g->path[1] & PTE_PS;
+    if (huge || (size < LARGE && (g->path[2] & PTE_PS)))
+        s->parts[huge] |= part_bit(gva, huge);
+    return true;
 }
 
 /* Stores to it have to be seen. */
@@ -287,7 +282,6 @@ static bool map(struct soft_vcpu *v, struct direct *d, struct direct_slot *s, ui
     const bool mapped = *page == (gpa | prot);
     if (!mapped && direct_calls_full(s))
         return false;
-    note_part(s, gva, tr, size);
     if (!remember(v, s, g, gpa | prot, gva, size)) { /* what is mapped there is not what is remembered now */
         map_run(s, r);                               /* which may be a part of it: it goes after it has come */
         unmap(d, s, g, page, gva, size);
@@ -389,7 +383,7 @@ void mirror_prefill(struct soft_vcpu *v, struct direct *d, struct direct_slot *s
 static void check_page(struct soft_vcpu *v, struct direct *d, struct direct_slot *s, struct region *g, uint64_t *page,
                        uint64_t gva, uint64_t size)
 {
-    if (!still_right(v, s, *page, gva, size) || !remember(v, s, g, *page, gva, size))
+    if (!still_right(v, *page, gva, size) || !remember(v, s, g, *page, gva, size))
         unmap(d, s, g, page, gva, size);
 }
 

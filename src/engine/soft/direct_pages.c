@@ -6,6 +6,7 @@
 #include "engine/soft/direct.h"
 
 #include <stdlib.h>
+#include <sys/mman.h>
 
 #define PLACES (2 * MIRROR_REGIONS)
 
@@ -174,16 +175,36 @@ const volatile uint64_t *pages_table(struct soft_vcpu *v, const struct region *g
     return last && !(last & PTE_PS) ? table_at(v, last) : NULL;
 }
 
-void pages_remember(struct soft_vcpu *v, struct region *g, uint64_t gva)
+/* Do these say that a page is there that may be mapped so? */
+static bool entries_say(const uint64_t entry[REGION_PATH + 1], uint64_t gva, uint64_t page, uint64_t size)
 {
-    uint64_t path[REGION_PATH];
-    if (!path_to(v, gva, path) || (g->known && !path_alike(g, path)))
-        path[0] = 0; /* of others in the region, too, it is not known any more: that is like nothing */
+    uint64_t all = ~0ull, any = 0, leaf, span;
+    unsigned i = 0;
+    do {
+        leaf = entry[i];
+        all &= leaf;
+        any |= leaf;
+        span = 1ull << (39 - 9 * i);
+    } while (i++ < REGION_PATH && !(i > 1 && (leaf & PTE_PS)));
+    return !(~all & (PTE_P | PTE_U | PTE_A)) && size <= span &&
+           (page & PTE_ADDR) == ((leaf & PTE_ADDR & -span) | (gva & (span - 1) & PTE_ADDR)) &&
+           (!(page & PROT_WRITE) || ((all & PTE_W) && (leaf & PTE_D))) && !((page & PROT_EXEC) && (any & PTE_NX));
+}
+
+bool pages_remember(struct soft_vcpu *v, struct region *g, uint64_t gva, uint64_t page, uint64_t size)
+{
+    uint64_t now[REGION_PATH + 1];
+    const bool there = path_to(v, gva, now), same = there && (!g->known || path_alike(g, now));
     for (unsigned i = 0; i < REGION_PATH; i++)
-        g->path[i] = path[i];
+        g->path[i] = now[i];
     g->known = true;
     const volatile uint64_t *table = pages_table(v, g);
-    g->entry[PAGE_INDEX(gva)] = table ? table[PAGE_INDEX(gva)] : 0;
+    now[REGION_PATH] = table ? table[PAGE_INDEX(gva)] : 0;
+    if (size < MIRROR_LARGE) /* else there may be a small page at gva, which is of another entry */
+        g->entry[PAGE_INDEX(gva)] = now[REGION_PATH];
+    if (!same)
+        g->path[0] = 0; /* of others in the region, too, it is not known any more: that is like nothing */
+    return there && entries_say(now, gva, page, size);
 }
 
 bool pages_same_path(struct soft_vcpu *v, const struct region *g)
