@@ -150,6 +150,24 @@ static void a_page_that_is_patched_is_ones_own(void **state)
     run(f->from);
 }
 
+/* Where a page was moved from nothing else is mapped by anybody, which its way back would take away. */
+static void where_pages_came_from_is_nobody_elses(void **state)
+{
+    struct fixture *f = *state;
+    const struct code_cache *c = &f->to->cache;
+    take(f);
+    const uint32_t at = f->to->blocks[0].hot_start & -4096u;
+    unsigned char there;
+    soft_code_own(f->to, at, at + 8);
+    assert_int_equal(mincore(c->spare + at, 4096, &there), 0);
+    soft_code_lent_again(f->to, at, at + 8);
+    assert_int_equal(mincore(c->spare + at, 4096, &there), 0);
+    assert_int_equal(mincore(c->image + at, 4096, &there), 0);
+    run(f->to);
+    soft_code_own(f->to, at, at + 8);
+    run(f->to);
+}
+
 static uint64_t rest(struct engine *e)
 {
     e->config.lean = true;
@@ -410,6 +428,7 @@ int main(void)
         T(a_copy_translates_nothing_again),
         T(what_changes_is_translated_again),
         T(a_page_that_is_patched_is_ones_own),
+        T(where_pages_came_from_is_nobody_elses),
         T(a_copy_that_rests_has_what_it_was_given),
         T(what_a_copy_has_dropped_stays_so_when_it_rests),
         T(what_is_written_before_a_copy_runs_is_dropped),

@@ -4,8 +4,8 @@
  * executable mapping, but those that there are can be moved:
  *
  *     rx      what is executed: the image's pages, and the cache's own
- *     spare   the cache's own, those that are not in rx
- *     image   the image's, which are in rx, too, or were
+ *     spare   the cache's own, too
+ *     image   the image's, too
  */
 #include "engine/soft/soft_int.h"
 
@@ -50,6 +50,17 @@ bool soft_code_spared_page(struct engine *e, uint32_t at)
     return c->lent[at / PAGE / 64] >> at / PAGE % 64 & 1 && ++c->tries[at * 2654435761u % TRIES] < CHAIN_AFTER;
 }
 
+/* Pages of executable mappings, to where others are.  Where they were they stay mapped, too: in a hole other threads
+ * might get memory, which the way back would take from them.  (Linux before 5.13 cannot, and leaves one.) */
+static void move(struct engine *e, uint8_t *from, uint8_t *to, size_t size)
+{
+    const int flags = MREMAP_MAYMOVE | MREMAP_FIXED;
+
+    if (mremap(from, size, size, flags | MREMAP_DONTUNMAP, to) == MAP_FAILED &&
+        mremap(from, size, size, flags, to) == MAP_FAILED)
+        soft_fail(e->vcpu, "the host has no mapping left for a page of code");
+}
+
 void soft_code_own_pages(struct engine *e, uint32_t from, uint32_t end)
 {
     struct code_cache *c = &e->cache;
@@ -63,8 +74,7 @@ void soft_code_own_pages(struct engine *e, uint32_t from, uint32_t end)
         }
         const size_t at = (size_t)k * PAGE, size = (size_t)n * PAGE;
         memcpy(c->rw + at, c->rx + at, size);
-        if (mremap(c->spare + at, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, c->rx + at) == MAP_FAILED)
-            soft_fail(e->vcpu, "the host has no mapping left for a page of code");
+        move(e, c->spare + at, c->rx + at, size);
     }
 }
 
@@ -81,9 +91,8 @@ void soft_code_lent_again(struct engine *e, uint32_t from, uint32_t end)
             continue;
         }
         const size_t at = (size_t)k * PAGE, size = (size_t)n * PAGE;
-        if (mremap(c->rx + at, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, c->spare + at) == MAP_FAILED ||
-            mremap(c->image + at, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, c->rx + at) == MAP_FAILED)
-            soft_fail(e->vcpu, "the host has no mapping left for a page of code");
+        move(e, c->rx + at, c->spare + at, size);
+        move(e, c->image + at, c->rx + at, size);
     }
 }
 
