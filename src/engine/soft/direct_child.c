@@ -336,7 +336,7 @@ static void share_cpu(struct direct *d, struct direct_slot *s)
         stay_here(d);
         trap_cpuid(d, true);
     }
-    if (d->cpu < 0 || s->cpu == d->cpu)
+    if (d->cpu < 0 || s->cpu == d->cpu || direct_calls_full(s))
         return;
     set_cpu(s->orders->cpus, d->cpu);
     const uint64_t set = DIRECT_ORDERS + offsetof(struct direct_orders, cpus);

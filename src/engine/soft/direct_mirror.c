@@ -73,7 +73,7 @@ static void unmap_page(struct direct *d, struct direct_slot *s, uint64_t gva)
 
 static bool outside(uint64_t gva, uint64_t size)
 {
-    return gva < LOWEST || gva + size > DIRECT_TOP || (gva < DIRECT_END && gva + size > DIRECT_BASE);
+    return gva < LOWEST || gva > DIRECT_TOP - size || (gva < DIRECT_END && gva + size > DIRECT_BASE);
 }
 
 /* Of mappings or of regions, are so many eighths there? */
