@@ -130,7 +130,9 @@ static void what_is_remembered_is_what_is_mapped(void **state)
     make_tables();
     struct region *g = pages_new_region(&slot, AT);
     const uint64_t entry = table(3)[7], page = 0x200000 | PROT_READ, writable = page | PROT_WRITE;
+    assert_true(pages_of_large(g)); /* for all that is known */
     assert_true(remember(g, page));
+    assert_false(pages_of_large(g));
     assert_true(remember(g, writable));
     assert_true(remember(g, writable | PROT_EXEC));
     const uint64_t others[] = {0, entry & ~1ull, entry + 4096, entry & ~(uint64_t)PTE_U, entry & ~(uint64_t)PTE_A};
@@ -151,6 +153,7 @@ static void what_is_remembered_is_what_is_mapped(void **state)
     table(1)[0] &= ~(uint64_t)PTE_W;
     assert_false(remember(g, writable));
     assert_false(pages_same_path(&vcpu, g)); /* of which others in the region may be */
+    assert_true(pages_of_large(g));
     pages_free(&slot);
     memory_destroy(engine.config.memory);
 }
@@ -162,6 +165,7 @@ static void of_large_pages_too(void **state)
     const uint64_t page = 0x200000 | 7 * 4096 | PROT_READ;
     table(2)[3] = 0x200000 | MARKED | PTE_PS;
     assert_true(remember(g, page));
+    assert_true(pages_of_large(g));
     assert_false(remember(g, page | PROT_WRITE));
     assert_false(remember(g, page + 4096));
     assert_true(pages_remember(&vcpu, g, 3 * MIRROR_LARGE, 0x200000 | PROT_READ, MIRROR_LARGE));

@@ -87,7 +87,7 @@ struct direct_slot {
     unsigned n_pages, n_joined; /* mapped; and how many of those go on with the mapping of the page before */
     unsigned n_regions, hand;   /* hand: where room is made next */
     struct region **regions;    /* by hash */
-    uint64_t parts[2];          /* where pages of 2 MiB, of 1 GiB, may be mapped in pieces: bits by address */
+    uint64_t huge;              /* where pages of 1 GiB may be mapped: bits by address */
 };
 
 /* Whether a program whose exits are close is faster in translated code (direct_compare.c). */
@@ -240,6 +240,7 @@ bool pages_remember(struct soft_vcpu *v, struct region *g, uint64_t gva, uint64_
 /* Whether they are the same now, but for marks that have been added: those above the pages of a region, and, with these
  * the same, that of its page i in the table that they lead to (NULL: its pages are part of a large one). */
 bool pages_same_path(struct soft_vcpu *v, const struct region *g);
+bool pages_of_large(const struct region *g); /* is it one, or may its pages be parts of one? */
 const volatile uint64_t *pages_table(struct soft_vcpu *v, const struct region *g);
 bool pages_same(const struct region *g, const volatile uint64_t *table, unsigned i);
 /* Is it mapped, and its entry in the table to the bit what it was, marks and all? */

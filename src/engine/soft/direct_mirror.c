@@ -22,10 +22,10 @@
 #define LOWEST 0x10000ull /* where a host lets its processes map */
 #define AROUND 16u        /* pages looked at for a miss: they and the missed one are aligned to so many */
 
-/* Of an address, in struct direct_slot's parts. */
-static uint64_t part_bit(uint64_t gva, bool huge)
+/* Of an address, in struct direct_slot's huge. */
+static uint64_t huge_bit(uint64_t gva)
 {
-    return 1ull << (gva >> (huge ? 30 : 21) & 63);
+    return 1ull << (gva >> 30 & 63);
 }
 
 /* --- unmapping --------------------------------------------------------------------------------------------- */
@@ -60,15 +60,6 @@ static void unmap(struct direct *d, struct direct_slot *s, struct region *g, uin
     order_unmap(s, gva, size);
     pages_set(s, g, page, 0);
     d->stats.unmapped++;
-}
-
-static void unmap_page(struct direct *d, struct direct_slot *s, uint64_t gva)
-{
-    struct region *g = pages_region(s, gva);
-    if (!g)
-        return;
-    unmap(d, s, g, &g->page[PAGE_INDEX(gva)], gva & -PAGE, PAGE);
-    unmap(d, s, g, &g->large, g->base, LARGE);
 }
 
 static bool outside(uint64_t gva, uint64_t size)
@@ -205,16 +196,15 @@ static bool still_right(struct soft_vcpu *v, uint64_t page, uint64_t gva, uint64
     return !((page & PROT_EXEC) && tr.no_exec) && (!(page & PROT_WRITE) || (tr.writable && tr.dirty));
 }
 
-/* The entries that a mapping is from are kept.  false: those that are there now do not say it any more.  And what is
- * mapped of a larger page is noted: it goes when any address in that is flushed. */
+/* The entries that a mapping is from are kept.  false: those that are there now do not say it any more.  Where pages of
+ * 1 GiB are mapped is noted: what is mapped of one goes when any address in it is flushed. */
 static bool remember(struct soft_vcpu *v, struct direct_slot *s, struct region *g, uint64_t page, uint64_t gva,
                      uint64_t size)
 {
     if (!pages_remember(v, g, gva, page, size))
         return false;
-    const bool huge = g->path[1] & PTE_PS;
-    if (huge || (size < LARGE && (g->path[2] & PTE_PS)))
-        s->parts[huge] |= part_bit(gva, huge);
+    if (g->path[1] & PTE_PS)
+        s->huge |= huge_bit(gva);
     return true;
 }
 
@@ -402,6 +392,16 @@ static void check_region(struct soft_vcpu *v, struct direct *d, struct direct_sl
     }
 }
 
+/* Of a large page all that is mapped is meant, as one or in pieces. */
+static void flush_page(struct soft_vcpu *v, struct direct *d, struct direct_slot *s, uint64_t gva)
+{
+    struct region *g = pages_region(s, gva);
+    if (g && pages_of_large(g))
+        check_region(v, d, s, g);
+    else if (g)
+        unmap(d, s, g, &g->page[PAGE_INDEX(gva)], gva & -PAGE, PAGE);
+}
+
 static void check_all(struct soft_vcpu *v, struct direct *d, struct direct_slot *s)
 {
     struct region *g;
@@ -471,7 +471,7 @@ void mirror_refresh(struct soft_vcpu *v, struct direct *d, struct direct_slot *s
     if (s->stale)
         check_all(v, d, s);
     for (unsigned i = 0; i < s->n_pending && !s->stale && !s->clear; i++)
-        unmap_page(d, s, s->pending[i]);
+        flush_page(v, d, s, s->pending[i]);
     s->stale = false;
     s->n_pending = 0;
     if (s->fault)
@@ -491,7 +491,7 @@ void soft_direct_flush_page(struct soft_vcpu *v, uint64_t gva)
     struct direct_slot *s = d ? d->current : NULL;
     if (!s || gva >> 63 || s->stale)
         return;
-    if (s->n_pending == MIRROR_PENDING || (s->parts[0] & part_bit(gva, false)) || (s->parts[1] & part_bit(gva, true)))
+    if (s->n_pending == MIRROR_PENDING || (s->huge & huge_bit(gva)))
         s->stale = true;
     else
         s->pending[s->n_pending++] = gva;

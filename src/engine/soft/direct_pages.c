@@ -60,7 +60,7 @@ void pages_free(struct direct_slot *s)
     free(s->regions);
     s->regions = NULL;
     s->n_regions = s->n_pages = s->n_joined = 0;
-    s->parts[0] = s->parts[1] = 0;
+    s->huge = 0;
 }
 
 uint64_t pages_find(const struct direct_slot *s, uint64_t gva)
@@ -205,6 +205,11 @@ bool pages_remember(struct soft_vcpu *v, struct region *g, uint64_t gva, uint64_
     if (!same)
         g->path[0] = 0; /* of others in the region, too, it is not known any more: that is like nothing */
     return there && entries_say(now, gva, page, size);
+}
+
+bool pages_of_large(const struct region *g)
+{
+    return g->large || !g->known || !g->path[0] || ((g->path[1] | g->path[2]) & PTE_PS);
 }
 
 bool pages_same_path(struct soft_vcpu *v, const struct region *g)
