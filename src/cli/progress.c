@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "host/loop.h"
+#include "host/thread.h"
 
 #define TICK_MS 100
 #define SHOW_AFTER_NS 300000000ull /* what is over at once needs no line */
@@ -15,7 +16,9 @@ void progress_begin(struct progress *p, bool verbose, bool quiet)
     const char *term = getenv("TERM");
     bool can = isatty(STDERR_FILENO) && term && strcmp(term, "dumb") != 0;
 
-    *p = (struct progress){.line = can && !verbose && !quiet, .verbose = verbose && !quiet};
+    memset(p, 0, sizeof *p);
+    p->line = can && !verbose && !quiet;
+    p->verbose = verbose && !quiet;
     p->began_ns = p->stage_ns = clock_ns();
 }
 
@@ -71,10 +74,33 @@ int progress_tick(struct progress *p)
     return p->line ? TICK_MS : -1;
 }
 
+static void *tell(void *opaque)
+{
+    struct progress *p = opaque;
+
+    while (atomic_load(&p->alone)) {
+        show(p, NULL);
+        usleep(TICK_MS * 1000);
+    }
+    return NULL;
+}
+
+void progress_alone(struct progress *p, const char *stage)
+{
+    progress_stage(p, stage, NULL);
+    if (!p->line)
+        return;
+    atomic_store(&p->alone, true);
+    if (thread_start(&p->thread, NULL, tell, p))
+        atomic_store(&p->alone, false);
+}
+
 const char *progress_end(struct progress *p)
 {
     const char *stage = p->stage;
 
+    if (atomic_exchange(&p->alone, false))
+        pthread_join(p->thread, NULL);
     finish_stage(p);
     if (p->shown)
         fputs("\r\033[K", stderr);

@@ -8,6 +8,8 @@
  * When a stage fails the caller says why in a sentence; progress_failed leaves the stage's name for it.
  */
 #pragma once
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -16,6 +18,8 @@ struct progress {
     bool line, verbose;
     bool shown; /* there is a line to wipe */
     uint64_t began_ns, stage_ns;
+    pthread_t thread; /* progress_alone */
+    atomic_bool alone;
 };
 
 void progress_begin(struct progress *p, bool verbose, bool quiet);
@@ -25,5 +29,8 @@ void progress_stage(struct progress *p, const char *stage, const char *what);
 void progress_part(struct progress *p, uint64_t done, uint64_t total);
 /* Shows the time that has passed; call it a few times a second while waiting.  Returns how many ms to wait at most. */
 int progress_tick(struct progress *p);
+/* The stage, which is told meanwhile by a thread of its own: for a call that comes back when all is done.  Next comes
+ * progress_end. */
+void progress_alone(struct progress *p, const char *stage);
 /* Wipes the line; what comes next on the terminal is somebody else's.  Returns the stage that it ended in. */
 const char *progress_end(struct progress *p);

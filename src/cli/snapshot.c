@@ -235,6 +235,7 @@ static int ls(const struct command *self, int argc, char **argv)
 static int rm(const struct command *self, int argc, char **argv)
 {
     struct registry r;
+    struct progress progress;
     char err[ERROR_SIZE];
     int status, operands = life_parse(self, argc, argv, NULL, INT_MAX, &r, &status);
 
@@ -247,7 +248,11 @@ static int rm(const struct command *self, int argc, char **argv)
         failed = snapshot_remove(&r, argv[1], argv[i], err, sizeof err);
     if (failed)
         return cli_failed(failed, err);
-    if (snapshot_merge_layers(&r, argv[1], false, 1, err, sizeof err)) /* they are what they were, and take more room */
+    progress_begin(&progress, false, false);
+    progress_alone(&progress, "merging what they kept of the disk");
+    failed = snapshot_merge_layers(&r, argv[1], false, 1, err, sizeof err);
+    progress_end(&progress);
+    if (failed) /* the layers are what they were, and take more room */
         log_say("what the disk of %s has kept for it stays as it is: %s", argv[1], err);
     return STATUS_OK;
 }
@@ -257,6 +262,7 @@ static int rm(const struct command *self, int argc, char **argv)
 static int export(const struct command *self, int argc, char **argv)
 {
     struct registry r;
+    struct progress progress;
     char err[ERROR_SIZE];
     int status, operands = life_parse(self, argc, argv, NULL, 3, &r, &status);
 
@@ -265,23 +271,32 @@ static int export(const struct command *self, int argc, char **argv)
     if (operands < 3)
         return cli_usage_error(self, "the name of a virtual machine, the tag of a snapshot and a file must be given");
     int failed = registry_exists(&r, argv[1], err, sizeof err);
+    progress_begin(&progress, false, false);
+    progress_alone(&progress, "writing");
     if (!failed)
         failed = snapshot_export(&r, argv[1], argv[2], argv[3], err, sizeof err);
+    progress_end(&progress);
     return failed ? cli_failed(failed, err) : STATUS_OK;
 }
 
 /* --- check ------------------------------------------------------------------------------------------------------- */
 
 /* Every piece of memory, which restoring looks at one by one only when it is needed. */
-static int check_chunks(const struct snapshot_file *f, const char *path, char *err, size_t n)
+static int check_chunks(const struct snapshot_file *f, struct progress *p, const char *path, char *err, size_t n)
 {
     uint8_t bytes[SNAPSHOT_CHUNK];
+    uint64_t done = 0, total = 0;
 
     for (unsigned e = 0; e < SNAPSHOT_EXTENTS; e++)
-        for (uint64_t i = 0; i < f->extent[e].n; i++)
+        total += f->extent[e].n;
+    for (unsigned e = 0; e < SNAPSHOT_EXTENTS; e++)
+        for (uint64_t i = 0; i < f->extent[e].n; i++, done++) {
+            if (done % 1024 == 0)
+                progress_part(p, done, total);
             if (snapshot_read_chunk(f, e, i, bytes) < 0)
                 return error_set(err, n, -EBADMSG, "%s is damaged: the check sum of piece %llu of its %s is wrong",
                                  path, (unsigned long long)i, e == SNAPSHOT_MEMORY ? "memory" : "disk");
+        }
     return 0;
 }
 
@@ -289,6 +304,7 @@ static int check(const struct command *self, int argc, char **argv)
 {
     struct registry r;
     struct restore restore;
+    struct progress progress;
     char err[ERROR_SIZE], path[PATH_MAX], tag[NAME_SIZE];
     int status, operands = life_parse(self, argc, argv, NULL, 2, &r, &status);
 
@@ -303,7 +319,10 @@ static int check(const struct command *self, int argc, char **argv)
         failed = restore_open(&restore, path, false, err, sizeof err);
     if (failed)
         return cli_failed(failed, err);
-    failed = check_chunks(&restore.file, path, err, sizeof err);
+    progress_begin(&progress, false, false);
+    progress_stage(&progress, "reading", NULL);
+    failed = check_chunks(&restore.file, &progress, path, err, sizeof err);
+    progress_end(&progress);
     restore_close(&restore);
     return failed ? cli_failed(failed, err) : STATUS_OK;
 }
