@@ -264,8 +264,8 @@ static void use(struct board *b)
     struct bus *bus = machine_bus(b->m);
 
     port_out(b, 0x43, 0x34, 1);
-    port_out(b, 0x40, 0x10, 1);
-    port_out(b, 0x40, 0x20, 1);
+    port_out(b, 0x40, 0, 1);
+    port_out(b, 0x40, 0, 1); /* 55 ms, which pass between two looks on the busiest of hosts only */
     port_out(b, 0x20, 0x11, 1), port_out(b, 0x21, 0x30, 1), port_out(b, 0x21, 4, 1), port_out(b, 0x21, 1, 1),
         port_out(b, 0x21, 0xfb, 1);
     port_out(b, 0x70, 0x0b, 1), port_out(b, 0x71, 0x42, 1);
