@@ -90,7 +90,7 @@ says "which is said" "takes --cpus N,max=M"
 guise kill vm
 guise rm vm
 
-guise launch tiny --name vm --cpus 2,max=2 --append acpi=off >/dev/null 2>&1
+guise launch tiny --name vm --cpus 2,max=2 --wait=none --append acpi=off >/dev/null 2>&1
 status "a guest without ACPI hears nothing" 1 guise cpus vm 1
 says "which is said, too" "has not let its CPUs go within 20 s: 2 are there"
 guise kill vm
