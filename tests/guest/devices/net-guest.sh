@@ -56,8 +56,8 @@ outage() { # PORT
     (sleep 1 && wget -q -O - "http://10.0.2.2:$1/ready" >/dev/null 2>&1) &
     for _ in $(seq 200); do
         sleep 0.1
-        [ "$(cat /sys/class/net/eth0/carrier)" = 1 ] || continue
-        [ "$(cat /sys/class/net/eth0/carrier_changes)" -le "$changes" ] || break
+        [ "$(cat /sys/class/net/eth0/carrier_changes)" -gt "$changes" ] || continue
+        [ "$(cat /sys/class/net/eth0/carrier)" != 1 ] || break
     done
     echo "carrier changes $(($(cat /sys/class/net/eth0/carrier_changes) - changes))"
     transfers "http://10.0.2.2:$1" 1000000
