@@ -61,17 +61,24 @@ static void move(struct engine *e, uint8_t *from, uint8_t *to, size_t size)
         soft_fail(e->vcpu, "the host has no mapping left for a page of code");
 }
 
+/* From page *k on, before `end`: the next run of pages that are lent, or not; from now on they are the other.  *k is
+ * its first; 0: there are no more. */
+static uint32_t turn_next(struct code_cache *c, uint32_t *k, uint32_t end, bool lent)
+{
+    uint32_t n = 0;
+
+    while (*k < end && (c->lent[*k / 64] >> *k % 64 & 1) != lent)
+        ++*k;
+    for (; *k + n < end && (c->lent[(*k + n) / 64] >> (*k + n) % 64 & 1) == lent; n++)
+        c->lent[(*k + n) / 64] ^= 1ull << (*k + n) % 64;
+    return n;
+}
+
 void soft_code_own_pages(struct engine *e, uint32_t from, uint32_t end)
 {
     struct code_cache *c = &e->cache;
 
-    for (uint32_t k = from / PAGE, n; k < PAGES_OF(end); k += n) {
-        for (n = 0; k + n < PAGES_OF(end) && c->lent[(k + n) / 64] >> (k + n) % 64 & 1; n++)
-            c->lent[(k + n) / 64] &= ~(1ull << (k + n) % 64);
-        if (!n) {
-            n = 1;
-            continue;
-        }
+    for (uint32_t k = from / PAGE, n; (n = turn_next(c, &k, PAGES_OF(end), true)); k += n) {
         const size_t at = (size_t)k * PAGE, size = (size_t)n * PAGE;
         memcpy(c->rw + at, c->rx + at, size);
         move(e, c->spare + at, c->rx + at, size);
@@ -83,13 +90,7 @@ void soft_code_lent_again(struct engine *e, uint32_t from, uint32_t end)
 {
     struct code_cache *c = &e->cache;
 
-    for (uint32_t k = from / PAGE, n; k < PAGES_OF(end); k += n) {
-        for (n = 0; k + n < PAGES_OF(end) && !(c->lent[(k + n) / 64] >> (k + n) % 64 & 1); n++)
-            c->lent[(k + n) / 64] |= 1ull << (k + n) % 64;
-        if (!n) {
-            n = 1;
-            continue;
-        }
+    for (uint32_t k = from / PAGE, n; (n = turn_next(c, &k, PAGES_OF(end), false)); k += n) {
         const size_t at = (size_t)k * PAGE, size = (size_t)n * PAGE;
         move(e, c->rx + at, c->spare + at, size);
         move(e, c->image + at, c->rx + at, size);
