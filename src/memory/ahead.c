@@ -7,8 +7,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-/* Of what is called while a guest's SIMD state is in the registers. */
-#define QUIET __attribute__((target("general-regs-only")))
+#include "base/simd.h"
 
 #define CHUNK (1ull << MEMORY_CHUNK_SHIFT)
 #define FARTHEST 4u /* chunks from the one in use: the end of a run costs as many for nothing */
@@ -33,7 +32,7 @@ void memory_ahead_destroy(struct memory *m)
     m->ahead = NULL;
 }
 
-QUIET static void ring(struct memory_ahead *a)
+SIMD_GENERAL static void ring(struct memory_ahead *a)
 {
     atomic_fetch_add(&a->rung, 1);
     syscall(SYS_futex, &a->rung, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
@@ -46,14 +45,14 @@ void memory_ahead_end(struct memory *m)
 }
 
 /* MEMORY_NEW where there is none. */
-QUIET static uint8_t state(const struct memory *m, uint64_t chunk)
+SIMD_GENERAL static uint8_t state(const struct memory *m, uint64_t chunk)
 {
     return memory_is_ram(m, chunk << MEMORY_CHUNK_SHIFT, CHUNK) ? __atomic_load_n(&m->touched[chunk], __ATOMIC_RELAXED)
                                                                 : MEMORY_NEW;
 }
 
 /* The chunk that is to be asked for next for a run that has come to `chunk`, or UINT64_MAX. */
-QUIET static uint64_t next(const struct memory *m, uint64_t chunk, bool down)
+SIMD_GENERAL static uint64_t next(const struct memory *m, uint64_t chunk, bool down)
 {
     for (unsigned i = 0; i < FARTHEST; i++) {
         chunk = down ? chunk - 1 : chunk + 1;
@@ -65,7 +64,7 @@ QUIET static uint64_t next(const struct memory *m, uint64_t chunk, bool down)
     return UINT64_MAX;
 }
 
-QUIET void memory_ahead_follow(struct memory *m, uint64_t chunk)
+SIMD_GENERAL void memory_ahead_follow(struct memory *m, uint64_t chunk)
 {
     const bool up = state(m, chunk - 1) == MEMORY_USED, down = !up && state(m, chunk + 1) == MEMORY_USED;
 

@@ -137,7 +137,7 @@ static void own_range(struct memory *m, uint64_t first, uint64_t end)
 
 /* --- pages of one's own ------------------------------------------------------------------------------------------ */
 
-QUIET bool memory_owns(const struct memory *m, uint64_t gpa, uint64_t len)
+SIMD_GENERAL bool memory_owns(const struct memory *m, uint64_t gpa, uint64_t len)
 {
     for (uint64_t page = page_of(m, gpa), last = page_of(m, gpa + len - 1); page <= last; page++)
         if (from(m->templates, page) != MEMORY_OWN)

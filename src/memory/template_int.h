@@ -2,10 +2,8 @@
 #pragma once
 #include <pthread.h>
 
+#include "base/simd.h"
 #include "memory/template.h"
-
-/* Of what is called while a guest's SIMD state is in the registers. */
-#define QUIET __attribute__((target("general-regs-only")))
 
 #define PAGE_SHIFT 12
 #define PAGE (1u << PAGE_SHIFT)
@@ -32,12 +30,12 @@ static inline uint8_t *at(const struct memory *m, uint64_t page)
     return m->base + (offset < m->low_size ? offset : offset - m->low_size + MEMORY_HOLE_END);
 }
 
-QUIET static inline uint64_t page_of(const struct memory *m, uint64_t gpa)
+SIMD_GENERAL static inline uint64_t page_of(const struct memory *m, uint64_t gpa)
 {
     return memory_offset(m, gpa) >> PAGE_SHIFT;
 }
 
-QUIET static inline uint8_t from(const struct memory_templates *t, uint64_t page)
+SIMD_GENERAL static inline uint8_t from(const struct memory_templates *t, uint64_t page)
 {
     return atomic_load_explicit(&t->from[page], memory_order_acquire);
 }

@@ -188,8 +188,8 @@ static __attribute__((noinline)) void announce_all(struct memory *m, uint64_t gp
 }
 
 /* The guest's SIMD state may be live. */
-__attribute__((target("general-regs-only"), noinline)) static void announce_quietly(struct memory *m, uint64_t gpa,
-                                                                                    uint64_t len, bool write)
+SIMD_GENERAL __attribute__((noinline)) static void announce_quietly(struct memory *m, uint64_t gpa, uint64_t len,
+                                                                    bool write)
 {
     struct simd_area area;
 
@@ -198,13 +198,13 @@ __attribute__((target("general-regs-only"), noinline)) static void announce_quie
     simd_take_back(&area);
 }
 
-__attribute__((target("general-regs-only"))) static bool is_noted(const struct memory_watch *w, uint64_t page)
+SIMD_GENERAL static bool is_noted(const struct memory_watch *w, uint64_t page)
 {
     return atomic_load_explicit(&w->noted[page / LOG_PER_CHUNK], memory_order_relaxed) >> page % LOG_PER_CHUNK & 1;
 }
 
 /* Pages that are about to be written to: who reads the log does so when that is done. */
-__attribute__((target("general-regs-only"))) static void note(const struct memory *m, uint64_t gpa, uint64_t len)
+SIMD_GENERAL static void note(const struct memory *m, uint64_t gpa, uint64_t len)
 {
     struct memory_watch *w = m->watch;
 
@@ -217,8 +217,7 @@ __attribute__((target("general-regs-only"))) static void note(const struct memor
 }
 
 /* Is there anything to be done first? */
-__attribute__((target("general-regs-only"))) static bool matters(const struct memory *m, uint64_t gpa, uint64_t len,
-                                                                 bool write)
+SIMD_GENERAL static bool matters(const struct memory *m, uint64_t gpa, uint64_t len, bool write)
 {
     const uint8_t bits = write ? KEEP | ABSENT : ABSENT;
     const uint64_t first = memory_offset(m, gpa) >> WATCH_SHIFT, last = memory_offset(m, gpa + len - 1) >> WATCH_SHIFT;
@@ -229,8 +228,7 @@ __attribute__((target("general-regs-only"))) static bool matters(const struct me
     return write && m->templates && !memory_owns(m, gpa, len);
 }
 
-__attribute__((target("general-regs-only"))) void memory_announce(const struct memory *memory, uint64_t gpa,
-                                                                  uint64_t len, bool write)
+SIMD_GENERAL void memory_announce(const struct memory *memory, uint64_t gpa, uint64_t len, bool write)
 {
     struct memory *m = (struct memory *)memory; /* its contents are what they were: only where they are has changed */
 
@@ -242,7 +240,7 @@ __attribute__((target("general-regs-only"))) void memory_announce(const struct m
         announce_quietly(m, gpa, len, write);
 }
 
-__attribute__((target("general-regs-only"))) bool memory_may_write_unseen(const struct memory *m, uint64_t gpa)
+SIMD_GENERAL bool memory_may_write_unseen(const struct memory *m, uint64_t gpa)
 {
     const struct memory_watch *w = m->watch;
 

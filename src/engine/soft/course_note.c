@@ -10,6 +10,7 @@
 
 #include "base/bytes.h"
 #include "base/file.h"
+#include "base/simd.h"
 
 #define LEAST_BLOCKS 1024u /* less is not worth a file */
 
@@ -158,14 +159,12 @@ void note_block(struct translator *t)
 }
 
 /* Called while the guest's SIMD state is in the registers. */
-#define QUIET __attribute__((target("general-regs-only")))
-
-QUIET void soft_note_better(struct engine *e, const struct block *b)
+SIMD_GENERAL void soft_note_better(struct engine *e, const struct block *b)
 {
     e->note->better = e->note->of[soft_block_number(e, b)];
 }
 
-QUIET void soft_note_computed(struct engine *e, const struct block *b)
+SIMD_GENERAL void soft_note_computed(struct engine *e, const struct block *b)
 {
     struct note *n = e->note;
     const uint32_t place = n->of[soft_block_number(e, b)];
