@@ -65,15 +65,15 @@ int64_t payload_size(const struct payload *p)
     return le32_at(size) <= PAYLOAD_MAX ? (int64_t)le32_at(size) : -EFBIG;
 }
 
-/* Of the eight in 2 MiB. */
-static unsigned pieces_used(const uint8_t *bytes)
+/* Of 2 MiB: a page of that size is worth it. */
+static bool is_mostly_used(const uint8_t *bytes)
 {
     const size_t piece = 1ul << MEMORY_CHUNK_SHIFT;
-    unsigned n = 0;
+    unsigned zero = 0;
 
-    for (size_t at = 0; at < LARGE_PAGE; at += piece)
-        n += !bytes_all_zero(bytes + at, piece);
-    return n;
+    for (size_t at = 0; at < LARGE_PAGE && zero <= LARGE_PAGE / piece - MEMORY_LARGE_MOST; at += piece)
+        zero += bytes_all_zero(bytes + at, piece);
+    return zero <= LARGE_PAGE / piece - MEMORY_LARGE_MOST;
 }
 
 /* What is nothing but zeroes takes no memory where there was nothing before: half of a kernel is. */
@@ -85,7 +85,7 @@ static int put(struct memory *m, uint64_t gpa, const uint8_t *bytes, size_t n)
     if (!to)
         return -EFAULT;
     for (uint64_t at = -gpa % LARGE_PAGE; at + LARGE_PAGE <= n; at += LARGE_PAGE)
-        if (pieces_used(bytes + at) >= MEMORY_LARGE_MOST)
+        if (is_mostly_used(bytes + at))
             (void)memory_ask_large(m, gpa + at);
     for (size_t piece; n; bytes += piece, to += piece, gpa += piece, n -= piece) {
         piece = chunk - gpa % chunk < n ? chunk - gpa % chunk : n;
