@@ -25,17 +25,8 @@ static uint64_t min_u64(uint64_t a, uint64_t b)
  * pages (file offset and address must agree modulo 2 MiB; both start at a multiple). */
 static int reserve(struct memory *m)
 {
-    size_t want = m->end + PAGE, slack = LARGE_PAGE;
-    uint8_t *p = mmap(NULL, want + slack, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (p == MAP_FAILED)
-        return -errno;
-    size_t head = -(uintptr_t)p & (LARGE_PAGE - 1);
-    m->base = p + head;
-    if (head)
-        munmap(p, head);
-    if (slack - head)
-        munmap(m->base + want, slack - head);
-    return 0;
+    m->base = large_page_map(m->end + PAGE, PROT_NONE);
+    return m->base ? 0 : -errno;
 }
 
 static int map_piece(const struct memory *m, uint64_t gpa, uint64_t size, uint64_t file_offset)

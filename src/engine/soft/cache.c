@@ -35,16 +35,8 @@ void soft_give_back(void *p, size_t bytes)
 /* Aligned as pages of 2 MiB are, so that the host can have such behind it (evict.c). */
 static void *map_aligned(const struct code_cache *c, int protection)
 {
-    const uint64_t room = c->size + LARGE_PAGE;
-    uint8_t *p = mmap(NULL, room, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (p == MAP_FAILED)
-        return MAP_FAILED;
-    const uint64_t head = -(uintptr_t)p & (LARGE_PAGE - 1), end = (head + c->size + 4095) & -4096ull;
-    if (head)
-        munmap(p, head);
-    if (end < room)
-        munmap(p + end, room - end);
-    return mmap(p + head, c->size, protection, MAP_SHARED | MAP_FIXED, c->fd, 0);
+    void *p = large_page_map(c->size, PROT_NONE);
+    return p ? mmap(p, c->size, protection, MAP_SHARED | MAP_FIXED, c->fd, 0) : MAP_FAILED;
 }
 
 static int map_code(struct code_cache *c, uint64_t bytes)

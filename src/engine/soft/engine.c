@@ -108,28 +108,22 @@ static void fpu_initial(struct soft_vcpu *v)
     v->xsave[25] = 0x1f;
 }
 
+#define VCPU_SIZE ((sizeof(struct soft_vcpu) + LARGE_PAGE - 1) & ~(LARGE_PAGE - 1))
+
 /* All of it is in use all the time, here and there: in huge pages, where the host has some.  They are written to at
  * once: what is read first is a page of zeroes, which some hosts replace by small ones. */
 static struct soft_vcpu *vcpu_alloc(bool lean)
 {
-    uint64_t size = (sizeof(struct soft_vcpu) + LARGE_PAGE - 1) & ~(LARGE_PAGE - 1), want = size + LARGE_PAGE;
-    uint8_t *p = mmap(NULL, want, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (p == MAP_FAILED)
-        return NULL;
-    uint64_t head = -(uintptr_t)p & (LARGE_PAGE - 1);
-    if (head)
-        munmap(p, head);
-    if (want - head - size)
-        munmap(p + head + size, want - head - size);
-    if (!lean && madvise(p + head, size, MADV_HUGEPAGE) == 0)
-        for (uint64_t i = 0; i < size; i += LARGE_PAGE)
-            *(volatile uint8_t *)(p + head + i) = 0;
-    return (struct soft_vcpu *)(p + head);
+    uint8_t *p = large_page_map(VCPU_SIZE, PROT_READ | PROT_WRITE);
+    if (p && !lean && madvise(p, VCPU_SIZE, MADV_HUGEPAGE) == 0)
+        for (uint64_t i = 0; i < VCPU_SIZE; i += LARGE_PAGE)
+            *(volatile uint8_t *)(p + i) = 0;
+    return (struct soft_vcpu *)p;
 }
 
 static void vcpu_free(struct soft_vcpu *v)
 {
-    munmap(v, (sizeof(*v) + LARGE_PAGE - 1) & ~(LARGE_PAGE - 1));
+    munmap(v, VCPU_SIZE);
 }
 
 static int vcpu_create(struct engine *e)
