@@ -49,6 +49,43 @@ machine_run()
     esac
 }
 
+# machine_native SECONDS MEBIBYTES TREE: bench/init of that root, natively, with as much memory and as many CPUs as a guest
+# has: node and java go by what there is.
+machine_native()
+{
+    local limit=$1 memory=$2 tree=$3 user='' group cpu
+    group=$(native_group "$memory") || group=
+    cpu=$(taskset -cp $$ | sed 's/.*: //; s/[-,].*//')
+    [ "$(id -u)" = 0 ] || user=--map-root-user
+    sed "s/^MemTotal:.*/MemTotal: $((memory << 10)) kB/" /proc/meminfo >"$out/meminfo"
+    (
+        [ -z "$group" ] || echo "$BASHPID" >"$group/cgroup.procs" || exit 1
+        # shellcheck disable=SC2086
+        exec "$out/watch" -t "$limit" taskset -c "$cpu" unshare --mount --cgroup $user sh -c '
+            mount --rbind /proc "$1/proc" && mount --bind "$2" "$1/proc/meminfo" && mount --rbind /dev "$1/dev" &&
+                mount -t tmpfs -o mode=1777 tmp "$1/tmp" && mount -t tmpfs sys "$1/sys" && mkdir -p "$1$4" || exit
+            [ -z "$4" ] || mount -t "$3" ${5:+-o "$5"} none "$1$4" || exit
+            exec chroot "$1" /bench/init' sh "$tree" "$out/meminfo" $(native_group_type) "${group%/*}" \
+            "$([ "$(native_group_type)" = cgroup ] && echo memory)"
+    )
+    [ -z "$group" ] || rmdir "$group"
+}
+
+native_group_type()
+{
+    [ -e /sys/fs/cgroup/cgroup.controllers ] && echo cgroup2 || echo cgroup
+}
+
+native_group() # MEBIBYTES: prints the directory of a new control group with so much memory; fails where we may not have one
+{
+    local group=/sys/fs/cgroup/memory/guise-bench.$$ file=memory.limit_in_bytes
+    [ "$(native_group_type)" = cgroup ] || group=/sys/fs/cgroup/guise-bench.$$ file=memory.max
+    { mkdir "$group" && echo $(($1 << 20)) >"$group/$file"; } 2>/dev/null && echo "$group" && return
+    say "no control group with $1 MiB can be made here: some of what runs natively has all of the host's memory"
+    rmdir "$group" 2>/dev/null
+    return 1
+}
+
 machine_guise()
 {
     "$out/watch" -t "$limit" -i 20 -m "$memory" "$GUISE" run --engine soft --kernel "$kernel" ${initrd:+--initrd "$initrd"} \

@@ -38,10 +38,7 @@ run() # PEER
         machine_run "$1" $limit $memory "$image" --disk "$workloads/disk.img" --append "only=$names scale=$scale"
         return
     fi
-    # shellcheck disable=SC2046
-    only=$names scale=$scale "$out/watch" -t $limit unshare --mount $([ "$(id -u)" = 0 ] || echo --map-root-user) sh -c '
-        mount --rbind /proc "$1/proc" && mount --rbind /dev "$1/dev" && mount -t tmpfs -o mode=1777 tmp "$1/tmp" &&
-            exec chroot "$1" /bench/init' sh "$workloads/tree"
+    only=$names scale=$scale machine_native $limit $memory "$workloads/tree"
 }
 
 bench_rounds run
