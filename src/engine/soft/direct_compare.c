@@ -3,7 +3,7 @@
  *
  * How much faster code runs directly is not known beforehand: a third for ciphers in vector registers, four times for
  * an interpreter.  Where it runs but some microseconds between two exits, it is measured: a program that does the same
- * again and again, as many system calls and page faults in each of some windows of time, gets translated code for a few
+ * again and again, as many system calls in each of some windows of time, gets translated code for a few
  * ticks, and the tier that did more of them keeps it.
  */
 #include <Zydis/Zydis.h>
