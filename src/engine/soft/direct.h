@@ -107,6 +107,7 @@ struct space {
     bool direct;         /* it runs so, until that does not pay; */
     bool paid;           /* but it has, since it was armed: it may be back soon */
     uint32_t seen;       /* ticks that found it in user mode, one after another */
+    uint64_t found;      /* when the last tick found it, there or in its kernel: TSC */
     uint32_t wait, fail; /* ticks until it may try again; log2 of what the next failure costs */
     uint32_t misses;     /* of pages: the first ones have to be */
     uint32_t exits;      /* that count: there is a price to them */

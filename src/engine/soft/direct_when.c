@@ -14,6 +14,7 @@
 #define WORTH_PERCENT 50u  /* of what an exit costs: that long it has to run between two */
 #define TRANSLATED 256u    /* ticks that a program stays in translated code which is faster there */
 #define WAIT_MOST 10u      /* log2 of the ticks until it is tried again */
+#define FORGET_MS 100u     /* not found by a tick for so long, its failures may have been another program's */
 #define YOUNG_MS 100u      /* of a copy's CPU time, as long as it has not been idle */
 
 static uint64_t us_ticks(const struct direct *d, uint64_t us)
@@ -45,14 +46,14 @@ void space_begin(struct direct *d, const struct direct_slot *s, struct space *sp
     sp->ran = d->ran;
 }
 
-/* Has it run long enough at a time?  By the time stamps around it; and no more than its process has had of a CPU, less
- * what exits cost at least, since it may have had to wait for one. */
-static bool has_paid(const struct direct *d, const struct direct_slot *s, const struct space *sp)
+/* Has it run long enough at a time, for so many exits?  By the time stamps around it; and no more than its process has
+ * had of a CPU, less what exits cost at least, since it may have had to wait for one. */
+static bool has_paid(const struct direct *d, const struct direct_slot *s, const struct space *sp, unsigned exits)
 {
-    uint64_t enough = sp->exits * d->price.wall * WORTH_PERCENT / 100,
-             exits = (d->stats.entries - sp->entries) * d->price.cpu;
+    uint64_t enough = exits * d->price.wall * WORTH_PERCENT / 100,
+             cost = (d->stats.entries - sp->entries) * d->price.cpu;
     uint64_t ran = (d->ran - sp->ran) * 1000000 / d->engine->tsc_khz;
-    return direct_child_cpu_ns(s) - sp->began >= exits + enough && (d->trap_tsc || ran >= enough);
+    return (d->trap_tsc || ran >= enough) && direct_child_cpu_ns(s) - sp->began >= cost + enough;
 }
 
 void space_judge(struct direct *d, const struct direct_slot *s, struct space *sp, enum direct_exit exit,
@@ -63,9 +64,11 @@ void space_judge(struct direct *d, const struct direct_slot *s, struct space *sp
         sp->exits += misses;
     if (exit != DIRECT_KICK)
         sp->exits++;
-    if (sp->exits < JUDGE)
+    if (sp->exits < JUDGE) { /* what does nothing but compute has paid without them */
+        sp->paid = sp->paid || has_paid(d, s, sp, JUDGE);
         return;
-    const bool paid = has_paid(d, s, sp);
+    }
+    const bool paid = has_paid(d, s, sp, sp->exits);
     sp->paid |= paid;
     if (d->mode == ENGINE_DIRECT_ON && !paid)
         space_give_up(d, sp, false);
@@ -141,6 +144,10 @@ void soft_direct_tick(struct soft_vcpu *v)
         *sp = (struct space){.root = direct_root(v)};
         d->last = NULL;
     }
+    const uint64_t now = __builtin_ia32_rdtsc();
+    if (now - sp->found > us_ticks(d, FORGET_MS * 1000) && !sp->direct)
+        sp->fail = sp->wait = 0;
+    sp->found = now;
     const bool user = v->cpu.cpl == 3, again = d->last == sp, computes = quiet(v, d) && user;
     /* a program that is quite new itself will be over before it pays */
     const bool starts = cold(v, d) && user && again && sp->fail <= COLD_FAILS;
