@@ -13,19 +13,6 @@
 
 /* --- the machine that is copied ----------------------------------------------------------------------------------- */
 
-/* Does it write to the new layer?  When it cannot be asked it may. */
-static bool is_layered(struct forking *f)
-{
-    json_t *status = NULL;
-    char none[1];
-
-    if (client_call(&f->client, "snapshot", json_pack("{s:s}", "action", "status"), &status, none, sizeof none))
-        return true;
-    bool layered = json_is_true(json_object_get(status, "layered"));
-    json_decref(status);
-    return layered;
-}
-
 /* What `layer` says is where the disk of copies begins. */
 static void note_layer(struct forking *f, const json_t *result)
 {
@@ -75,7 +62,7 @@ int forking_begin(struct forking *f, char *err, size_t n)
     if (!failed && !parked)
         failed = snapshot_make_layer(f->registry, &f->parent, &f->client, &f->layer, err, n);
     if (!failed && (failed = ask(f, err, n)) && !parked)
-        snapshot_make_layer_end(&f->layer, is_layered(f));
+        snapshot_make_layer_end(&f->layer, snapshot_is_layered(&f->layer, &f->client));
     return failed;
 }
 

@@ -49,20 +49,6 @@ static bool is_state(const json_t *status, const char *state)
     return now && strcmp(now, state) == 0;
 }
 
-/* Does the machine write to the new layer?  When it cannot be asked it may. */
-static bool is_layered(struct client *c, const char *tag)
-{
-    json_t *status = NULL;
-    char none[1];
-
-    if (client_call(c, "snapshot", json_pack("{s:s}", "action", "status"), &status, none, sizeof none))
-        return true;
-    const char *of = json_string_value(json_object_get(status, "tag"));
-    bool layered = of && strcmp(of, tag) == 0 && json_is_true(json_object_get(status, "layered"));
-    json_decref(status);
-    return layered;
-}
-
 /* Until the file is complete.  *status is the last that was said. */
 static int follow(struct client *c, struct progress *p, json_t **status, char *err, size_t n)
 {
@@ -129,7 +115,7 @@ static int take_one(const struct registry *r, const struct vm_record *record, co
     failed = take(&c, &m, &progress, &status, err, sizeof err);
     progress_end(&progress);
     if (failed)
-        snapshot_make_abort(&m, is_layered(&c, m.tag));
+        snapshot_make_abort(&m, snapshot_is_layered(&m, &c));
     else
         failed = snapshot_make_commit(&m, err, sizeof err);
     client_close(&c);

@@ -36,6 +36,11 @@ void layers_sweep(const struct registry *r, const char *name);
 /* So that nobody changes layers that are being read: a descriptor, or -errno with a sentence. */
 int layers_hold(const struct registry *r, const char *name, char *err, size_t n);
 
+/* A command that died may have put a new overlay on the disk of a machine that runs, and never told it: that goes on
+ * writing to what is called a layer now, which gets its name back here; nobody has written to what is above it.  The
+ * caller holds the lock of its snapshots; client as below.  0, or -errno with a sentence. */
+int layers_settle(const struct registry *r, const char *name, struct client *client, char *err, size_t n);
+
 /* Merges what can be merged, of a disk of more than `few` overlays.  The caller holds the lock of its snapshots; client
  * is a connection to the machine, or NULL for one that does not run, whose lock is held, too.  0, or -errno with a
  * sentence: what has not been merged is what it was. */

@@ -402,8 +402,12 @@ json_t *command_fork(struct control_call *call)
 static json_t *status(struct control_call *call)
 {
     const struct vm *vm = call->opaque;
+    json_t *status = vm->saving ? describe(vm->saving) : json_pack("{s:s}", "state", "none");
+    char id[DISK_OVERLAY_ID_SIZE];
 
-    return vm->saving ? describe(vm->saving) : json_pack("{s:s}", "state", "none");
+    if (record_has_disk(vm->config->life->record) && disk_overlay_id_of(vm->disks[0], id))
+        json_object_set_new(status, "disk", json_string(id));
+    return status;
 }
 
 static json_t *cancel(struct control_call *call)

@@ -251,6 +251,20 @@ static int open_state(struct snapshot_making *m, char *err, size_t n)
     return m->state < 0 ? error_sys(err, n, -errno, "cannot make %s", path) : 0;
 }
 
+bool snapshot_is_layered(const struct snapshot_making *m, struct client *client)
+{
+    json_t *status = NULL;
+    char none[1];
+
+    client_call(client, "snapshot", json_pack("{s:s}", "action", "status"), &status, none, sizeof none);
+    const char *layer = json_string_value(json_object_get(status, "layer"));
+    bool layered = !status ||
+                   (layer && strcmp(layer, m->layer) == 0 && json_is_true(json_object_get(status, "layered")));
+
+    json_decref(status);
+    return layered;
+}
+
 /* If it has one.  Too many layers become fewer before; as long as there are not far too many it may go on with them. */
 static int layer_disk(const struct registry *r, const struct vm_record *record, struct client *client,
                       struct snapshot_making *m, char *err, size_t n)
@@ -259,11 +273,14 @@ static int layer_disk(const struct registry *r, const struct vm_record *record, 
 
     if (!record_has_disk(record))
         return 0;
+    int failed = layers_settle(r, record->name, client, err, n);
+    if (failed)
+        return failed;
     (void)layers_merge(r, record->name, LAYERS_FEW, client, why, sizeof why);
     if (layers_count(r, record->name) >= LAYERS_MOST)
         return error_set(err, n, -E2BIG, "the disk of %s consists of %u layers, and more would be slow: %.400s",
                          record->name, LAYERS_MOST, why);
-    int failed = choose_layer(r, record->name, m, err, n);
+    failed = choose_layer(r, record->name, m, err, n);
     return failed ? failed : add_layer(m, err, n);
 }
 
@@ -421,6 +438,8 @@ int snapshot_merge_layers(const struct registry *r, const char *name, bool stopp
         return layers_count(r, name) > few ? lock : 0;
     bool runs = !stopped && client_open(&client, r, name, err, n) == 0;
     int failed = stopped || runs ? 0 : registry_lock(r, name, &machine, err, n);
+    if (!failed)
+        failed = layers_settle(r, name, runs ? &client : NULL, err, n);
     if (!failed)
         failed = layers_merge(r, name, few, runs ? &client : NULL, err, n);
     client_close(&client);

@@ -51,6 +51,8 @@ int snapshot_make(const struct registry *r, const struct vm_record *record, stru
                   struct snapshot_making *m, char *err, size_t n);
 /* The file is complete and on stable storage. */
 int snapshot_make_commit(struct snapshot_making *m, char *err, size_t n);
+/* Does the machine write to the new disk.overlay?  When it cannot be asked it may. */
+bool snapshot_is_layered(const struct snapshot_making *m, struct client *client);
 /* It was not made.  layered: the machine writes to the new disk.overlay already. */
 void snapshot_make_abort(struct snapshot_making *m, bool layered);
 

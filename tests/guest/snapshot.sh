@@ -73,6 +73,29 @@ is "nor its disk" here inside 'cat /root/file'
 status "what came after is whole" 0 guise restore vm whole
 is "as it was then" "here 100000000" inside '(cat /root/file; wc -c </dev/shm/noise) | xargs'
 
+# The moment between the new overlay's getting the disk's name and the machine's hearing of it.
+cat >"$work/dies.c" <<'C'
+#include <signal.h>
+#include <sys/socket.h>
+ssize_t sendmsg(int socket, const struct msghdr *message, int flags) { raise(SIGKILL); return 0; }
+C
+gcc -shared -fPIC -w -o "$work/dies.so" "$work/dies.c" || finish
+for command in snapshot fork; do
+    (LD_PRELOAD=$work/dies.so exec "$GUISE" $command vm) >/dev/null 2>&1 &
+    wait $! 2>/dev/null
+    status "a $command that dies before the machine hears of its layer" 0 guise snapshot vm after-$command
+done
+inside 'echo later >/root/file; sync; echo 3 >/proc/sys/vm/drop_caches'
+is "does the disk no harm" later inside 'cat /root/file'
+guise snapshot rm vm after-snapshot after-fork 2>"$work/stderr"
+is "nor keep its layers from being merged" "" cat "$work/stderr"
+guise fork vm -q >/dev/null
+fork_with_few_files() { (ulimit -n 8 && exec "$GUISE" fork vm); }
+status "a fork that fails after one that did not" 1 fork_with_few_files
+status "does no harm to the next" 0 guise fork vm
+guise rm --force vm-1 vm-2 >/dev/null
+inside 'echo here >/root/file; sync'
+
 (guise snapshot vm dying >/dev/null 2>"$work/stderr" || echo $? >"$work/status") &
 sleep 0.15
 guise kill vm

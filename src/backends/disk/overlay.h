@@ -59,8 +59,10 @@ int disk_overlay_stack(struct disk *disk, int fd, char *err, size_t n);
 
 #define DISK_OVERLAY_ID_SIZE 33u
 
-/* What tells an overlay from any other, in hexadecimal digits.  0/-errno. */
+/* What tells an overlay from any other, in hexadecimal digits: of a file, 0/-errno; of a disk that is open, which it
+ * writes to; false: it is no overlay. */
 int disk_overlay_id(const char *path, char id[DISK_OVERLAY_ID_SIZE]);
+bool disk_overlay_id_of(const struct disk *disk, char id[DISK_OVERLAY_ID_SIZE]);
 /* Of the disk that it is, in bytes; 0: it cannot be read. */
 uint64_t disk_overlay_size(const char *path);
 /* Makes the file `path`, empty, in the place of the overlay `lower`.  0, or -errno with one sentence. */

@@ -1,5 +1,6 @@
 #include "backends/disk/overlay_format.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #include "backends/disk.h"
@@ -118,6 +119,12 @@ bool overlay_sector_ok(const uint8_t *sector, const uint8_t id[OVERLAY_ID], uint
 static uint32_t id_print(const uint8_t id[OVERLAY_ID])
 {
     return crc32c(crc32c(0, "layer", 5), id, OVERLAY_ID);
+}
+
+void overlay_id_format(const uint8_t id[OVERLAY_ID], char text[2 * OVERLAY_ID + 1])
+{
+    for (unsigned i = 0; i < OVERLAY_ID; i++)
+        snprintf(text + (size_t)2 * i, 3, "%02x", id[i]);
 }
 
 uint32_t overlay_print(const struct overlay_header *h)

@@ -69,6 +69,9 @@ const char *overlay_header_choose(struct overlay_header *h, const uint8_t *bytes
 void overlay_sector_seal(uint8_t *sector, const uint8_t id[OVERLAY_ID], uint32_t number);
 bool overlay_sector_ok(const uint8_t *sector, const uint8_t id[OVERLAY_ID], uint32_t number);
 
+/* An id in hexadecimal digits. */
+void overlay_id_format(const uint8_t id[OVERLAY_ID], char text[2 * OVERLAY_ID + 1]);
+
 /* The fingerprint of an overlay as a layer, by the id that it is known by. */
 uint32_t overlay_print(const struct overlay_header *h);
 /* Is it the layer with that fingerprint? */

@@ -31,8 +31,8 @@ int disk_overlay_id(const char *path, char id[DISK_OVERLAY_ID_SIZE])
     struct overlay_header *h = malloc(sizeof *h);
     int fd = h ? open_header(path, O_RDONLY, h, NULL, NULL, 0) : -ENOMEM;
 
-    for (unsigned i = 0; fd >= 0 && i < OVERLAY_ID; i++)
-        snprintf(id + (size_t)2 * i, 3, "%02x", h->id[i]);
+    if (fd >= 0)
+        overlay_id_format(h->id, id);
     free(h);
     if (fd < 0)
         return fd;

@@ -4,7 +4,6 @@
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -37,8 +36,7 @@ static bool has_id(const struct overlay *o, const char *id)
 {
     char text[DISK_OVERLAY_ID_SIZE];
 
-    for (unsigned i = 0; i < OVERLAY_ID; i++)
-        snprintf(text + (size_t)2 * i, 3, "%02x", o->header.id[i]);
+    overlay_id_format(o->header.id, text);
     return strcmp(text, id) == 0;
 }
 

@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "backends/disk/overlay.h"
@@ -133,6 +134,14 @@ static void free_layer(struct new_layer *l)
     free(l);
 }
 
+/* What is written there is to be found again. */
+static bool has_name(int fd)
+{
+    struct stat st;
+
+    return fstat(fd, &st) == 0 && st.st_nlink;
+}
+
 static int make_layer(struct overlay *o, int fd, struct new_layer **out, char *err, size_t n)
 {
     struct new_layer *l = calloc(1, sizeof *l);
@@ -149,6 +158,8 @@ static int make_layer(struct overlay *o, int fd, struct new_layer **out, char *e
     l->flush = overlay_flush_create(o->n_sectors);
     if (zero_file_init(&l->file, o->file.io, fd) || !l->below || !l->map || !l->dirty || !l->dirty_list || !l->flush)
         failed = error_set(err, n, -ENOMEM, "out of memory for a new layer of disk %s", o->disk.spec.path);
+    if (!failed && !has_name(fd))
+        failed = error_set(err, n, -ENOENT, "the new layer of disk %s has been removed meanwhile", o->disk.spec.path);
     if (!failed)
         failed = overlay_read_headers(fd, o->disk.spec.path, &l->header, NULL, err, n);
     if (!failed && (l->header.size != o->header.size || !overlay_is_known(&o->header, l->header.base_print)))
@@ -159,6 +170,14 @@ static int make_layer(struct overlay *o, int fd, struct new_layer **out, char *e
     }
     *out = l;
     return 0;
+}
+
+bool disk_overlay_id_of(const struct disk *disk, char id[DISK_OVERLAY_ID_SIZE])
+{
+    if (disk->ops != &overlay_ops)
+        return false;
+    overlay_id_format(((const struct overlay *)disk)->header.id, id);
+    return true;
 }
 
 int disk_overlay_stack(struct disk *disk, int fd, char *err, size_t n)
