@@ -9,6 +9,7 @@
 
 #include "base/large_page.h"
 #include "memory/ahead.h"
+#include "memory/pagemap.h"
 #include "memory/template.h"
 #include "memory/watch.h"
 
@@ -57,7 +58,7 @@ int memory_create(struct memory **out, uint64_t size)
     struct memory *m = calloc(1, sizeof(*m));
     if (!m)
         return -ENOMEM;
-    m->fd = -1;
+    m->fd = m->pagemap = -1;
     m->size = size;
     m->low_size = min_u64(size, MEMORY_HOLE_START);
     m->high_size = size - m->low_size;
@@ -91,6 +92,8 @@ void memory_destroy(struct memory *m)
         munmap(m->base, m->end + PAGE);
     if (m->fd >= 0)
         close(m->fd);
+    if (m->pagemap >= 0)
+        close(m->pagemap);
     memory_watch_destroy(m);
     memory_ahead_destroy(m);
     memory_templates_destroy(m);
@@ -104,6 +107,8 @@ void memory_set_writer(struct memory *m, const struct memory_writer_ops *writer,
 {
     m->writer = writer;
     m->writer_opaque = opaque;
+    if (writer && m->pagemap < 0)
+        m->pagemap = pagemap_open();
 }
 
 int memory_note_order(struct memory *m, uint32_t room)

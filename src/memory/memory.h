@@ -21,8 +21,8 @@
 
 /*
  * An engine whose guest writes to memory without announcing it (watch.h), and that knows afterwards where: on KVM. What
- * has to be known before cannot be had with it: while it runs memory is not kept, nor loaded, nor shared
- * (memory_is_announced).
+ * has to be known before cannot be had with it: while it runs memory is neither kept nor loaded (memory_is_announced),
+ * and of what it has in common with others pages are copied by the host's kernel (template.h).
  */
 struct memory_writer_ops {
     int (*begin)(void *opaque);    /* from now on it remembers which pages; 0/-errno */
@@ -55,13 +55,14 @@ struct memory {
     struct memory_ahead *ahead;             /* ahead.h; NULL: nobody asks for pages before they are used */
     const struct memory_writer_ops *writer; /* NULL: all accesses are announced */
     void *writer_opaque;
+    int pagemap; /* with such a writer: /proc/self/pagemap, or -1: it cannot be had */
 };
 
 /* Allocates `size` bytes of zeroed guest RAM (a multiple of 4096, >= 1 MiB).  0 or -errno. */
 int memory_create(struct memory **out, uint64_t size);
 void memory_destroy(struct memory *m);
 
-/* Or NULL.  Before memory is watched. */
+/* Or NULL.  Before memory is watched, while there are names. */
 void memory_set_writer(struct memory *m, const struct memory_writer_ops *writer, void *opaque);
 static inline bool memory_is_announced(const struct memory *m)
 {

@@ -9,8 +9,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define AHEAD 64u       /* pages that a writer who goes through memory gets at a time, at most */
-#define RUNS_MOST 1024u /* pieces of what a machine has written, when that becomes a template: each is a mapping */
+#define AHEAD 64u          /* pages that a writer who goes through memory gets at a time, at most */
+#define ZEROES_MOST 14000u /* mappings; more are not made for pages that are given back */
 
 /* A process may have 65530 mappings: the more there are, the larger the pieces that become a machine's own. */
 static const struct {
@@ -76,8 +76,10 @@ static int copy(struct memory *m, uint64_t first, uint64_t end)
             ;
         size_t size = n << PAGE_SHIFT;
         off_t offset = (off_t)(page << PAGE_SHIFT);
-        if (where != MEMORY_OWN && (pread(t->fd[where], t->buffer, size, offset) != (ssize_t)size ||
-                                    pwrite(m->fd, t->buffer, size, offset) != (ssize_t)size))
+        const uint8_t *bytes = memory_is_announced(m) ? t->buffer : at(m, page);
+        if (where != MEMORY_OWN &&
+            ((bytes == t->buffer && pread(t->fd[where], t->buffer, size, offset) != (ssize_t)size) ||
+             pwrite(m->fd, bytes, size, offset) != (ssize_t)size))
             return -ENOMEM;
     }
     return 0;
@@ -89,16 +91,38 @@ static bool map(struct memory *m, uint64_t first, uint64_t end, int more)
                 MAP_SHARED | MAP_FIXED | MAP_NORESERVE | more, m->fd, (off_t)(first << PAGE_SHIFT)) != MAP_FAILED;
 }
 
-/* While the mapping is changed, whoever accesses it waits inside the host's kernel. */
-static void own(struct memory *m, uint64_t first, uint64_t end, bool contents)
+static void note_own(struct memory_templates *t, uint64_t first, uint64_t end)
 {
-    struct memory_templates *t = m->templates;
-
-    if ((contents && copy(m, first, end)) || !map(m, first, end, contents ? MAP_POPULATE : 0))
-        exhausted(m, first, end);
     for (uint64_t page = first; page < end; page++)
         atomic_store_explicit(&t->from[page], MEMORY_OWN, memory_order_release);
     t->pieces++;
+}
+
+static void give_back(struct memory *m, uint64_t first, uint64_t end)
+{
+    for (uint64_t page = first; page < end; page++)
+        if (from(m->templates, page) != MEMORY_OWN)
+            (void)fallocate(m->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)(page << PAGE_SHIFT), PAGE);
+}
+
+/* While the mapping is changed, whoever accesses it waits inside the host's kernel. */
+int templates_own(struct memory *m, uint64_t first, uint64_t end, bool contents)
+{
+    if ((contents && copy(m, first, end)) ||
+        !map(m, first, end, contents && memory_is_announced(m) ? MAP_POPULATE : 0)) {
+        give_back(m, first, end);
+        return -ENOMEM;
+    }
+    note_own(m->templates, first, end);
+    return 0;
+}
+
+static void own(struct memory *m, uint64_t first, uint64_t end, bool contents)
+{
+    if (!templates_own(m, first, end, contents))
+        return;
+    exhausted(m, first, end);
+    note_own(m->templates, first, end);
 }
 
 static unsigned grain(const struct memory_templates *t)
@@ -135,10 +159,23 @@ static void own_range(struct memory *m, uint64_t first, uint64_t end)
             own_page(m, page);
 }
 
+/* Who gives back pages here and there must not make more mappings than there can be. */
+static void own_zeroes(struct memory *m, uint64_t first, uint64_t end)
+{
+    if (m->templates->pieces < ZEROES_MOST)
+        own(m, first, end, false);
+    else if (memory_is_announced(m))
+        own_range(m, first, end);
+    else
+        memset(at(m, first), 0, (end - first) << PAGE_SHIFT);
+}
+
 /* --- pages of one's own ------------------------------------------------------------------------------------------ */
 
 SIMD_GENERAL bool memory_owns(const struct memory *m, uint64_t gpa, uint64_t len)
 {
+    if (!memory_is_announced(m)) /* they are when they are written to */
+        return true;
     for (uint64_t page = page_of(m, gpa), last = page_of(m, gpa + len - 1); page <= last; page++)
         if (from(m->templates, page) != MEMORY_OWN)
             return false;
@@ -169,7 +206,7 @@ void memory_own_zeroes(struct memory *m, uint64_t gpa, uint64_t len)
         while (page < end && from(t, page) != MEMORY_OWN)
             page++;
         if (page > first)
-            own(m, first, page, false);
+            own_zeroes(m, first, page);
         page += page == first;
     }
     pthread_mutex_unlock(&t->lock);
@@ -191,7 +228,11 @@ int memory_peek(const struct memory *m, uint64_t offset, void *out, uint64_t len
         uint64_t where = offset + done, left = PAGE - (where & (PAGE - 1));
         uint8_t number = t ? from(t, where >> PAGE_SHIFT) : MEMORY_OWN;
         size_t size = !t || left > len - done ? len - done : left;
-        ssize_t got = pread(number == MEMORY_OWN ? m->fd : t->fd[number], (uint8_t *)out + done, size, (off_t)where);
+        ssize_t got = (ssize_t)size;
+        if (number != MEMORY_OWN && !memory_is_announced(m))
+            memcpy((uint8_t *)out + done, at(m, where >> PAGE_SHIFT) + (where & (PAGE - 1)), size);
+        else
+            got = pread(number == MEMORY_OWN ? m->fd : t->fd[number], (uint8_t *)out + done, size, (off_t)where);
         if (got <= 0)
             return got < 0 ? -errno : -EIO;
         done += (uint64_t)got;
@@ -227,13 +268,14 @@ static uint64_t allocated(int fd)
 void memory_usage(const struct memory *m, uint64_t *owned, uint64_t *shared)
 {
     const struct memory_templates *t = m->templates;
-    uint64_t pages = 0, there = 0;
+    uint64_t written = t && !memory_is_announced(m) ? private_pages(m) : 0, pages = 0, there = 0;
 
-    *owned = allocated(m->fd);
+    *owned = allocated(m->fd) + (written << PAGE_SHIFT);
     for (unsigned i = 0; t && i < t->n; i++)
         there += allocated(t->fd[i]);
     for (uint64_t i = 0; t && i < t->n_pages; i++)
         pages += from(t, i) != MEMORY_OWN;
+    pages -= written < pages ? written : pages;
     *shared = pages << PAGE_SHIFT < there ? pages << PAGE_SHIFT : there;
 }
 
@@ -263,7 +305,8 @@ static void join_runs(struct memory *m)
         }
 }
 
-/* All that the templates hold becomes its own: there is a new first one then. */
+/* All that the templates hold becomes its own, and nothing was written to them privately: there is a new first one
+ * then. */
 static int flatten(struct memory *m)
 {
     struct memory_templates *t = m->templates;
@@ -280,36 +323,50 @@ static int flatten(struct memory *m)
     return 0;
 }
 
-static void writable_again(struct memory *m)
+/* Its own pages, by runs inside one of the parts of RAM. */
+static bool map_own(struct memory *m, bool (*how)(struct memory *m, uint64_t first, uint64_t end))
 {
     const struct memory_templates *t = m->templates;
     const uint64_t low = m->low_size >> PAGE_SHIFT;
+    bool all = true;
 
     for (uint64_t page = 0, end; page < t->n_pages; page = end) {
         for (end = page + 1; end < t->n_pages && end != low && from(t, end) == from(t, page); end++)
             ;
         if (from(t, page) == MEMORY_OWN)
-            (void)mprotect(at(m, page), (end - page) << PAGE_SHIFT, PROT_READ | PROT_WRITE);
+            all = how(m, page, end) && all;
     }
+    return all;
 }
 
-static int read_only(struct memory *m)
+static bool writable(struct memory *m, uint64_t first, uint64_t end)
+{
+    return map(m, first, end, 0);
+}
+
+static bool not_written_to(struct memory *m, uint64_t first, uint64_t end)
+{
+    return memory_is_announced(m) ? mprotect(at(m, first), (end - first) << PAGE_SHIFT, PROT_READ) == 0
+                                  : templates_map(m, m->fd, first, end);
+}
+
+/* Its file becomes a template: what is its own is mapped as that. */
+static int seal(struct memory *m)
 {
     int err = 0;
 
-    if (mprotect(m->base, m->low_size, PROT_READ) ||
-        (m->high_size && mprotect(m->base + MEMORY_HOLE_END, m->high_size, PROT_READ)) ||
-        fcntl(m->fd, F_ADD_SEALS, F_SEAL_FUTURE_WRITE | F_SEAL_SEAL))
+    if (!map_own(m, not_written_to) || fcntl(m->fd, F_ADD_SEALS, F_SEAL_FUTURE_WRITE | F_SEAL_SEAL))
         err = -errno;
     if (err)
-        writable_again(m);
+        (void)map_own(m, writable);
     return err;
 }
 
 void templates_begin(struct memory *m)
 {
     memset(m->touched, MEMORY_USED, (m->end >> MEMORY_CHUNK_SHIFT) + 1);
-    atomic_store(&m->watched, true);
+    if (memory_is_announced(m))
+        atomic_store(&m->watched, true);
 }
 
 static bool is_empty(int fd)
@@ -322,10 +379,10 @@ static bool is_empty(int fd)
 /* For copies, whatever is written afterwards. */
 static int note_runs(struct memory_templates *t)
 {
-    uint32_t n = 0;
+    uint32_t n = 1;
 
-    for (uint64_t page = 0; page < t->n_pages; page++)
-        n += !page || from(t, page) != from(t, page - 1);
+    for (uint64_t page = 1; page < t->n_pages; page++)
+        n += from(t, page) != from(t, page - 1);
     struct memory_run *runs = calloc(n, sizeof *runs);
     if (!runs)
         return -ENOMEM;
@@ -343,11 +400,13 @@ static int note_runs(struct memory_templates *t)
 
 int memory_freeze(struct memory *m, int fd)
 {
-    int err = is_empty(fd) ? memory_prepare_file(fd, m->size) : -EINVAL;
+    int err = !memory_can_be_common(m) ? -ENOTSUP : is_empty(fd) ? memory_prepare_file(fd, m->size) : -EINVAL;
 
     if (!err && !m->templates && !(m->templates = templates_create(m, MEMORY_OWN)))
         err = -ENOMEM;
     struct memory_templates *t = m->templates;
+    if (!err && t->n && !memory_is_announced(m))
+        err = private_gather(m);
     if (!err && t->n == MEMORY_TEMPLATES_MAX)
         err = flatten(m);
     if (!err && t->n)
@@ -355,7 +414,7 @@ int memory_freeze(struct memory *m, int fd)
     if (!err)
         err = note_runs(t);
     if (!err)
-        err = read_only(m);
+        err = seal(m);
     if (err)
         return err;
     for (uint64_t page = 0; page < t->n_pages; page++)

@@ -8,6 +8,9 @@
  * The first write to a page is announced (watch.h), and before it is done the page is copied and mapped anew.  Pages
  * that are read only are never copied, and every mapping of a template is one that cannot be written to.
  *
+ * Where the engine's guest writes without announcing it (memory.h), a template is mapped privately instead, and it is
+ * the host's kernel that copies a page: template_private.c.
+ *
  * Forking a copy of a copy makes a second template, of what that copy had written, and so on: the oldest comes first.
  *
  * Locking: freeze and adopt while nobody accesses memory, the others at any time, on any thread.
@@ -25,6 +28,12 @@
 struct memory_run {
     uint32_t pages, from;
 };
+
+/* false: the host does not tell which pages it has copied (memory.h: pagemap). */
+static inline bool memory_can_be_common(const struct memory *m)
+{
+    return memory_is_announced(m) || m->pagemap >= 0;
+}
 
 /* What memory holds now becomes a template; what is written from now on goes to fd, an empty file of memory that allows
  * seals, which is taken over.  The engine has to forget by what it writes without announcement, and where the old file
@@ -50,7 +59,8 @@ void memory_own(struct memory *m, uint64_t gpa, uint64_t len);
 void memory_usage(const struct memory *m, uint64_t *own, uint64_t *shared);
 
 /* Pages of its own that are what a template has become that template's again.  While nobody writes to memory or keeps
- * an address to write to, be it in another process.  Where memory has been watched for another reason: nothing. */
+ * an address to write to, be it in another process.  Where memory has been watched for another reason, or writes are
+ * not announced: nothing. */
 void memory_share_again(struct memory *m);
 
 /* --- for memory.c and watch.c --- */
@@ -61,5 +71,7 @@ bool memory_owns(const struct memory *m, uint64_t gpa, uint64_t len);
 int memory_peek(const struct memory *m, uint64_t offset, void *out, uint64_t len);
 /* The first byte from `offset` on that any file has; m->size: none. */
 uint64_t memory_next_data(const struct memory *m, uint64_t offset);
+/* Is there something in [offset, offset+len), in a file or not?  false: it is zeroes, and takes no memory. */
+bool memory_has_data(const struct memory *m, uint64_t offset, uint64_t len);
 /* The pages at [gpa, gpa+len) become its own, as zeroes. */
 void memory_own_zeroes(struct memory *m, uint64_t gpa, uint64_t len);

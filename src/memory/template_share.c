@@ -18,11 +18,14 @@ static bool usable(const struct memory *m, int fd)
            (fcntl(fd, F_GET_SEALS) & needed) == needed;
 }
 
-/* Pages [first, end) of a template, inside one of the parts of RAM. */
-static bool map_template(struct memory *m, int fd, uint64_t first, uint64_t end)
+bool templates_map(const struct memory *m, int fd, uint64_t first, uint64_t end)
 {
-    return first == end || mmap(at(m, first), (end - first) << PAGE_SHIFT, PROT_READ, MAP_SHARED | MAP_FIXED, fd,
-                                (off_t)(first << PAGE_SHIFT)) != MAP_FAILED;
+    const bool announced = memory_is_announced(m);
+
+    return first == end ||
+           mmap(at(m, first), (end - first) << PAGE_SHIFT, announced ? PROT_READ : PROT_READ | PROT_WRITE,
+                MAP_FIXED | MAP_NORESERVE | (announced ? MAP_SHARED : MAP_PRIVATE), fd,
+                (off_t)(first << PAGE_SHIFT)) != MAP_FAILED;
 }
 
 static int adopt_run(struct memory *m, const int *fds, uint64_t first, const struct memory_run *r)
@@ -31,7 +34,7 @@ static int adopt_run(struct memory *m, const int *fds, uint64_t first, const str
 
     for (uint64_t page = first; r->from && page < end; page++) /* it is zero: not written to, no memory */
         atomic_store(&m->templates->from[page], (uint8_t)r->from);
-    return map_template(m, fds[r->from], first, split) && map_template(m, fds[r->from], split, end) ? 0 : -errno;
+    return templates_map(m, fds[r->from], first, split) && templates_map(m, fds[r->from], split, end) ? 0 : -errno;
 }
 
 int memory_adopt(struct memory *m, const int *fds, unsigned n, const struct memory_run *runs, uint32_t n_runs)
@@ -39,6 +42,8 @@ int memory_adopt(struct memory *m, const int *fds, unsigned n, const struct memo
     uint64_t pages = 0, page = 0;
     int err = 0;
 
+    if (!memory_can_be_common(m))
+        return -ENOTSUP;
     if (!n || n > MEMORY_TEMPLATES_MAX || m->templates)
         return -EINVAL;
     for (unsigned i = 0; i < n; i++)
@@ -87,7 +92,7 @@ static void share_run(struct memory *m, uint64_t first, uint64_t end, unsigned n
 {
     struct memory_templates *t = m->templates;
 
-    if (!map_template(m, t->fd[number], first, end))
+    if (!templates_map(m, t->fd[number], first, end))
         return;
     for (uint64_t page = first; page < end; page++)
         atomic_store(&t->from[page], (uint8_t)number);
@@ -104,7 +109,7 @@ void memory_share_again(struct memory *m)
     const uint64_t low = m->low_size >> PAGE_SHIFT;
     uint64_t looked_at = 0;
 
-    if (!t || m->watch)
+    if (!t || m->watch || !memory_is_announced(m))
         return;
     pthread_mutex_lock(&t->lock);
     for (uint64_t page = 0, end; looked_at < LOOKED_AT_MOST; page = end) {

@@ -78,7 +78,7 @@ static void clear_all(struct memory *m, uint8_t bit)
     for (uint64_t i = 0; i < w->n; i++)
         left |= atomic_fetch_and(&w->state[i], (uint8_t)~bit) & (uint8_t)~bit;
     atomic_store(&w->busy, left != 0);
-    atomic_store(&m->watched, left != 0 || w->logging || m->templates);
+    atomic_store(&m->watched, left != 0 || w->logging || (m->templates && memory_is_announced(m)));
     pthread_mutex_unlock(&w->lock);
 }
 
@@ -111,7 +111,7 @@ bool memory_read_chunk(struct memory *m, uint64_t chunk, uint8_t *out)
 
     if (m->watch && memory_lacks_chunk(m, chunk))
         memory_load_chunk(m, chunk, NULL);
-    bool there = memory_next_data(m, chunk << WATCH_SHIFT) < (chunk << WATCH_SHIFT) + length;
+    bool there = memory_has_data(m, chunk << WATCH_SHIFT, length);
     memset(out + (there ? length : 0), 0, WATCH_CHUNK - (there ? length : 0));
     if (there)
         copy(m, chunk, out, length);
@@ -265,11 +265,11 @@ bool memory_is_settled(const struct memory *m)
 
 void memory_watch_discard(struct memory *m, uint64_t gpa, uint64_t len)
 {
-    if (!memory_is_watched(m) || !len)
-        return;
-    note(m, gpa, len);
-    for (uint64_t i = memory_offset(m, gpa) >> WATCH_SHIFT;
-         m->watch && i <= memory_offset(m, gpa + len - 1) >> WATCH_SHIFT; i++)
+    const uint64_t last = memory_offset(m, gpa + len - 1) >> WATCH_SHIFT;
+
+    if (memory_is_watched(m))
+        note(m, gpa, len);
+    for (uint64_t i = memory_offset(m, gpa) >> WATCH_SHIFT; memory_is_watched(m) && m->watch && i <= last; i++)
         announce(m, i, true);
     memory_own_zeroes(m, gpa, len);
 }

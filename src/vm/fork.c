@@ -25,11 +25,11 @@ bool fork_refused(struct control_call *call)
     const struct vm *vm = call->opaque;
     const struct vm_config *told = &vm->config->life->record->settings.config;
 
-    if (!memory_is_announced(machine_memory(vm->machine)))
+    if (!memory_can_be_common(machine_memory(vm->machine)))
         return control_fail(call, "unsupported",
-                            "what guests write on the %s engine is known too late for memory that copies have in "
-                            "common: only machines of the soft engine are forked; `guise snapshot export` and `guise "
-                            "restore --from FILE --clone` make a copy of this one",
+                            "the host does not say which pages of memory the guest writes to (/proc/self/pagemap could "
+                            "not be opened when the machine was started), and on the %s engine nobody else does: "
+                            "`guise snapshot export` and `guise restore --from FILE --clone` make a copy of it",
                             vm->ops->name),
                true;
     for (unsigned i = 0; i < vm->n_nets; i++)

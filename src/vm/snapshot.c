@@ -304,7 +304,7 @@ static void disk_flushed(struct disk_request *r)
 
 /* One for all snapshots of the machine: a vCPU that has only just seen that a chunk is to be kept may look at it when
  * the snapshot is over. */
-static struct saving *renew(struct vm *vm)
+static struct saving *renew(struct vm *vm, bool fork)
 {
     struct saving *s = vm->saving;
 
@@ -327,7 +327,7 @@ static struct saving *renew(struct vm *vm)
     s->round = 0;
     s->written = 0;
     s->stalls = 0;
-    s->by_rounds = !memory_is_announced(machine_memory(vm->machine));
+    s->by_rounds = !fork && !memory_is_announced(machine_memory(vm->machine));
     return s;
 }
 
@@ -366,7 +366,7 @@ static json_t *begin(struct control_call *call, bool fork)
         control_fail(call, "bad-request",
                      "\"tag\" and the descriptor of a file must be given, and for a machine with a disk \"layer\" and "
                      "that of a new overlay on its disk");
-    else if (!refused(call) && !(s = renew(vm)))
+    else if (!refused(call) && !(s = renew(vm, fork)))
         control_fail(call, "failed", "out of memory");
     if (!s) {
         while (n)

@@ -1,5 +1,5 @@
 #!/bin/sh
-# A machine on the KVM engine is saved, goes back to what it was, and moves, while its guest checks what it has stored,
+# A machine on the KVM engine is saved, goes back to what it was, moves and is copied, while its guest checks what it has stored,
 # its registers and its clock (kvm-save/guest.c).  On a host without hardware virtualization: see kvm-nested.sh, whose
 # environment is this one's, too.
 #

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Inside the outer machine of tests/guest/kvm-save.sh: a machine on the KVM engine is saved, goes back, and moves.
+# Inside the outer machine of tests/guest/kvm-save.sh: a machine on the KVM engine is saved, goes back, moves, and is copied.
 #
 #   inside.sh CPUS ROUNDS [WORDS]       ROUNDS: how often all of that; WORDS: more for the kernel's command line
 export GUISE_DATA=/data GUISE_RUNTIME=/run/guise HOME=/root PATH=/bin:/
@@ -46,9 +46,22 @@ for round in $(seq "$rounds"); do
         right "it has moved"
     done
 done
+# Copies, of copies, too, and of what was written since the copy before.
+guise fork "$name" --name copy --verbose >/dev/null 2>/tmp/said || bad "fork: $(cat /tmp/said)"
+grep 'stood still' /tmp/said
+machine=$name
+name=copy right "a copy runs"
+right "so does the machine"
+guise fork copy --name second --quiet >/dev/null || bad "the copy is not forked"
+guise fork "$machine" --name again --quiet >/dev/null || bad "it is not forked again"
+for name in copy second again "$machine"; do right "$name runs"; done
+guise inspect copy | awk -F "[:,]" "/memory_(private|shared)_bytes/ { n += \$2 > 4000000 } END { exit n != 2 }" ||
+    bad "nothing is shared: $(guise inspect copy | grep memory_)"
+guise kill copy && guise kill again
+guise snapshot second s --quiet && guise restore second s --quiet || bad "the copy's copy is not saved"
+name=second right "it is saved and restored"
+guise kill second
 # What KVM cannot is refused, and nothing has happened to it.
-guise fork "$name" --name copy 2>/tmp/said && bad "it was forked"
-grep -q 'only machines of the soft engine are forked' /tmp/said || bad "fork: $(cat /tmp/said)"
 guise migrate "$name" elsewhere --postcopy --quiet 2>/tmp/said && bad "it was moved by post-copy"
 grep -q 'without --postcopy' /tmp/said || bad "post-copy: $(cat /tmp/said)"
 right "it is still there"
