@@ -81,6 +81,13 @@ static uint64_t own_bytes(const struct memory *m)
     return own;
 }
 
+static unsigned exhaustions;
+
+static void exhausted(void *opaque)
+{
+    exhaustions++;
+}
+
 /* --- tests ------------------------------------------------------------------------------------------------------- */
 
 static void a_page_is_copied_when_it_is_written_to(void **state)
@@ -210,6 +217,27 @@ static void what_is_given_back_is_zeroes(void **state)
     memory_destroy(m);
 }
 
+/* A process may have 65530 mappings. */
+static void pages_that_are_given_back_here_and_there_are_not_too_many(void **state)
+{
+    const uint32_t pages = 80000;
+    struct memory *m;
+
+    assert_int_equal(memory_create(&m, (uint64_t)pages * PAGE), 0);
+    for (uint32_t i = 0; i < pages; i++)
+        put(m, i, i);
+    freeze(m);
+    struct memory *copy = copy_of(m);
+    memory_set_exhausted(copy, exhausted, NULL);
+    for (uint32_t i = 0; i < pages; i += 2)
+        assert_int_equal(memory_discard(copy, (uint64_t)i * PAGE, PAGE), 0);
+    assert_int_equal(exhaustions, 0);
+    for (uint32_t i = 0; i < pages; i++)
+        assert_int_equal(get(copy, i), i % 2 ? i : 0);
+    memory_destroy(copy);
+    memory_destroy(m);
+}
+
 static uint32_t kept;
 
 static void room(void *opaque) {}
@@ -301,13 +329,6 @@ static void a_strangers_templates_are_checked(void **state)
     memory_destroy(m);
 }
 
-static unsigned exhaustions;
-
-static void exhausted(void *opaque)
-{
-    exhaustions++;
-}
-
 /* Whoever writes goes on for a moment, nobody else sees it, and the machine is told once. */
 static void without_memory_the_machine_is_told(void **state)
 {
@@ -358,6 +379,7 @@ int main(void)
         T(copies_of_copies_have_what_those_had),
         T(what_was_written_here_and_there_is_joined),
         T(what_is_given_back_is_zeroes),
+        T(pages_that_are_given_back_here_and_there_are_not_too_many),
         T(it_is_kept_before_it_is_copied),
         T(threads_agree),
         T(a_strangers_templates_are_checked),
