@@ -1,4 +1,5 @@
-/* Which instructions of a page of code are left to a copy of it (engine/soft/direct_copies.c). */
+/* Which instructions of a page of code are left to a copy of it (engine/soft/direct_copies.c), and how those are found
+ * that may be such (direct_scan.c). */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -60,9 +61,38 @@ static void the_ends_of_the_page(void **state)
     assert_false(copies_can(page, page));
 }
 
+/* Byte by byte, what scan_special() finds sixteen bytes at a time. */
+static const uint8_t *slowly(const uint8_t *p, const uint8_t *end)
+{
+    for (; end - p > 1; p++)
+        if (p[0] == 0x0f && memchr("\xa2\xc7\x01\xae\x03", p[1], 5))
+            return p;
+    return NULL;
+}
+
+static void all_are_found(void **state)
+{
+    static const uint8_t often[] = {0x0f, 0x0f, 0x0f, 0xa2, 0xc7, 0x01, 0xae, 0x03, 0x05, 0x90};
+    uint8_t bytes[80];
+    uint32_t random = 1;
+    for (unsigned turn = 0; turn < 20000; turn++) {
+        for (unsigned i = 0; i < sizeof bytes; i++) {
+            random = random * 1664525 + 1013904223;
+            bytes[i] = random >> 31 ? 0x90 : often[(random >> 16) % sizeof often];
+        }
+        const uint8_t *first = bytes + turn % 20, *end = bytes + sizeof bytes - turn / 20 % 20;
+        assert_ptr_equal(scan_special(first, end), slowly(first, end));
+        memset(bytes, 0x90, sizeof bytes);
+        memcpy(bytes + turn % 79, "\x0f\xa2", 2);
+        assert_ptr_equal(scan_special(bytes, bytes + sizeof bytes), bytes + turn % 79);
+        assert_null(scan_special(bytes, bytes + turn % 79 + 1));
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(all_are_found),
         cmocka_unit_test(getcpu_of_the_vdso),
         cmocka_unit_test(rdpid_that_nobody_executes),
         cmocka_unit_test(others_are_not_touched),

@@ -7,6 +7,7 @@
  *      direct_mirror.c  which of the guest's pages are mapped there, and for how long that is right
  *      direct_pages.c   the table of these
  *      direct_copies.c  pages of which a copy is executed
+ *      direct_scan.c    finds bytes that may be such, or must not be executed
  *      direct_child.c   the process: orders to it, and that it stands still
  *
  * All of it is called on the vCPU's thread, but for soft_direct_kick.
@@ -259,6 +260,11 @@ uint64_t copies_offset(struct direct *d, uint64_t gpa, const uint8_t *page);
 bool copies_has(const struct direct *d, uint64_t gpa, uint64_t size); /* one of them is of a page there */
 /* A page that has changed since loses its copy, and whatever maps that is cleared. */
 void copies_check(struct direct *d);
+
+/* --- direct_scan.c --- */
+/* The next byte 0x0f, from p on, whose follower before `end` makes it the beginning of an instruction that tells() or
+ * copies_can() may know; NULL: there is none. */
+const uint8_t *scan_special(const uint8_t *p, const uint8_t *end);
 
 /* --- direct_mirror.c --- */
 /* Makes what is mapped right again, as far as flushes and translated code ask for it. */

@@ -167,12 +167,11 @@ static bool executable(struct soft_vcpu *v, struct direct *d, uint64_t gva, uint
     cpu_copy(bytes + 1, d->engine->config.memory->base + gpa, 4096);
     for (unsigned i = 0; i < 3; i++)
         bytes[4097 + i] = byte_at(v, gva + 4096 + i);
-    const uint8_t *end = bytes + 4097, *p = bytes;
-    while ((p = memchr(p, 0x0f, (size_t)(end - p)))) {
+    const uint8_t *end = bytes + 4098; /* a second byte may be the next page's first */
+    for (const uint8_t *p = bytes; (p = scan_special(p, end)); p++) {
         if (tells(d, bytes, p))
             return false;
         asks |= copies_can(bytes + 1, p);
-        p++;
     }
     *copy = asks ? copies_offset(d, gpa, bytes + 1) : 0;
     return !asks || *copy;
