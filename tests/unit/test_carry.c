@@ -200,6 +200,25 @@ static void a_copy_that_rests_has_what_it_was_given(void **state)
     run(f->from);
 }
 
+/* It begins with little of its caches of computed branches: two targets that lose one place to one another make it use
+ * more, and no more than there is. */
+static void a_copy_that_has_rested_uses_no_more_than_it_has(void **state)
+{
+    struct fixture *f = *state;
+    take(f);
+    run(f->to);
+    rest(f->to);
+    run(f->to);
+    struct soft_vcpu *v = f->to->vcpu;
+    const uint32_t *mask = &v->ibtc_mask[soft_mmu(v)];
+    assert_true(*mask < IBTC_LEAST);
+    for (uint64_t i = 0; i < 4 * IBTC_SIZE; i++) {
+        soft_ibtc_insert(v, CODE_AT + (i & 1) * 4 * IBTC_SIZE, &f->to->blocks[0]);
+        assert_true(*mask < IBTC_SIZE);
+    }
+    assert_int_equal(*mask, IBTC_SIZE - 1);
+}
+
 static void what_a_copy_has_dropped_stays_so_when_it_rests(void **state)
 {
     struct fixture *f = *state;
@@ -430,6 +449,7 @@ int main(void)
         T(a_page_that_is_patched_is_ones_own),
         T(where_pages_came_from_is_nobody_elses),
         T(a_copy_that_rests_has_what_it_was_given),
+        T(a_copy_that_has_rested_uses_no_more_than_it_has),
         T(what_a_copy_has_dropped_stays_so_when_it_rests),
         T(what_is_written_before_a_copy_runs_is_dropped),
         T(what_is_written_before_a_copy_runs_is_not_handed_on),

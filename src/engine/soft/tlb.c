@@ -110,7 +110,7 @@ static void ibtc_note_loss(struct soft_vcpu *v, unsigned mmu)
         return;
     uint64_t now = __builtin_ia32_rdtsc();
     if (now - l->since < LOST_TICKS)
-        ibtc_use(v, mmu, size, 4 * size);
+        ibtc_use(v, mmu, size, size < IBTC_SIZE / 4 ? 4 * size : IBTC_SIZE);
     *l = (struct ibtc_loss){.since = now};
 }
 
