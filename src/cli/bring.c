@@ -155,7 +155,7 @@ int bring_wait_agent(struct bring *b)
     int status = life_wait_ready(&b->start, READY_MS);
 
     if (status != STATUS_OK) {
-        life_cut_power(&b->registry, b->record.name);
+        life_cut_power_if_on(&b->registry, b->record.name);
         throw_away(b);
     }
     return status;
@@ -168,7 +168,7 @@ void bring_end(struct bring *b)
 
     client_call(&b->start.client, "stop", json_pack("{s:s}", "mode", mode), NULL, none, sizeof none);
     if (process_wait(&b->registry, b->record.name, SHUT_DOWN_MS))
-        life_cut_power(&b->registry, b->record.name);
+        life_cut_power_if_on(&b->registry, b->record.name);
     client_close(&b->start.client);
     throw_away(b);
 }

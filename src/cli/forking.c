@@ -137,7 +137,7 @@ void forking_take_away(const struct forking *f, struct forked *c)
     char none[1];
 
     if (c->runs) {
-        life_cut_power(f->registry, c->record.name);
+        life_cut_power_if_on(f->registry, c->record.name);
         if (registry_lock(f->registry, c->record.name, &c->lock, none, sizeof none))
             c->lock = -1;
     }

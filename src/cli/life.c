@@ -215,3 +215,11 @@ int life_cut_power(const struct registry *r, const char *name)
         return STATUS_OK;
     return kill_process(r, name);
 }
+
+int life_cut_power_if_on(const struct registry *r, const char *name)
+{
+    struct vm_run run;
+
+    registry_run(r, name, &run);
+    return run.held ? life_cut_power(r, name) : STATUS_OK;
+}

@@ -36,6 +36,8 @@ int life_wait_ready(struct life_start *s, int timeout_ms);
 
 /* Cuts the power of one that runs, and waits until its process has ended: STATUS_OK, or what to exit with. */
 int life_cut_power(const struct registry *r, const char *name);
+/* The same of one that may have ended by itself. */
+int life_cut_power_if_on(const struct registry *r, const char *name);
 
 /* The last lines of a VM's serial output, on standard error, indented. */
 void life_quote_serial(const struct registry *r, const char *name);

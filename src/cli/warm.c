@@ -80,7 +80,7 @@ static void drop(const struct registry *r, const char *name)
     char none[1];
     int lock;
 
-    life_cut_power(r, name);
+    life_cut_power_if_on(r, name);
     if (registry_lock(r, name, &lock, none, sizeof none) == 0)
         registry_remove(r, name, lock, none, sizeof none);
 }

@@ -20,6 +20,14 @@
 #define WORDS_MAX 64u
 #define SELF "/proc/self/exe"
 
+/* A copy of a descriptor, with a number from `least` on; or -errno. */
+static int move_up(int fd, int least)
+{
+    int moved = fcntl(fd, F_DUPFD_CLOEXEC, least);
+
+    return moved >= 0 ? moved : errno == EINVAL ? -EMFILE /* it may have no such numbers */ : -errno;
+}
+
 /* Between fork and exec: moves the descriptors to their places by way of high numbers, so that none overwrites
  * another, and marks all others to be closed. */
 static int arrange(const int *fds, unsigned n_fds)
@@ -27,8 +35,8 @@ static int arrange(const int *fds, unsigned n_fds)
     int high[CHILD_FDS_MAX];
 
     for (unsigned i = 0; i < n_fds; i++)
-        if ((high[i] = fcntl(fds[i], F_DUPFD_CLOEXEC, 64)) < 0)
-            return -errno;
+        if ((high[i] = move_up(fds[i], 64)) < 0)
+            return high[i];
     int null = open("/dev/null", O_RDWR | O_CLOEXEC);
     if (null < 0 || dup2(null, 0) < 0 || dup2(2, 1) < 0)
         return -errno;
@@ -63,8 +71,9 @@ static void become(const char *argv[], const int *fds, unsigned n_fds, unsigned 
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
     signal(SIGPIPE, SIG_DFL);
-    report = fcntl(report, F_DUPFD_CLOEXEC, 128);
-    err = report < 0 ? -errno : arrange(keep, n_fds);
+    const int moved = move_up(report, 128);
+    report = moved < 0 ? report : moved;
+    err = moved < 0 ? moved : arrange(keep, n_fds);
     if (!err) {
         const char *program = argv[0] ? argv[0] : SELF;
         if (!argv[0])

@@ -7,6 +7,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -57,6 +58,24 @@ static void a_missing_program_is_named(void **state)
     child_stop(&c, 0);
 }
 
+static void one_that_may_not_have_the_descriptors_is_told_of(void **state)
+{
+    struct rlimit all;
+    struct child c;
+    const char *const argv[] = {"true", NULL};
+
+    assert_int_equal(getrlimit(RLIMIT_NOFILE, &all), 0);
+    for (rlim_t few = 40; few <= 100; few += 60) {
+        const struct rlimit limit = {few, all.rlim_max};
+        assert_int_equal(setrlimit(RLIMIT_NOFILE, &limit), 0);
+        assert_int_equal(child_start(&c, argv, (int[]){0}, 1, err, sizeof err), -EMFILE);
+        assert_int_equal(child_detach(argv, (int[]){0}, 1, 2, err, sizeof err), -EMFILE);
+    }
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &all), 0);
+    assert_int_equal(child_start(&c, argv, (int[]){0}, 1, err, sizeof err), 0);
+    child_stop(&c, 1000);
+}
+
 static void the_end_is_noticed(void **state)
 {
     struct child c;
@@ -94,6 +113,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(descriptors_come_from_3_and_no_others),
         cmocka_unit_test(a_missing_program_is_named),
+        cmocka_unit_test(one_that_may_not_have_the_descriptors_is_told_of),
         cmocka_unit_test(the_end_is_noticed),
         cmocka_unit_test(one_that_does_not_listen_is_killed),
     };
