@@ -4,6 +4,7 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -148,6 +149,36 @@ static void a_page_that_is_patched_is_ones_own(void **state)
     }
     run(f->to);
     run(f->from);
+}
+
+static unsigned mappings(void)
+{
+    FILE *maps = fopen("/proc/self/maps", "r");
+    unsigned n = 0;
+    assert_non_null(maps);
+    for (int c; (c = getc(maps)) != EOF;)
+        n += c == '\n';
+    fclose(maps);
+    return n;
+}
+
+/* However many pages become its own, here and there. */
+static void a_copy_has_not_too_many_mappings(void **state)
+{
+    struct fixture *f = *state;
+    take(f);
+    const struct code_cache *c = &f->to->cache;
+    assert_ptr_equal(mmap(c->rx, c->size, PROT_READ | PROT_EXEC, MAP_PRIVATE | MAP_FIXED, f->image, 0), c->rx);
+    soft_code_lent(f->to, 0, c->size);
+    const unsigned before = mappings();
+    for (uint32_t at = 0; at < c->size; at += 3 * 4096) {
+        soft_code_own(f->to, at, at + 8);
+        assert_false(is_lent(f->to, at));
+        c->rw[at] = 0x5a;
+        assert_int_equal(c->rx[at], 0x5a);
+    }
+    assert_true(c->size / (3 * 4096) > 4096); /* there were more than that */
+    assert_in_range(mappings() - before, 2048, 9000);
 }
 
 /* Where a page was moved from nothing else is mapped by anybody, which its way back would take away. */
@@ -447,6 +478,7 @@ int main(void)
         T(a_copy_translates_nothing_again),
         T(what_changes_is_translated_again),
         T(a_page_that_is_patched_is_ones_own),
+        T(a_copy_has_not_too_many_mappings),
         T(where_pages_came_from_is_nobody_elses),
         T(a_copy_that_rests_has_what_it_was_given),
         T(a_copy_that_has_rested_uses_no_more_than_it_has),

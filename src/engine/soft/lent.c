@@ -74,14 +74,33 @@ static uint32_t turn_next(struct code_cache *c, uint32_t *k, uint32_t end, bool 
     return n;
 }
 
+/* A process may have 65530 mappings, of which its RAM may take two thirds (memory/template.c), and a page that is moved
+ * by itself makes two more: so of the caches of all vCPUs together 4096 are.  Then those around them go along. */
+static uint32_t grain(const struct engine *e)
+{
+    const uint32_t moved = e->cache.moved * e->peers->n;
+    return moved < 4096 ? 1 : moved < 6144 ? 16 : 256;
+}
+
+static bool has_lent(const struct code_cache *c, uint32_t k, uint32_t end)
+{
+    while (k < end && !(c->lent[k / 64] >> k % 64 & 1))
+        k++;
+    return k < end;
+}
+
 void soft_code_own_pages(struct engine *e, uint32_t from, uint32_t end)
 {
     struct code_cache *c = &e->cache;
+    const uint32_t pages = grain(e), most = PAGES_OF(c->size), last = (PAGES_OF(end) + pages - 1) & -pages;
 
-    for (uint32_t k = from / PAGE, n; (n = turn_next(c, &k, PAGES_OF(end), true)); k += n) {
+    if (!has_lent(c, from / PAGE, PAGES_OF(end)))
+        return;
+    for (uint32_t k = from / PAGE & -pages, n; (n = turn_next(c, &k, last < most ? last : most, true)); k += n) {
         const size_t at = (size_t)k * PAGE, size = (size_t)n * PAGE;
         memcpy(c->rw + at, c->rx + at, size);
         move(e, c->spare + at, c->rx + at, size);
+        c->moved++;
     }
 }
 
@@ -109,6 +128,7 @@ void soft_code_empty(struct engine *e)
     soft_give_back(c->tries, TRIES);
     soft_release(c->image, c->size);
     c->image = NULL;
+    c->moved = 0;
 }
 
 void soft_code_lend_end(struct engine *e)

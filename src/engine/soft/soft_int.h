@@ -96,6 +96,7 @@ struct code_cache {
     uint8_t *spare;
     uint8_t *image; /* those of the image once more, to be put back; NULL: they cannot be */
     uint8_t *tries; /* of branches there, by where they are */
+    uint32_t moved; /* counts runs of pages that have become its own */
     uint32_t size;
     uint32_t hot, cold;      /* next free byte of the half that runs often, and of slow paths and exits */
     uint32_t hot_end;        /* = where the cold half starts */
