@@ -14,6 +14,7 @@
 #include <linux/if_tun.h>
 #include <linux/kvm.h>
 #include <linux/seccomp.h>
+#include <linux/userfaultfd.h>
 #include <sched.h>
 #include <seccomp.h>
 #include <signal.h>
@@ -216,6 +217,10 @@ static const struct call calls[] = {
      {ARG_IS(0, ARCH_SET_CPUID)}},
     {SYS(rt_sigtimedwait), VM_K | V_KVM, "a kick that came outside the guest is taken back"},
     {SYS(ioctl), VM_K | V_KVM, "KVM's own requests", {ARG_HAS(1, 0xff00, KVMIO << 8)}},
+    {SYS(ioctl),
+     VM_K | V_KVM | WORKER,
+     "memory of a restored guest that comes later",
+     {ARG_HAS(1, 0xff00, UFFDIO << 8)}},
 
     /* --- libraries try, and do without --- */
     {SYS(openat), VM | VCPU | WORKER | WRITER, "time zones, locales, processors: nothing is opened any more",

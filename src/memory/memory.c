@@ -58,7 +58,7 @@ int memory_create(struct memory **out, uint64_t size)
     struct memory *m = calloc(1, sizeof(*m));
     if (!m)
         return -ENOMEM;
-    m->fd = m->pagemap = -1;
+    m->fd = m->pagemap = m->faults = -1;
     m->size = size;
     m->low_size = min_u64(size, MEMORY_HOLE_START);
     m->high_size = size - m->low_size;
@@ -94,6 +94,8 @@ void memory_destroy(struct memory *m)
         close(m->fd);
     if (m->pagemap >= 0)
         close(m->pagemap);
+    if (m->faults >= 0)
+        close(m->faults);
     memory_watch_destroy(m);
     memory_ahead_destroy(m);
     memory_templates_destroy(m);

@@ -21,8 +21,8 @@
 
 /*
  * An engine whose guest writes to memory without announcing it (watch.h), and that knows afterwards where: on KVM. What
- * has to be known before cannot be had with it: while it runs memory is neither kept nor loaded (memory_is_announced),
- * and of what it has in common with others pages are copied by the host's kernel (template.h).
+ * has to be known before cannot be had with it: while it runs memory is not kept (memory_is_announced), the host's
+ * kernel has to say what is to be loaded (faults.h), and copies pages of what is in common with others (template.h).
  */
 struct memory_writer_ops {
     int (*begin)(void *opaque);    /* from now on it remembers which pages; 0/-errno */
@@ -56,6 +56,9 @@ struct memory {
     const struct memory_writer_ops *writer; /* NULL: all accesses are announced */
     void *writer_opaque;
     int pagemap; /* with such a writer: /proc/self/pagemap, or -1: it cannot be had */
+    int faults;  /* faults.h: a userfaultfd, or -1 */
+    _Atomic bool faults_begun;
+    _Atomic bool faults_ended;
 };
 
 /* Allocates `size` bytes of zeroed guest RAM (a multiple of 4096, >= 1 MiB).  0 or -errno. */

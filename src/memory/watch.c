@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/simd.h"
+#include "memory/faults.h"
 #include "memory/template.h"
 
 enum { KEEP = 1, ABSENT = 2 };
@@ -142,7 +143,11 @@ static bool load(struct memory *m, uint64_t chunk)
             pthread_cond_wait(&w->brought, &w->lock);
         return true;
     }
-    w->source.load(w->source.opaque, chunk, chunk_at(m, chunk), length_of(m, chunk));
+    const bool told = memory_faults_are_told(m);
+    w->source.load(w->source.opaque, chunk, told ? w->buffer : chunk_at(m, chunk), length_of(m, chunk));
+    int err = told ? memory_faults_put(m, chunk_at(m, chunk), w->buffer, length_of(m, chunk)) : 0;
+    if (err)
+        w->source.lost(w->source.opaque, err);
     atomic_fetch_and(&w->state[chunk], (uint8_t)~ABSENT);
     return true;
 }
@@ -260,7 +265,7 @@ bool memory_is_settled(const struct memory *m)
 {
     const struct memory_watch *w = m->watch;
 
-    return !w || (!atomic_load_explicit(&w->busy, memory_order_relaxed) && !w->logging);
+    return !w || (!atomic_load_explicit(&w->busy, memory_order_relaxed) && !w->logging && !memory_faults_are_told(m));
 }
 
 void memory_watch_discard(struct memory *m, uint64_t gpa, uint64_t len)

@@ -7,7 +7,7 @@
  * Pieces are chunks of 64 KiB of the memory's file (memory.h: `fd`), numbered from its beginning.  The announcements
  * come from memory_hva and its kind, which everybody calls who accesses memory: page walks, devices, and the software
  * engine before it puts a page into a TLB.  An engine that does not announce (memory.h: struct memory_writer_ops) can
- * only be logged.
+ * only be logged, and loaded for as faults.h says.
  *
  * Locking: `begin` functions while nobody accesses memory; the others at any time, on any thread.
  */
@@ -49,6 +49,8 @@ void memory_keep_end(struct memory *m);
 struct memory_source {
     /* Puts the chunk's contents to bytes[length], which are zeroes. */
     void (*load)(void *opaque, uint64_t chunk, void *bytes, uint32_t length);
+    /* There is no memory to put what was loaded to (faults.h). */
+    void (*lost)(void *opaque, int err);
     /* NULL, or called before each wait; not to wait itself. */
     void (*ask)(void *opaque, uint64_t chunk);
     bool (*has)(void *opaque, uint64_t chunk); /* false: it stays zeroes */

@@ -165,7 +165,9 @@ int restore_machine(struct vm *vm, struct restore *r, char *err, size_t n)
 
 int restore_load(struct vm *vm, char *err, size_t n)
 {
-    return vm->loading && !memory_is_announced(machine_memory(vm->machine)) ? loading_all(vm, err, n) : 0;
+    if (!vm->loading || memory_is_announced(machine_memory(vm->machine)) || loading_serve(vm))
+        return 0;
+    return loading_all(vm, err, n);
 }
 
 void restore_started(struct vm *vm, const struct restore *r)
@@ -174,7 +176,7 @@ void restore_started(struct vm *vm, const struct restore *r)
     json_t *about = snapshot_about(&r->file, r->name, none, sizeof none);
 
     machine_new_generation(vm->machine);
-    if (vm->loading && memory_is_announced(machine_memory(vm->machine)) && loading_start(vm))
+    if (vm->loading && (memory_is_announced(machine_memory(vm->machine)) || vm->loading->serves) && loading_start(vm))
         vm_end(vm, VM_FAILED, "cannot start the thread that loads memory");
     life_event(
         vm, r->copy ? "copied" : "restored",

@@ -9,6 +9,8 @@ struct loading {
     struct restore *restore;
     pthread_t thread;
     bool has_thread;
+    pthread_t server; /* of faults (memory/faults.h) */
+    bool serves;
     struct loop_timer look;
     _Atomic bool stop, recording;
     _Atomic int failed; /* the first error of reading */
@@ -23,5 +25,7 @@ struct loading {
 int loading_begin(struct vm *vm, struct restore *r);
 /* Brings it, for an engine whose guest would not wait for a piece.  No vCPU runs.  0, or -errno with a sentence. */
 int loading_all(struct vm *vm, char *err, size_t n);
+/* The same, if the host says what such a guest waits for: then it may run at once.  false: it does not. */
+bool loading_serve(struct vm *vm);
 /* The vCPUs are about to run. */
 int loading_start(struct vm *vm);

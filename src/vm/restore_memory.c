@@ -19,6 +19,7 @@
 #include "base/error.h"
 #include "host/sandbox.h"
 #include "host/thread.h"
+#include "memory/faults.h"
 #include "memory/watch.h"
 #include "vm/restore_int.h"
 
@@ -56,6 +57,11 @@ static void load(void *opaque, uint64_t chunk, void *bytes, uint32_t length)
     }
     if (!l->by_thread && l->recording && l->n_set < SET_MOST)
         l->set[l->n_set++] = (uint32_t)chunk;
+}
+
+static void lost(void *opaque, int err)
+{
+    give_up(opaque, err);
 }
 
 static bool is_kept(void *opaque, uint64_t chunk)
@@ -126,8 +132,10 @@ static void *loader_main(void *opaque)
         bring(l, le32toh(l->set[i]));
     for (uint64_t i = 0; i < memory_chunks(m) && !l->stop; i++)
         bring(l, i);
-    if (!l->stop && !l->failed)
+    if (!l->stop && !l->failed) {
         memory_load_end(m);
+        memory_faults_end(m);
+    }
     return NULL;
 }
 
@@ -159,8 +167,12 @@ int loading_begin(struct vm *vm, struct restore *r)
     read_set(l);
     l->recording = !l->n_set;
     vm->loading = l;
-    const struct memory_source source = {.load = load, .has = is_kept, .opaque = l};
-    return memory_load_begin(machine_memory(vm->machine), &source);
+    const struct memory_source source = {.load = load, .lost = lost, .has = is_kept, .opaque = l};
+    struct memory *m = machine_memory(vm->machine);
+    int err = memory_load_begin(m, &source);
+    if (!err && !memory_is_announced(m))
+        (void)memory_faults_open(m); /* else all comes before the guest runs */
+    return err;
 }
 
 #define BRINGERS_MOST 4u
@@ -231,6 +243,32 @@ int loading_all(struct vm *vm, char *err, size_t n)
     return 0;
 }
 
+static void *server_main(void *opaque)
+{
+    struct loading *l = opaque;
+
+    prctl(PR_SET_NAME, "faults");
+    if (sandbox_thread(l->vm->sandbox, SANDBOX_WORKER))
+        give_up(l, -EPERM);
+    memory_faults_serve(machine_memory(l->vm->machine));
+    return NULL;
+}
+
+bool loading_serve(struct vm *vm)
+{
+    struct loading *l = vm->loading;
+    struct memory *m = machine_memory(vm->machine);
+
+    if (memory_faults_begin(m))
+        return false;
+    l->serves = !thread_start(&l->server, NULL, server_main, l);
+    if (!l->serves) {
+        memory_faults_end(m);
+        memory_faults_serve(m);
+    }
+    return l->serves;
+}
+
 int loading_start(struct vm *vm)
 {
     struct loading *l = vm->loading;
@@ -250,6 +288,9 @@ void restore_stop(struct vm *vm)
     l->stop = true;
     if (l->has_thread)
         pthread_join(l->thread, NULL);
+    memory_faults_end(machine_memory(vm->machine));
+    if (l->serves)
+        pthread_join(l->server, NULL);
     loop_timer_cancel(vm->loop, &l->look);
     memory_load_end(machine_memory(vm->machine)); /* what devices still do at their end is of no account */
     free(l);

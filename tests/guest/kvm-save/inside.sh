@@ -34,6 +34,7 @@ for round in $(seq "$rounds"); do
     right "it runs on"
     size=$(wc -c <"/data/vms/$name/serial.log")
     guise restore --quiet "$name" "s$round" || bad restore
+    grep -qx faults /proc/[0-9]*/task/*/comm || bad "it does not run before all of its memory is there"
     right "restored"
     tail -c "+$size" "/data/vms/$name/serial.log" | awk '/^tick/ { back += $2 < last; last = $2 } END { exit back != 1 }' ||
         bad "it was not taken back, or more than once"
@@ -60,7 +61,15 @@ guise inspect copy | awk -F "[:,]" "/memory_(private|shared)_bytes/ { n += \$2 >
 guise kill copy && guise kill again
 guise snapshot second s --quiet && guise restore second s --quiet || bad "the copy's copy is not saved"
 name=second right "it is saved and restored"
-guise kill second
+# No zeroes are taken for memory that is damaged.
+dd if=/dev/urandom of=/data/vms/second/snapshots/s/state bs=64k seek=20 count=60 conv=notrunc 2>/dev/null
+guise restore second s --quiet
+i=0
+until guise inspect second | grep -q 'the check sum of a piece of memory is wrong'; do
+    i=$((i + 1))
+    [ $i -lt 100 ] || bad "damaged memory is not met"
+    usleep 100000
+done
 # What KVM cannot is refused, and nothing has happened to it.
 guise migrate "$name" elsewhere --postcopy --quiet 2>/tmp/said && bad "it was moved by post-copy"
 grep -q 'without --postcopy' /tmp/said || bad "post-copy: $(cat /tmp/said)"
