@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "cli/forking.h"
+#include "cli/interrupt.h"
 #include "host/loop.h"
 
 #define COPIES_MOST 1000u
@@ -48,9 +49,10 @@ static int run_all(struct forking *f, struct forked *copies, const struct fork_a
                                .number = 1,
                                .publish = &a->publish};
     char err[ERROR_SIZE];
+    unsigned ready = 0;
     int status = STATUS_OK;
 
-    for (uint64_t i = 0; i < a->count; i++) {
+    for (uint64_t i = 0; i < a->count && !interrupt_came(); i++) {
         int failed = forking_copy(f, &copies[i], &words, false, err, sizeof err);
         if (failed) {
             status = cli_failed(failed, err);
@@ -61,15 +63,21 @@ static int run_all(struct forking *f, struct forked *copies, const struct fork_a
     for (uint64_t i = 0; i < a->count && copies[i].runs; i++) {
         struct forked *c = &copies[i];
         int failed = forking_wait(f, c, err, sizeof err);
-        client_close(&c->client);
         if (failed) {
-            status = cli_failed(failed, err);
+            status = interrupt_came() ? STATUS_FAILED : cli_failed(failed, err);
             forking_take_away(f, c);
-            continue;
         }
+        client_close(&c->client);
+        if (failed)
+            continue;
         puts(c->record.name);
+        ready++;
         if (a->verbose)
             log_say("%s was ready %.1f ms after the command", c->record.name, ms_since(began));
+    }
+    if (interrupt_came() && ready < a->count) {
+        status = STATUS_FAILED;
+        log_say("interrupted: %u of %llu copies are there", ready, (unsigned long long)a->count);
     }
     return status;
 }
@@ -121,9 +129,11 @@ int fork_main(const struct command *self, int argc, char **argv)
     int failed = registry_load(&r, argv[1], &f.parent, err, sizeof err);
     if (failed)
         return cli_failed(failed, err);
+    interrupt_catch();
     status = fork_it(&f, &a, began);
     record_free(&f.parent);
     int flushed = cli_flush();
+    interrupt_end();
     return status ? status : flushed;
 }
 

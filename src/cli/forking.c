@@ -7,8 +7,11 @@
 #include <unistd.h>
 
 #include "base/error.h"
+#include "cli/interrupt.h"
+#include "host/loop.h"
 
-#define BEGIN_MS 120000   /* a busy disk's flush, and the moment itself */
+#define BEGIN_MS 120000 /* a busy disk's flush, and the moment itself */
+#define END_MS 5000
 #define IDENTITY_MS 30000 /* a copy's agent answers, or there is something wrong with it */
 
 /* --- the machine that is copied ----------------------------------------------------------------------------------- */
@@ -107,6 +110,20 @@ int forking_copy(struct forking *f, struct forked *c, struct copy_words *words, 
     return failed ? failed : start(f, c, attached, err, n);
 }
 
+#define LOOK_MS 100
+
+/* -EINTR: there was a signal. */
+static int next_event(struct client *client, json_t **event)
+{
+    const uint64_t until = clock_ns() + IDENTITY_MS * 1000000ull;
+    int failed;
+
+    do
+        failed = interrupt_came() ? -EINTR : client_event(client, LOOK_MS, event);
+    while (failed == -ETIMEDOUT && clock_ns() < until);
+    return failed;
+}
+
 int forking_wait(const struct forking *f, struct forked *c, char *err, size_t n)
 {
     static const char *const ends[] = {"stopped", "crashed", "failed"};
@@ -117,13 +134,15 @@ int forking_wait(const struct forking *f, struct forked *c, char *err, size_t n)
 
     while (!ready && !failed) {
         json_t *event = NULL;
-        failed = client_event(&c->client, IDENTITY_MS, &event);
+        failed = next_event(&c->client, &event);
         const char *name = json_string_value(json_object_get(event, "event"));
         const char *why = json_string_value(json_object_get(json_object_get(event, "data"), "reason"));
         for (size_t i = 0; name && i < sizeof ends / sizeof *ends; i++)
             failed = strcmp(name, ends[i]) == 0 ? -EIO : failed;
         if (failed == -ETIMEDOUT)
             snprintf(reason, sizeof reason, "there is no word from inside the guest");
+        else if (failed == -EINTR)
+            snprintf(reason, sizeof reason, "interrupted");
         else if (why)
             snprintf(reason, sizeof reason, "%s", why);
         ready = name && strcmp(name, wanted) == 0;
@@ -136,7 +155,9 @@ void forking_take_away(const struct forking *f, struct forked *c)
 {
     char none[1];
 
-    if (c->runs) {
+    if (c->runs) { /* by the connection that it has had from the beginning: it may not be known yet by its name */
+        client_call(&c->client, "stop", json_pack("{s:s}", "mode", "force"), NULL, none, sizeof none);
+        process_wait(f->registry, c->record.name, END_MS);
         life_cut_power_if_on(f->registry, c->record.name);
         if (registry_lock(f->registry, c->record.name, &c->lock, none, sizeof none))
             c->lock = -1;

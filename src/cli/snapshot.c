@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "base/log.h"
+#include "cli/interrupt.h"
 #include "cli/life.h"
 #include "cli/table.h"
 #include "vm/snapshot.h"
@@ -49,10 +50,12 @@ static bool is_state(const json_t *status, const char *state)
     return now && strcmp(now, state) == 0;
 }
 
-/* Until the file is complete.  *status is the last that was said. */
+/* Until the file is complete; or, after a signal, given up.  *status is the last that was said. */
 static int follow(struct client *c, struct progress *p, json_t **status, char *err, size_t n)
 {
     for (;;) {
+        if (interrupt_came())
+            client_call(c, "snapshot", json_pack("{s:s}", "action", "cancel"), NULL, err, n);
         json_decref(*status);
         *status = NULL;
         int failed = client_call(c, "snapshot", json_pack("{s:s}", "action", "status"), status, err, n);
@@ -114,6 +117,8 @@ static int take_one(const struct registry *r, const struct vm_record *record, co
     progress_begin(&progress, a->verbose, a->quiet);
     failed = take(&c, &m, &progress, &status, err, sizeof err);
     progress_end(&progress);
+    if (failed && interrupt_came())
+        error_set(err, sizeof err, failed, "interrupted: there is no snapshot %s", m.tag);
     if (failed)
         snapshot_make_abort(&m, snapshot_is_layered(&m, &c));
     else
@@ -146,8 +151,11 @@ int snapshot_main(const struct command *self, int argc, char **argv)
     int failed = registry_load(&r, argv[1], &record, err, sizeof err);
     if (failed)
         return cli_failed(failed, err);
+    interrupt_catch();
     status = take_one(&r, &record, operands == 2 ? argv[2] : NULL, &a);
     record_free(&record);
+    if (status != STATUS_OK)
+        interrupt_end();
     return status;
 }
 

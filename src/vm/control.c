@@ -134,6 +134,11 @@ static struct control_client *find_client(struct control *s, uint64_t id)
     return NULL;
 }
 
+bool control_has(struct control *s, uint64_t client)
+{
+    return find_client(s, client) != NULL;
+}
+
 struct control_ticket control_ticket(const struct control_call *call)
 {
     const struct request *r = (const struct request *)call; /* its first member */

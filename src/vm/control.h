@@ -76,6 +76,9 @@ struct control_ticket control_ticket(const struct control_call *call);
 void control_reply(struct control *control, struct control_ticket *ticket, json_t *result, const char *code,
                    const char *message);
 
+/* Is that client, of a ticket, still there? */
+bool control_has(struct control *control, uint64_t client);
+
 /* A duplicate of the connection's descriptor, for who will let control_take follow; -1 when it has asked for something
  * else, too, that is not answered yet. */
 int control_connection(const struct control_call *call);

@@ -101,6 +101,8 @@ static void look(void *opaque)
         s->last = saving_round_is_last(s);
         start(s);
     } else if (s->result == 1) {
+        if (!s->give_up && !control_has(s->vm->config->life->control, s->client)) /* nobody will give it its name */
+            give_up(s);
         loop_timer_set(s->vm->loop, &s->look, clock_ns() + LOOK_NS);
     } else if (s->result == 0) {
         finish(s, SAVING_COMPLETE);
@@ -380,6 +382,7 @@ static json_t *begin(struct control_call *call, bool fork)
     snprintf(s->tag, sizeof s->tag, "%s", tag);
     snprintf(s->layer_name, sizeof s->layer_name, "%s", own_disk ? layer : "");
     s->ticket = control_ticket(call);
+    s->client = s->ticket.client;
     call->later = true;
     start(s);
     return NULL;

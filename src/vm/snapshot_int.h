@@ -29,6 +29,7 @@ struct saving {
     struct vm *vm;
     enum saving_state state; /* guarded by the bus lock, as all above `lock` */
     struct control_ticket ticket;
+    uint64_t client; /* that has begun it */
     int file, layer; /* descriptors; -1: none, or it is somebody else's by now */
     bool park;       /* and it is not to run on afterwards */
     int fork;        /* a socket for what copies are made of (fork.h); -1: it is a snapshot */

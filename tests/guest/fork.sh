@@ -192,6 +192,14 @@ is "commands that are killed do the machine no harm" yes healthy vm-1-1
 is "and it can be copied afterwards" after eval 'for _ in $(seq 50); do guise fork vm-1-1 --name after 2>"$work/stderr" && break || sleep 0.1; done'
 is "as it is" one inside after 'cat /root/file'
 guise rm --force after
+for moment in 0.02 0.1 0.2; do
+    env --default-signal=INT "$GUISE" fork vm-1-1 -n 10 --name many >"$work/stdout" 2>/dev/null &
+    sleep "$moment"
+    kill -INT $! 2>/dev/null
+    wait $! 2>/dev/null
+    is "of copies that are interrupted after $moment s those are there that it has told of" "$(sort "$work/stdout" | xargs)" eval 'ls "$GUISE_DATA/vms" | grep "^many" | sort | xargs'
+    xargs -r "$GUISE" rm --force <"$work/stdout"
+done
 mkdir -p "$GUISE_RUNTIME/half-2.ctl/in-the-way"
 status "of three copies one fails" 1 guise fork vm-1-1 -n 3 --name half
 says "the reason is said" "half-2 has not come up"

@@ -66,6 +66,17 @@ case "$(tags)" in
 *) not_ok "commands that are killed leave nothing behind, or all" "$(tags)" ;;
 esac
 guise snapshot rm vm killed 2>/dev/null
+for signal in KILL INT; do
+    env --default-signal=INT "$GUISE" snapshot vm ended >/dev/null 2>"$work/said" &
+    for _ in $(seq 100); do [ -s "$GUISE_DATA/vms/vm/snapshots/.new-ended/state" ] && break || sleep 0.01; done
+    kill -$signal $!
+    wait $! 2>/dev/null
+    [ $signal = KILL ] || is "one that is interrupted says so" "guise: interrupted: there is no snapshot ended" cat "$work/said"
+    [ $signal = KILL ] || is "and leaves nothing" "" find "$GUISE_DATA/vms/vm/snapshots" -name .new-ended
+    sleep 0.1
+    status "the machine writes no more to it (SIG$signal)" 0 guise snapshot vm behind
+    guise snapshot rm vm behind
+done
 is "the guest has noticed nothing" here inside 'cat /root/file'
 guise kill vm
 guise start vm >/dev/null 2>&1
