@@ -6,11 +6,13 @@
  * removed
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/prctl.h>
 #include <sys/random.h>
 #include <sys/socket.h>
@@ -290,12 +292,34 @@ static int follow(struct migrate *m, char *err, size_t n)
         migrate_show(m);
     }
 }
+
+/* Each would write its own record of where the migration stands.  A descriptor that holds others off, or -errno with a
+ * sentence. */
+static int move_alone(const struct migrate *m, char *err, size_t n)
+{
+    char path[PATH_MAX];
+    int failed = registry_path(&m->registry, m->record.name, ".", path, err, n);
+
+    if (failed)
+        return failed;
+    int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd >= 0 && flock(fd, LOCK_EX | LOCK_NB) == 0)
+        return fd;
+    failed = errno == EWOULDBLOCK ? error_set(err, n, -EBUSY, "another command is moving %s", m->record.name)
+                                  : error_sys(err, n, -errno, "cannot lock %s", path);
+    if (fd >= 0)
+        close(fd);
+    return failed;
+}
+
 /* --- the command ------------------------------------------------------------------------------------------------- */
 
 static int move(struct migrate *m, char *err, size_t n)
 {
     char none[1];
-    int lease = -1, failed = refuse(m, err, n);
+    int lease = -1, failed = refuse(m, err, n), alone = failed ? -1 : move_alone(m, err, n);
+
+    failed = failed ? failed : alone < 0 ? alone : 0;
 
     if (!failed && m->to.kind == PEER_NAME)
         failed = start_receiver(m, err, n);
@@ -322,6 +346,8 @@ static int move(struct migrate *m, char *err, size_t n)
     }
     if (lease >= 0)
         close(lease);
+    if (alone >= 0)
+        close(alone);
     return failed;
 }
 

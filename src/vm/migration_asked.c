@@ -252,8 +252,12 @@ static json_t *cancel(struct control_call *call)
 {
     struct vm *vm = call->opaque;
 
+    const char *id = json_string_value(json_object_get(call->arguments, "id"));
+
     if (!vm->moving || vm->moving->state >= MOVING_GIVEN_UP)
         return control_fail(call, "wrong-state", "it is not on its way, or has been given up already");
+    if (id && strcmp(id, vm->moving->id) != 0)
+        return control_fail(call, "wrong-state", "it is on its way by another migration");
     moving_end(vm->moving, "it was cancelled");
     return json_object();
 }

@@ -265,6 +265,22 @@ bool snapshot_is_layered(const struct snapshot_making *m, struct client *client)
     return layered;
 }
 
+/* A machine on its way elsewhere refuses it, too; but then the destination might find the disk under the wrong name. */
+static int refuse_moving(struct client *client, const char *name, char *err, size_t n)
+{
+    json_t *status = NULL;
+    char none[1];
+
+    if (client)
+        client_call(client, "migrate", json_pack("{s:s}", "action", "status"), &status, none, sizeof none);
+    const char *state = json_string_value(json_object_get(status, "state"));
+    bool moves = state && strcmp(state, "none") != 0 && strcmp(state, "ended") != 0;
+    json_decref(status);
+    return moves ? error_set(err, n, -EBUSY,
+                             "%s is on its way to another process: try again when it is there, or stays", name)
+                 : 0;
+}
+
 /* If it has one.  Too many layers become fewer before; as long as there are not far too many it may go on with them. */
 static int layer_disk(const struct registry *r, const struct vm_record *record, struct client *client,
                       struct snapshot_making *m, char *err, size_t n)
@@ -273,7 +289,9 @@ static int layer_disk(const struct registry *r, const struct vm_record *record, 
 
     if (!record_has_disk(record))
         return 0;
-    int failed = layers_settle(r, record->name, client, err, n);
+    int failed = refuse_moving(client, record->name, err, n);
+    if (!failed)
+        failed = layers_settle(r, record->name, client, err, n);
     if (failed)
         return failed;
     (void)layers_merge(r, record->name, LAYERS_FEW, client, why, sizeof why);

@@ -662,6 +662,21 @@ if [ "$(id -u)" = 0 ] && unshare -m true 2>/dev/null; then
 else
     skip "a file of the same name" "nothing can be mounted here"
 fi
+# One that moves already: what is asked meanwhile is refused, and does it no harm.
+guise launch tiny --name busy >/dev/null
+guise exec busy -- sh -c 'mkdir -p /dev/shm && mount -t tmpfs none /dev/shm; head -c 60000000 /dev/urandom >/dev/shm/noise'
+guise fork busy -q >/dev/null
+guise migrate busy there --bandwidth 40M >"$work/stdout" 2>&1 &
+moving=$!
+sleep 0.5
+status "one that moves is not moved" 5 guise migrate busy elsewhere
+says "as is said" "another command is moving busy"
+status "nor copied" 5 guise fork busy
+says "as is said" "busy is on its way to another process"
+wait $moving
+is "it arrives all the same, with its disk" "there" eval 'guise exec there -- sh -c "echo there >/root/file; sync; cat /root/file"'
+is "and nothing else does" "busy-1 there" eval 'guise ls -a --json | grep -o "\"name\": \"[^\"]*" | cut -d\" -f4 | grep -E "busy|there|elsewhere" | sort | xargs'
+guise rm --force there busy-1 >/dev/null
 # A disk of layers, known by where they were first: each move makes names of them in another directory.
 guise launch tiny --name layered >/dev/null
 guise exec layered -- sh -c 'echo before >/root/file; sync'
