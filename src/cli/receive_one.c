@@ -23,6 +23,8 @@
 #define VERSION 3         /* 1 has no post-copy, 2 no disks that stay where they are */
 #define WHOLE_MS 86400000 /* a day: who sends says when it is enough */
 #define HEX_MOST (2 * 4096)
+
+/* In what is released, too, for that is what the tests are of: who can set our environment can stop us as well. */
 void receive_stop_at(const char *place)
 {
     const char *here = getenv("GUISE_STOP_AT");

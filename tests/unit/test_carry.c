@@ -1,48 +1,15 @@
 /* Translations that a copy of a machine begins with (engine/soft/carry.c). */
-#include <errno.h>
 #include <fcntl.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
 #include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
-#include <cmocka.h>
-
-#include "bus/bus.h"
-#include "engine/engine.h"
-#include "engine/soft/soft.h"
-#include "engine/soft/soft_int.h"
-#include "memory/memory.h"
-
-#include "../no_irq.h"
+#include "copy_fixture.h"
 
 #define CODE_AT 0x7c00u
 #define OTHER_AT 0x3c00u
 
 /* In real mode: 5 times round, and stop. */
 static const uint8_t code[] = {0xb8, 5, 0, /* mov ax, 5 */ 0x48, /* dec ax */ 0x75, 0xfd, /* jnz */ 0xf4 /* hlt */};
-
-struct fixture {
-    struct memory *memory;
-    struct bus *bus;
-    struct engine *from, *to;
-    struct engine_code head;
-    int image; /* the engine's */
-};
-
-static struct engine *make(struct fixture *f)
-{
-    const struct engine_config config = {.memory = f->memory, .bus = f->bus, .n_cpus = 1};
-    struct engine *e;
-    assert_int_equal(engine_soft.create(&e, &config), 0);
-    engine_soft.vcpu(e, 0)->irq = &no_irq;
-    return e;
-}
 
 static void run_at(struct engine *e, uint32_t at)
 {
@@ -63,44 +30,15 @@ static void run(struct engine *e)
     run_at(e, CODE_AT);
 }
 
-static void hand_out(struct fixture *f)
-{
-    free(f->head.bytes);
-    f->image = engine_soft.get_code(f->from, memfd_create("image", MFD_CLOEXEC | MFD_ALLOW_SEALING), &f->head);
-    assert_true(f->image >= 0);
-}
-
 static int set_up(void **state)
 {
-    struct fixture *f = calloc(1, sizeof *f);
-    *state = f;
-    assert_int_equal(memory_create(&f->memory, 16 << 20), 0);
-    assert_int_equal(bus_create(&f->bus, f->memory), 0);
+    struct fixture *f = *state = fixture_make(1);
     memcpy(f->memory->base + CODE_AT, code, sizeof code);
     memcpy(f->memory->base + OTHER_AT, code, sizeof code);
-    f->from = make(f);
-    f->to = make(f);
     run(f->from);
     assert_true(f->from->vcpu->stats.blocks > 0);
     hand_out(f);
     return 0;
-}
-
-static int tear_down(void **state)
-{
-    struct fixture *f = *state;
-    free(f->head.bytes);
-    engine_soft.destroy(f->to);
-    engine_soft.destroy(f->from);
-    bus_destroy(f->bus);
-    memory_destroy(f->memory);
-    free(f);
-    return 0;
-}
-
-static void take(struct fixture *f)
-{
-    assert_int_equal(engine_soft.set_code(f->to, f->image, &f->head), 0);
 }
 
 static void a_copy_translates_nothing_again(void **state)
@@ -201,7 +139,6 @@ static void where_pages_came_from_is_nobody_elses(void **state)
 
 static uint64_t rest(struct engine *e)
 {
-    e->config.lean = true;
     engine_soft.rest(e, 0);
     return e->vcpu->stats.blocks;
 }
@@ -288,7 +225,7 @@ static void what_is_written_before_a_copy_runs_is_not_handed_on(void **state)
     assert_int_equal(dma_write(f->bus, CODE_AT + 1, &other, sizeof other), 0);
     engine_soft.destroy(f->from);
     f->from = f->to;
-    f->to = make(f);
+    f->to = make(f, 1);
     hand_out(f);
     take(f);
     run(f->to);
@@ -328,7 +265,7 @@ static void one_that_was_copied_keeps_what_it_has(void **state)
     run_at(f->to, OTHER_AT);
     engine_soft.destroy(f->from);
     f->from = f->to;
-    f->to = make(f);
+    f->to = make(f, 1);
     hand_out(f);
     const uint64_t blocks = rest(f->from);
     run_at(f->from, OTHER_AT);
@@ -432,7 +369,7 @@ static void a_copy_of_a_copy(void **state)
     run(f->to);
     struct engine *first = f->from;
     f->from = f->to;
-    f->to = make(f);
+    f->to = make(f, 1);
     hand_out(f);
     take(f);
     run(f->to);

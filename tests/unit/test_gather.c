@@ -1,47 +1,13 @@
 /* What the vCPUs of a machine have translated, for all of a copy's (engine/soft/gather.c). */
-#include <errno.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/mman.h>
-#include <unistd.h>
-
-#include <cmocka.h>
-
 #include "boot/boot.h"
-#include "bus/bus.h"
-#include "engine/engine.h"
-#include "engine/soft/soft.h"
-#include "engine/soft/soft_int.h"
-#include "memory/memory.h"
 
-#include "../no_irq.h"
+#include "copy_fixture.h"
 
 /* Programs, each in a page of its own: 5 times round, and stop with a number. */
 enum { FIRST = 0x200000, SECOND = 0x202000, THIRD = 0x204000, NUMBER_AT = 10 };
 static const uint8_t code[] = {0xb8, 5,    0, 0, 0, /* mov eax, 5 */ 0xff, 0xc8, /* dec eax */
                                0x75, 0xfc,                                       /* jnz */
                                0xb9, 7,    0, 0, 0, /* mov ecx, 7 */ 0xf4};
-
-struct fixture {
-    struct memory *memory;
-    struct bus *bus;
-    struct engine *from, *to;
-    struct engine_code head;
-    int image; /* the engine's */
-};
-
-static struct engine *make(struct fixture *f, unsigned n)
-{
-    const struct engine_config config = {.memory = f->memory, .bus = f->bus, .n_cpus = n, .lean = true};
-    struct engine *e;
-    assert_int_equal(engine_soft.create(&e, &config), 0);
-    for (unsigned i = 0; i < n; i++)
-        engine_soft.vcpu(e, i)->irq = &no_irq;
-    return e;
-}
 
 /* Returns how many blocks the vCPU has translated for it. */
 static uint64_t run(struct engine *e, unsigned i, uint64_t at, uint8_t number)
@@ -62,18 +28,6 @@ static uint64_t run(struct engine *e, unsigned i, uint64_t at, uint8_t number)
     return stats->blocks - before;
 }
 
-static void hand_out(struct fixture *f)
-{
-    free(f->head.bytes);
-    f->image = engine_soft.get_code(f->from, memfd_create("image", MFD_CLOEXEC | MFD_ALLOW_SEALING), &f->head);
-    assert_true(f->image >= 0);
-}
-
-static void take(struct fixture *f)
-{
-    assert_int_equal(engine_soft.set_code(f->to, f->image, &f->head), 0);
-}
-
 /* A device's. */
 static void write_number(struct fixture *f, struct engine *e, uint64_t at, uint8_t number)
 {
@@ -83,28 +37,11 @@ static void write_number(struct fixture *f, struct engine *e, uint64_t at, uint8
 
 static int set_up(void **state)
 {
-    struct fixture *f = calloc(1, sizeof *f);
-    *state = f;
-    assert_int_equal(memory_create(&f->memory, 16 << 20), 0);
-    assert_int_equal(bus_create(&f->bus, f->memory), 0);
+    struct fixture *f = *state = fixture_make(3);
     for (uint64_t at = FIRST; at <= THIRD; at += SECOND - FIRST)
         memcpy(f->memory->base + at, code, sizeof code);
-    f->from = make(f, 3);
-    f->to = make(f, 3);
     assert_true(run(f->from, 0, FIRST, 7) > 0);
     assert_true(run(f->from, 1, SECOND, 7) > 0);
-    return 0;
-}
-
-static int tear_down(void **state)
-{
-    struct fixture *f = *state;
-    free(f->head.bytes);
-    engine_soft.destroy(f->to);
-    engine_soft.destroy(f->from);
-    bus_destroy(f->bus);
-    memory_destroy(f->memory);
-    free(f);
     return 0;
 }
 
