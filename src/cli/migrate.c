@@ -21,6 +21,7 @@
 
 #include "base/error.h"
 #include "base/log.h"
+#include "cli/interrupt.h"
 #include "cli/migrate_int.h"
 #include "cli/tls.h"
 #include "host/loop.h"
@@ -283,7 +284,8 @@ static int follow(struct migrate *m, char *err, size_t n)
     for (;;) {
         if (poll(&(struct pollfd){.fd = m->peer.fd, .events = POLLIN}, 1, MIGRATE_LOOK_MS) > 0)
             return take_complete(m, err, n);
-        int failed = migrate_look(m, err, n);
+        int failed = interrupt_came() ? error_set(err, n, -EINTR, "interrupted: %s stays here", m->record.name)
+                                      : migrate_look(m, err, n);
         if (failed)
             return failed;
         if (migrate_is(m, "ended"))
@@ -332,6 +334,7 @@ static int move(struct migrate *m, char *err, size_t n)
     if (!failed)
         failed = begin(m, &lease, err, n);
     receive_stop_at("sending");
+    interrupt_catch();
     if (!failed)
         failed = follow(m, err, n);
     receive_stop_at("complete");
@@ -480,5 +483,8 @@ int migrate_main(const struct command *self, int argc, char **argv)
     json_decref(m.status);
     json_decref(m.answer);
     record_free(&m.record);
-    return failed ? cli_failed(failed, err) : cli_flush();
+    status = failed ? cli_failed(failed, err) : cli_flush();
+    if (failed)
+        interrupt_end();
+    return status;
 }

@@ -666,6 +666,12 @@ fi
 guise launch tiny --name busy >/dev/null
 guise exec busy -- sh -c 'mkdir -p /dev/shm && mount -t tmpfs none /dev/shm; head -c 60000000 /dev/urandom >/dev/shm/noise'
 guise fork busy -q >/dev/null
+env --default-signal=INT "$GUISE" migrate busy there --bandwidth 10M -q >/dev/null 2>"$work/said" &
+sleep 0.7
+kill -INT $!
+wait $!
+is "one that is interrupted stays" "guise: interrupted: busy stays here" tail -n 1 "$work/said"
+is "and nothing is there of it" "busy busy-1" eval 'guise ls -a --json | grep -o "\"name\": \"[^\"]*" | cut -d\" -f4 | grep -E "busy|there" | sort | xargs'
 guise migrate busy there --bandwidth 40M >"$work/stdout" 2>&1 &
 moving=$!
 sleep 0.5
