@@ -13,10 +13,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
-#include <sys/prctl.h>
 #include <sys/random.h>
 #include <sys/socket.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include "base/error.h"
@@ -63,40 +61,8 @@ const struct option_spec migrate_options[] = {
     {0},
 };
 /* clang-format on */
+
 /* --- the other side ---------------------------------------------------------------------------------------------- */
-
-/* What receives on this host, under another name: a process of its own, which ends with us. */
-static int start_receiver(struct migrate *m, char *err, size_t n)
-{
-    struct receiver r = {.registry = m->registry, .name = m->to.text, .quiet = true};
-    pid_t parent = getpid();
-
-    m->to.kind = PEER_UNIX;
-    int failed = registry_socket(&m->registry, ".migrate", "", m->to.path, err, n);
-    snprintf(m->to.path + strlen(m->to.path), sizeof m->to.path - strlen(m->to.path), "%d", (int)parent);
-    r.address = m->to;
-    unlink(m->to.path);
-    r.listening = failed ? failed : peer_listen(&r.address, err, n);
-    if (r.listening < 0)
-        return r.listening;
-    m->receiver = fork();
-    if (m->receiver == 0) {
-        prctl(PR_SET_PDEATHSIG, SIGKILL);
-        _exit(getppid() == parent ? receive_all(&r, false) : STATUS_FAILED);
-    }
-    close(r.listening);
-    return m->receiver < 0 ? error_sys(err, n, -errno, "cannot start a process that receives") : 0;
-}
-
-static void stop_receiver(struct migrate *m)
-{
-    if (m->receiver <= 0)
-        return;
-    kill(m->receiver, SIGKILL);
-    waitpid(m->receiver, NULL, 0);
-    unlink(m->to.path);
-    m->receiver = 0;
-}
 
 static void not_trusted(char *err, size_t n)
 {
@@ -324,7 +290,7 @@ static int move(struct migrate *m, char *err, size_t n)
     failed = failed ? failed : alone < 0 ? alone : 0;
 
     if (!failed && m->to.kind == PEER_NAME)
-        failed = start_receiver(m, err, n);
+        failed = migrate_receive_here(m, err, n);
     if (!failed)
         failed = make_id(m, err, n);
     progress_stage(&m->progress, "asking", m->to.text);
@@ -373,7 +339,7 @@ static int resume(struct migrate *m, char *err, size_t n)
     memcpy(m->id, record.id, sizeof m->id);
     failed = peer_parse(&m->to, record.peer, err, n);
     if (!failed && m->to.kind == PEER_NAME)
-        failed = start_receiver(m, err, n);
+        failed = migrate_receive_here(m, err, n);
     if (!failed && m->source.fd >= 0 && !(failed = migrate_look(m, err, n)))
         m->lacking = json_is_true(json_object_get(m->status, "postcopy"));
     return failed ? failed : migrate_resolve(m, 0, err, n);
@@ -473,7 +439,7 @@ int migrate_main(const struct command *self, int argc, char **argv)
     if (!failed)
         failed = (a.resume ? resume : a.here ? run_here : move)(&m, err, sizeof err);
     progress_end(&m.progress);
-    stop_receiver(&m);
+    migrate_receive_end(&m);
     if (m.lock >= 0)
         close(m.lock);
     if (!failed && moves)

@@ -49,6 +49,11 @@ struct migrate {
     json_t *answer; /* and the destination */
 };
 
+/* For a machine that gets another name on this host: m->to becomes the socket of a process that receives it there; and
+ * the end of that. */
+int migrate_receive_here(struct migrate *m, char *err, size_t n);
+void migrate_receive_end(struct migrate *m);
+
 /* An answer, of which `key` is expected.  0, or -errno with a sentence; so do all of these. */
 int migrate_expect(struct migrate *m, int timeout_ms, const char *key, char *err, size_t n);
 /* Asks the source's process. */

@@ -682,7 +682,14 @@ says "as is said" "busy is on its way to another process"
 wait $moving
 is "it arrives all the same, with its disk" "there" eval 'guise exec there -- sh -c "echo there >/root/file; sync; cat /root/file"'
 is "and nothing else does" "busy-1 there" eval 'guise ls -a --json | grep -o "\"name\": \"[^\"]*" | cut -d\" -f4 | grep -E "busy|there|elsewhere" | sort | xargs'
-guise rm --force there busy-1 >/dev/null
+(exec "$GUISE" migrate there killed --bandwidth 10M -q) >/dev/null 2>&1 &
+sleep 0.7
+kill -9 $!
+wait $! 2>/dev/null
+for _ in $(seq 50); do guise migrate there behind -q >/dev/null 2>&1 && break || sleep 0.1; done
+is "one whose command is killed can be moved again" "there" guise exec behind -- cat /root/file
+is "and nothing is left of it" "" eval 'ls -A "$GUISE_RUNTIME" | grep migrate'
+guise rm --force behind busy-1 >/dev/null
 # A disk of layers, known by where they were first: each move makes names of them in another directory.
 guise launch tiny --name layered >/dev/null
 guise exec layered -- sh -c 'echo before >/root/file; sync'
