@@ -78,10 +78,11 @@ static int check_engine(const struct receiving *v, char *err, size_t n)
         bytes[i] = (uint8_t)byte;
     }
     const char *engine = vm_engine_again(config->engine, text_of(v->hello, "engine"));
-    if (v->n_extra && strcmp(engine, "kvm") == 0)
-        return error_set(
-            err, n, -ENOTSUP,
-            "on the kvm engine a guest cannot wait for memory that comes later: move it without --postcopy");
+    if (v->n_extra && !vm_guest_can_wait(engine))
+        return error_set(err, n, -ENOTSUP,
+                         "on the kvm engine a guest can wait for memory that comes later only where the process may "
+                         "have a userfaultfd (as root, or with vm.unprivileged_userfaultfd=1): move it without "
+                         "--postcopy");
     return vm_engine_check(engine, vm_vcpus(config), bytes, len / 2, "the destination", err, n);
 }
 

@@ -17,26 +17,43 @@
 
 #define NEEDED (1ull << _UFFDIO_COPY | 1ull << _UFFDIO_ZEROPAGE | 1ull << _UFFDIO_WAKE)
 
-static void close_it(struct memory *m)
+static int open_one(bool partly)
+{
+    struct uffdio_api api = {.api = UFFD_API,
+                             .features = UFFD_FEATURE_MISSING_SHMEM | (partly ? UFFD_FEATURE_MINOR_SHMEM : 0)};
+    int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+
+    if (fd >= 0 && ioctl(fd, UFFDIO_API, &api) == 0)
+        return fd;
+    int err = -errno;
+    if (fd >= 0)
+        close(fd);
+    return err;
+}
+
+bool memory_faults_are_possible(bool partly)
+{
+    int fd = open_one(partly);
+
+    if (fd >= 0)
+        close(fd);
+    return fd >= 0;
+}
+
+int memory_faults_open(struct memory *m, bool partly)
+{
+    int fd = open_one(partly);
+
+    m->faults = fd < 0 ? -1 : fd;
+    m->faults_partly = partly;
+    return fd < 0 ? fd : 0;
+}
+
+void memory_faults_close(struct memory *m)
 {
     if (m->faults >= 0)
         close(m->faults);
     m->faults = -1;
-}
-
-int memory_faults_open(struct memory *m)
-{
-    struct uffdio_api api = {.api = UFFD_API, .features = UFFD_FEATURE_MISSING_SHMEM};
-
-    m->faults = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
-    if (m->faults < 0)
-        return -errno;
-    if (ioctl(m->faults, UFFDIO_API, &api)) {
-        int err = -errno;
-        close_it(m);
-        return err;
-    }
-    return 0;
 }
 
 /* --- both parts of RAM ------------------------------------------------------------------------------------------- */
@@ -64,21 +81,31 @@ static void unregister_all(struct memory *m)
             (void)ioctl(m->faults, UFFDIO_UNREGISTER, &range); /* whoever waits goes on */
     }
     allow_large(m, true);
-    close_it(m);
+    memory_faults_close(m);
+}
+
+static int register_part(struct memory *m, unsigned i)
+{
+    const bool partly = m->faults_partly;
+    const uint64_t needed = NEEDED | (partly ? 1ull << _UFFDIO_CONTINUE : 0);
+    struct uffdio_register r = {.range = part(m, i),
+                                .mode = UFFDIO_REGISTER_MODE_MISSING | (partly ? UFFDIO_REGISTER_MODE_MINOR : 0)};
+
+    if (!r.range.len)
+        return 0;
+    if (ioctl(m->faults, UFFDIO_REGISTER, &r))
+        return -errno;
+    if ((r.ioctls & needed) != needed)
+        return -ENOTSUP;
+    /* What is there is asked for, too: nothing is seen any more, and nothing given up. */
+    return partly && madvise((void *)(uintptr_t)r.range.start, r.range.len, MADV_DONTNEED) ? -errno : 0;
 }
 
 static int register_all(struct memory *m)
 {
-    int err = 0;
+    int err = register_part(m, 0);
 
-    for (unsigned i = 0; i < 2 && !err; i++) {
-        struct uffdio_register r = {.range = part(m, i), .mode = UFFDIO_REGISTER_MODE_MISSING};
-        if (r.range.len && ioctl(m->faults, UFFDIO_REGISTER, &r))
-            err = -errno;
-        else if (r.range.len && (r.ioctls & NEEDED) != NEEDED)
-            err = -ENOTSUP;
-    }
-    return err;
+    return err ? err : register_part(m, 1);
 }
 
 int memory_faults_begin(struct memory *m)
@@ -87,7 +114,8 @@ int memory_faults_begin(struct memory *m)
         return -EBADF;
     allow_large(m, false);
     /* A page that is there is not missing, even if it is not what is to come. */
-    for (uint64_t at = 0; (at = memory_next_data(m, at)) < m->size; at = (at | (WATCH_CHUNK - 1)) + 1)
+    for (uint64_t at = m->faults_partly ? m->size : 0; (at = memory_next_data(m, at)) < m->size;
+         at = (at | (WATCH_CHUNK - 1)) + 1)
         memory_load_chunk(m, at >> WATCH_SHIFT, NULL);
     int err = register_all(m);
     if (err)
@@ -124,7 +152,6 @@ int memory_faults_put(struct memory *m, void *to, const void *bytes, uint64_t le
     return 0;
 }
 
-/* What is not to come is zeroes. */
 static void zero(const struct memory *m, uint64_t page)
 {
     struct uffdio_zeropage z = {.range = {.start = page, .len = PAGE}};
@@ -135,12 +162,31 @@ static void zero(const struct memory *m, uint64_t page)
         wake(m, page, PAGE);
 }
 
+/* false: it is not there. */
+static bool show_page(const struct memory *m, uint64_t page)
+{
+    struct uffdio_continue c = {.range = {.start = page, .len = PAGE}};
+
+    while (ioctl(m->faults, UFFDIO_CONTINUE, &c) && c.mapped == -EAGAIN)
+        ;
+    if (c.mapped == -EEXIST)
+        wake(m, page, PAGE);
+    return c.mapped != -EFAULT;
+}
+
+void memory_faults_show(struct memory *m, const void *from, uint64_t length)
+{
+    for (uint64_t page = (uintptr_t)from, end = page + length; page < end; page += PAGE)
+        if (!m->faults_partly || !show_page(m, page))
+            zero(m, page);
+}
+
 static void answer(struct memory *m, uint64_t address)
 {
     const uint64_t gpa = address - (uintptr_t)m->base;
 
-    if (!memory_load_chunk(m, memory_offset(m, gpa) >> WATCH_SHIFT, NULL))
-        zero(m, address & -(uint64_t)PAGE);
+    if (!memory_want_chunk(m, memory_offset(m, gpa) >> WATCH_SHIFT))
+        memory_faults_show(m, (void *)(uintptr_t)(address & -(uint64_t)PAGE), PAGE);
 }
 
 void memory_faults_serve(struct memory *m)

@@ -57,6 +57,7 @@ struct memory {
     void *writer_opaque;
     int pagemap; /* with such a writer: /proc/self/pagemap, or -1: it cannot be had */
     int faults;  /* faults.h: a userfaultfd, or -1 */
+    bool faults_partly;
     _Atomic bool faults_begun;
     _Atomic bool faults_ended;
 };

@@ -5,6 +5,7 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/simd.h"
 #include "memory/faults.h"
@@ -369,21 +370,49 @@ bool memory_load_chunk(struct memory *m, uint64_t chunk, bool *asking)
     return loaded;
 }
 
+bool memory_want_chunk(struct memory *m, uint64_t chunk)
+{
+    struct memory_watch *w = m->watch;
+
+    pthread_mutex_lock(&w->lock);
+    bool absent = memory_lacks_chunk(m, chunk);
+    if (absent && w->source.ask)
+        w->source.ask(w->source.opaque, chunk);
+    else
+        load(m, chunk);
+    pthread_mutex_unlock(&w->lock);
+    return absent;
+}
+
+static void put_page(struct memory *m, uint64_t offset, uint8_t *to, const uint8_t *bytes)
+{
+    const uint32_t page = 1u << LOG_SHIFT;
+
+    /* It must not be looked at by its address, where whoever does waits. */
+    if (!memory_faults_are_told(m))
+        memcpy(to, bytes, page);
+    else if (pwrite(m->fd, bytes, page, (off_t)offset) != (ssize_t)page)
+        m->watch->source.lost(m->watch->source.opaque, -ENOMEM);
+}
+
 /* Nobody looks at the chunk yet: not to be announced. */
 static void put_pages(struct memory *m, uint64_t chunk, uint16_t present, uint16_t zeroes, const uint8_t *bytes)
 {
+    static const uint8_t nothing[1u << LOG_SHIFT];
     const uint32_t page = 1u << LOG_SHIFT;
     uint64_t offset = chunk << WATCH_SHIFT;
 
     for (unsigned i = 0; i < LOG_PER_CHUNK; i++, offset += page) {
         if (present >> i & 1) {
-            memcpy(chunk_at(m, chunk) + i * page, bytes, page);
+            put_page(m, offset, chunk_at(m, chunk) + i * page, bytes);
             bytes += page;
         } else if (zeroes >> i & 1 && memory_next_data(m, offset) < offset + page &&
                    fallocate(m->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, page)) {
-            memset(chunk_at(m, chunk) + i * page, 0, page);
+            put_page(m, offset, chunk_at(m, chunk) + i * page, nothing);
         }
     }
+    if (memory_faults_are_told(m))
+        memory_faults_show(m, chunk_at(m, chunk), length_of(m, chunk));
 }
 
 bool memory_bring_chunk(struct memory *m, uint64_t chunk, uint16_t present, uint16_t zeroes, const void *bytes)

@@ -62,6 +62,8 @@ int memory_load_begin(struct memory *m, const struct memory_source *source);
 /* Brings a chunk's if they are not in place; true when they were not.  *asking (or NULL) is true meanwhile: `load` may
  * look at it. */
 bool memory_load_chunk(struct memory *m, uint64_t chunk, bool *asking);
+/* Brings it, or says that it is waited for, without waiting.  false: it is in place. */
+bool memory_want_chunk(struct memory *m, uint64_t chunk);
 /* What was to come is here: of a chunk's pages of 4096 bytes those in `present`, one behind the other in bytes; those
  * in `zeroes` are nothing else; the others stay as they are.  Whoever waits for it goes on.  false: it was in place. */
 bool memory_bring_chunk(struct memory *m, uint64_t chunk, uint16_t present, uint16_t zeroes, const void *bytes);

@@ -9,6 +9,7 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "base/path.h"
+#include "memory/faults.h"
 #include "vm/vm_int.h"
 
 /* In the order in which "auto" tries them. */
@@ -38,6 +39,11 @@ const char *vm_engine_again(const char *configured, const char *last)
         if (strcmp(last, engines[i]->name) == 0)
             return engines[i]->name;
     return engine_soft.name; /* what an older guise could save */
+}
+
+bool vm_guest_can_wait(const char *engine)
+{
+    return strcmp(engine, engine_kvm.name) != 0 || memory_faults_are_possible(true);
 }
 
 int vm_engine_check(const char *words, unsigned n_cpus, const uint8_t *shown, size_t size, const char *where, char *err,

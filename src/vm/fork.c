@@ -50,7 +50,7 @@ bool fork_refused(struct control_call *call)
 /* --- there is no memory for a page ------------------------------------------------------------------------------- */
 
 /* On any thread, with any lock: the vCPUs stop, and the loop says why. */
-static void exhausted(void *opaque)
+void vm_exhausted(void *opaque)
 {
     struct vm *vm = opaque;
 
@@ -210,7 +210,7 @@ int fork_hand_over(struct saving *s)
     if (!err) {
         int code = fds[OFFERED_CODE];
         fds[OFFERED_RAM] = fds[OFFERED_CODE] = -1;
-        memory_set_exhausted(m, exhausted, s->vm);
+        memory_set_exhausted(m, vm_exhausted, s->vm);
         s->vm->ops->watch(s->vm->engine);
         err = send_copies_parts(s, fds[OFFERED_STATE], &code);
         if (!err && s->park) {
@@ -240,7 +240,7 @@ int fork_adopt(struct vm *vm, struct restore *r, char *err, size_t n)
     if (failed)
         return error_sys(err, n, failed, "the memory that is to be copied cannot be used");
     r->n_templates = 0; /* the memory's now */
-    memory_set_exhausted(m, exhausted, vm);
+    memory_set_exhausted(m, vm_exhausted, vm);
     return 0;
 }
 

@@ -10,6 +10,7 @@
 #include "base/log.h"
 #include "host/unix.h"
 #include "machine/machine.h"
+#include "memory/faults.h"
 #include "memory/memory.h"
 #include "vm/life.h"
 #include "vm/link.h"
@@ -35,6 +36,8 @@ int incoming_open(struct vm *vm, char *err, size_t n)
     pthread_mutex_init(&in->lock, NULL);
     loop_timer_init(&in->again, arrived, in);
     in->door = unix_listen(vm->config->life->door, 4, err, n);
+    if (!memory_is_announced(machine_memory(vm->machine)))
+        (void)memory_faults_open(machine_memory(vm->machine), true); /* else it will be refused what needs it */
     return in->door < 0 ? in->door : 0;
 }
 
@@ -232,6 +235,8 @@ static json_t *begin(struct incoming *in, struct control_call *call)
     in->n_streams = n - 1 - extra;
     in->n_extra = extra;
     in->n_chunks = memory_chunks(machine_memory(in->vm->machine));
+    if (!extra)
+        memory_faults_close(machine_memory(in->vm->machine));
     for (unsigned i = 0; i < n - 1; i++) {
         in->streams[i].incoming = in;
         int failed = wire_open(&in->streams[i].wire, fds[1 + i], false);

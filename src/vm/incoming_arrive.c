@@ -28,6 +28,7 @@
 #include "host/sandbox.h"
 #include "host/thread.h"
 #include "host/unix.h"
+#include "memory/faults.h"
 #include "memory/memory.h"
 #include "vm/confine.h"
 #include "vm/life.h"
@@ -41,6 +42,8 @@ struct arriving {
     _Atomic uint64_t left; /* chunks to come */
     pthread_t door;
     bool has_door;
+    pthread_t server; /* of faults (memory/faults.h) */
+    bool serves;
     _Atomic bool stop;
     _Atomic bool started; /* or new streams are being taken, which start by themselves */
 
@@ -290,12 +293,44 @@ static bool is_absent(void *opaque, uint64_t chunk)
     return s->bytes[chunk / 8] >> chunk % 8 & 1;
 }
 
+static void lost(void *opaque, int err)
+{
+    const struct arriving *a = opaque;
+
+    vm_exhausted(a->incoming->vm);
+}
+
+static void *server_main(void *opaque)
+{
+    struct arriving *a = opaque;
+    struct vm *vm = a->incoming->vm;
+
+    prctl(PR_SET_NAME, "faults");
+    if (sandbox_thread(vm->sandbox, vm_vcpu_role(vm)) == 0)
+        memory_faults_serve(machine_memory(vm->machine));
+    return NULL;
+}
+
+/* The guest of an engine that announces nothing waits by the host's kernel. */
+static int begin_faults(struct arriving *a, struct memory *m)
+{
+    int err = memory_faults_begin(m);
+
+    if (!err)
+        err = thread_start(&a->server, NULL, server_main, a);
+    a->serves = !err;
+    return err;
+}
+
 static int begin(struct arriving *a)
 {
     struct incoming *in = a->incoming;
     struct memory *m = machine_memory(in->vm->machine);
-    const struct memory_source source = {.ask = ask, .has = is_absent, .opaque = a};
-    int err = memory_is_announced(m) ? memory_load_begin(m, &source) : -ENOTSUP; /* its guest would not wait */
+    const struct memory_source source = {.ask = ask, .lost = lost, .has = is_absent, .opaque = a};
+    int err = memory_load_begin(m, &source);
+
+    if (!err && !memory_is_announced(m))
+        err = begin_faults(a, m);
 
     for (uint64_t i = 0; i < in->n_chunks && !err; i++)
         a->left += memory_lacks_chunk(m, i);
@@ -339,6 +374,9 @@ void arriving_end(struct incoming *in)
         pthread_join(a->door, NULL);
     end_threads(a);
     memory_load_end(machine_memory(in->vm->machine));
+    memory_faults_end(machine_memory(in->vm->machine));
+    if (a->serves)
+        pthread_join(a->server, NULL);
     pthread_mutex_destroy(&a->lock);
     free(a->waited_for);
     free(a);

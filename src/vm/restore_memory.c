@@ -171,7 +171,7 @@ int loading_begin(struct vm *vm, struct restore *r)
     struct memory *m = machine_memory(vm->machine);
     int err = memory_load_begin(m, &source);
     if (!err && !memory_is_announced(m))
-        (void)memory_faults_open(m); /* else all comes before the guest runs */
+        (void)memory_faults_open(m, false); /* else all comes before the guest runs */
     return err;
 }
 

@@ -64,6 +64,9 @@ static inline unsigned vm_vcpus(const struct vm_config *config)
 /* The engine that a machine goes on with which was on the engine `last`: what its configuration says, or, where that is
  * "auto", that one.  `last` may be a stranger's word, or NULL. */
 const char *vm_engine_again(const char *configured, const char *last);
+
+/* Can a guest on that engine, in a process with our rights, run before all of its memory is there? */
+bool vm_guest_can_wait(const char *engine);
 /* Does that engine work here, and does it show a guest all that this one was shown (cpu.h: cpuid_save)?  0, or -errno
  * with a clause in err[n], which calls this host `where`. */
 int vm_engine_check(const char *engine, unsigned n_cpus, const uint8_t *shown, size_t size, const char *where,

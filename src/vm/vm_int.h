@@ -83,6 +83,9 @@ struct vm {
 /* Records how the run ends, if nothing has yet, and stops the event loop.  Bus lock held. */
 __attribute__((format(printf, 3, 4))) void vm_end(struct vm *vm, enum vm_end end, const char *format, ...);
 
+/* There is no memory for the guest's: the run ends.  On any thread, with any lock. */
+void vm_exhausted(void *vm);
+
 /* The run ends with VM_TIMEOUT when it has lasted so long from now on.  Bus lock held. */
 void vm_limit(struct vm *vm, uint64_t ms);
 

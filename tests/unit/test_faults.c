@@ -88,7 +88,7 @@ static struct memory *absent(void)
     memory_set_writer(m, &writer, NULL);
     loads = 0;
     assert_int_equal(memory_load_begin(m, &source), 0);
-    if (memory_faults_open(m)) {
+    if (memory_faults_open(m, false)) {
         memory_destroy(m);
         skip();
     }
@@ -158,12 +158,87 @@ static void system_calls_wait_as_well(void **state)
     memory_destroy(m);
 }
 
+/* --- contents that somebody sends ----------------------------------------------------------------------------------
+ */
+
+static _Atomic uint64_t asked;
+
+static void ask(void *opaque, uint64_t chunk)
+{
+    asked |= 1ull << chunk;
+}
+
+/* Chunks 1 and 2: the first is there, but for what has changed since; the second is not. */
+static bool lacked(void *opaque, uint64_t chunk)
+{
+    return chunk == 1 || chunk == 2;
+}
+
+static void *look_at_chunk_1(void *opaque)
+{
+    struct memory *m = opaque;
+    uintptr_t sum = 0;
+
+    for (uint64_t page = 16; page < 32; page++)
+        sum += *word(m, page);
+    return (void *)sum;
+}
+
+/* Of pages that are there, what has changed is not seen before it comes, nor are those that lie beside it. */
+static void what_was_sent_before_is_not_seen_while_it_is_old(void **state)
+{
+    const struct memory_source sent = {.ask = ask, .lost = lost, .has = lacked};
+    static uint32_t bytes[2 * PAGE / sizeof(uint32_t)];
+    struct memory *m;
+    pthread_t server, reader;
+    void *sum;
+
+    assert_int_equal(memory_create(&m, SIZE), 0);
+    memory_set_writer(m, &writer, NULL);
+    for (uint64_t page = 0; page < 32; page++)
+        *word(m, page) = 1;
+    assert_int_equal(memory_load_begin(m, &sent), 0);
+    if (memory_faults_open(m, true)) {
+        memory_destroy(m);
+        skip();
+    }
+    asked = 0;
+    assert_int_equal(memory_faults_begin(m), 0);
+    assert_int_equal(pthread_create(&server, NULL, serve, m), 0);
+    assert_int_equal(*word(m, 3), 1); /* it is there, and nothing else will come */
+    *word(m, 3) = 2;
+    assert_int_equal(*word(m, 48), 0); /* nor here */
+    assert_int_equal(pthread_create(&reader, NULL, look_at_chunk_1, m), 0);
+    while (!asked)
+        usleep(1000);
+    usleep(20000);
+    assert_int_equal(asked, 1ull << 1);
+    bytes[0] = 100;
+    bytes[PAGE / sizeof(uint32_t)] = 200;
+    assert_true(memory_bring_chunk(m, 1, 1u << 4 | 1u << 7, 1u << 9, bytes));
+    pthread_join(reader, &sum);
+    assert_int_equal((uintptr_t)sum, 100 + 200 + 16 - 3);
+    assert_true(memory_bring_chunk(m, 2, 1, 0, bytes)); /* before somebody looks */
+    assert_int_equal(*word(m, 32), 100);
+    assert_int_equal(*word(m, 33), 0);
+    assert_int_equal(memory_discard(m, 16 * PAGE, PAGE), 0);
+    assert_int_equal(*word(m, 16), 0);
+    memory_load_end(m);
+    memory_faults_end(m);
+    pthread_join(server, NULL);
+    assert_int_equal(*word(m, 3), 2);
+    assert_int_equal(*word(m, 20), 100);
+    assert_int_equal(*word(m, 25), 0);
+    memory_destroy(m);
+}
+
 #define T(name) cmocka_unit_test(name)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         T(who_accesses_memory_waits_for_it),
         T(system_calls_wait_as_well),
+        T(what_was_sent_before_is_not_seen_while_it_is_old),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
