@@ -197,6 +197,34 @@ static int refuse_folders(const struct registry *r, const char *name, char *err,
     return failed;
 }
 
+/* Where that can be had it has no name until it is whole, so that a command that is killed leaves nothing; else
+ * `fresh`. The descriptor, or -errno. */
+static int open_nameless(const char *path, const char *fresh, bool *named)
+{
+    char directory[PATH_MAX];
+    const char *slash = strrchr(path, '/');
+
+    snprintf(directory, sizeof directory, "%.*s", slash ? (int)(slash - path) + 1 : 1, slash ? path : ".");
+    int fd = open(directory, O_RDWR | O_TMPFILE | O_CLOEXEC, 0600);
+    *named = fd < 0;
+    fd = fd < 0 ? open(fresh, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600) : fd;
+    return fd < 0 ? -errno : fd;
+}
+
+/* It is whole: it gets its name, by way of that of `fresh`, in one step. */
+static int put_in_place(int fd, const char *fresh, bool named, const char *path, char *err, size_t n)
+{
+    char self[32];
+    int failed = 0;
+
+    snprintf(self, sizeof self, "/proc/self/fd/%d", fd);
+    if ((!named && linkat(AT_FDCWD, self, AT_FDCWD, fresh, AT_SYMLINK_FOLLOW)) || rename(fresh, path))
+        return error_sys(err, n, -errno, "cannot make %s", path);
+    if ((failed = file_sync_directory(path)))
+        error_sys(err, n, failed, "cannot save %s", path);
+    return failed;
+}
+
 int snapshot_export(const struct registry *r, const char *name, const char *tag, const char *path, char *err, size_t n)
 {
     char state[PATH_MAX], out_tag[NAME_SIZE], fresh[PATH_MAX];
@@ -211,10 +239,11 @@ int snapshot_export(const struct registry *r, const char *name, const char *tag,
         failed = path_format(fresh, sizeof fresh, err, n, "%s.new-%d", path, (int)getpid());
     if (failed)
         return failed;
-    int in = open(state, O_RDONLY | O_CLOEXEC), out = open(fresh, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    bool named;
+    int in = open(state, O_RDONLY | O_CLOEXEC), out = open_nameless(path, fresh, &named);
     failed = snapshot_open(&f, in, state, err, n);
     if (!failed && (out < 0 || snapshot_writer_create(&w, out)))
-        failed = error_sys(err, n, out < 0 ? -errno : -ENOMEM, "cannot make %s", fresh);
+        failed = error_sys(err, n, out < 0 ? out : -ENOMEM, "cannot make %s", path);
     json_t *about = failed ? NULL : snapshot_about(&f, state, err, n);
     const char *layer = json_string_value(json_object_get(about, "layer"));
     failed = failed ? failed : about ? 0 : -EBADMSG;
@@ -222,10 +251,8 @@ int snapshot_export(const struct registry *r, const char *name, const char *tag,
         failed = export_disk(r, name, layer, w, err, n);
     if (!failed)
         failed = copy_rest(w, &f, NULL, err, n);
-    if (!failed && rename(fresh, path))
-        failed = error_sys(err, n, -errno, "cannot make %s", path);
-    if (!failed && (failed = file_sync_directory(path)))
-        error_sys(err, n, failed, "cannot save %s", path);
+    if (!failed)
+        failed = put_in_place(out, fresh, named, path, err, n);
     if (failed)
         unlink(fresh);
     json_decref(about);

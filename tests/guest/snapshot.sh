@@ -75,6 +75,15 @@ for signal in KILL INT; do
     [ $signal = KILL ] || is "and leaves nothing" "" find "$GUISE_DATA/vms/vm/snapshots" -name .new-ended
     sleep 0.1
     status "the machine writes no more to it (SIG$signal)" 0 guise snapshot vm behind
+    mkdir -p exported
+    (exec env --default-signal=INT "$GUISE" snapshot export vm behind exported/one) 2>/dev/null &
+    sleep 0.05
+    kill -$signal $! 2>/dev/null
+    wait $! 2>/dev/null
+    case $(ls -A exported) in
+    "" | one) ok "an export that is ended leaves nothing, or all (SIG$signal)" ;;
+    *) not_ok "an export that is ended leaves nothing, or all (SIG$signal)" "$(ls -A exported)" ;;
+    esac
     guise snapshot rm vm behind
 done
 is "the guest has noticed nothing" here inside 'cat /root/file'
