@@ -212,9 +212,10 @@ static int ls(const struct command *self, int argc, char **argv)
         return status;
     if (operands == 0)
         return cli_usage_error(self, "the name of a virtual machine must be given");
-    int n = registry_exists(&r, argv[1], err, sizeof err);
-    if (!n)
-        n = snapshot_list(&r, argv[1], &list, err, sizeof err);
+    int failed = registry_exists(&r, argv[1], err, sizeof err);
+    if (failed)
+        return cli_failed(failed, err);
+    int n = snapshot_list(&r, argv[1], &list, err, sizeof err);
     if (n < 0)
         return cli_failed(n, err);
     status = STATUS_OK;

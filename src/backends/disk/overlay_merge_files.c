@@ -28,7 +28,7 @@ static int open_header(const char *path, int flags, struct overlay_header *h, un
 
 int disk_overlay_id(const char *path, char id[DISK_OVERLAY_ID_SIZE])
 {
-    struct overlay_header *h = malloc(sizeof *h);
+    struct overlay_header *h = calloc(1, sizeof *h);
     int fd = h ? open_header(path, O_RDONLY, h, NULL, NULL, 0) : -ENOMEM;
 
     if (fd >= 0)
@@ -42,7 +42,7 @@ int disk_overlay_id(const char *path, char id[DISK_OVERLAY_ID_SIZE])
 
 uint64_t disk_overlay_size(const char *path)
 {
-    struct overlay_header *h = malloc(sizeof *h);
+    struct overlay_header *h = calloc(1, sizeof *h);
     int fd = h ? open_header(path, O_RDONLY, h, NULL, NULL, 0) : -ENOMEM;
     uint64_t size = fd < 0 ? 0 : h->size;
 
@@ -54,7 +54,7 @@ uint64_t disk_overlay_size(const char *path)
 
 int disk_overlay_merge_create(const char *path, const char *lower, char *err, size_t n)
 {
-    struct overlay_header *h = malloc(sizeof *h);
+    struct overlay_header *h = calloc(1, sizeof *h);
 
     if (!h)
         return error_set(err, n, -ENOMEM, "out of memory");
@@ -171,11 +171,13 @@ void overlay_stand_on(struct overlay_header *h, const struct overlay_header *low
 static int change_header(struct overlay_header *h, const char *const *paths, unsigned count, unsigned into, bool fresh,
                          char *err, size_t n)
 {
-    struct overlay_header *other = malloc(sizeof *other);
-    int failed = other ? 0 : error_set(err, n, -ENOMEM, "out of memory");
+    struct overlay_header *other = calloc(1, sizeof *other);
     uint32_t print = overlay_print(h);
+    int failed = 0;
 
-    if (!failed && !fresh && into) { /* the one above knows it so until it is gone */
+    if (!other)
+        return error_set(err, n, -ENOMEM, "out of memory");
+    if (!fresh && into) { /* the one above knows it so until it is gone */
         failed = read_header(paths[into - 1], other, err, n);
         print = failed ? 0 : other->base_print;
     }
@@ -191,8 +193,8 @@ static int write_change(const char *merged, const char *const *paths, unsigned c
                         char *err, size_t n)
 {
     uint8_t before[OVERLAY_HEADER], after[OVERLAY_HEADER];
-    struct overlay_header *h = malloc(sizeof *h);
-    unsigned slot;
+    struct overlay_header *h = calloc(1, sizeof *h);
+    unsigned slot = 0;
 
     if (!h)
         return error_set(err, n, -ENOMEM, "out of memory");

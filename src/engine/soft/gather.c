@@ -95,7 +95,7 @@ void soft_gather(struct engine *e)
         if (p->of[i] != e)
             gather_from(&g, p->of[i]);
     soft_regions_spare(e);
-    for (uint32_t i = 0; i < g.n; i++)
+    for (uint32_t i = 0; g.block && i < g.n; i++)
         connect(e, &e->blocks[g.block[i]]);
     soft_release(g.block, e->max_blocks * sizeof *g.block);
 }
