@@ -66,14 +66,12 @@ static const uint8_t *page_at(const struct direct *d, uint64_t gpa)
 /* ud2 instead of what asks. */
 static void change(uint8_t *copy)
 {
-    uint8_t *p = copy, *end = copy + PAGE - 2;
-    while (p < end && (p = memchr(p, 0x0f, (size_t)(end - p)))) {
+    const uint8_t *end = copy + PAGE - 1;
+    for (uint8_t *p = copy; (p = (uint8_t *)scan_special(p, end)); p++)
         if (copies_can(copy, p)) {
             p -= p[1] == 0xc7;
             p[0] = 0x0f, p[1] = 0x0b;
         }
-        p++;
-    }
 }
 
 uint64_t copies_offset(struct direct *d, uint64_t gpa, const uint8_t *page)

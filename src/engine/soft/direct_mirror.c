@@ -10,7 +10,6 @@
  */
 #include "engine/soft/direct.h"
 
-#include <string.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 
