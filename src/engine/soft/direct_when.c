@@ -144,11 +144,10 @@ void soft_direct_tick(struct soft_vcpu *v)
         *sp = (struct space){.root = direct_root(v)};
         d->last = NULL;
     }
-    const uint64_t now = __builtin_ia32_rdtsc();
-    if (now - sp->found > us_ticks(d, FORGET_MS * 1000) && !sp->direct)
-        sp->fail = sp->wait = 0;
-    sp->found = now;
     const bool user = v->cpu.cpl == 3, again = d->last == sp, computes = quiet(v, d) && user;
+    if (d->last_tick - sp->found > us_ticks(d, FORGET_MS * 1000) && !sp->direct)
+        sp->fail = sp->wait = 0;
+    sp->found = d->last_tick;
     /* a program that is quite new itself will be over before it pays */
     const bool starts = cold(v, d) && user && again && sp->fail <= COLD_FAILS;
     d->last = sp;
