@@ -19,14 +19,7 @@
 #include "memory/template.h"
 #include "memory/watch.h"
 
-#define SIZE (16ull << 20)
-#define PAGE 4096u
-#define PAGES (SIZE / PAGE)
-
-static int new_file(void)
-{
-    return memfd_create("test-ram", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-}
+#include "template_fixture.h"
 
 static struct memory *with_pattern(void)
 {
@@ -51,34 +44,12 @@ static uint32_t get(const struct memory *m, uint32_t page)
     return value;
 }
 
-static void freeze(struct memory *m)
-{
-    assert_int_equal(memory_freeze(m, new_file()), 0);
-}
-
-/* What another process would have. */
 static struct memory *copy_of(const struct memory *m)
 {
     struct memory *copy;
-    struct memory_run *runs;
-    uint32_t n_runs;
-    int fds[MEMORY_TEMPLATES_MAX], n = memory_templates(m, fds, &runs, &n_runs);
 
-    assert_in_range(n, 1, MEMORY_TEMPLATES_MAX);
-    for (int i = 0; i < n; i++)
-        fds[i] = dup(fds[i]);
     assert_int_equal(memory_create(&copy, m->size), 0);
-    assert_int_equal(memory_adopt(copy, fds, (unsigned)n, runs, n_runs), 0);
-    free(runs);
-    return copy;
-}
-
-static uint64_t own_bytes(const struct memory *m)
-{
-    uint64_t own, shared;
-
-    memory_usage(m, &own, &shared);
-    return own;
+    return adopt(copy, m);
 }
 
 static unsigned exhaustions;

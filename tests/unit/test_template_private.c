@@ -17,9 +17,7 @@
 #include "memory/template.h"
 #include "memory/watch.h"
 
-#define SIZE (16ull << 20)
-#define PAGE 4096u
-#define PAGES (SIZE / PAGE)
+#include "template_fixture.h"
 
 static int begin(void *opaque)
 {
@@ -27,11 +25,6 @@ static int begin(void *opaque)
 }
 static void nothing(void *opaque) {}
 static const struct memory_writer_ops writer = {begin, nothing, nothing};
-
-static int new_file(void)
-{
-    return memfd_create("test-ram", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-}
 
 static struct memory *new_memory(uint64_t size)
 {
@@ -58,33 +51,14 @@ static struct memory *with_pattern(void)
     return m;
 }
 
-static void freeze(struct memory *m)
-{
-    assert_int_equal(memory_freeze(m, new_file()), 0);
-}
-
-/* What another process would have. */
 static struct memory *copy_of(const struct memory *m)
 {
-    struct memory *copy = new_memory(m->size);
-    struct memory_run *runs;
-    uint32_t n_runs;
-    int fds[MEMORY_TEMPLATES_MAX], n = memory_templates(m, fds, &runs, &n_runs);
-
-    assert_in_range(n, 1, MEMORY_TEMPLATES_MAX);
-    for (int i = 0; i < n; i++)
-        fds[i] = dup(fds[i]);
-    assert_int_equal(memory_adopt(copy, fds, (unsigned)n, runs, n_runs), 0);
-    free(runs);
-    return copy;
+    return adopt(new_memory(m->size), m);
 }
 
 static uint64_t own_pages(const struct memory *m)
 {
-    uint64_t own, shared;
-
-    memory_usage(m, &own, &shared);
-    return own / PAGE;
+    return own_bytes(m) / PAGE;
 }
 
 /* --- tests ------------------------------------------------------------------------------------------------------- */
